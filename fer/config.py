@@ -1,0 +1,128 @@
+"""The base of every configuration type, and the errors that a user's mistake turns into.
+
+A configuration is a frozen, keyword-only type that stands beside the code it configures. `parse` is the only way
+from YAML to such a type: a wrong key, type or value becomes a `ConfigError` that names the file, the key, the value,
+what is allowed and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, get_args
+
+import pydantic
+import yaml
+
+
+class ConfigError(ValueError):
+    """A mistake in a configuration file; the message names file, key, value and what is allowed."""
+
+
+class Config(pydantic.BaseModel):
+    """Frozen and strict: no unknown keys, no silent conversion (a quoted "3" is no number)."""
+
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+C = TypeVar("C", bound=Config)
+
+
+def parse(kind: type[C], data: Mapping[str, Any], where: str, prefix: str = "") -> C:
+    """`data` as a `kind`.
+
+    Args:
+        kind: the configuration type.
+        data: a mapping as YAML gives it.
+        where: the file it came from, for the error's text.
+        prefix: dotted path of `data` inside the file, for the error's text.
+
+    Raises:
+        ConfigError: one line for each mistake.
+    """
+    try:
+        # JSON mode is strict about numbers and texts, yet takes a list where a tuple is meant and 1 for 1.0.
+        return kind.model_validate_json(json.dumps(data, default=_no_json_form))
+    except pydantic.ValidationError as error:
+        lines = [_explain(kind, detail, where, prefix) for detail in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def read_yaml(path: Any) -> dict[str, Any]:
+    """The mapping in a YAML file; anything else in it is a `ConfigError`."""
+    try:
+        with open(path, encoding="utf-8") as handle:
+            data = yaml.load(handle, Loader=_Loader)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping of keys to values, found {type(data).__name__}")
+    return data
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, which YAML would silently overwrite."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: key {key!r} is given more than once")
+        return super().construct_mapping(node, deep)
+
+
+def nearest(word: str, words: Sequence[str]) -> str:
+    """A hint ` - did you mean 'x'?`, or nothing where no word comes near."""
+    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f" - did you mean {close[0]!r}?" if close else ""
+
+
+def _no_json_form(value: object) -> object:
+    # YAML dates and sets have no JSON form; as text they reach the validator, which names the key.
+    return str(value)
+
+
+def _explain(kind: type[Config], detail: Any, where: str, prefix: str) -> str:
+    path = ".".join([*([prefix] if prefix else []), *(str(part) for part in detail["loc"])])
+    value = detail.get("input")
+    if detail["type"] == "extra_forbidden":
+        allowed = _keys_at(kind, detail["loc"][:-1])
+        hint = nearest(str(detail["loc"][-1]), allowed)
+        listing = f"; allowed here: {', '.join(allowed)}" if allowed else ""
+        return f"{where}: unknown key {path!r}{hint}{listing}"
+    if detail["type"] == "missing":
+        return f"{where}: key {path!r} is missing"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    hint = ""
+    if detail["type"] == "literal_error" and isinstance(value, str):
+        hint = nearest(value, detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", "))
+    return f"{where}: {path} = {value!r}: {message}{hint}"
+
+
+def _keys_at(kind: Any, location: Sequence[Any]) -> list[str]:
+    """The valid keys at a place inside a configuration type."""
+    kinds = [kind]
+    for part in location:
+        deeper: list[Any] = []
+        for one in kinds:
+            if isinstance(one, type) and issubclass(one, Config):
+                field = one.model_fields.get(str(part))
+                deeper += [field.annotation] if field else []
+                if not field:  # the tag of a union stands in the location too: stay where we are
+                    deeper.append(one)
+            else:
+                deeper += list(get_args(one))
+        kinds = deeper
+    models: list[type[Config]] = []
+    while kinds:
+        one = kinds.pop()
+        if isinstance(one, type) and issubclass(one, Config):
+            models.append(one)
+        else:
+            kinds += [arg for arg in get_args(one) if arg is not type(None)]
+    return sorted({name for model in models for name in model.model_fields})

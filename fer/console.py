@@ -1,0 +1,51 @@
+"""What a person sees: one plain line an event, and progress bars that vanish when the output is no terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+log = logging.getLogger("fer")
+
+
+class _LineFormatter(logging.Formatter):
+    """Bare message for information; the level stands in front of anything worse."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            text = f"{record.levelname.lower()}: {text}"
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return text
+
+
+class _BarSafeHandler(logging.StreamHandler[Any]):
+    """Writes above a running progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=self.stream)
+        self.flush()
+
+
+def set_up(level: int = logging.INFO) -> None:
+    """Sends the `fer` logger to standard output, once; others keep their own handlers."""
+    log.setLevel(level)
+    log.propagate = False
+    log.handlers.clear()
+    handler = _BarSafeHandler(sys.stdout)
+    handler.setFormatter(_LineFormatter())
+    log.addHandler(handler)
+
+
+def progress(total: int | None, label: str, unit: str = "it", initial: int = 0) -> tqdm[Any]:
+    """A progress bar on standard error; shows nothing where that is no terminal.
+
+    Use as a context manager and call `.update(n)`.
+    """
+    return tqdm(
+        total=total, desc=label, unit=unit, initial=initial, disable=not sys.stderr.isatty(), leave=False, mininterval=0.5
+    )

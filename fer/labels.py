@@ -1,0 +1,59 @@
+"""Label spaces: one canonical order each, and the published order of every dataset and checkpoint mapped onto it.
+
+Mixed-up label orders are the most common reason for a published model that "does not work" (POSTER V2 issue 6: 11 %).
+So the order is part of every shard and every weights file, and a mismatch is an error, never a silent remap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """A set of classes in canonical order; a label is an index into `labels`."""
+
+    name: str
+    labels: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def index(self, label: str) -> int:
+        """The index of a class name; ValueError names the space and its labels."""
+        if label not in self.labels:
+            raise ValueError(f"label {label!r} is not in label space {self.name!r}: {', '.join(self.labels)}")
+        return self.labels.index(label)
+
+
+_BASIC = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger")
+
+SPACES: dict[str, LabelSpace] = {
+    # AffectNet's order of the six basic expressions and neutral (Mollahosseini et al. 2017), without contempt.
+    "basic7": LabelSpace("basic7", _BASIC),
+    "basic8": LabelSpace("basic8", (*_BASIC, "contempt")),
+}
+
+# The published order of each dataset's label numbers, in the names used here.
+DATASET_LABELS: dict[str, tuple[str, ...]] = {
+    # Goodfellow et al. 2013: 0 Angry, 1 Disgust, 2 Fear, 3 Happy, 4 Sad, 5 Surprise, 6 Neutral.
+    "fer2013": ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral"),
+}
+
+
+def space(name: str) -> LabelSpace:
+    """The label space of that name; ValueError lists the known ones."""
+    if name not in SPACES:
+        raise ValueError(f"unknown label space {name!r}; known: {', '.join(SPACES)}")
+    return SPACES[name]
+
+
+def to_canonical(dataset_order: Sequence[str], target: LabelSpace) -> tuple[int, ...]:
+    """Canonical index of each of a dataset's label numbers.
+
+    Args:
+        dataset_order: class names in the order of the dataset's numbers.
+        target: the label space to map onto; must hold every name.
+    """
+    return tuple(target.index(name) for name in dataset_order)

@@ -1,0 +1,152 @@
+"""params.yaml as typed, frozen configuration: read once, validated whole, before any stage touches an output.
+
+The only validation of knobs, and the only reader of the process environment.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field
+
+from fer.cluster.config import ClusterConfig, TuneConfig
+from fer.config import Config, ConfigError, nearest, parse, read_yaml
+from fer.evaluation.config import EvaluateConfig
+from fer.faces.config import CropConfig
+from fer.report.config import ReportConfig
+from fer.shards.schema import ShardConfig
+from fer.sources.base import DatasetConfig
+from fer.tracking import TrackingConfig
+from fer.training.recipe import Recipe, TrainStageConfig, load_recipe
+
+FILE_NAME = "params.yaml"
+V = TypeVar("V")
+
+
+class RunConfig(Config):
+    """Which datasets and models `dvc repro` runs: every model on every dataset."""
+
+    datasets: list[str] = Field(min_length=1, description="keys of `datasets`")
+    models: list[str] = Field(min_length=1, description="keys of `models`")
+
+
+class _Document(Config):
+    """params.yaml as it is written."""
+
+    seed: int = Field(ge=0, lt=2**31)
+    run: RunConfig
+    datasets: dict[str, DatasetConfig] = Field(min_length=1)
+    crop: CropConfig
+    shard: ShardConfig
+    train: TrainStageConfig
+    models: dict[str, dict[str, Any]] = Field(min_length=1)
+    evaluate: EvaluateConfig
+    report: ReportConfig
+    cluster: ClusterConfig
+    tracking: TrackingConfig
+    tune: TuneConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    """Everything a stage may ask.
+
+    Attributes:
+        root: the project's folder, which every relative path starts from.
+        recipes: the complete training recipe of each key under `models`: its recipe file with the overrides applied.
+    """
+
+    root: Path
+    seed: int
+    run: RunConfig
+    datasets: Mapping[str, DatasetConfig]
+    crop: CropConfig
+    shard: ShardConfig
+    train: TrainStageConfig
+    recipes: Mapping[str, Recipe]
+    evaluate: EvaluateConfig
+    report: ReportConfig
+    cluster: ClusterConfig
+    tracking: TrackingConfig
+    tune: TuneConfig
+
+    def dataset(self, key: str) -> DatasetConfig:
+        """The dataset of that key; ConfigError lists the known ones."""
+        return _pick(self.datasets, key, "datasets")
+
+    def recipe(self, key: str) -> Recipe:
+        """The recipe of that key under `models`; ConfigError lists the known ones."""
+        return _pick(self.recipes, key, "models")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What the process environment may say; everything else comes from params.yaml."""
+
+    ray_address: str | None
+    mlflow_tracking_uri: str | None
+    debug: bool
+    dvc_stage: str | None
+    dvc_experiment: str | None
+
+
+def environment() -> Environment:
+    """The variables that are read: RAY_ADDRESS, MLFLOW_TRACKING_URI, FER_DEBUG, and DVC's own of a running stage."""
+    read = os.environ.get
+    return Environment(
+        ray_address=read("RAY_ADDRESS") or None,
+        mlflow_tracking_uri=read("MLFLOW_TRACKING_URI") or None,
+        debug=bool(read("FER_DEBUG")),
+        dvc_stage=read("DVC_STAGE") or None,
+        dvc_experiment=read("DVC_EXP_NAME") or None,
+    )
+
+
+def project_root(start: Path | None = None) -> Path:
+    """The nearest folder upwards that holds params.yaml.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / FILE_NAME).is_file():
+            return folder
+    raise ConfigError(f"no {FILE_NAME} in {here} or above it: run this inside the project's folder")
+
+
+def load(path: Path | None = None) -> Params:
+    """Reads and validates params.yaml and every recipe that it names.
+
+    Args:
+        path: the file; None searches the current folder and upwards.
+
+    Raises:
+        ConfigError: a wrong key, type or value anywhere, or a name that stands nowhere.
+    """
+    path = path or project_root() / FILE_NAME
+    document = parse(_Document, read_yaml(path), str(path))
+    root = path.resolve().parent
+    for kind, names, known in (
+        ("datasets", document.run.datasets, document.datasets),
+        ("models", document.run.models, document.models),
+    ):
+        for name in names:
+            if name not in known:
+                raise ConfigError(
+                    f"{path}: run.{kind} names {name!r}, which is no key of {kind!r}{nearest(name, list(known))}; "
+                    f"known: {', '.join(known)}"
+                )
+    recipes = {key: load_recipe(entry, root, f"{path}", f"models.{key}") for key, entry in document.models.items()}
+    fields = {name: getattr(document, name) for name in _Document.model_fields if name != "models"}
+    return Params(root=root, recipes=recipes, **fields)
+
+
+def _pick(known: Mapping[str, V], key: str, section: str) -> V:
+    if key not in known:
+        raise ConfigError(f"{FILE_NAME}: {section} has no {key!r}{nearest(key, list(known))}; known: {', '.join(known)}")
+    return known[key]

@@ -1,0 +1,145 @@
+"""How a process of ours begins and ends: quiet libraries, signals, exit codes, locks, no orphans.
+
+DVC ignores SIGINT while a stage runs and leaves the stage alone when it is itself terminated; Ray turns signals into
+exit codes of its own. So each entry point runs through `run`, which asks the kernel to be ended with its parent, turns
+SIGINT and SIGTERM into an exception that unwinds every `finally`, and leaves with 130 or 143.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from fer import console
+
+_PR_SET_PDEATHSIG = 1
+
+# Set before the libraries are imported; a value of the user's own stays.
+_QUIET = {
+    "NO_ALBUMENTATIONS_UPDATE": "1",  # else it asks the network for a newer version at import
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # a model is never unpickled
+    "GIT_PYTHON_REFRESH": "quiet",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # 2 s by default, which every report() waits for
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "DVC_NO_ANALYTICS": "1",
+    "TQDM_MININTERVAL": "0.5",
+}
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM arrived. Not an Exception, so that no handler of errors swallows it."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Runs an entry point and ends the process with the right exit code.
+
+    0 (or what `main` returns); 1 for a user's mistake, told in one message, and for a defect, told with its traceback;
+    130 and 143 for SIGINT and SIGTERM.
+    """
+    prepare()
+    try:
+        code = main() or 0
+    except Interrupted as stop:
+        console.log.warning("stopped by %s; the same command goes on from the last checkpoint", stop)
+        code = 128 + stop.signum
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        console.log.error("%s", error, exc_info=console.log.isEnabledFor(logging.DEBUG))
+        code = 1
+    except OSError as error:
+        console.log.error("%s; what stood there before is unchanged", error, exc_info=console.log.isEnabledFor(logging.DEBUG))
+        code = 1
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def prepare() -> None:
+    """Quiet libraries, readable logs, signals as exceptions, and an end together with the parent process."""
+    quiet_libraries()
+    console.set_up(logging.DEBUG if os.environ.get("FER_DEBUG") else logging.INFO)
+    end_with_parent()
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def quiet_libraries() -> None:
+    """Environment defaults that keep third-party libraries off the network and off the screen."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+def set_environment(name: str, value: str) -> None:
+    """Sets a variable for libraries and child processes; the only way the project writes the environment."""
+    os.environ[name] = value
+
+
+def end_with_parent() -> None:
+    """Asks Linux to send SIGTERM to this process when its parent dies, so that no stage outlives `dvc repro`."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
+            console.log.warning("cannot ask the kernel to end with the parent (errno %d)", ctypes.get_errno())
+        elif os.getppid() != parent:  # it died between the two calls
+            raise Interrupted(signal.SIGTERM)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    # A second signal while unwinding must not break the clean-up it asks for.
+    signal.signal(signum, signal.SIG_IGN)
+    raise Interrupted(signum)
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Holds a file lock for the block; the kernel frees it when the process dies, however it dies.
+
+    Raises:
+        ValueError: another living process holds it; the message names that process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            holder = handle.read().strip() or "another process"
+            raise ValueError(f"{path}: held by process {holder}; wait for it to end or stop it") from None
+        handle.seek(0)
+        handle.truncate()
+        handle.write(str(os.getpid()))
+        handle.flush()
+        try:
+            yield
+        finally:
+            handle.seek(0)
+            handle.truncate()
+
+
+def stable_hash(*parts: str | int, bits: int = 64) -> int:
+    """A hash that is the same in every process and on every platform, unlike Python's own.
+
+    Args:
+        parts: texts and integers; the boundaries between them count.
+        bits: size of the result, a multiple of 8 up to 512.
+    """
+    text = "\x1f".join(f"{type(part).__name__[0]}{part}" for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=bits // 8).digest(), "big")
