@@ -1,0 +1,40 @@
+# The few commands; `make help` lists them. Everything runs in .venv, which `make install` makes from scratch.
+
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: help install run test test-slow lint bench ui clean
+.DEFAULT_GOAL := help
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: .venv/installed ## make .venv and install everything that was tested together
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+run: install ## the main job: download, crop, shard, train, evaluate, report
+	dvc repro
+	@echo "Done. Open reports/index.html, and the runs with: make ui"
+
+test: install ## the tests
+	pytest
+
+test-slow: install ## the tests that take minutes
+	pytest -m slow
+
+lint: install ## style and types
+	ruff check . && ruff format --check . && mypy
+
+bench: install ## the benchmarks (about ten minutes)
+	fer bench reader && fer bench ray
+
+ui: install ## MLflow's pages on the runs
+	fer ui
+
+clean: ## remove what the pipeline made, but not the datasets and not .venv
+	rm -rf trained evaluated reports/index.html .work

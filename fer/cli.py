@@ -1,0 +1,76 @@
+"""`fer ...`: the one door for people. Stages run through `dvc repro`; this holds what stands around them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from fer import __version__, params, processes
+
+AddArguments = Callable[[argparse.ArgumentParser], None]
+
+
+@dataclass(frozen=True)
+class _Command:
+    """A subcommand whose module is imported only when it is asked for, so that `fer --help` stays quick.
+
+    The module offers `add_arguments(parser)` and `main(args) -> int | None`.
+    """
+
+    module: str
+    help: str
+
+
+_COMMANDS = {
+    "check": _Command("fer.commands.check", "validate params.yaml and the recipes; print what a training would use"),
+    "models": _Command("fer.commands.models", "list the models with their parameters and inputs"),
+    "tune": _Command("fer.cluster.tune", "search the hyper-parameters of a model on a dataset"),
+    "submit": _Command("fer.cluster.jobs", "run one stage as a job on a Ray cluster"),
+    "ui": _Command("fer.commands.ui", "open MLflow's pages on this project's runs"),
+    "bench": _Command("fer.bench", "measure speed: ratios inside one run"),
+    "synth": _Command("fer.commands.synth", "look at the synthetic faces, measure how hard they are"),
+    "doctor": _Command("fer.doctor", "check this machine and the services it talks to"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The console command; ends the process with the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    processes.run(lambda: _main(arguments))
+
+
+def _main(argv: list[str]) -> int | None:
+    parser = argparse.ArgumentParser(
+        prog="fer",
+        description="Train, compare and use facial expression recognition models.",
+        epilog="The pipeline itself: `dvc repro` (all of it), `dvc repro train@synthetic-ddamfn_nano` (up to one stage).",
+    )
+    parser.add_argument("--version", action="version", version=f"fer {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    for name, command in _COMMANDS.items():
+        sub = commands.add_parser(name, help=command.help, description=command.help)
+        if name == chosen:
+            module = import_module(command.module)
+            module.add_arguments(sub)
+            sub.set_defaults(main=module.main)
+    args = parser.parse_args(argv)
+    code: int | None = args.main(args)
+    return code
+
+
+def stage_parser(description: str, *, model: bool = False) -> argparse.ArgumentParser:
+    """The arguments that every pipeline stage takes.
+
+    Args:
+        description: first line of the stage's docstring.
+        model: whether the stage is for one model too.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--dataset", required=True, metavar="NAME", help=f"a key of `datasets` in {params.FILE_NAME}")
+    if model:
+        parser.add_argument("--model", required=True, metavar="NAME", help=f"a key of `models` in {params.FILE_NAME}")
+    return parser

@@ -1,0 +1,1 @@
+"""The small subcommands of `fer`."""
