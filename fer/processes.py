@@ -53,28 +53,33 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     """Runs an entry point and ends the process with the right exit code.
 
     0 (or what `main` returns); 1 for a user's mistake, told in one message, and for a defect, told with its traceback;
-    130 and 143 for SIGINT and SIGTERM.
+    130 and 143 for SIGINT and SIGTERM, 141 where nobody reads the output any more.
     """
     prepare()
     try:
         code = main() or 0
+        sys.stdout.flush()
     except Interrupted as stop:
         console.log.warning("stopped by %s; the same command goes on from the last checkpoint", stop)
         code = 128 + stop.signum
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
     except (ValueError, FileNotFoundError, PermissionError) as error:
         console.log.error("%s", error, exc_info=console.log.isEnabledFor(logging.DEBUG))
         code = 1
     except OSError as error:
-        console.log.error("%s; what stood there before is unchanged", error, exc_info=console.log.isEnabledFor(logging.DEBUG))
+        console.log.error("%s; the outputs that stood before are unchanged", error, exc_info=True)
         code = 1
-    sys.stdout.flush()
     sys.exit(code)
 
 
 def prepare() -> None:
     """Quiet libraries, readable logs, signals as exceptions, and an end together with the parent process."""
+    from fer import params  # here, because what it composes imports this module
+
     quiet_libraries()
-    console.set_up(logging.DEBUG if os.environ.get("FER_DEBUG") else logging.INFO)
+    console.set_up(logging.DEBUG if params.environment().debug else logging.INFO)
     end_with_parent()
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)

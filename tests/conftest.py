@@ -1,0 +1,43 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fer import processes
+
+processes.quiet_libraries()
+
+_NEEDS = "needs real data: set FER_TEST_DATA to the folder that holds fer2013/, photos/ and bad/"
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real data; the test is skipped where the variable is not set, and fails where it points nowhere."""
+    value = os.environ.get("FER_TEST_DATA")
+    if not value:
+        pytest.skip(_NEEDS)
+    folder = Path(value)
+    assert folder.is_dir(), f"FER_TEST_DATA={value} is no folder"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The checkout under test."""
+    return Path(__file__).resolve().parents[1]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A test of real data that was skipped although the data is there makes the run fail."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not os.environ.get("FER_TEST_DATA") or reporter is None:
+        return
+    skipped = [report.nodeid for report in reporter.stats.get("skipped", []) if "FER_TEST_DATA" in str(report.longrepr)]
+    if skipped:
+        reporter.write_line(f"skipped although FER_TEST_DATA is set: {', '.join(skipped)}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,97 @@
+"""How our processes end: exit codes, locks, no orphans."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fer import processes
+
+
+def _start(body: str, *arguments: str) -> subprocess.Popen[str]:
+    script = f"import sys, time\nfrom fer import processes\ndef main():\n    {body}\nprocesses.run(main)\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "text"),
+    [
+        ("return None", 0, ""),
+        ("return 3", 3, ""),
+        ("raise ValueError('params.yaml: bad')", 1, "error: params.yaml: bad"),
+        ("raise OSError(28, 'No space left on device')", 1, "No space left on device"),
+    ],
+)
+def test_exit_codes(body: str, code: int, text: str) -> None:
+    process = _start(body)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert text in out
+    assert "Traceback" not in out or "No space" in text
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_unwind_and_end_with_their_code(signum: signal.Signals, code: int) -> None:
+    process = _start("\n    try:\n        print('up', flush=True); time.sleep(60)\n    finally:\n        print('cleaned')")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signum)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "cleaned" in out
+
+
+def test_a_stage_ends_with_its_parent(tmp_path: Path) -> None:
+    mark = tmp_path / "pid"
+    child = f"from fer import processes; import os, time; open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    parent_script = (
+        "import subprocess, sys, time\n"
+        f"subprocess.Popen([sys.executable, '-c', 'from fer import processes\\nprocesses.prepare()\\n' + {child!r}])\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", parent_script])
+    pid = _wait_for(mark)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{pid}").exists() and not _zombie(pid):
+        assert time.monotonic() < deadline, "the child outlived its parent"
+        time.sleep(0.05)
+
+
+def _wait_for(mark: Path) -> int:
+    deadline = time.monotonic() + 60
+    while not (mark.exists() and mark.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return int(mark.read_text())
+
+
+def _zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_a_second_holder_of_a_lock_is_told_who_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    script = f"from pathlib import Path; from fer import processes\nwith processes.lock(Path({str(path)!r})): pass"
+    with processes.lock(path):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "held by process" in done.stderr
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_the_hash_is_fixed_for_ever_and_sees_boundaries_and_types() -> None:
+    assert processes.stable_hash("a", 1) == processes.stable_hash("a", 1)
+    assert processes.stable_hash("order", 0, 0) == 0x9825DDD71185858E
+    assert len({processes.stable_hash(*p) for p in [("a", "b"), ("ab",), ("a", 1), ("a", "1"), ("1", "a")]}) == 5
