@@ -46,7 +46,7 @@ def _main(argv: list[str]) -> int | None:
     parser = argparse.ArgumentParser(
         prog="fer",
         description="Train, compare and use facial expression recognition models.",
-        epilog="The pipeline itself: `dvc repro` (all of it), `dvc repro train@synthetic-ddamfn_nano` (up to one stage).",
+        epilog="The pipeline itself: `dvc repro`, or `dvc repro train@synthetic-ddamfn_nano` up to one stage.",
     )
     parser.add_argument("--version", action="version", version=f"fer {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

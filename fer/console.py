@@ -46,6 +46,5 @@ def progress(total: int | None, label: str, unit: str = "it", initial: int = 0) 
 
     Use as a context manager and call `.update(n)`.
     """
-    return tqdm(
-        total=total, desc=label, unit=unit, initial=initial, disable=not sys.stderr.isatty(), leave=False, mininterval=0.5
-    )
+    hidden = not sys.stderr.isatty()
+    return tqdm(total=total, desc=label, unit=unit, initial=initial, disable=hidden, leave=False, mininterval=0.5)

@@ -247,7 +247,8 @@ def _fetch(url: str, part: Path, name: str, attempts: int = 4) -> None:
 
 def _fetch_once(url: str, part: Path, name: str) -> None:
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "fer", **({"Range": f"bytes={have}-"} if have else {})})
+    headers = {"User-Agent": "fer"} | ({"Range": f"bytes={have}-"} if have else {})
+    request = urllib.request.Request(url, headers=headers)
     with urllib.request.urlopen(request, timeout=60) as response:
         resumed = have > 0 and response.status == 206
         length = response.headers.get("Content-Length")

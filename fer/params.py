@@ -148,5 +148,6 @@ def load(path: Path | None = None) -> Params:
 
 def _pick(known: Mapping[str, V], key: str, section: str) -> V:
     if key not in known:
-        raise ConfigError(f"{FILE_NAME}: {section} has no {key!r}{nearest(key, list(known))}; known: {', '.join(known)}")
+        hint = nearest(key, list(known))
+        raise ConfigError(f"{FILE_NAME}: {section} has no {key!r}{hint}; known: {', '.join(known)}")
     return known[key]

@@ -20,7 +20,7 @@ class Outer(Config):
     kind: Literal["linear", "cubic"] = "linear"
     window: tuple[float, float] = (0.5, 1.0)
     inner: Inner = Inner()
-    many: dict[str, Inner] = {}
+    many: dict[str, Inner] = Field(default_factory=dict)
 
 
 def test_lists_become_tuples_and_whole_numbers_floats() -> None:
@@ -70,5 +70,5 @@ def test_broken_yaml_is_refused(tmp_path: Path, text: str, part: str) -> None:
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="absent.yaml"):
+    with pytest.raises(ConfigError, match=r"absent\.yaml"):
         read_yaml(tmp_path / "absent.yaml")

@@ -39,7 +39,9 @@ def test_exit_codes(body: str, code: int, text: str) -> None:
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_unwind_and_end_with_their_code(signum: signal.Signals, code: int) -> None:
-    process = _start("\n    try:\n        print('up', flush=True); time.sleep(60)\n    finally:\n        print('cleaned')")
+    process = _start(
+        "\n    try:\n        print('up', flush=True); time.sleep(60)\n    finally:\n        print('cleaned')"
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"
     process.send_signal(signum)
@@ -50,11 +52,12 @@ def test_signals_unwind_and_end_with_their_code(signum: signal.Signals, code: in
 
 def test_a_stage_ends_with_its_parent(tmp_path: Path) -> None:
     mark = tmp_path / "pid"
-    child = f"from fer import processes; import os, time; open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    child = (
+        "from fer import processes; processes.prepare(); import os, time\n"
+        f"open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    )
     parent_script = (
-        "import subprocess, sys, time\n"
-        f"subprocess.Popen([sys.executable, '-c', 'from fer import processes\\nprocesses.prepare()\\n' + {child!r}])\n"
-        "time.sleep(60)\n"
+        f"import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', {child!r}])\ntime.sleep(60)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", parent_script])
     pid = _wait_for(mark)
