@@ -25,11 +25,15 @@ from fer import console
 _PR_SET_PDEATHSIG = 1
 
 # Set before the libraries are imported; a value of the user's own stays.
-_QUIET = {
+_DEFAULTS = {
     "NO_ALBUMENTATIONS_UPDATE": "1",  # else it asks the network for a newer version at import
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # a model is never unpickled
     "GIT_PYTHON_REFRESH": "quiet",
+    # Threads of torch that wait for work sleep instead of spinning: beside the reader's threads, spinning costs more
+    # than it saves (measured: 2 to 10 times the throughput on busy cores).
+    "OMP_WAIT_POLICY": "passive",
+    "RAY_worker_niceness": "0",  # 15 by default, which starves a training beside anything else
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -86,8 +90,8 @@ def prepare() -> None:
 
 
 def quiet_libraries() -> None:
-    """Environment defaults that keep third-party libraries off the network and off the screen."""
-    for name, value in _QUIET.items():
+    """Environment defaults that keep third-party libraries off the network, off the screen and quick."""
+    for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 

@@ -1,0 +1,116 @@
+"""Shards of made-up faces for benchmarks: as large on disk, and as slow to decode, as photographs."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fer.files import sha256
+from fer.labels import SPACES
+from fer.shards.manifest import Manifest, Part
+from fer.shards.schema import SCHEMA_VERSION, SPLITS, Split, shard_schema
+
+LABELS = SPACES["basic7"].labels
+ROWS_PER_GROUP = 512
+
+
+def pictures(size: int, *, grey: bool, seed: int = 0) -> Iterator[bytes]:
+    """Endlessly: smooth shades with some grain, as skin. Colour as JPEG q95 4:4:4 (9 KB at 112 px), grey as PNG."""
+    random = np.random.default_rng(seed)
+    yy, xx = np.mgrid[0:size, 0:size].astype(np.float32) / size
+    shape = (size, size) if grey else (size, size, 3)
+    while True:
+        coarse = random.normal(128, 50, (7, 7) if grey else (7, 7, 3)).astype(np.float32)
+        image = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+        oval = ((xx - 0.5) ** 2 / 0.16 + (yy - 0.5) ** 2 / 0.22 < 1).astype(np.float32) * 40
+        image = image + (oval if grey else oval[..., None]) + random.normal(0, 4, shape)
+        pixels = np.clip(image, 0, 255).astype(np.uint8)
+        if grey:
+            yield cv2.imencode(".png", pixels)[1].tobytes()
+        else:
+            quality = [
+                cv2.IMWRITE_JPEG_QUALITY,
+                95,
+                cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+                cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+            ]
+            yield cv2.imencode(".jpg", pixels, quality)[1].tobytes()
+
+
+def write_shards(folder: Path, *, rows: int, size: int, grey: bool = False, held_out: int = 512) -> Path:
+    """A folder of shards with `rows` training rows in two parts, and `held_out` rows each of validation and test.
+
+    A thousand different pictures are repeated; the labels are random.
+
+    Returns:
+        The folder.
+    """
+    from fer.shards.table import write_table
+
+    folder.mkdir(parents=True)
+    pool = list(islice(pictures(size, grey=grey), min(rows, 1000)))
+    labels = np.random.default_rng(1).integers(0, len(LABELS), rows + 2 * held_out)
+    half = rows // 2
+    plan: list[tuple[str, Split, range]] = [
+        ("train-f1-0.parquet", "train", range(half)),
+        ("train-f2-0.parquet", "train", range(half, rows)),
+        ("train-f0-0.parquet", "validation", range(rows, rows + held_out)),
+        ("test-0.parquet", "test", range(rows + held_out, rows + 2 * held_out)),
+    ]
+    metadata = {"fer.schema": str(SCHEMA_VERSION), "fer.labels": json.dumps(LABELS), "fer.color": "RGB"}
+    parts = []
+    for file, split, numbers in plan:
+        records = [
+            {
+                "sample_id": f"bench/{row:06d}",
+                "image": pool[row % len(pool)],
+                "label": int(labels[row]),
+                "clean_label": int(labels[row]),
+            }
+            for row in numbers
+        ]
+        path = folder / file
+        write_table(path, records, shard_schema(), metadata=metadata, rows_per_group=ROWS_PER_GROUP)
+        count = len(records)
+        parts.append(
+            Part(
+                file=file,
+                split=split,
+                fold=None,
+                rows=count,
+                bytes=path.stat().st_size,
+                sha256=sha256(path),
+                row_groups=tuple(min(ROWS_PER_GROUP, count - done) for done in range(0, count, ROWS_PER_GROUP)),
+                class_histogram=tuple(np.bincount(labels[list(numbers)], minlength=len(LABELS)).tolist()),
+            )
+        )
+    by_split = {split: [part for part in parts if part.split == split] for split in SPLITS}
+    Manifest(
+        schema_version=SCHEMA_VERSION,
+        dataset=folder.name,
+        label_space="basic7",
+        labels=LABELS,
+        colour="RGB",
+        image_size=(size, size),
+        generator="bench",
+        synthetic=True,
+        source_digest=hashlib.sha256(b"bench").hexdigest(),
+        seed=0,
+        folds=3,
+        parts=tuple(parts),
+        splits={split: tuple(part.file for part in found) for split, found in by_split.items()},
+        class_histogram={
+            split: tuple(np.sum([part.class_histogram for part in found], axis=0).tolist())
+            for split, found in by_split.items()
+        },
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        rejects={},
+        validation_source="fold 0",
+        shared_pictures={},
+    ).save(folder)
+    return folder

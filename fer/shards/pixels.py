@@ -1,0 +1,114 @@
+"""From the bytes of a stored picture to the pixels that a model is given."""
+
+import threading
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fer.models.base import FerModel, Resize
+
+Pixels = npt.NDArray[np.uint8]
+
+_PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_OPENCV = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+
+
+class ModelInput(NamedTuple):
+    """What a model is given: square images of `size` pixels, made by `resize` from crops of another size."""
+
+    size: int
+    resize: Resize
+
+    @classmethod
+    def of(cls, model: FerModel) -> "ModelInput":
+        """The input that a model declares."""
+        return cls(model.input_size, model.resize)
+
+    def check(self) -> None:
+        """Raises ValueError for a kernel that there is no code for."""
+        if self.resize.kernel not in _PILLOW:
+            raise ValueError(f"resize kernel {self.resize.kernel!r} is unknown; known: {', '.join(_PILLOW)}")
+
+
+def decode(data: npt.NDArray[np.uint8]) -> Pixels:
+    """Bytes (n,) of a PNG or JPEG -> (H, W) for a grey picture, else (H, W, 3) RGB.
+
+    Raises:
+        ValueError: the bytes are no picture, or a broken one.
+    """
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:  # for an empty buffer
+        image = None
+    if image is None:
+        raise ValueError(f"{data.size} bytes that are no readable picture")
+    return (cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.ndim == 3 else image).astype(np.uint8, copy=False)
+
+
+def resize(image: Pixels, target: ModelInput) -> Pixels:
+    """(H, W) or (H, W, 3) -> (size, size) or (size, size, 3); the image itself where it has that size already.
+
+    With antialias, Pillow's resampling: what the published transforms do, which work on Pillow images. Without,
+    OpenCV's of the same kernel with half-pixel centres, as torch's `interpolate(align_corners=False)`.
+    """
+    side = (target.size, target.size)
+    if image.shape[:2] == side:
+        return image
+    if target.resize.antialias:
+        return np.asarray(Image.fromarray(image).resize(side, _PILLOW[target.resize.kernel]))
+    return cv2.resize(image, side, interpolation=_OPENCV[target.resize.kernel]).astype(np.uint8, copy=False)
+
+
+def normalise(
+    images_BHWC: Tensor,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """uint8 (B, H, W, 3) RGB -> `dtype` (B, 3, H, W), on the same device: `(x / 255 - mean) / std` per channel.
+
+    Computed in float32 whatever `dtype`. With `torch.channels_last` no pixel is moved.
+    """
+    x_BHWC = images_BHWC.to(torch.float32).div_(255.0)
+    x_BHWC = x_BHWC.sub_(x_BHWC.new_tensor(mean)).div_(x_BHWC.new_tensor(std))
+    return x_BHWC.permute(0, 3, 1, 2).to(dtype).contiguous(memory_format=memory_format)
+
+
+class PixelCache:
+    """Decoded pictures of a split that fits into memory, so that later epochs need not read and decode again.
+
+    Keeps a picture as decoded or as resized, whichever is smaller, if the whole split of `rows` such pictures stays
+    within `limit` bytes; else keeps none. What is read from it equals what would be decoded. Safe for many threads.
+    """
+
+    def __init__(self, rows: int, limit: int) -> None:
+        self._rows = rows
+        self._limit = limit
+        self._kept: dict[int, Pixels] = {}
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, row: int) -> Pixels | None:
+        """The picture as it was put, or None. Not to be written to."""
+        return self._kept.get(row)
+
+    def put(self, row: int, decoded: Pixels, resized: Pixels) -> None:
+        """Offers a picture."""
+        kept = decoded if decoded.nbytes <= resized.nbytes else resized
+        if kept.nbytes * self._rows > self._limit:
+            return
+        with self._lock:
+            if row not in self._kept and self._bytes + kept.nbytes <= self._limit:
+                self._kept[row] = kept
+                self._bytes += kept.nbytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of pixels kept."""
+        return self._bytes

@@ -1,0 +1,154 @@
+"""Promises of augmentation: a function of (image, key), and mistakes that are told before the first epoch."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from fer.augment import TRANSFORMS, Augmenter, AugmentSpec
+from fer.config import Config, ConfigError, parse
+
+SIZE = 24
+IMAGE = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+
+
+class Recipe(Config):
+    augment: tuple[AugmentSpec, ...] = ()
+
+
+def specs(*entries: dict[str, object]) -> tuple[AugmentSpec, ...]:
+    return parse(Recipe, {"augment": list(entries)}, "recipes/x.yaml").augment
+
+
+# Every transform of the table with p = 1, and what it needs to give the size it got.
+ALL = [
+    {"name": name, "p": 1.0, **({"padding": 0} if name == "Pad" else {})}
+    for name in TRANSFORMS
+    if name != "PadIfNeeded"
+]
+
+
+@pytest.mark.parametrize("entry", ALL, ids=lambda entry: str(entry["name"]))
+def test_the_same_key_gives_the_same_image_on_any_thread_after_any_history(entry: dict[str, object]) -> None:
+    augment = Augmenter(specs(entry), SIZE)
+    before = IMAGE.copy()
+    expected = {key: augment(IMAGE, key).tobytes() for key in (1, 2, 2**32 - 1)}
+    with ThreadPoolExecutor(2) as pool:
+        keys = [2, 5, 1, 2**32 - 1, 2, 9, 1] * 3
+        for key, result in zip(keys, pool.map(lambda key: augment(IMAGE, key).tobytes(), keys), strict=True):
+            assert expected.get(key, result) == result
+    assert Augmenter(specs(entry), SIZE)(IMAGE, 2).tobytes() == expected[2]
+    assert (before == IMAGE).all(), "the input was written to"
+
+
+def test_the_same_key_gives_the_same_image_in_another_process() -> None:
+    code = (
+        "from fer.processes import quiet_libraries; quiet_libraries()\n"
+        "import numpy as np; from fer.augment import *\n"
+        "turn = AugmentSpec(name='Affine', options={'rotate': [-20, 20]}, p=1.0)\n"
+        f"a = Augmenter([turn, AugmentSpec(name='Erasing')], {SIZE})\n"
+        f"i = np.random.default_rng(0).integers(0, 256, ({SIZE}, {SIZE}, 3), dtype=np.uint8)\n"
+        "print(a(i, 7).tobytes().hex())"
+    )
+    here = Augmenter(specs({"name": "Affine", "rotate": [-20, 20], "p": 1.0}, {"name": "Erasing"}), SIZE)(IMAGE, 7)
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert there.stdout.strip() == here.tobytes().hex()
+
+
+def test_transforms_are_applied_independently_of_each_other() -> None:
+    # One seed for all of them would apply all with p = 0.5 together, or none.
+    flip = Augmenter(specs({"name": "HorizontalFlip", "p": 0.5}, {"name": "ToGray", "p": 0.5}), SIZE)
+    seen = [0, 0, 0, 0]
+    for key in range(400):
+        result = flip(IMAGE, key)
+        grey = bool((result[..., 0] == result[..., 1]).all())
+        weights = result.astype(int).sum(-1)
+        plain = IMAGE.astype(int).sum(-1)
+        flipped = bool(np.corrcoef(weights[:, ::-1].ravel(), plain.ravel())[0, 1] > 0.5)
+        seen[2 * flipped + grey] += 1
+    assert min(seen) > 60, seen
+
+
+def test_horizontal_flip_flips_half_the_keys() -> None:
+    flip = Augmenter(specs({"name": "HorizontalFlip"}), SIZE)
+    results = [flip(IMAGE, key) for key in range(300)]
+    flipped = sum(bool((result == IMAGE[:, ::-1]).all()) for result in results)
+    assert all((r == IMAGE).all() or (r == IMAGE[:, ::-1]).all() for r in results)
+    assert 110 < flipped < 190
+
+
+def test_crops_come_out_at_the_models_size_and_containers_nest() -> None:
+    recipe = specs(
+        {
+            "name": "Sequential",
+            "p": 0.5,
+            "transforms": [
+                {"name": "Rotate", "limit": [-5, 5], "p": 1},
+                {"name": "Pad", "padding": 4},
+                {"name": "RandomCrop"},
+            ],
+        },
+        {
+            "name": "OneOf",
+            "p": 1,
+            "transforms": [{"name": "ToGray", "p": 0.5}, {"name": "RandomResizedCrop", "p": 0.5}],
+        },
+    )
+    augment = Augmenter(recipe, SIZE)
+    assert all(augment(IMAGE, key).shape == (SIZE, SIZE, 3) for key in range(50))
+
+
+def test_a_recipe_survives_being_dumped_and_read_again() -> None:
+    recipe = Recipe(augment=specs({"name": "OneOf", "transforms": [{"name": "Affine", "scale": [0.9, 1.1], "p": 0.3}]}))
+    assert parse(Recipe, recipe.model_dump(mode="json"), "again") == recipe
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_the_table_of_arguments_is_what_albumentations_takes(name: str) -> None:
+    import albumentations
+
+    assert {*TRANSFORMS[name], "p"} <= set(inspect.signature(getattr(albumentations, name).__init__).parameters)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"name": "HorizontalFlop"}, r"augment\.0.*did you mean 'HorizontalFlip'\?.*allowed: Affine"),
+        ({"name": "Affine", "rotat": 3}, r"Affine has no argument 'rotat'.*'rotate'.*allowed: p, scale"),
+        ({"name": "CoarseDropout", "max_holes": 3}, "no argument 'max_holes'"),
+        ({"name": "Affine", "border_mode": "reflekt"}, "did you mean 'reflect'"),
+        ({"name": "Erasing", "p": 1.5}, r"augment\.0\.p = 1\.5"),
+        ({"name": "OneOf"}, "needs a list"),
+        ({"name": "Erasing", "transforms": [{"name": "ToGray"}]}, "takes no `transforms`"),
+        ({"name": "OneOf", "transforms": [{"name": "Erasing", "scal": 1}]}, r"augment\.0\.transforms\.0.*'scale'"),
+    ],
+)
+def test_wrong_names_are_refused_with_the_nearest_when_the_recipe_is_read(
+    entry: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"(?s)recipes/x\.yaml.*{message}"):
+        specs(entry)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"name": "CoarseDropout", "num_holes_range": [3, 1]}, "CoarseDropout.*num_holes_range"),
+        ({"name": "Erasing", "scale": "big", "p": 0.001}, "Erasing.*scale"),
+        ({"name": "RandomCrop", "height": 500, "p": 0.001}, "RandomCrop.*500"),
+        ({"name": "Pad", "padding": 8}, r"Pad make \(40, 40, 3\).*end with a crop"),
+    ],
+)
+def test_wrong_values_are_refused_when_the_augmenter_is_built(entry: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Augmenter(specs(entry), SIZE)
+
+
+def test_reading_a_recipe_does_not_import_albumentations() -> None:
+    code = "import sys, fer.augment; fer.augment.AugmentSpec(name='ToGray'); sys.exit('albumentations' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,62 @@
+"""Promises of `fer bench`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from fer import bench
+from fer.bench.data import write_shards
+from fer.bench.result import REGISTRY, BenchResult, benchmark
+from fer.shards.read import ShardSet
+
+
+def parse(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_the_benchmarks_are_listed_with_what_they_measure(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(parse("--list")) == 0
+    listing = capsys.readouterr().out
+    assert [line.split()[0] for line in listing.splitlines()] == sorted(REGISTRY)
+    assert {"reader", "ray"} <= set(REGISTRY)
+
+
+def test_the_reader_is_measured_beside_the_decode_limit_of_the_same_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "reader.json"
+    words = ["reader", "--size", "16", "--rows", "600", "--rounds", "1", "--threads", "1", "2", "--json", str(out)]
+    assert bench.main(parse(*words)) == 0
+    assert "decode limit" in capsys.readouterr().out
+    report = json.loads(out.read_text())
+    assert {row["threads"] for row in report["rows"]} == {1, 2}
+    assert all(row["images/s"] > 0 for row in report["rows"])
+    limits = [row for row in report["rows"] if row["what"] == "decode limit"]
+    assert [row["% of decode limit"] for row in limits] == [100.0, 100.0]
+    assert report["command"].startswith("fer ")
+    assert report["machine"]["cores"] >= 1
+    assert "torch" in report["versions"]
+
+
+def test_the_data_of_benchmarks_are_whole_shards(tmp_path: Path) -> None:
+    shards = ShardSet.open(write_shards(tmp_path / "bench", rows=700, size=16, grey=True, held_out=20))
+    assert [shards.split(name).rows for name in ("train", "validation", "test")] == [700, 20, 20]
+
+
+def test_a_table_shows_numbers_and_notes() -> None:
+    rows = [{"what": "a", "images/s": 12345}, {"what": "longer", "images/s": 7}]
+    table = BenchResult(title="Title", rows=rows, notes=["a note"], settings={}).table()
+    assert table.splitlines()[0] == "Title"
+    assert "a         12,345" in table
+    assert table.endswith("- a note")
+
+
+def test_a_name_is_registered_once() -> None:
+    with pytest.raises(ValueError, match="'reader' is registered already"):
+        benchmark("reader", help="")(lambda args: pytest.fail("not to be run"))

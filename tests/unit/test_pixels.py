@@ -1,0 +1,78 @@
+"""Promises of decoding, resizing and normalising."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from small_shards import picture, png
+
+from fer.models.base import IMAGENET_MEAN, IMAGENET_STD, Resize
+from fer.shards.pixels import ModelInput, PixelCache, decode, normalise, resize
+
+
+def test_decoding_gives_rgb_or_grey_as_stored() -> None:
+    for grey in (True, False):
+        image = picture(1, 9, grey=grey)
+        assert (decode(np.frombuffer(png(image), np.uint8)) == image).all()
+    red = np.zeros((16, 16, 3), np.uint8)
+    red[..., 0] = 250
+    jpeg = cv2.imencode(".jpg", red[..., ::-1])[1]
+    assert abs(decode(jpeg).mean((0, 1)) - [250, 0, 0]).max() < 4
+
+
+@pytest.mark.parametrize("data", [b"", b"\x89PNG", b"<html>"])
+def test_bytes_that_are_no_picture_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="no readable picture"):
+        decode(np.frombuffer(data, np.uint8))
+
+
+def test_resize_to_the_same_size_is_the_image_itself() -> None:
+    image = picture(0, 10)
+    assert resize(image, ModelInput(10, Resize())) is image
+
+
+@pytest.mark.parametrize("size", [7, 30])
+def test_antialiased_resize_is_pillows(size: int) -> None:
+    image = picture(0, 20)
+    expected = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+    assert (resize(image, ModelInput(size, Resize(antialias=True))) == expected).all()
+    grey = resize(image[..., 0], ModelInput(size, Resize(antialias=True)))
+    assert (grey == expected[..., 0]).all()
+
+
+@pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [7, 30])
+def test_resize_without_antialias_has_half_pixel_centres_as_torch(size: int, kernel: str) -> None:
+    image = picture(0, 20)
+    x = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    expected = F.interpolate(x, size=(size, size), mode=kernel, align_corners=False).clamp(0, 255)[0].permute(1, 2, 0)
+    result = resize(image, ModelInput(size, Resize(kernel=kernel, antialias=False)))
+    assert abs(result.astype(float) - expected.numpy()).max() <= 1.0
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_normalise_is_the_published_transforms_arithmetic(memory_format: torch.memory_format) -> None:
+    images = torch.randint(0, 256, (3, 5, 4, 3), dtype=torch.uint8)
+    x = images.permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    result = normalise(images, IMAGENET_MEAN, IMAGENET_STD, memory_format=memory_format)
+    assert torch.equal(result, (x - mean) / std)
+    assert result.is_contiguous(memory_format=memory_format)
+    assert normalise(images, IMAGENET_MEAN, IMAGENET_STD, torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_the_cache_keeps_the_smaller_form_and_stays_within_its_limit() -> None:
+    small, large = np.zeros((4, 4), np.uint8), np.zeros((8, 8, 3), np.uint8)
+    cache = PixelCache(rows=10, limit=160)
+    for row in range(12):
+        cache.put(row % 10, small, large)
+    assert cache.nbytes == 160
+    assert cache.get(3) is small
+    too_small = PixelCache(rows=10, limit=159)
+    too_small.put(0, small, large)
+    assert too_small.get(0) is None
+    assert too_small.nbytes == 0
