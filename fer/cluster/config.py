@@ -1,0 +1,80 @@
+"""Which cluster the work runs on, and how a search over parameters uses it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from fer.config import Config
+
+
+class ClusterConfig(Config):
+    """The Ray cluster. The environment variable RAY_ADDRESS wins over `address`."""
+
+    address: str | None = Field(
+        default=None, description="host:port, ray://host:port or auto of a running cluster; null starts a local one"
+    )
+    cpus: int | None = Field(
+        default=None, ge=1, le=4096, description="CPUs of the local cluster; null takes all that the process may use"
+    )
+    object_store_mb: int = Field(
+        default=512,
+        ge=80,
+        le=1_000_000,
+        description="shared memory of the local cluster in MiB; only short results lie there",
+    )
+    dashboard: bool = Field(default=False, description="start Ray's dashboard with the local cluster")
+
+
+class SearchRange(Config):
+    """What a search may choose for one parameter: a range of numbers, or one of a list."""
+
+    low: float | None = Field(default=None, description="lower end")
+    high: float | None = Field(default=None, description="upper end")
+    log: bool = Field(default=False, description="draw evenly on a logarithmic scale")
+    choices: list[int | float | str | bool] | None = Field(
+        default=None, min_length=1, description="the values to choose from"
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> SearchRange:
+        if self.choices is not None:
+            if self.low is not None or self.high is not None or self.log:
+                raise ValueError("give either choices, or low and high, not both")
+        elif self.low is None or self.high is None or not self.low < self.high:
+            raise ValueError("give choices, or low and high with low < high")
+        elif self.log and self.low <= 0:
+            raise ValueError("log needs low > 0")
+        return self
+
+
+class TuneConfig(Config):
+    """A search with Optuna for the proposals and ASHA for stopping the poor ones early."""
+
+    trials: int = Field(default=8, ge=1, le=100_000, description="how many sets of parameters are tried")
+    epochs: int = Field(default=6, ge=1, le=10_000, description="epochs of a trial that is not stopped")
+    grace_epochs: int = Field(default=2, ge=1, description="epochs before a trial may be stopped")
+    reduction_factor: int = Field(default=3, ge=2, le=100, description="one in so many trials goes on at each rung")
+    workers_per_trial: int = Field(default=1, ge=1, le=1024, description="training workers of one trial")
+    max_concurrent: int | None = Field(default=None, ge=1, description="trials at once; null: as many as the CPUs hold")
+    time_budget_minutes: float | None = Field(
+        default=None, gt=0, description="the search ends after so long, with what it has by then; null: no limit"
+    )
+    metric: Literal["val_accuracy", "val_balanced_accuracy", "val_loss"] = Field(
+        default="val_balanced_accuracy", description="what decides; always of the validation split"
+    )
+    space: dict[str, SearchRange] = Field(
+        default={
+            "learning_rate": SearchRange(low=1e-4, high=1e-2, log=True),
+            "weight_decay": SearchRange(low=1e-6, high=1e-2, log=True),
+        },
+        min_length=1,
+        description="recipe key (dotted where nested) -> what it may be",
+    )
+
+    @model_validator(mode="after")
+    def _grace_within_epochs(self) -> TuneConfig:
+        if self.grace_epochs > self.epochs:
+            raise ValueError(f"grace_epochs = {self.grace_epochs}: must be at most epochs = {self.epochs}")
+        return self

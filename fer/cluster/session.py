@@ -1,0 +1,213 @@
+"""A Ray cluster to work on: the one that the user names, or a private local one that leaves nothing behind.
+
+What a local cluster does differently from a bare `ray.init()`: its token lives in the environment of this process and
+its children, so that nothing is written to the home folder, which may be empty and read-only; its files stand in a
+folder of its own under the system's temporary folder, removed at the end; its logs stay in there.
+
+A named cluster must see the project under the same absolute path on every node (a shared file system), with `fer`
+installed: what passes between its processes is paths and counts, never pictures.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from fer import processes
+from fer.cluster.config import ClusterConfig
+from fer.console import log
+
+# A Unix socket's path holds at most 107 bytes on Linux (103 on macOS), and Ray adds about 70 to its folder.
+_LONGEST_TEMPORARY_FOLDER = 28
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the work can use.
+
+    Attributes:
+        address: of a named cluster, None for the local one.
+        cpus, gpus: totals over all living nodes, as Ray counts them.
+        nodes: number of living nodes.
+        dashboard_url: http address, None without a dashboard.
+    """
+
+    address: str | None
+    cpus: int
+    gpus: int
+    nodes: int
+    dashboard_url: str | None
+
+
+@contextmanager
+def connect(config: ClusterConfig, *, dashboard: bool | None = None, worker_output: bool = False) -> Iterator[Cluster]:
+    """Connects to the cluster for the block, and disconnects (a local one: stops) at its end, however it ends.
+
+    Inside an open connection of this process the block shares that connection and leaves it open.
+
+    Args:
+        config: RAY_ADDRESS wins over its address.
+        dashboard: overrides `config.dashboard`; a search with several workers a trial needs it.
+        worker_output: whether what the workers print is shown here.
+
+    Raises:
+        ValueError: the named cluster cannot be reached.
+    """
+    _quiet()
+    import ray
+    from ray.exceptions import RayError
+
+    if ray.is_initialized():
+        yield _describe(None)
+        return
+    from fer.params import environment
+
+    address = environment().ray_address or config.address
+    folder = _private_folder() if address is None else None
+    keep = False
+    try:
+        started = time.monotonic()
+        with _signal_handlers_kept():
+            if folder is not None:
+                url = _start_local(config, folder, config.dashboard if dashboard is None else dashboard, worker_output)
+            else:
+                url = _join(str(address), worker_output)
+        cluster = _describe(address, url)
+        log.debug("ray: %s, %.1f s", cluster, time.monotonic() - started)
+        yield cluster
+    except RayError:
+        keep = True
+        raise
+    finally:
+        ray.shutdown()
+        if folder is not None and keep:
+            log.warning("the logs of the local Ray cluster are kept in %s", folder)
+        elif folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def require(*, workers: int, cpus: float = 1, gpus: float = 0) -> None:
+    """Says at once what is missing, where Ray would wait for ever.
+
+    Args:
+        workers: processes wanted at the same time.
+        cpus, gpus: of each of them; one worker must fit on one node.
+
+    Raises:
+        ValueError: names demand and supply, and what to change.
+    """
+    import ray
+
+    def capacity(resources: dict[str, float]) -> int:
+        fits = [int(resources.get(name, 0) / want + 1e-9) for name, want in (("CPU", cpus), ("GPU", gpus)) if want > 0]
+        return min(fits, default=workers)
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(capacity(node) for node in nodes)
+    if room >= workers:
+        return
+    supply = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes)
+    raise ValueError(
+        f"the Ray cluster is too small: {workers} workers with {cpus:g} CPU and {gpus:g} GPU each were asked for, "
+        f"it has room for {room} (its {len(nodes)} nodes: {supply}). Ask for fewer workers or less for each, name a "
+        "larger cluster (RAY_ADDRESS or cluster.address), or raise cluster.cpus to share the CPUs of a local one"
+    )
+
+
+def _quiet() -> None:
+    """Ray's libraries log through handlers of their own; what matters reaches us as errors."""
+    processes.quiet_libraries()
+    logging.getLogger("ray").setLevel(logging.WARNING)
+
+
+def _start_local(config: ClusterConfig, folder: Path, dashboard: bool, worker_output: bool) -> str | None:
+    import ray
+
+    # Ray 2.60 asks for a token even on one machine, and writes a new one to the home folder where it finds none.
+    processes.set_environment("RAY_AUTH_TOKEN", _token())
+    context = ray.init(
+        address="local",
+        num_cpus=config.cpus,
+        object_store_memory=config.object_store_mb * 2**20,
+        include_dashboard=dashboard,
+        log_to_driver=worker_output,
+        logging_level=logging.ERROR,
+        _temp_dir=str(folder),
+    )
+    return f"http://{context.dashboard_url}" if context.dashboard_url else None
+
+
+@cache
+def _token() -> str:
+    """One for the life of this process: Ray remembers the first that it saw."""
+    return secrets.token_hex(32)
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Puts SIGINT and SIGTERM back in our hands: `ray.init` installs handlers that end the process with other codes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+
+
+def _join(address: str, worker_output: bool) -> str | None:
+    import ray
+
+    try:
+        context = ray.init(address=address, log_to_driver=worker_output, logging_level=logging.ERROR)
+    except Exception as error:  # Ray raises ConnectionError, RuntimeError or its own kinds for the same cause
+        hint = ""
+        if "token" in str(error).lower():
+            hint = ": the cluster asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+        raise ValueError(
+            f"cannot reach the Ray cluster at {address!r} ({type(error).__name__}: {error}){hint}"
+        ) from error
+    return f"http://{context.dashboard_url}" if context.dashboard_url else None
+
+
+def _describe(address: str | None, dashboard_url: str | None = None) -> Cluster:
+    import ray
+
+    total = ray.cluster_resources()
+    nodes = sum(1 for node in ray.nodes() if node["Alive"])
+    return Cluster(address, int(total.get("CPU", 0)), int(total.get("GPU", 0)), nodes, dashboard_url)
+
+
+def _private_folder() -> Path:
+    """A new folder for a local cluster's files; those of killed processes are removed."""
+    parent = Path(tempfile.gettempdir()).resolve()
+    if len(str(parent)) > _LONGEST_TEMPORARY_FOLDER:
+        parent = Path("/tmp")
+    for left in parent.glob("fer-ray-*-*"):
+        owner = left.name.split("-")[2]
+        if owner.isdecimal() and not _alive(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"fer-ray-{os.getpid()}-", dir=parent))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

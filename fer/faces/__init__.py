@@ -1,0 +1,1 @@
+"""From a picture to face crops: detect, align, crop."""

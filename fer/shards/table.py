@@ -1,0 +1,134 @@
+"""Small Parquet tables as lists of plain Python rows: the only form in which other packages see Parquet.
+
+Files are byte-identical for identical rows: fixed writer options, no time stamps, sorted metadata. Every page carries a
+checksum, and is checked against it when read: a flipped byte is an error, never a wrong picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fer.files import FileError, open_atomic
+
+
+def write_table(
+    path: Path,
+    rows: Sequence[Mapping[str, Any]] | pa.Table,
+    schema: pa.Schema,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    rows_per_group: int = 512,
+) -> None:
+    """Writes a whole table by rename.
+
+    Args:
+        rows: mappings with the schema's columns, or a table.
+        metadata: texts for the file's schema metadata.
+        rows_per_group: rows of a row group; the last may be shorter.
+    """
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=schema)
+    table = table.select(schema.names).cast(schema)
+    pairs = {key.encode(): value.encode() for key, value in sorted((metadata or {}).items())}
+    table = table.replace_schema_metadata(pairs or None)
+    texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name != "sample_id"]
+    with open_atomic(path) as handle:
+        pq.write_table(
+            table,
+            handle,
+            row_group_size=rows_per_group,
+            compression="none",  # encoded pictures do not shrink any further, and the rest is small
+            use_dictionary=texts or False,
+            write_statistics=False,
+            write_page_checksum=True,
+            store_schema=True,
+        )
+
+
+class TableReader:
+    """Random access to the rows of one file.
+
+    Raises:
+        FileError: absent, truncated or damaged; the message names the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = pq.ParquetFile(path, page_checksum_verification=True)
+        except FileNotFoundError:
+            raise FileError(f"{path}: no such file") from None
+        except (pa.ArrowInvalid, OSError) as error:
+            raise FileError(f"{path}: truncated, or no Parquet file ({_first_line(error)})") from None
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return int(self._file.metadata.num_rows)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return list(self._file.schema_arrow.names)
+
+    @property
+    def row_groups(self) -> list[int]:
+        """Rows of each row group."""
+        return [
+            int(self._file.metadata.row_group(index).num_rows) for index in range(self._file.metadata.num_row_groups)
+        ]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Texts of the schema metadata."""
+        return {key.decode(): value.decode() for key, value in (self._file.schema_arrow.metadata or {}).items()}
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows."""
+        return self._guard(lambda: self._file.read(columns=columns, use_threads=False))
+
+    def slice(self, start: int, stop: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Rows start .. stop - 1; reads only the row groups that hold them."""
+        groups: list[int] = []
+        first = base = 0
+        for index, size in enumerate(self.row_groups):
+            if first < stop and first + size > start:
+                base = first if not groups else base
+                groups.append(index)
+            first += size
+        if not groups:
+            return []
+        table = self._guard(lambda: self._file.read_row_groups(groups, columns=columns, use_threads=False))
+        rows: list[dict[str, Any]] = table.slice(start - base, stop - start).to_pylist()
+        return rows
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Row after row, a few hundred in memory."""
+        for batch in self.batches():
+            yield from batch.to_pylist()
+
+    def batches(self, columns: Sequence[str] | None = None, rows: int = 512) -> Iterator[pa.RecordBatch]:
+        """Batches of rows in order."""
+        iterator = self._file.iter_batches(batch_size=rows, columns=columns, use_threads=False)
+        while (batch := self._guard(lambda: next(iterator, None))) is not None:
+            yield batch
+
+    def _guard(self, read: Any) -> Any:
+        try:
+            return read()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise FileError(f"{self.path}: damaged ({_first_line(error)})") from None
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> dict[str, list[Any]]:
+    """A whole file as columns of Python values. FileError as for `TableReader`."""
+    columns_: dict[str, list[Any]] = TableReader(path).table(columns).to_pydict()
+    return columns_
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,89 @@
+"""The download stage: a dataset's files, verified and counted, in data/raw/<dataset>."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fer.console import log
+from fer.files import FileError, publish_directory, read_json, sha256, write_json
+from fer.processes import stable_hash
+from fer.sources.base import DatasetConfig, Fer2013Config, Source, get_source
+
+FORMAT = 1
+
+
+def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path) -> Path:
+    """Brings one dataset into `root`/data/raw/<name>, complete or not at all.
+
+    Nothing is done where the folder holds all that is asked for. A broken transfer leaves its part in .work/download,
+    and the same command goes on from there.
+
+    Args:
+        name: key under `datasets`; names the folder.
+        seed: of generated datasets.
+        root: the project's folder; relative paths start there.
+
+    Returns:
+        the folder.
+
+    Raises:
+        ValueError: no usable data; what stood in the folder is unchanged.
+    """
+    if isinstance(config, Fer2013Config) and config.path and "://" not in config.path:
+        config = config.model_copy(update={"path": str(root / Path(config.path).expanduser())})
+    source = get_source(config, seed)
+    final = root / "data" / "raw" / name
+    if is_complete(final, source):
+        log.info("%s: already complete", final.relative_to(root))
+        return final
+    cache = root / ".work" / "download" / f"{name}-{stable_hash(str(sorted(source.request.items()))):016x}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with publish_directory(final) as out:
+        body = source.download(out, cache)
+        files = sorted(path for path in out.rglob("*") if path.is_file())
+        listed = [
+            {"file": str(path.relative_to(out)), "bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
+        ]
+        write_json(out / "source.json", {"format": FORMAT, "request": source.request, "files": listed, **body})
+    _remove_empty(cache)
+    log.info(
+        "%s: %d files, %.1f MB", final.relative_to(root), len(files), sum(int(str(f["bytes"])) for f in listed) / 1e6
+    )
+    return final
+
+
+def is_complete(raw: Path, source: Source) -> bool:
+    """Whether a folder holds what the source was asked for, every byte of it."""
+    if not (raw / "source.json").is_file():
+        return False
+    description = read_json(raw / "source.json")
+    return bool(description.get("request") == source.request and not _damaged(raw, description["files"]))
+
+
+def describe(raw: Path) -> dict[str, Any]:
+    """source.json of a downloaded folder.
+
+    Raises:
+        FileError: it was not downloaded.
+    """
+    if not (raw / "source.json").is_file():
+        raise FileError(f"{raw}: not downloaded; run `dvc repro download@{raw.name}`")
+    description: dict[str, Any] = read_json(raw / "source.json")
+    return description
+
+
+def _damaged(raw: Path, files: list[dict[str, Any]]) -> list[str]:
+    def good(entry: dict[str, Any]) -> bool:
+        path = raw / entry["file"]
+        size_and_digest = entry["bytes"], entry["sha256"]
+        return path.is_file() and (path.stat().st_size, sha256(path)) == size_and_digest
+
+    return [entry["file"] for entry in files if not good(entry)]
+
+
+def _remove_empty(folder: Path) -> None:
+    """Removes a folder that holds nothing any more, and so its parent."""
+    for path in (folder, folder.parent):
+        if not any(path.iterdir()):
+            path.rmdir()

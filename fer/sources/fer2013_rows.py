@@ -1,0 +1,206 @@
+"""Rows of FER2013 out of its published forms: the original csv, icml_face_data.csv, Parquet of encoded pictures.
+
+The form is told by content, never by the file's name. The csv has three columns in any order (`emotion`, `pixels`,
+`Usage`; `emotion, Usage, pixels` with spaces in icml_face_data.csv), 2,304 grey values a row. A byte order mark,
+Windows line ends, quotes and spaces around fields are taken. A row's position is its line after the header, blank and
+corrupt lines counted: the same position as in FERPlus, and the same whatever else is wrong with the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fer.files import FileError, ImageError, decode_image, refuse_impostor
+from fer.shards.schema import Split
+from fer.shards.table import TableReader
+
+SIDE = 48
+USAGES: dict[str, Split] = {"Training": "train", "PublicTest": "validation", "PrivateTest": "test"}
+CLASSES = 7
+
+_PIXEL = {str(value).encode(): value for value in range(256)}
+_LONGEST_HEADER = 4096
+
+
+class RowError(ValueError):
+    """A corrupt row; `kind` is a short stable word for counting."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Row:
+    """One good row: `label` in FER2013's numbers, (48, 48) uint8 grey pixels."""
+
+    label: int
+    split: Split
+    pixels: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Where a row stands: position (0 is the first after the header); of a csv also line number and byte offset."""
+
+    position: int
+    number: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class CsvColumns:
+    """Which field of a line is which."""
+
+    emotion: int
+    pixels: int
+    usage: int
+
+
+def form_of(path: Path) -> str:
+    """Which form a file has: "csv" or "parquet".
+
+    Raises:
+        FileError: neither; says what the file seems to be.
+    """
+    refuse_impostor(path, path.name)
+    with path.open("rb") as handle:
+        head = handle.read(8)
+    if head[:4] == b"PAR1":
+        return "parquet"
+    for magic, kind in ((b"\x1f\x8b", "a gzip archive"), (b"PK\x03\x04", "a zip archive")):
+        if head.startswith(magic):
+            raise FileError(f"{path.name}: this is {kind}; unpack it and name the csv that it holds")
+    csv_columns(path)
+    return "csv"
+
+
+def csv_columns(path: Path) -> CsvColumns:
+    """The header's order of columns; FileError where it is no FER2013 header."""
+    with path.open("rb") as handle:
+        header = handle.readline(_LONGEST_HEADER).removeprefix(b"\xef\xbb\xbf")
+    names = [_field(name).decode("ascii", "replace").lower() for name in header.split(b",")]
+    try:
+        columns = CsvColumns(names.index("emotion"), names.index("pixels"), names.index("usage"))
+    except ValueError:
+        shown = header[:60].decode("ascii", "replace").strip()
+        raise FileError(
+            f"{path.name}: not a FER2013 csv: its first line must name the columns emotion, pixels and Usage, "
+            f"found {shown!r}; the Kaggle competition's train.csv lacks Usage, take fer2013.csv or icml_face_data.csv"
+        ) from None
+    if len(names) != 3:
+        raise FileError(f"{path.name}: not a FER2013 csv: {len(names)} columns in its first line, expected 3")
+    return columns
+
+
+def csv_rows(
+    path: Path, start: Line | None = None, stop: int | None = None
+) -> Iterator[tuple[Line, Row | RowError | None]]:
+    """Line after line of a csv: a good row, what is wrong with it, or None for a blank line.
+
+    Args:
+        start: where to begin; None is the first line after the header.
+        stop: position to end before; None is the end of the file.
+
+    Raises:
+        FileError: the file ends in the middle of a row.
+    """
+    columns = csv_columns(path)
+    with path.open("rb") as handle:
+        if start is None:
+            start = Line(0, 2, len(handle.readline()))
+        handle.seek(start.offset)
+        position, offset = start.position, start.offset
+        while stop is None or position < stop:
+            text = handle.readline()
+            if not text:
+                return
+            line = Line(position, start.number + position - start.position, offset)
+            try:
+                yield line, parse_csv_row(text, columns) if text.strip() else None
+            except RowError as error:
+                if not text.endswith(b"\n"):
+                    raise FileError(
+                        f"{path.name}: ends in the middle of a row (line {line.number}): the file is truncated; "
+                        "fetch it again"
+                    ) from None
+                yield line, error
+            position, offset = position + 1, offset + len(text)
+
+
+def parse_csv_row(text: bytes, columns: CsvColumns) -> Row:
+    """One line as a row; RowError says what is wrong."""
+    fields = [_field(field) for field in text.split(b",")]
+    if len(fields) != 3:
+        raise RowError("columns", f"{len(fields)} fields, expected 3")
+    label = _label(fields[columns.emotion].decode("ascii", "replace"))
+    split = _split(fields[columns.usage].decode("ascii", "replace"))
+    values = fields[columns.pixels].split()
+    if len(values) != SIDE * SIDE:
+        raise RowError("pixel_count", f"{len(values)} pixels, expected {SIDE * SIDE}")
+    try:
+        pixels = bytes(map(_PIXEL.__getitem__, values))
+    except KeyError as error:
+        raise RowError(
+            "pixel_value", f"pixel {error.args[0].decode('ascii', 'replace')!r}, expected 0 .. 255"
+        ) from None
+    return Row(label, split, np.frombuffer(pixels, np.uint8).reshape(SIDE, SIDE))
+
+
+def parquet_rows(path: Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[Line, Row | RowError]]:
+    """Row after row of a Parquet file: columns image (encoded bytes, or a struct with `bytes`), label, usage.
+
+    Raises:
+        FileError: damaged, or without these columns.
+    """
+    reader = TableReader(path)
+    if missing := {"image", "label", "usage"} - set(reader.columns):
+        raise FileError(
+            f"{path.name}: no FER2013 Parquet: it lacks {', '.join(sorted(missing))} (it has "
+            f"{', '.join(reader.columns)}); expected image (encoded bytes), label (0 .. 6) and usage "
+            "(Training, PublicTest, PrivateTest)"
+        )
+    stop = reader.rows if stop is None else stop
+    for first in range(start, stop, 512):
+        for step, record in enumerate(reader.slice(first, min(first + 512, stop), ["image", "label", "usage"])):
+            line = Line(first + step, first + step, 0)
+            try:
+                yield line, _parse_record(record)
+            except RowError as error:
+                yield line, error
+
+
+def _parse_record(record: dict[str, object]) -> Row:
+    label, split = _label(str(record["label"])), _split(str(record["usage"]))
+    image = record["image"]
+    data = image.get("bytes") if isinstance(image, dict) else image
+    try:
+        picture = decode_image(data if isinstance(data, bytes) else b"")
+    except ImageError as error:
+        raise RowError(error.reason, str(error)) from None
+    if picture.shape[:2] != (SIDE, SIDE):
+        raise RowError("picture_size", f"{picture.shape[1]} x {picture.shape[0]} px, expected {SIDE} x {SIDE}")
+    if (picture != picture[:, :, :1]).any():
+        raise RowError("colour", "a coloured picture, expected grey")
+    return Row(label, split, np.ascontiguousarray(picture[:, :, 0]))
+
+
+def _field(text: bytes) -> bytes:
+    return text.strip().strip(b'"').strip()
+
+
+def _label(text: str) -> int:
+    if len(text) != 1 or text not in "0123456":
+        raise RowError("label", f"label {text!r}, expected 0 .. 6")
+    return int(text)
+
+
+def _split(text: str) -> Split:
+    if text not in USAGES:
+        raise RowError("usage", f"Usage {text!r}, expected {', '.join(USAGES)}")
+    return USAGES[text]

@@ -1,0 +1,172 @@
+"""Synthetic faces as a dataset: scenes rendered on all cores, stored as encoded pictures with what is known of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fer import processes
+from fer.console import progress
+from fer.labels import LabelSpace, space, to_canonical
+from fer.sources.base import BLOCK_ROWS, AnnotatedFace, Block, RawSample, Reject, SyntheticConfig
+from fer.synth.config import SceneConfig
+from fer.synth.expressions import EXPRESSIONS
+from fer.synth.streams import GENERATOR_VERSION
+
+
+class SyntheticSource:
+    """Reader, and maker, of the embedded default; see `fer.sources.base.Source`.
+
+    The same seed and configuration give the same bytes on any number of cores.
+    """
+
+    generator = f"synthetic/{GENERATOR_VERSION}"
+
+    def __init__(self, config: SyntheticConfig, seed: int) -> None:
+        self.config = config
+        self.seed = seed
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """As configured."""
+        return space(self.config.label_space)
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """Generator, seed and every knob of the renderer."""
+        scene = asdict(self.config.scene_config()) | {"face_size": list(self.config.face_size)}
+        return {
+            "source": "synthetic",
+            "generator": self.generator,
+            "seed": self.seed,
+            "scenes": self.config.scenes,
+            **scene,
+        }
+
+    def download(self, out: Path, cache: Path) -> dict[str, Any]:
+        """Renders every scene; see `fer.sources.base.Source.download`."""
+        blocks = self._plan()
+        canonical = to_canonical(EXPRESSIONS[: len(self.label_space)], self.label_space)
+        task = partial(render_block, str(out), self.seed, self.config.scene_config(), canonical)
+        counts: Counter[str] = Counter()
+        with progress(self.config.scenes, "render", "scene") as bar:
+            for block, found in zip(blocks, _on_all_cores(task, blocks), strict=True):
+                counts.update(found)
+                bar.update(block.stop - block.start)
+        splits = {
+            split: {label: counts[f"{split}/{index}"] for index, label in enumerate(self.label_space.labels)}
+            for split in ("train", "test")
+        }
+        return {"counts": splits, "scenes": self.config.scenes, "blocks": [[b.file, b.start, b.stop] for b in blocks]}
+
+    def _plan(self) -> list[Block]:
+        scenes = self.config.scenes
+        return [
+            Block(index=index, file=f"scenes-{index:05d}.parquet", start=start, stop=min(start + BLOCK_ROWS, scenes))
+            for index, start in enumerate(range(0, scenes, BLOCK_ROWS))
+        ]
+
+    def blocks(self, raw: Path) -> list[Block]:
+        """One block a file."""
+        return self._plan()
+
+    def read(self, raw: Path, block: Block) -> Iterator[RawSample | Reject]:
+        """The scenes of one file, as encoded bytes with annotated faces."""
+        from fer.shards.table import TableReader
+
+        for row, record in enumerate(TableReader(raw / block.file)):
+            yield RawSample(
+                key=f"synthetic/{record['index']:08d}",
+                image=record["image"],
+                split=record["split"],
+                faces=tuple(_face(face) for face in record["faces"]),
+                is_crop=False,
+                origin=f"{block.file}:{row}",
+            )
+
+
+def render_block(out: str, seed: int, config: SceneConfig, canonical: tuple[int, ...], block: Block) -> dict[str, int]:
+    """Renders the scenes of one block into its file.
+
+    Returns:
+        number of faces by "split/label".
+    """
+    from fer import synth
+    from fer.shards.schema import scene_schema
+    from fer.shards.table import write_table
+
+    counts: Counter[str] = Counter()
+    rows = []
+    for index in range(block.start, block.stop):
+        scene = synth.render(seed, index, config)
+        faces = []
+        for face in scene.faces:
+            label = canonical[face.label]
+            counts[f"{scene.split}/{label}"] += 1
+            faces.append(
+                {
+                    "label": label,
+                    "clean_label": canonical[face.clean_label],
+                    "subject": str(face.subject),
+                    "box": [float(value) for value in face.box],
+                    "landmarks": [float(value) for point in face.landmarks for value in point],
+                    "pose": [float(value) for value in face.pose],
+                    "aus": [float(value) for value in face.aus],
+                }
+            )
+        rows.append({"index": index, "split": scene.split, "image": synth.encode(scene), "faces": faces})
+    write_table(Path(out) / block.file, rows, scene_schema(), metadata={"fer.generator": SyntheticSource.generator})
+    return dict(counts)
+
+
+def _face(record: dict[str, Any]) -> AnnotatedFace:
+    points = record["landmarks"]
+    x1, y1, x2, y2 = record["box"]
+    yaw, pitch, roll = record["pose"]
+    return AnnotatedFace(
+        box=(x1, y1, x2, y2),
+        landmarks=tuple(zip(points[::2], points[1::2], strict=True)),
+        label=record["label"],
+        clean_label=record["clean_label"],
+        subject=record["subject"],
+        pose=(yaw, pitch, roll),
+    )
+
+
+def _on_all_cores(task: Any, blocks: list[Block]) -> Iterator[dict[str, int]]:
+    """Results in the order of the blocks. Processes, for rendering holds Python's lock most of the time."""
+    cores = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(blocks))
+    if cores <= 1:
+        yield from map(task, blocks)
+        return
+    # Spawned, not forked: a fork of a process with threads (pyarrow's, OpenCV's) may wait for ever for one of their
+    # locks.
+    others = multiprocessing.active_children()
+    pool = ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker)
+    try:
+        yield from pool.map(task, blocks)
+    except BaseException:
+        for child in multiprocessing.active_children():  # nobody waits for the scenes under way
+            if child not in others:
+                child.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    """A worker ends with its parent, and leaves the terminal's Ctrl-C to it."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    processes.end_with_parent()

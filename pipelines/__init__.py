@@ -1,0 +1,1 @@
+"""The DVC entry points: one thin script a stage, named as in dvc.yaml. Run as `python -m pipelines.<stage>`."""

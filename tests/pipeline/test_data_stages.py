@@ -1,0 +1,188 @@
+"""download, crop and shard as a user runs them: scripts in a project folder, in-process and on a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fer import processes
+from fer.files import read_json
+from fer.shards.table import read_table
+from fer.shards.verify import verify
+
+PARAMS = """
+seed: 1
+run: {{datasets: [small], models: [nano]}}
+datasets:
+  small: {{source: synthetic, scenes: {scenes}, scene_size: 96, face_size: [40.0, 70.0], train_subjects: 30,
+           broken_fraction: 0.1, no_face_probability: 0.1}}
+  missing: {{source: fer2013}}
+models: {{nano: {{recipe: ddamfn/nano}}}}
+crop: {{size: 48, workers: {workers}}}
+shard: {{folds: 3}}
+train: {{}}
+evaluate: {{}}
+report: {{}}
+cluster: {{cpus: 2, object_store_mb: 100}}
+tracking: {{}}
+tune: {{}}
+"""
+
+
+def project(root: Path, *, scenes: int = 60, workers: int = 0) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "params.yaml").write_text(PARAMS.format(scenes=scenes, workers=workers))
+    return root
+
+
+def command(stage: str, dataset: str = "small") -> list[str]:
+    return [sys.executable, "-m", f"pipelines.{stage}", "--dataset", dataset]
+
+
+def environment(repo_root: Path) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return {**kept, "PYTHONPATH": str(repo_root), "HOME": "/nonexistent"}
+
+
+def run(root: Path, repo_root: Path, stage: str, dataset: str = "small") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(stage, dataset), cwd=root, env=environment(repo_root), capture_output=True, text=True, timeout=200
+    )
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, repo_root: Path) -> Path:
+    """A project after download, crop and shard, without Ray and with a home folder that does not exist."""
+    root = project(tmp_path_factory.mktemp("project"))
+    for stage in ("download", "crop", "shard"):
+        done = run(root, repo_root, stage)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "next: `dvc repro" in done.stdout
+        assert "Traceback" not in done.stderr
+    return root
+
+
+def test_every_scene_is_a_face_or_a_counted_reject(finished: Path) -> None:
+    about = read_json(finished / "data/faces/small/faces.json")
+    rejects = read_table(finished / "data/faces/small/rejects.parquet")
+    assert about["samples"] == 60
+    assert sum(about["rejects"].values()) == len(rejects["reason"]) > 0
+    assert {"no_face"} < set(rejects["reason"]), "broken and empty scenes were asked for"
+    seen = {sample.partition("#")[0] for sample in rejects["sample_id"]}
+    for entry in about["files"]:
+        seen |= {
+            sample.partition("#")[0]
+            for sample in read_table(finished / "data/faces/small" / entry["file"], ["sample_id"])["sample_id"]
+        }
+    assert len(seen) == 60
+    manifest = verify(finished / "data/shards/small")
+    assert sum(manifest.rows(split) for split in ("train", "validation", "test")) == about["faces"]
+
+
+def test_running_a_stage_again_gives_the_same_bytes(finished: Path, repo_root: Path) -> None:
+    before = tree(finished / "data")
+    for stage in ("download", "crop", "shard"):
+        assert run(finished, repo_root, stage).returncode == 0
+    assert tree(finished / "data") == before
+
+
+def test_no_output_names_the_folder_of_the_project(finished: Path) -> None:
+    for name, data in tree(finished / "data").items():
+        assert str(finished).encode() not in data, name
+
+
+def test_other_parameters_than_the_downloaded_ones_are_told(finished: Path, repo_root: Path) -> None:
+    text = (finished / "params.yaml").read_text()
+    try:
+        (finished / "params.yaml").write_text(text.replace("scenes: 60", "scenes: 61"))
+        done = run(finished, repo_root, "crop")
+    finally:
+        (finished / "params.yaml").write_text(text)
+    assert done.returncode == 1
+    assert "dvc repro download@small" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("stage", "dataset", "said"),
+    [
+        ("download", "smal", "did you mean 'small'"),
+        ("download", "missing", "kaggle.com"),
+        ("crop", "missing", "dvc repro download@missing"),
+        ("shard", "missing", "dvc repro crop@missing"),
+    ],
+)
+def test_a_user_s_mistake_is_told_without_a_traceback(
+    tmp_path: Path, repo_root: Path, stage: str, dataset: str, said: str
+) -> None:
+    done = run(project(tmp_path), repo_root, stage, dataset)
+    assert done.returncode == 1
+    assert said in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not list(tmp_path.glob("data/*/*"))
+
+
+def test_two_at_once_are_refused(tmp_path: Path, repo_root: Path) -> None:
+    root = project(tmp_path)
+    with processes.lock(root / ".work" / "locks" / "download-small"):
+        done = run(root, repo_root, "download")
+    assert done.returncode == 1
+    assert str(os.getpid()) in done.stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_download_leaves_no_output_and_no_process(
+    tmp_path: Path, repo_root: Path, number: signal.Signals, code: int
+) -> None:
+    psutil = pytest.importorskip("psutil")
+    root = project(tmp_path, scenes=200_000)
+    stage = subprocess.Popen(command("download"), cwd=root, env=environment(repo_root), stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(root.glob("data/raw/.small*/scenes-*.parquet")):
+            assert time.monotonic() < deadline, "nothing was rendered"
+            assert stage.poll() is None
+            time.sleep(0.1)
+        workers = psutil.Process(stage.pid).children(recursive=True)
+        stage.send_signal(number)
+        assert stage.wait(60) == code
+        _, alive = psutil.wait_procs(workers, timeout=20)
+        assert not alive
+    finally:
+        stage.kill()
+        stage.wait()
+    assert not list((root / "data" / "raw").iterdir())
+
+
+@pytest.mark.ray
+def test_two_ray_workers_crop_to_the_same_bytes_and_leave_nothing_behind(
+    finished: Path, tmp_path: Path, repo_root: Path
+) -> None:
+    root = project(tmp_path / "ray", workers=2)
+    (root / "data").mkdir()
+    (root / "data" / "raw").symlink_to(finished / "data" / "raw")
+    home = tmp_path / "home"
+    home.mkdir(mode=0o555)
+    stage = subprocess.Popen(
+        command("crop"),
+        cwd=root,
+        env={**environment(repo_root), "HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    said, _ = stage.communicate(timeout=250)
+    assert stage.returncode == 0, said
+    assert len(said.splitlines()) == 2, f"two readable lines, not Ray's: {said}"
+    assert tree(root / "data" / "faces") == tree(finished / "data" / "faces")
+    assert not list(Path("/tmp").glob(f"fer-ray-{stage.pid}-*"))
+    assert not list(home.iterdir())
