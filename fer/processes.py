@@ -29,6 +29,8 @@ _DEFAULTS = {
     "NO_ALBUMENTATIONS_UPDATE": "1",  # else it asks the network for a newer version at import
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # a model is never unpickled
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # else a server that dies holds a training up for minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "GIT_PYTHON_REFRESH": "quiet",
     # Threads of torch that wait for work sleep instead of spinning: beside the reader's threads, spinning costs more
     # than it saves (measured: 2 to 10 times the throughput on busy cores).

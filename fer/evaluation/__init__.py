@@ -1,0 +1,1 @@
+"""Evaluation of trained models on the test split: prediction, metrics, figures."""

@@ -1,0 +1,233 @@
+"""Figures of merit of a classifier, as pure functions of (labels, logits) or of the confusion matrix, in float64.
+
+A class that no row of the split belongs to has no recall: it is NaN there, and left out of the means. That is reported
+by `summarise`, never hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fer.evaluation.config import EvaluateConfig
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Confidence interval of a figure, both ends in 0 .. 1."""
+
+    low: float
+    high: float
+
+
+def log_softmax(logits: npt.NDArray[Any]) -> Floats:
+    """Logarithms of the class probabilities, (N, K)."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    normalised: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return normalised
+
+
+def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:
+    """Counts, (K, K): rows are the actual classes, columns the predicted ones."""
+    flat = np.bincount(labels * classes + predicted, minlength=classes * classes)
+    return flat.reshape(classes, classes).astype(np.int64)
+
+
+def accuracy(confusion: npt.NDArray[Any]) -> Floats:
+    """Share of rows that are right; (..., K, K) -> (...)."""
+    right: Floats = np.trace(confusion, axis1=-2, axis2=-1) / confusion.sum(axis=(-2, -1))
+    return right
+
+
+def recalls(confusion: npt.NDArray[Any]) -> Floats:
+    """Recall of each class, NaN where it has no rows; (..., K, K) -> (..., K)."""
+    return _ratio(_diagonal(confusion), confusion.sum(axis=-1))
+
+
+def precisions(confusion: npt.NDArray[Any]) -> Floats:
+    """Precision of each class, NaN where it was never predicted; (..., K, K) -> (..., K)."""
+    return _ratio(_diagonal(confusion), confusion.sum(axis=-2))
+
+
+def f1_scores(confusion: npt.NDArray[Any]) -> Floats:
+    """F1 = 2 TP / (2 TP + FP + FN) of each class, NaN where it has no rows; (..., K, K) -> (..., K)."""
+    support = confusion.sum(axis=-1)
+    scores = _ratio(2 * _diagonal(confusion), support + confusion.sum(axis=-2))
+    return np.where(support > 0, scores, np.nan)
+
+
+def balanced_accuracy(confusion: npt.NDArray[Any]) -> Floats:
+    """Mean recall over the classes that have rows; (..., K, K) -> (...)."""
+    mean: Floats = np.nanmean(recalls(confusion), axis=-1)
+    return mean
+
+
+def macro_f1(confusion: npt.NDArray[Any]) -> Floats:
+    """Mean F1 over the classes that have rows; (..., K, K) -> (...)."""
+    mean: Floats = np.nanmean(f1_scores(confusion), axis=-1)
+    return mean
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """A reliability diagram: equal-width bins (lower, upper] of the probability of the predicted class.
+
+    edges: (bins + 1,). counts, confidence, accuracy: (bins,), rows and means of each bin, NaN where it is empty.
+    """
+
+    edges: Floats
+    counts: Ints
+    confidence: Floats
+    accuracy: Floats
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error (Guo et al. 2017, eq. 3): |accuracy - confidence|, mean over bins by rows."""
+        gaps = np.abs(self.accuracy - self.confidence)
+        return float(np.nansum(gaps * self.counts) / self.counts.sum())
+
+
+def reliability(labels: Ints, probabilities: Floats, bins: int) -> Reliability:
+    """Bin the probability of the predicted class, (N, K) -> `bins` bins over (0, 1]."""
+    confidence = probabilities.max(axis=1)
+    right = (probabilities.argmax(axis=1) == labels).astype(np.float64)
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    chosen = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    counts = np.bincount(chosen, minlength=bins)
+    return Reliability(
+        edges=edges,
+        counts=counts.astype(np.int64),
+        confidence=_ratio(np.bincount(chosen, weights=confidence, minlength=bins), counts),
+        accuracy=_ratio(np.bincount(chosen, weights=right, minlength=bins), counts),
+    )
+
+
+def wilson(right: int, rows: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a proportion (Wilson 1927); sound for small counts and near 0 and 1."""
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share = right / rows
+    centre = (share + z * z / (2 * rows)) / (1 + z * z / rows)
+    half = z / (1 + z * z / rows) * (share * (1 - share) / rows + z * z / (4 * rows * rows)) ** 0.5
+    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+
+
+def bootstrap(confusion: Ints, samples: int, confidence: float, seed: int) -> dict[str, Interval]:
+    """Percentile bootstrap intervals of `balanced_accuracy` and `macro_f1`.
+
+    Drawing N rows with replacement is drawing the cells of the confusion matrix from a multinomial distribution, so the
+    rows themselves are not needed. A class that a draw misses is left out of that draw's means.
+    """
+    total = int(confusion.sum())
+    random = np.random.Generator(np.random.Philox(seed))
+    draws = random.multinomial(total, (confusion / total).ravel(), size=samples).reshape(samples, *confusion.shape)
+    tails = [50 * (1 - confidence), 50 * (1 + confidence)]
+    figures = {"balanced_accuracy": balanced_accuracy(draws), "macro_f1": macro_f1(draws)}
+    return {name: Interval(*(float(end) for end in np.percentile(drawn, tails))) for name, drawn in figures.items()}
+
+
+def summarise(
+    labels: Ints, logits: npt.NDArray[Any], names: Sequence[str], config: EvaluateConfig, seed: int
+) -> dict[str, Any]:
+    """Everything there is to say about one split, ready for JSON.
+
+    labels: int64 (N,), N >= 1; logits: (N, K); names: of the K classes.
+    Only the headline figures are plain numbers, the rest are lists: `dvc metrics` shows numbers and skips lists.
+    """
+    rows, classes = logits.shape
+    log_probabilities = log_softmax(logits)
+    confusion = confusion_matrix(labels, log_probabilities.argmax(axis=1), classes)
+    diagram = reliability(labels, np.exp(log_probabilities), config.calibration_bins)
+    intervals = bootstrap(confusion, config.bootstrap_samples, config.confidence, seed)
+    intervals["accuracy"] = wilson(int(np.trace(confusion)), rows, config.confidence)
+    support, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    columns = (names, recalls(confusion), precisions(confusion), f1_scores(confusion), support, predicted)
+    return {
+        "rows": rows,
+        "accuracy": float(accuracy(confusion)),
+        "balanced_accuracy": float(balanced_accuracy(confusion)),
+        "macro_f1": float(macro_f1(confusion)),
+        "ece": diagram.error,
+        "nll": float(-log_probabilities[np.arange(rows), labels].mean()),
+        "intervals": [
+            {
+                "metric": name,
+                "low": intervals[name].low,
+                "high": intervals[name].high,
+                "confidence": config.confidence,
+                "method": "Wilson" if name == "accuracy" else f"percentile bootstrap, {config.bootstrap_samples} draws",
+            }
+            for name in ("accuracy", "balanced_accuracy", "macro_f1")
+        ],
+        "per_class": [
+            {
+                "class": name,
+                "recall": _or_none(recall),
+                "precision": _or_none(precision),
+                "f1": _or_none(f1),
+                "rows": int(count),
+                "predicted": int(times),
+            }
+            for name, recall, precision, f1, count, times in zip(*columns, strict=True)
+        ],
+        "absent_classes": [name for name, count in zip(names, support, strict=True) if count == 0],
+        "confusion": confusion.tolist(),
+        "calibration": [
+            {"from": low, "to": high, "rows": int(count), "confidence": _or_none(sure), "accuracy": _or_none(right)}
+            for low, high, count, sure, right in zip(
+                diagram.edges[:-1].tolist(),
+                diagram.edges[1:].tolist(),
+                diagram.counts,
+                diagram.confidence,
+                diagram.accuracy,
+                strict=True,
+            )
+        ],
+    }
+
+
+def accuracy_by_bin(values: Floats, right: npt.NDArray[np.bool_], edges: Sequence[float]) -> list[dict[str, Any]]:
+    """Accuracy with its interval in bins [low, high) of a quantity, such as |yaw|; empty bins keep their line.
+
+    The last bin takes its upper end too. Rows outside all bins are counted in none.
+    """
+    lines: list[dict[str, Any]] = []
+    for low, high in pairwise(edges):
+        inside = (values >= low) & ((values < high) | ((values == high) & (high == edges[-1])))
+        rows, good = int(inside.sum()), int(right[inside].sum())
+        interval = wilson(good, rows) if rows else None
+        lines.append(
+            {
+                "from": float(low),
+                "to": float(high),
+                "rows": rows,
+                "accuracy": good / rows if rows else None,
+                "low": interval.low if interval else None,
+                "high": interval.high if interval else None,
+            }
+        )
+    return lines
+
+
+def _diagonal(confusion: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.diagonal(confusion, axis1=-2, axis2=-1)
+
+
+def _ratio(numerator: npt.NDArray[Any], denominator: npt.NDArray[Any]) -> Floats:
+    """Quotient, NaN where there is nothing to divide by."""
+    quotient: Floats = np.full(numerator.shape, np.nan)
+    np.divide(numerator, denominator, out=quotient, where=denominator > 0)
+    return quotient
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

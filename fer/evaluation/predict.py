@@ -1,0 +1,93 @@
+"""Logits for every row of a split, exact under any number of ranks.
+
+The split is cut into fixed batches, dealt round robin to the ranks. A batch is computed whole, by one rank, with the
+same number of threads: so the logits are the same bits whoever computed them, and no row is padded or dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fer.shards.read import EvalBatches, ShardSet, normalise
+from fer.weights.store import load_model
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Rows of a split with what a model says of them.
+
+    rows: int64 (n,), numbers of the rows in the split. labels: int64 (n,). logits: float32 (n, classes).
+    """
+
+    rows: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictJob:
+    """What every rank is told; picklable.
+
+    Attributes:
+        shards, weights: absolute paths of the folder of shards and of the weights file.
+        split: name of the split.
+        batch_size: images of one forward pass.
+        threads: CPU threads of each rank.
+    """
+
+    shards: str
+    weights: str
+    split: str
+    batch_size: int
+    threads: int
+
+
+def predict_share(job: PredictJob, rank: int = 0, world_size: int = 1, device: str = "cpu") -> Predictions:
+    """The predictions of one rank, in float32.
+
+    Raises:
+        ValueError: the weights are for other labels than the data's.
+    """
+    shards = ShardSet.open(Path(job.shards), verify=False)  # the driver has verified them
+    model, _ = load_model(Path(job.weights), labels=shards.labels)
+    torch.set_num_threads(job.threads)
+    model.to(device)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batches = EvalBatches(
+        shards.split(job.split),
+        model_input=(model.input_size, model.resize),
+        batch_size=job.batch_size,
+        rank=rank,
+        world_size=world_size,
+        threads=job.threads,
+        cache_bytes=0,
+    )
+    rows: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
+    labels: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
+    logits: list[npt.NDArray[np.float32]] = [np.empty((0, len(shards.labels)), np.float32)]
+    with closing(batches), torch.inference_mode():
+        for batch in batches:
+            images = normalise(batch.images.to(device), model.mean, model.std, memory_format=torch.channels_last)
+            logits.append(model(images).float().cpu().numpy())
+            rows.append(batch.rows.numpy())
+            labels.append(batch.targets.numpy())
+    return Predictions(np.concatenate(rows), np.concatenate(labels), np.concatenate(logits))
+
+
+def merge(shares: Sequence[Predictions], total: int) -> Predictions:
+    """The shares of all ranks as one, in the order of the split: every row once, which is asserted."""
+    rows = np.concatenate([share.rows for share in shares])
+    order = np.argsort(rows, kind="stable")
+    assert np.array_equal(rows[order], np.arange(total)), f"{len(rows)} predictions for {total} rows, or a row twice"
+    return Predictions(
+        rows[order],
+        np.concatenate([share.labels for share in shares])[order],
+        np.concatenate([share.logits for share in shares])[order],
+    )

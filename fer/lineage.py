@@ -1,0 +1,64 @@
+"""Where a result comes from: the commit, the versions, the parameters, in a form that can be recorded and shown."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+def redact(text: str) -> str:
+    """`text` without the credentials of any URI in it: scheme://user:password@host becomes scheme://***@host."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """A nested mapping as `{"recipe.schedule.kind": "cosine"}`; lists as JSON."""
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    return flat
+
+
+def lineage(root: Path) -> dict[str, str]:
+    """Tags for the code behind a run: git commit, whether the tree was changed, DVC stage and experiment, versions."""
+    from fer.params import environment
+
+    tags: dict[str, str] = {}
+    if commit := _git(root, "rev-parse", "HEAD"):
+        tags["mlflow.source.git.commit"] = tags["git.commit"] = commit
+        tags["git.dirty"] = str(bool(_git(root, "status", "--porcelain", "--untracked-files=no"))).lower()
+    now = environment()
+    for tag, value in (("dvc.stage", now.dvc_stage), ("dvc.exp_name", now.dvc_experiment)):
+        if value:
+            tags[tag] = value
+    return tags | {f"version.{name}": version for name, version in versions().items()}
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that numbers depend on, as installed."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for package in ("fer", "torch", "ray", "numpy", "pyarrow", "albumentations", "opencv-python-headless", "mlflow"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """Output of a git command, None outside a repository or without git."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

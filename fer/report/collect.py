@@ -1,0 +1,154 @@
+"""What the report tells, gathered from the outputs of the other stages. Nothing is computed anew, nothing is left out:
+what is missing or out of date is part of what is told."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fer import published
+from fer.files import read_json, sha256
+from fer.lineage import lineage
+from fer.params import Params
+from fer.shards.manifest import FILE_NAME, Manifest, digest, load_manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One model on one dataset.
+
+    Attributes:
+        train, validation, test: contents of train.json, val.json, test.json; empty where the stage has not run.
+        history: columns of history.csv.
+        missing: what has not run yet, and the command that runs it; None when all is there.
+        stale: what does not fit together any more, in words.
+    """
+
+    dataset: str
+    model: str
+    train: Mapping[str, Any]
+    validation: Mapping[str, Any]
+    test: Mapping[str, Any]
+    history: Mapping[str, list[float]]
+    missing: str | None
+    stale: tuple[str, ...]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The facts of the evaluation by name."""
+        return {entry["key"]: entry["value"] for entry in self.test.get("about", [])}
+
+    def interval(self, metric: str) -> Mapping[str, Any] | None:
+        """The interval of a figure of the test split."""
+        return next((one for one in self.test.get("intervals", []) if one["metric"] == metric), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """One dataset with its results; `manifest` is None where it has not been sharded yet."""
+
+    key: str
+    manifest: Manifest | None
+    digest: str | None
+    results: tuple[Result, ...]
+    known_as: str | None
+    published: tuple[published.Figure, ...]
+    published_left_out: int
+    published_rows: int | None
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether its pictures are drawn."""
+        return self.manifest is not None and self.manifest.synthetic
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """Everything on the page."""
+
+    title: str
+    datasets: tuple[Dataset, ...]
+    lineage: Mapping[str, str]
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def results(self) -> list[Result]:
+        """All results in the order of the page."""
+        return [result for dataset in self.datasets for result in dataset.results]
+
+
+def collect(params: Params) -> Content:
+    """Every combination of `run` in params.yaml, and whatever else has been trained or evaluated."""
+    pairs = {(dataset, model): None for dataset in params.run.datasets for model in params.run.models}
+    for stage in ("trained", "evaluated"):
+        for path in sorted((params.root / stage).glob("*/*/*.json")):
+            pairs.setdefault((path.parent.parent.name, path.parent.name), None)
+    keys = dict.fromkeys(dataset for dataset, _ in pairs)
+    datasets = (_dataset(params, key, [model for dataset, model in pairs if dataset == key]) for key in keys)
+    names = ("params.yaml", "dvc.yaml", "dvc.lock")
+    files = {name: sha256(path) for name in names if (path := params.root / name).is_file()}
+    return Content(title=params.report.title, datasets=tuple(datasets), lineage=lineage(params.root), files=files)
+
+
+def _dataset(params: Params, key: str, models: list[str]) -> Dataset:
+    folder = params.root / "data" / "shards" / key
+    manifest = load_manifest(folder) if (folder / FILE_NAME).is_file() else None
+    known_as = None
+    if manifest and not manifest.synthetic and key in params.datasets:
+        known_as = published.dataset_name(params.datasets[key].source, len(manifest.labels))
+    figures = published.figures(known_as) if known_as else []
+    shown = figures[: params.report.published_rows or None]
+    # The yardsticks that are no competitors stay whatever the limit: what people reach, and the peer with weights.
+    shown += [figure for figure in figures if figure not in shown and (figure.margin or figure.table == "weights")]
+    data_digest = digest(folder) if manifest else None
+    return Dataset(
+        key=key,
+        manifest=manifest,
+        digest=data_digest,
+        results=tuple(_result(params.root, key, model, data_digest) for model in models),
+        known_as=known_as,
+        published=tuple(shown),
+        published_left_out=len(figures) - len(shown),
+        published_rows=published.test_rows(known_as) if known_as else None,
+    )
+
+
+def _result(root: Path, dataset: str, model: str, data_digest: str | None) -> Result:
+    trained, evaluated = root / "trained" / dataset / model, root / "evaluated" / dataset / model
+    train, validation, test = (
+        read_json(path) if path.is_file() else {}
+        for path in (trained / "train.json", trained / "val.json", evaluated / "test.json")
+    )
+    missing = None
+    if not train:
+        missing = f"not trained yet: dvc repro train@{dataset}-{model}"
+    elif not test:
+        missing = f"trained, not evaluated yet: dvc repro evaluate@{dataset}-{model}"
+    result = Result(
+        dataset=dataset,
+        model=model,
+        train=train,
+        validation=validation,
+        test=test,
+        history=_history(trained / "history.csv"),
+        missing=missing,
+        stale=(),
+    )
+    stale = []
+    if train and train.get("data_digest") != data_digest:
+        stale.append("the data has changed since the training")
+    weights = trained / "model.safetensors"
+    if test and weights.is_file() and result.about.get("weights_sha256") != sha256(weights):
+        stale.append("the model has been trained again since the evaluation")
+    return Result(**{**vars(result), "stale": tuple(stale)})
+
+
+def _history(path: Path) -> dict[str, list[float]]:
+    if not path.is_file():
+        return {}
+    with open(path, encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    return {key: [float(row[key]) for row in rows] for key in rows[0]} if rows else {}

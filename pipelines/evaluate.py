@@ -1,0 +1,22 @@
+"""Stage evaluate: opens the test split of one dataset, once, with one trained model.
+
+Reads data/shards/<dataset>/ and trained/<dataset>/<model>/, writes evaluated/<dataset>/<model>/.
+"""
+
+from __future__ import annotations
+
+from fer import params, processes
+from fer.cli import stage_parser
+
+
+def main() -> None:
+    """Reads params.yaml and evaluates."""
+    args = stage_parser("Evaluate one model on the test split of one dataset.", model=True).parse_args()
+    loaded = params.load()
+    from fer.evaluation.evaluate import run_evaluation
+
+    run_evaluation(loaded, args.dataset, args.model)
+
+
+if __name__ == "__main__":
+    processes.run(main)

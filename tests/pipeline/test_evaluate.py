@@ -1,0 +1,161 @@
+"""Promises of the evaluation: every test row once, the same bits on any number of ranks, nothing by luck."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_project import LABELS, make_project, publish_training
+
+from fer.cluster.predict import predict
+from fer.evaluation.evaluate import run_evaluation
+from fer.evaluation.predict import PredictJob, merge, predict_share
+from fer.files import read_json
+from fer.params import Params
+from fer.shards.read import ShardSet
+from fer.shards.table import read_table
+
+ROWS = 45
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Params:
+    params = make_project(tmp_path_factory.mktemp("project"), test_rows=ROWS)
+    publish_training(params)
+    return params
+
+
+@pytest.fixture
+def job(project: Params) -> PredictJob:
+    return PredictJob(
+        shards=str(project.root / "data/shards/toy"),
+        weights=str(project.root / "trained/toy/nano/model.safetensors"),
+        split="test",
+        batch_size=8,
+        threads=1,
+    )
+
+
+def test_any_world_size_gives_the_same_bits_for_every_row_once(job: PredictJob) -> None:
+    alone = merge([predict_share(job)], ROWS)
+    assert alone.rows.tolist() == list(range(ROWS))
+    for world_size in (2, 3, 7):  # 45 rows are 6 batches of at most 8: the seventh rank has none
+        shares = [predict_share(job, rank, world_size) for rank in reversed(range(world_size))]
+        together = merge(shares, ROWS)
+        assert np.array_equal(together.logits, alone.logits)
+        assert np.array_equal(together.labels, alone.labels)
+
+
+def test_a_row_missing_or_twice_is_never_let_through(job: PredictJob) -> None:
+    first, second = (predict_share(job, rank, 2) for rank in range(2))
+    for shares in ([first], [first, second, second]):
+        with pytest.raises(AssertionError, match="predictions for 45 rows"):
+            merge(shares, ROWS)
+
+
+@pytest.mark.ray
+def test_ray_workers_give_the_bits_of_the_process(project: Params, job: PredictJob) -> None:
+    here = predict(job, project.evaluate, project.cluster, ROWS)
+    config = project.evaluate.model_copy(update={"workers": 2})
+    there = predict(job, config, project.cluster.model_copy(update={"cpus": 2}), ROWS)
+    assert np.array_equal(here.logits, there.logits)
+    assert np.array_equal(here.labels, there.labels)
+
+
+def test_evaluation_leaves_consistent_files(project: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = run_evaluation(project, "toy", "nano")
+    summary = read_json(folder / "test.json")
+    assert summary["rows"] == np.sum(summary["confusion"]) == ROWS
+    assert sum(line["rows"] for line in summary["pose"]) == ROWS
+    assert "clean_accuracy" in summary
+    table = read_table(folder / "predictions.parquet")
+    split = ShardSet.open(project.root / "data/shards/toy").split("test")
+    assert table["sample_id"] == split.sample_ids()
+    assert table["label"] == split.labels().tolist()
+    assert np.mean(table["correct"]) == pytest.approx(summary["accuracy"])
+    assert np.allclose(np.sum(table["probabilities"], axis=1), 1, atol=1e-5)
+    with open(folder / "confusion.csv", newline="") as handle:
+        pairs = Counter((line["actual"], line["predicted"]) for line in csv.DictReader(handle))
+    assert pairs == Counter(
+        {
+            (LABELS[row], LABELS[column]): count
+            for (row, column), count in np.ndenumerate(np.array(summary["confusion"]))
+            if count
+        }
+    )
+    assert sorted(path.stem for path in (folder / "figures").iterdir()) == [
+        "confusion", "confusion_normalised", "learning_curves", "recall", "reliability"
+    ]  # fmt: skip
+
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    again = run_evaluation(project, "toy", "nano")
+    assert {path.name: path.read_bytes() for path in again.iterdir() if path.is_file()} == before
+
+
+def test_evaluation_is_recorded_in_the_run_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    from fer.tracking import TrackingConfig, open_run
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    params = replace(make_project(tmp_path), tracking=TrackingConfig(log_model=False))
+    with open_run(
+        params.tracking, tmp_path, experiment="toy", run_name="nano", key="f" * 64, params={}, tags={}
+    ) as training:
+        training.log_metrics({"val_accuracy": 0.8}, step=1)
+    publish_training(params, mlflow_run_id=training.run_id)
+    folder = run_evaluation(params, "toy", "nano")
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run = client.get_run(training.run_id)
+    assert run.data.metrics["test_accuracy"] == read_json(folder / "test.json")["accuracy"]
+    assert {item.path for item in client.list_artifacts(training.run_id)} == {
+        "evaluation",
+        "figures",
+        "test_per_class.json",
+    }
+    assert {item.dataset.name for item in run.inputs.dataset_inputs} == {"toy-train", "toy-validation", "toy-test"}
+    assert len(client.search_runs([run.info.experiment_id])) == 1
+
+
+def test_weights_with_another_label_order_are_refused(tmp_path: Path) -> None:
+    params = make_project(tmp_path)
+    publish_training(params)
+    path = tmp_path / "data/shards/toy/manifest.json"
+    path.write_text(
+        path.read_text().replace('"neutral"', '"x"').replace('"anger"', '"neutral"').replace('"x"', '"anger"')
+    )
+    with pytest.raises(ValueError, match=r"label"):
+        run_evaluation(params, "toy", "nano")
+    assert not (tmp_path / "evaluated").exists()
+
+
+def test_weights_trained_on_other_data_are_refused(tmp_path: Path) -> None:
+    params = make_project(tmp_path)
+    publish_training(params, data_digest="0" * 64)
+    with pytest.raises(ValueError, match=r"trained on other data.*dvc repro train@toy-nano"):
+        run_evaluation(params, "toy", "nano")
+
+
+def test_missing_weights_and_unknown_keys_say_what_to_do(project: Params) -> None:
+    with pytest.raises(ValueError, match=r"dvc repro train@toy-other"):
+        run_evaluation(project, "toy", "other")
+    with pytest.raises(ValueError, match=r"did you mean 'nano'"):
+        run_evaluation(project, "toy", "nanno")
+
+
+def test_gpu_that_is_not_there_is_an_error(project: Params, job: PredictJob) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ValueError, match=r"evaluate\.gpu"):
+        predict(job, replace_config(project, gpu=True), project.cluster, ROWS)
+
+
+def replace_config(params: Params, **fields: object):
+    return replace(params, evaluate=params.evaluate.model_copy(update=fields)).evaluate

@@ -1,0 +1,210 @@
+"""Promises of the report: complete, honest about what is missing or synthetic, and one file that needs nothing else."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from toy_project import make_project, publish_training
+
+from fer import published
+from fer.evaluation.evaluate import run_evaluation
+from fer.params import Params, load
+from fer.report import charts
+from fer.report.build import class_lines, duration, render, run_report
+from fer.report.collect import collect
+from fer.sources.base import Fer2013Config
+
+BANNER = "SYNTHETIC: says nothing about accuracy on people."
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Params:
+    """`nano` is trained and evaluated on a synthetic dataset, `other` is neither."""
+    params = make_project(tmp_path_factory.mktemp("project"))
+    publish_training(params)
+    run_evaluation(params, "toy", "nano")
+    return params
+
+
+@pytest.fixture(scope="module")
+def page(project: Params) -> str:
+    return run_report(project).read_text(encoding="utf-8")
+
+
+class Outline(HTMLParser):
+    """Ids, links and addresses of a page, and whether its tags close."""
+
+    void = ("meta", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.addresses: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        if "id" in found:
+            self.ids.append(str(found["id"]))
+        if tag == "a":
+            self.links.append(str(found["href"]))
+        self.addresses += [str(found[key]) for key in ("src", "data", "xlink:href", "srcset") if key in found]
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+
+def test_page_is_one_well_formed_file_without_requests(page: str) -> None:
+    outline = Outline(page)
+    assert outline.open == []
+    assert len(outline.ids) == len(set(outline.ids))
+    assert {link.removeprefix("#") for link in outline.links} <= set(outline.ids)
+    assert outline.addresses == []
+    assert not re.search(r"https?://|<script|<link|@import|url\(", page)
+
+
+def test_summary_and_details_show_every_result(page: str) -> None:
+    assert page.count("<svg viewBox") == 3, "two learning curves and a reliability diagram"
+    for text in (
+        "not trained yet: dvc repro train@toy-other",
+        "89,919",
+        "7 / 8",
+        "1 min 13 s",
+        "3 no face",
+        "1 truncated",
+    ):
+        assert text in page
+    for text in (
+        "epoch 7, by val_accuracy",
+        "2 Ray workers",
+        "interrupted and resumed 1 time",
+        "Accuracy by turn of the head",
+    ):
+        assert text in page
+
+
+def test_synthetic_data_carries_its_banner_and_real_data_does_not(page: str, tmp_path: Path) -> None:
+    assert page.count(BANNER) == 2, "in the summary, where nothing else is shown, and in the section"
+    real = make_project(tmp_path, dataset="fer2013", synthetic=False)
+    assert "SYNTHETIC" not in run_report(real).read_text()
+
+
+def test_lineage_names_commit_data_and_parameters(project: Params, page: str) -> None:
+    content = collect(project)
+    assert content.datasets[0].digest in page
+    assert content.files["params.yaml"] in page
+    assert "0123456789ab with uncommitted changes" in page
+
+
+def test_published_figures_stand_beside_ours_with_the_rows_they_are_on(tmp_path: Path) -> None:
+    params = make_project(tmp_path, dataset="fer2013", synthetic=False)
+    params = replace(params, datasets={"fer2013": Fer2013Config(source="fer2013")})
+    publish_training(params, "fer2013")
+    run_evaluation(params, "fer2013", "nano")
+    page = render(collect(params))
+    assert "In print the test split has 3,589 rows; here 45 were used, so the figures are not on the same rows" in page
+    for model in ("LHC-NetC", "Human [2]", "mini-Xception"):
+        assert model in page
+    assert page.count('class="ours"') == 1
+    assert "lower published figures are not shown" in page
+
+
+def test_outdated_results_are_marked(tmp_path: Path) -> None:
+    params = make_project(tmp_path)
+    publish_training(params)
+    run_evaluation(params, "toy", "nano")
+    assert "Out of date" not in render(collect(params))
+    shutil.copyfile(tmp_path / "params.yaml", tmp_path / "trained/toy/nano/model.safetensors")
+    (tmp_path / "data/shards/toy/manifest.json").write_text(
+        (tmp_path / "data/shards/toy/manifest.json").read_text() + " "
+    )
+    page = render(collect(params))
+    assert "Out of date: the data has changed since the training" in page
+    assert "Out of date: the model has been trained again since the evaluation" in page
+
+
+def test_results_outside_the_run_section_are_shown_too(tmp_path: Path) -> None:
+    params = make_project(tmp_path)
+    publish_training(params)
+    text = (tmp_path / "params.yaml").read_text().replace("models: [nano, other]", "models: [other]")
+    (tmp_path / "params.yaml").write_text(text)
+    names = [result.model for result in collect(load(tmp_path / "params.yaml")).results]
+    assert names == ["other", "nano"]
+
+
+def test_report_on_nothing_says_what_to_run(tmp_path: Path) -> None:
+    params = make_project(tmp_path)
+    shutil.rmtree(tmp_path / "data")
+    page = run_report(params).read_text()
+    assert "not sharded yet: dvc repro shard@toy" in page
+    assert "0 of 2 results" in page
+
+
+def test_names_cannot_inject_markup(tmp_path: Path) -> None:
+    params = make_project(tmp_path)
+    params = replace(params, report=params.report.model_copy(update={"title": "<b>&"}))
+    assert "&lt;b&gt;&amp;" in render(collect(params))
+
+
+def test_same_content_same_page(project: Params, page: str) -> None:
+    assert render(collect(project)) == page
+
+
+def test_ticks_are_round_and_span_the_data() -> None:
+    assert charts.nice_ticks(0.12, 0.87) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert charts.nice_ticks(3.0, 3.0) == [3.0, 3.2, 3.4, 3.6, 3.8, 4.0]
+    for low, high in ((0.001, 0.0019), (-3.0, 17.0), (1e5, 9e5)):
+        ticks = charts.nice_ticks(low, high)
+        assert ticks[0] <= low
+        assert ticks[-1] >= high
+        assert len(ticks) <= 8
+
+
+def test_curves_with_one_epoch_or_diverged_values_are_drawn() -> None:
+    assert "polyline" in charts.lines(
+        {"epoch": [1], "train_loss": [2.0], "val_loss": [float("nan")]}, "loss", 1, share=False
+    )
+    assert charts.lines({"epoch": [1], "val_loss": [float("nan")]}, "loss", 1, share=False) == ""
+    assert charts.lines({}, "loss", None, share=False) == ""
+
+
+def test_durations_read_well() -> None:
+    assert [duration(value) for value in (None, 0.4, 59.6, 3599, 7260)] == [
+        "–",
+        "0 s",
+        "1 min 0 s",
+        "59 min 59 s",
+        "2 h 1 min",
+    ]
+
+
+def test_class_shares() -> None:
+    lines = class_lines(("a", "b"), {"train": (1, 3), "test": (0, 0)})
+    assert lines[1]["splits"]["train"] == {"rows": 3, "share": 0.75, "of_largest": 1.0}
+    assert lines[0]["splits"]["test"] == {"rows": 0, "share": 0.0, "of_largest": 0.0}
+
+
+def test_published_figures_are_plausible_and_attributed() -> None:
+    for dataset in ("FER2013", "RAF-DB", "AffectNet-7", "AffectNet-8", "CAER-S", "AI-Hub"):
+        figures = published.figures(dataset)
+        assert figures
+        assert all(0.5 < figure.value < 1 and figure.work and figure.table for figure in figures)
+        assert figures == sorted(figures, key=lambda figure: -figure.value)
+    assert published.test_rows("FER2013") == 3589
+    human = next(figure for figure in published.figures("FER2013") if figure.model.startswith("Human"))
+    assert (human.value, human.margin) == (0.65, 0.05)
+    assert published.dataset_name("affectnet", 8) == "AffectNet-8"
+    assert published.dataset_name("synthetic", 7) is None
