@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from fer.synth import difficulty, sheet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`sheet` draws a contact sheet, `difficulty` measures classifiers on unseen identities."""
-    commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
-    sheet = commands.add_parser("sheet", help="write a contact sheet, one row a class")
-    sheet.add_argument("out", type=Path, help="PNG to write")
-    sheet.add_argument("--seed", type=int, default=0)
-    difficulty = commands.add_parser("difficulty", help="linear classifier, small network and oracle on unseen identities")
-    difficulty.add_argument("--seed", type=int, default=0)
+    """`sheet` draws faces, `difficulty` measures classifiers on unseen identities."""
+    commands = parser.add_subparsers(metavar="WHAT", required=True)
+    for name, module, text in (
+        ("sheet", sheet, "write a contact sheet as PNG: one row a class, or unlabelled with a key beside it"),
+        ("difficulty", difficulty, "a linear classifier, a small network and an oracle on unseen identities"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        module.add_arguments(command)
+        command.set_defaults(measure_or_draw=module.main)
 
 
 def main(args: argparse.Namespace) -> None:
     """Runs the chosen one."""
-    raise NotImplementedError(args)
+    args.measure_or_draw(args)

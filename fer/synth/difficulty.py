@@ -1,4 +1,4 @@
-"""How hard the data set is: `python -m fer.synth.difficulty`.
+"""How hard the data set is: `fer synth difficulty`.
 
 Three classifiers learn from train scenes and are scored on faces of unseen identities: a linear one on pixels (should
 fail), a small convolutional network (should do well, not perfectly), and a forest that is told the action units (the
@@ -37,7 +37,7 @@ class Faces:
 def collect(seed: int, config: SceneConfig, split: str, count: int, side: int, misalignment: float = 1.0) -> Faces:
     """The first `count` faces of a split, aligned by their landmarks and reduced to `side` px.
 
-    True landmarks are better than any detector's. With a `misalignment` of 1 the alignment is off by 7 % of the eye
+    True landmarks are better than a detector's. With a `misalignment` of 1 the alignment is off by 7 % of the eye
     distance each way, 5 degrees and 6 % of size (standard deviations); 0 is exact.
     """
     pixels: list[NDArray[np.uint8]] = []
@@ -170,9 +170,8 @@ def _flat(faces: Faces) -> NDArray[np.float64]:
     return faces.pixels.reshape(len(faces.pixels), -1).astype(np.float64)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m fer.synth.difficulty", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to measure."""
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train", type=int, default=6000, help="faces to learn from")
     parser.add_argument("--test", type=int, default=2000, help="faces of unseen identities")
@@ -182,14 +181,13 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=7, help="7, or 8 with contempt")
     parser.add_argument("--strength", type=float, default=SceneConfig.strength, help="how strong the action units are")
     parser.add_argument("--no-network", action="store_true", help="leave out the network, which takes minutes")
-    options = parser.parse_args()
+
+
+def main(options: argparse.Namespace) -> None:
+    """Measures, and prints the figures as JSON."""
     config = SceneConfig(num_classes=options.classes, strength=options.strength)
     print(json.dumps(measure(
         config, options.seed, options.train, options.test, side=options.side, epochs=options.epochs,
         misalignment=options.misalignment, network=not options.no_network,
     ), indent=2))  # fmt: skip
     print("SYNTHETIC - says nothing about accuracy on people")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Contact sheets: `python -m fer.synth.sheet OUT.png`, one row a class, or `--unlabelled --key KEY.csv` for a blind
+"""Contact sheets: `fer synth sheet OUT.png`, one row a class, or `--unlabelled --key KEY.csv` for a blind
 test."""
 
 import argparse
@@ -22,9 +22,8 @@ def _write_key(path: Path, faces: list[Face]) -> None:
             table.writerow([number, EXPRESSIONS[face.clean_label], face.subject, "+".join(face.occluders), *face.aus])
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m fer.synth.sheet", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to draw."""
     parser.add_argument("out", type=Path, help="PNG to write")
     parser.add_argument("--unlabelled", action="store_true", help="faces as they come, without names")
     parser.add_argument("--key", type=Path, help="CSV with the true expression of every cell, row by row")
@@ -34,17 +33,16 @@ def main() -> None:
     parser.add_argument("--cell", type=int, default=128, help="px of a face")
     parser.add_argument("--classes", type=int, default=7, help="7, or 8 with contempt")
     parser.add_argument("--strength", type=float, default=SceneConfig.strength, help="how strong the action units are")
-    options = parser.parse_args()
+
+
+def main(options: argparse.Namespace) -> None:
+    """Writes the sheet, and the key where one is asked for."""
     config = replace(SceneConfig(), num_classes=options.classes, strength=options.strength)
     sheet, faces = sheet_and_faces(
         options.seed, config, options.rows, options.columns, not options.unlabelled, options.cell
     )
     bgr = cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)
     if not cv2.imwrite(str(options.out), bgr, (cv2.IMWRITE_PNG_COMPRESSION, 9)):
-        raise SystemExit(f"could not write {options.out}")
+        raise OSError(f"could not write {options.out}")
     if options.key:
         _write_key(options.key, faces)
-
-
-if __name__ == "__main__":
-    main()
