@@ -25,6 +25,9 @@ class ClusterConfig(Config):
         description="shared memory of the local cluster in MiB; only short results lie there",
     )
     dashboard: bool = Field(default=False, description="start Ray's dashboard with the local cluster")
+    crop_workers: int | None = Field(
+        default=None, ge=0, le=4096, description="crop tasks at once; null: all CPUs of the cluster; 0: one process, no Ray"
+    )
 
 
 class SearchRange(Config):

@@ -29,9 +29,3 @@ class CropConfig(Config):
         default=0.1, ge=0, le=1, description="share of the box added on each side where a face has no landmarks"
     )
     jpeg_quality: int = Field(default=95, ge=1, le=100, description="of aligned crops, with 4:4:4 chroma")
-    workers: int | None = Field(
-        default=None,
-        ge=0,
-        le=4096,
-        description="tasks at once on the cluster; null: all its CPUs; 0: in this process, no Ray",
-    )

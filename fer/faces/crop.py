@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -100,9 +99,7 @@ def crop_sample(sample: RawSample, config: CropConfig) -> list[FaceCrop | Reject
     try:
         image = decode_image(sample.image) if isinstance(sample.image, bytes) else sample.image
     except ImageError as error:
-        # Pillow names the buffer by its address, which is another in each process.
-        detail = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "these bytes", str(error))
-        return [Reject(sample_id=sample.key, reason=error.reason, detail=detail, origin=sample.origin)]
+        return [Reject(sample_id=sample.key, reason=error.reason, detail=str(error), origin=sample.origin)]
     image = _without_equal_channels(image)
     if sample.is_crop:
         assert len(sample.faces) == 1

@@ -55,7 +55,7 @@ def crop_dataset(
     blocks = source.blocks(raw)
     with publish_directory(final) as out:
         task = partial(crop_block, source, config, str(raw), str(out))
-        results = _run(task, blocks, config, cluster, name)
+        results = _run(task, blocks, cluster, name)
         rejects = sorted((r for result in results for r in result.rejects), key=lambda r: (r.sample_id, r.reason))
         _write_rejects(out / "rejects.parquet", rejects)
         reasons = dict(sorted(Counter(reject.reason for reject in rejects).items()))
@@ -93,14 +93,14 @@ def crop_dataset(
 
 
 def _run(
-    task: Callable[[Block], BlockResult], blocks: list[Block], config: CropConfig, cluster: ClusterConfig, name: str
+    task: Callable[[Block], BlockResult], blocks: list[Block], cluster: ClusterConfig, name: str
 ) -> list[BlockResult]:
     from fer.cluster.map import map_blocks
 
     results = []
     with progress(sum(block.stop - block.start for block in blocks), f"crop {name}", "picture") as bar:
         for block, result in zip(
-            blocks, map_blocks(task, blocks, workers=config.workers, cluster=cluster), strict=True
+            blocks, map_blocks(task, blocks, workers=cluster.crop_workers, cluster=cluster), strict=True
         ):
             results.append(result)
             bar.update(block.stop - block.start)

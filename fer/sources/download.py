@@ -17,7 +17,7 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path)
     """Brings one dataset into `root`/data/raw/<name>, complete or not at all.
 
     Nothing is done where the folder holds all that is asked for. A broken transfer leaves its part in .work/download,
-    and the same command goes on from there.
+    and the same command goes on from there; so does a whole file that was refused for its counts.
 
     Args:
         name: key under `datasets`; names the folder.
@@ -37,7 +37,8 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path)
     if is_complete(final, source):
         log.info("%s: already complete", final.relative_to(root))
         return final
-    cache = root / ".work" / "download" / f"{name}-{stable_hash(str(sorted(source.request.items()))):016x}"
+    origin = config.path if isinstance(config, Fer2013Config) else None
+    cache = root / ".work" / "download" / f"{name}-{stable_hash(origin or ''):016x}"
     cache.mkdir(parents=True, exist_ok=True)
     with publish_directory(final) as out:
         body = source.download(out, cache)

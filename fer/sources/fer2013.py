@@ -63,11 +63,17 @@ class Fer2013Source:
                 "params.yaml (datasets.<name>.path) to the csv or to its URL"
             )
         name = _file_name(path)
-        download(path, cache / name, sha256_hex=self.config.sha256)
-        form = form_of(cache / name)
-        counts, bad, index, rows = self._scan(cache / name, form)
+        file = cache / name
+        if self.config.sha256 or not (_is_url(path) and file.exists()):
+            download(path, file, sha256_hex=self.config.sha256)
+        try:
+            form = form_of(file)
+            counts, bad, index, rows = self._scan(file, form)
+        except FileError:
+            file.unlink()  # another attempt must fetch it anew
+            raise
         _check_counts(name, counts, sum(bad.values()), self.config.subset)
-        (cache / name).replace(out / name)
+        file.replace(out / name)
         return {
             "file": name,
             "form": form,

@@ -24,12 +24,12 @@ datasets:
            broken_fraction: 0.1, no_face_probability: 0.1}}
   missing: {{source: fer2013}}
 models: {{nano: {{recipe: ddamfn/nano}}}}
-crop: {{size: 48, workers: {workers}}}
+crop: {{size: 48}}
 shard: {{folds: 3}}
 train: {{}}
 evaluate: {{}}
 report: {{}}
-cluster: {{cpus: 2, object_store_mb: 100}}
+cluster: {{cpus: 2, object_store_mb: 100, crop_workers: {workers}}}
 tracking: {{}}
 tune: {{}}
 """

@@ -256,3 +256,12 @@ def test_rows_of_the_real_set_come_out_as_they_are_stored(tmp_path: Path, test_d
         assert isinstance(sample, RawSample)
         stored = cv2.imdecode(np.frombuffer(table["image"][row].as_py(), np.uint8), cv2.IMREAD_GRAYSCALE)
         assert (sample.image == stored).all()
+
+
+def test_a_fetched_file_refused_for_its_counts_is_not_fetched_again(tmp_path: Path) -> None:
+    path = csv_file(tmp_path / "a.csv")
+    with pytest.raises(FileError, match="subset: true"):
+        fetch(tmp_path, path.as_uri(), subset=False)
+    path.unlink()
+    assert_rows(fetch(tmp_path, path.as_uri()), 9)
+    assert not (tmp_path / ".work" / "download").exists()

@@ -1,0 +1,319 @@
+"""The train stage: decides what a training is, where it runs, and what is left of it.
+
+    .work/<fingerprint>/          what a killed training goes on from; removed when it is published
+        state-*.pt, progress.json     written by rank 0 (fer.training)
+        lock                          held by the driver
+    trained/<dataset>/<model>/    appears complete, by rename
+
+The fingerprint is taken over data, recipe, seed and code: another training never goes on from this one's state. The
+driver follows it by `progress.json`, so all nodes must see the driver's work folder; it alone talks to MLflow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import fer
+from fer.cluster.follow import Follower, log_record
+from fer.cluster.session import connect, require
+from fer.console import log
+from fer.files import sha256
+from fer.params import Params
+from fer.processes import lock
+from fer.shards.read import ShardSet
+from fer.tracking import Run, lineage, open_run, versions
+from fer.training.loop import DivergedError, TrainJob, build_model, train
+from fer.training.progress import FILE_NAME as PROGRESS
+from fer.training.publish import publish
+from fer.training.recipe import Recipe, TrainStageConfig
+from fer.training.state import TrainState
+
+_CODE = (
+    "augment.py",
+    "models",
+    "training",
+    "shards/dataset.py",
+    "shards/order.py",
+    "shards/pixels.py",
+    "shards/read.py",
+)
+_POLL_SECONDS = 0.25
+_COLLECTIVE_TIMEOUT_SECONDS = 300
+_NODE_TIMEOUT_SECONDS = 60
+
+
+def run_training(params: Params, dataset: str, model_key: str) -> Path:
+    """Trains `models.<model_key>` on a dataset, or goes on with it, and publishes `trained/<dataset>/<model_key>/`.
+
+    Returns:
+        The published folder: model.safetensors, history.csv, val.json, train.json.
+
+    Raises:
+        ValueError: a mistake in params, shards that cannot be used, resources that do not exist, another process at the
+            same training, checkpoints of which none is whole, or a training that diverged.
+    """
+    recipe = params.recipe(model_key)
+    params.dataset(dataset)
+    folder = (params.root / "data" / "shards" / dataset).resolve()
+    shards = ShardSet.open(folder)
+    code = code_digest()
+    whole = fingerprint(shards.digest, recipe, params.seed, code)
+    job = TrainJob(
+        shards=str(folder),
+        work_dir=str((params.root / ".work" / whole[:16]).resolve()),
+        recipe=recipe,
+        labels=tuple(shards.labels),
+        seed=params.seed,
+        threads=params.train.threads,
+        checkpoint_every_steps=params.train.checkpoint_every_steps,
+        fingerprint=whole,
+    )
+    model, work, title = build_model(job), Path(job.work_dir), f"train {model_key} on {dataset}"
+    settings = {"recipe": recipe.model_dump(mode="json"), "seed": params.seed, "train": params.train.model_dump()}
+    facts = {
+        "dataset": dataset,
+        "model": recipe.model,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "labels": list(shards.labels),
+        "label_space": shards.label_space,
+        "fingerprint": whole,
+        "data_digest": shards.digest,
+        "code_digest": code,
+    }
+    tags = {key: facts[key] for key in ("dataset", "model", "parameters", "data_digest", "code_digest")}
+    with (
+        lock(work / "lock"),
+        open_run(
+            params.tracking,
+            params.root,
+            experiment=dataset,
+            run_name=model_key,
+            key=whole,
+            params=settings,
+            tags=tags,
+        ) as run,
+    ):
+        _announce(title, job, params.train)
+        _run(params, job, Follower(title, work, recipe.epochs, run))
+        state = TrainState.load(work)
+        assert state is not None, "a training that ended well left its last state"
+        assert state.epoch == recipe.epochs, "the last state is that of the last epoch"
+        for record in state.records():  # what a driver that was killed could not log any more; points are logged once
+            log_record(run, record)
+        published = params.root / "trained" / dataset / model_key
+        publish(published, model, job, state, {**facts, **settings, **_circumstances(params, state, run)})
+        for name in ("history.csv", "train.json"):
+            run.log_artifact(published / name, "training")
+        shutil.rmtree(work)
+    best = state.history[state.best_epoch - 1]
+    log.info(
+        f"{title}: best epoch {state.best_epoch} of {recipe.epochs}, validation accuracy {best['val_accuracy']:.4f}, "
+        f"balanced {best['val_balanced_accuracy']:.4f} -> {published.relative_to(params.root)}"
+    )
+    return published
+
+
+# ------------------------------------------------------------------------------------------------ what a training is
+
+
+def fingerprint(data_digest: str, recipe: Recipe, seed: int, code: str) -> str:
+    """Hex SHA-256 of all that a training's result depends on but for its machine: ranks, threads, processor."""
+    parts = {"data": data_digest, "recipe": recipe.model_dump(mode="json"), "seed": seed, "code": code}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def code_digest() -> str:
+    """Hex SHA-256 of the code that computes a training: models, loop, augmentation, order, reader."""
+    package = Path(fer.__file__).parent
+    digest = hashlib.sha256()
+    for entry in _CODE:
+        path = package / entry
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(f"{file.relative_to(package).as_posix()} {sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------ where it runs
+
+
+def _run(params: Params, job: TrainJob, follower: Follower) -> None:
+    (Path(job.work_dir) / PROGRESS).unlink(missing_ok=True)
+    with follower:
+        if params.train.workers:
+            _train_on_ray(params, job, follower)
+        else:
+            train(job, device=_own_device(params.train.gpu), on_epoch=follower.on_epoch, on_step=follower.on_step)
+
+
+def _own_device(gpu: bool) -> str:
+    import torch
+
+    if gpu and not torch.cuda.is_available():
+        raise ValueError("train.gpu is true, and torch finds no GPU here: set it to false, or name a cluster with GPUs")
+    return "cuda:0" if gpu else "cpu"
+
+
+def _train_on_ray(params: Params, job: TrainJob, follower: Follower) -> None:
+    """The loop on `train.workers` Ray workers; a lost one is replaced and all go on from the last checkpoint."""
+    stage = params.train
+    resources = {"CPU": float(stage.threads), **({"GPU": 1.0} if stage.gpu else {})}
+    with connect(params.cluster) as cluster:
+        require(workers=stage.workers, cpus=stage.threads, gpus=int(stage.gpu))
+        _require_shared_folders(job, cluster.address)
+        import ray.train
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        storage = Path(job.work_dir) / "ray"
+        shutil.rmtree(storage, ignore_errors=True)
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={"job": job},
+            torch_config=TorchConfig(backend="nccl" if stage.gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_SECONDS),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=stage.workers, use_gpu=stage.gpu, resources_per_worker=resources
+            ),
+            run_config=ray.train.RunConfig(
+                # Under a name that it knows, Ray would return the old result and train nothing.
+                name=f"{job.fingerprint[:12]}-{time.time_ns()}",
+                storage_path=str(storage),
+                failure_config=ray.train.FailureConfig(max_failures=stage.max_failures, controller_failure_limit=2),
+            ),
+        )
+        diverged = _fit(trainer, follower)
+    if diverged:
+        raise DivergedError(diverged)
+
+
+def _work(config: dict[str, Any]) -> str | None:
+    """One Ray worker. Returns what went wrong where trying again would only find the same numbers."""
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    try:
+        train(
+            config["job"],
+            rank=context.get_world_rank(),
+            world_size=context.get_world_size(),
+            device=str(ray.train.torch.get_device()),
+            on_epoch=lambda record: ray.train.report(dict(record)),
+        )
+    except DivergedError as error:
+        return str(error)
+    except ValueError as error:  # its own type may need more than a text to be made again in another process
+        raise ValueError(str(error)) from None
+    return None
+
+
+def _fit(trainer: Any, follower: Follower) -> str | None:
+    """Runs the trainer in a thread: this one hears signals at once, and `fit` installs no handlers of its own."""
+    outcome: list[Any] = []
+
+    def fit() -> None:
+        try:
+            outcome.append(trainer.fit())
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
+            outcome.append(error)
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_SECONDS)
+        follower.look()
+    (result,) = outcome
+    if isinstance(result, BaseException):
+        raise _explained(result)
+    message: str | None = result.return_value
+    return message
+
+
+def _explained(error: BaseException) -> BaseException:
+    """A worker's own ValueError in place of Ray's wrapping; other failures of workers in few words."""
+    failures = dict(getattr(error, "worker_failures", {}))
+    causes = [
+        getattr(one, "_base_exc", one) for one in failures.values()
+    ]  # Ray holds it so, with the traceback as text
+    for cause in causes:
+        if isinstance(cause, ValueError):
+            return ValueError(str(cause))
+    if not failures:
+        return error
+    lines = [f"worker {rank}: {str(one).strip().splitlines()[-1]}" for rank, one in failures.items()]
+    return RuntimeError(
+        "\n".join(["the training lost more workers than train.max_failures allows; the same command goes on", *lines])
+    )
+
+
+def _require_shared_folders(job: TrainJob, address: str | None) -> None:
+    """Asks each other node whether it sees what the driver sees; ValueError names the node and the remedy."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    by_client = address is not None and address.startswith("ray://")
+    here = None if by_client else ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    wanted = [str(Path(job.shards) / "manifest.json"), str(Path(job.work_dir) / "lock")]
+    look = ray.remote(num_cpus=0)(missing_paths)
+    answers = [
+        (
+            node,
+            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(wanted),
+        )
+        for node in others
+    ]
+    for node, answer in answers:
+        name = f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        try:
+            missing = ray.get(answer, timeout=_NODE_TIMEOUT_SECONDS)
+        except ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ValueError(
+                f"{name} cannot run this project's code ({reason}): install the same `fer` there"
+            ) from None
+        if missing:
+            raise ValueError(
+                f"{name} does not see {' and '.join(missing)}: put the project on storage that all nodes mount under "
+                "the same path, or use `fer submit` with --project-dir"
+            )
+
+
+def missing_paths(paths: list[str]) -> list[str]:
+    """Those that this machine does not see."""
+    return [path for path in paths if not Path(path).exists()]
+
+
+def _announce(title: str, job: TrainJob, stage: TrainStageConfig) -> None:
+    """Says what will be done; a damaged checkpoint is told here, before any worker starts."""
+    where = f"{stage.workers} Ray workers" if stage.workers else "this process"
+    log.info(f"{title}: {job.recipe.epochs} epochs in {where}, {stage.threads} thread(s) each")
+    if state := TrainState.load(Path(job.work_dir)):
+        if stage.workers:  # in this process the loop itself warns
+            state.check(job.fingerprint, stage.workers, stage.threads, warn=log.warning)
+        log.info(f"{title}: going on after {state.epoch} epochs and {state.step} updates")
+
+
+# ------------------------------------------------------------------------------------------------ what is left of it
+
+
+def _circumstances(params: Params, state: TrainState, run: Run) -> dict[str, Any]:
+    """How and with what it was trained; differs between two runs of the same training."""
+    made_by = lineage(params.root)
+    rates = [timing["images_per_second"] for timing in state.timings]
+    return {
+        "best_epoch": state.best_epoch,
+        "seconds": round(sum(timing["seconds"] for timing in state.timings), 2),
+        "images_per_second": round(sum(rates) / len(rates), 1),
+        "resumes": state.resumes,
+        "versions": versions(),
+        "platform": platform.platform(),
+        "git_commit": made_by.get("git.commit"),
+        "git_dirty": made_by.get("git.dirty"),
+        "mlflow_run_id": run.run_id,
+    }

@@ -1,0 +1,1 @@
+"""Training recipes as package data; see `fer.training.recipe`."""

@@ -1,0 +1,62 @@
+"""The batches of one rank: a thin seam between the loop and the Parquet reader."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fer.augment import Augmenter
+from fer.models import FerModel
+from fer.shards.read import EvalBatches, ModelInput, ShardSet, ShardSplit, TrainBatches
+from fer.training.peers import Peers
+from fer.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Data:
+    """What one rank trains on and validates; `split` is the training split, to name its samples."""
+
+    train: TrainBatches
+    validation: EvalBatches
+    split: ShardSplit
+
+    def close(self) -> None:
+        """Ends the reader's threads."""
+        self.train.close()
+        self.validation.close()
+
+
+def open_data(folder: str, recipe: Recipe, model: FerModel, *, seed: int, peers: Peers, threads: int) -> Data:
+    """The rank's share of the train and validation splits; the test split stays shut.
+
+    Raises ValueError where the batch cannot be dealt to the ranks evenly, or the shards cannot be used.
+    """
+    if recipe.batch_size % peers.world_size:
+        raise ValueError(
+            f"batch_size = {recipe.batch_size} cannot be dealt evenly to {peers.world_size} workers: "
+            "change the recipe's batch_size or train.workers"
+        )
+    # The digests were verified before the workers started; reading each part once more on each rank would cost seconds.
+    shards = ShardSet.open(Path(folder), verify=False)
+    split = shards.split("train")
+    model_input = ModelInput.of(model)
+    train = TrainBatches(
+        split,
+        model_input=model_input,
+        augment=Augmenter(recipe.augment, model.input_size) if recipe.augment else None,
+        batch_size=recipe.batch_size,
+        seed=seed,
+        rank=peers.rank,
+        world_size=peers.world_size,
+        threads=threads,
+        sampler=recipe.sampler,
+    )
+    validation = EvalBatches(
+        shards.split("validation"),
+        model_input=model_input,
+        batch_size=recipe.eval_batch_size,
+        rank=peers.rank,
+        world_size=peers.world_size,
+        threads=threads,
+    )
+    return Data(train, validation, split)

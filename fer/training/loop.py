@@ -1,0 +1,264 @@
+"""The training loop: what every model is trained by, in one process or in many.
+
+A training is a function of (data, recipe, seed): order, augmentation, dropout and learning rate are computed from the
+seed and the step, and all else is in `TrainState`. So resuming is the normal path: `train` always starts by asking the
+work folder for a state, and a training that was killed at any moment ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fer.console import log
+from fer.models import FerModel, create_model
+from fer.processes import stable_hash
+from fer.shards.read import Batch, EvalBatches, normalise
+from fer.training.data import Data, open_data
+from fer.training.ema import Ema
+from fer.training.metrics import classification_metrics
+from fer.training.optimizer import build_optimizer, set_learning_rate
+from fer.training.peers import Peers
+from fer.training.progress import Progress, ProgressFile
+from fer.training.recipe import Recipe
+from fer.training.schedule import learning_rate
+from fer.training.state import Record, StateError, TrainState
+
+
+class DivergedError(ValueError):
+    """A loss or a gradient is no number; nothing was updated by it. The message names the samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """One training, as every rank is told of it; picklable.
+
+    Attributes:
+        shards: folder of the sharded dataset, absolute.
+        work_dir: folder of checkpoints and progress, the same one for all ranks, absolute.
+        labels: of the dataset, in the order of the class indices.
+        threads: CPU threads of each rank.
+        fingerprint: of data, recipe, seed and code.
+    """
+
+    shards: str
+    work_dir: str
+    recipe: Recipe
+    labels: tuple[str, ...]
+    seed: int
+    threads: int
+    checkpoint_every_steps: int
+    fingerprint: str
+
+
+def train(
+    job: TrainJob,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    device: str = "cpu",
+    on_epoch: Callable[[Record], object] = lambda record: None,
+    on_step: Callable[[Progress], object] = lambda progress: None,
+) -> TrainState:
+    """Trains to the end of the recipe, going on from the newest state in the work folder.
+
+    The batch of an update is the recipe's `batch_size` over all ranks, whatever their number; loss and gradient are its
+    mean. After each epoch is saved, `on_epoch` gets its row of history with `seconds` and `images_per_second`; after
+    each update `on_step` hears how far it is. Both are called on every rank.
+
+    Raises:
+        DivergedError: on all ranks, before the update, where one rank's loss or the gradient is NaN or infinite.
+        StateError: checkpoints are there, and none is whole.
+        ValueError: the batch cannot be dealt to the ranks evenly, or the data cannot be read.
+    """
+    recipe, peers, folder = job.recipe, Peers(rank, world_size), Path(job.work_dir)
+    _make_reproducible(job.threads, device)
+    model = build_model(job).to(device)
+    optimizer = build_optimizer(recipe, model)
+    ema = Ema(model, recipe.ema_decay) if recipe.ema_decay else None
+    state = _resume(job, peers, model, optimizer, ema)
+    parallel = _data_parallel(model, device) if world_size > 1 else model
+    with closing(open_data(job.shards, recipe, model, seed=job.seed, peers=peers, threads=job.threads)) as data:
+        steps = data.train.steps_per_epoch
+        progress = ProgressFile(folder, peers, epochs=recipe.epochs, steps=steps)
+        for epoch in range(state.epoch, recipe.epochs):
+            started, first_step = time.monotonic(), state.step
+            parallel.train()
+            for batch in data.train.epoch(epoch, start_step=first_step):
+                rate = learning_rate(recipe, state.global_step, steps)
+                set_learning_rate(optimizer, rate)
+                torch.manual_seed(stable_hash(job.seed, "step", state.global_step, rank))  # for dropout
+                images, targets = prepare(batch.images, model, recipe, device), batch.targets.to(device)
+                with _autocast(recipe, device):
+                    output = parallel(images)
+                    loss = model.loss(output, soften(targets, model.num_classes, recipe.label_smoothing))
+                totals = _agree_on_totals(loss, output.logits, targets, batch, data, peers)
+                loss.backward()  # type: ignore[no-untyped-call]
+                _clip_gradient(model, recipe, batch, data, peers)
+                optimizer.step()
+                optimizer.zero_grad()
+                if ema:
+                    ema.update(model)
+                state.end_step(totals)
+                if state.global_step % job.checkpoint_every_steps == 0 and state.step < steps:
+                    _save(state, folder, peers, model, optimizer, ema)
+                on_step(progress.tell(state, images=recipe.batch_size))
+
+            trained = time.monotonic() - started
+            chosen = ema.model if ema else model
+            row = {"epoch": epoch + 1, "learning_rate": rate, **state.train_metrics()}
+            row |= validate(chosen, data.validation, recipe, peers, device)
+            state.end_epoch(row, recipe.selection_metric, chosen)
+            images_per_second = (steps - first_step) * recipe.batch_size / trained
+            state.timings.append({"seconds": time.monotonic() - started, "images_per_second": images_per_second})
+            _save(state, folder, peers, model, optimizer, ema)
+            progress.tell(state, write=True)
+            on_epoch(state.records()[-1])
+    return state
+
+
+def build_model(job: TrainJob) -> FerModel:
+    """The recipe's model with its first weights, the same on every rank: a function of the seed."""
+    torch.manual_seed(stable_hash(job.seed, "weights"))
+    return create_model(job.recipe.model, len(job.labels), **job.recipe.options)
+
+
+def _data_parallel(model: FerModel, device: str) -> DistributedDataParallel:
+    """The model with its gradients averaged over the ranks.
+
+    After its first backward pass DDP sorts its buckets anew, and from three ranks on another layout rounds the sums
+    differently: the first step after a resume would not be that of an undisturbed training. Where it looks for unused
+    parameters it keeps its first layout; so it does on the CPU, where the same bits are promised.
+    """
+    return DistributedDataParallel(model, find_unused_parameters=torch.device(device).type == "cpu")
+
+
+def prepare(images: Tensor, model: FerModel, recipe: Recipe, device: str) -> Tensor:
+    """uint8 (B, H, W, 3) -> what the model takes, float32 (B, 3, H, W), on the device."""
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    return normalise(images.to(device), model.mean, model.std, memory_format=layout)
+
+
+def soften(targets: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """Label smoothing: class indices (B,) -> probabilities (B, num_classes); without it, the indices themselves."""
+    if smoothing == 0:
+        return targets
+    return F.one_hot(targets, num_classes).float() * (1 - smoothing) + smoothing / num_classes
+
+
+@torch.no_grad()
+def validate(model: FerModel, batches: EvalBatches, recipe: Recipe, peers: Peers, device: str) -> Record:
+    """Metrics of the whole validation split, the same for any number of ranks.
+
+    Each rank computes its share of fixed batches; the logits are put in order of rows before anything is summed.
+    """
+    peers.broadcast_buffers(model)
+    model.eval()
+    logits, targets, rows = [torch.empty(0, model.num_classes)], [torch.empty(0).long()], [torch.empty(0).long()]
+    for batch in batches:
+        with _autocast(recipe, device):
+            logits.append(model(prepare(batch.images, model, recipe, device)).float().cpu())
+        targets.append(batch.targets)
+        rows.append(batch.rows)
+    shares = peers.gather((torch.cat(logits), torch.cat(targets), torch.cat(rows)))
+    all_logits, all_targets, all_rows = (torch.cat(parts) for parts in zip(*shares, strict=True))
+    order = all_rows.argsort()
+    return peers.broadcast(classification_metrics(all_logits[order], all_targets[order]))
+
+
+def _agree_on_totals(
+    loss: Tensor, logits: Tensor, targets: Tensor, batch: Batch, data: Data, peers: Peers
+) -> list[float]:
+    """Sum of losses, correct answers and images of the global batch; all ranks stop here if one has no finite loss.
+
+    One small message an update serves both, and every rank knows the sums exactly, so that any may be saved.
+    """
+    loss, correct = loss.detach().double(), (logits.detach().argmax(1) == targets).sum()
+    size = len(targets)
+    values = torch.stack([loss * size, correct, loss.new_tensor(size), (~loss.isfinite()).double()])
+    *totals, not_finite = peers.sum(values).tolist()
+    if not_finite:
+        culprits = batch.rows[~logits.detach().isfinite().all(1).cpu()]
+        if not len(culprits) and not loss.isfinite():
+            culprits = batch.rows
+        raise _diverged("loss", culprits, data, peers)
+    return totals
+
+
+def _clip_gradient(model: nn.Module, recipe: Recipe, batch: Batch, data: Data, peers: Peers) -> None:
+    """Limits the gradient's norm. It is that of the global batch, so all ranks see the same and stop together."""
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if not norm.isfinite():
+        raise _diverged("gradient", batch.rows, data, peers)
+    if recipe.gradient_clip is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, recipe.gradient_clip, norm)
+
+
+def _diverged(what: str, rows: Tensor, data: Data, peers: Peers) -> DivergedError:
+    names = data.split.sample_ids()
+    found = [names[row] for share in peers.gather(rows.tolist()) for row in share]
+    listing = ", ".join(found[:16]) + (f" and {len(found) - 16} more" if len(found) > 16 else "")
+    return DivergedError(
+        f"the {what} is NaN or infinite, nothing was updated; samples: {listing}. "
+        "Lower the recipe's learning_rate, or set gradient_clip or a longer schedule.warmup_epochs"
+    )
+
+
+def _autocast(recipe: Recipe, device: str) -> torch.autocast:
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.precision == "bf16")
+
+
+def _make_reproducible(threads: int, device: str) -> None:
+    torch.set_num_threads(threads)
+    if torch.device(device).type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # none is read
+    else:
+        torch.cuda.set_device(torch.device(device))
+
+
+def _resume(
+    job: TrainJob, peers: Peers, model: FerModel, optimizer: torch.optim.Optimizer, ema: Ema[FerModel] | None
+) -> TrainState:
+    """The newest state, loaded into its owners on every rank; a fresh one where none was saved."""
+    found: TrainState | StateError | None = None
+    if peers.leads:
+        try:
+            found = TrainState.load(Path(job.work_dir))
+        except StateError as error:  # the others wait for an answer
+            found = error
+    found = peers.broadcast(found)
+    if isinstance(found, StateError):
+        raise found
+    if found is None:
+        return TrainState(fingerprint=job.fingerprint, seed=job.seed, world_size=peers.world_size, threads=job.threads)
+    found.check(job.fingerprint, peers.world_size, job.threads, warn=log.warning if peers.leads else None)
+    model.load_state_dict(found.model)
+    optimizer.load_state_dict(found.optimizer)
+    if ema and found.ema:
+        ema.load_state_dict(found.ema)
+    found.resumes += 1
+    return found
+
+
+def _save(
+    state: TrainState,
+    folder: Path,
+    peers: Peers,
+    model: FerModel,
+    optimizer: torch.optim.Optimizer,
+    ema: Ema[FerModel] | None,
+) -> None:
+    if peers.leads:
+        state.model, state.optimizer = model.state_dict(), optimizer.state_dict()
+        state.ema = ema.state_dict() if ema else None
+        state.save(folder)

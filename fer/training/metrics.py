@@ -1,0 +1,25 @@
+"""Metrics of one epoch's validation, in float64 from all logits, so that they do not depend on who computed which."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
+    """Mean cross-entropy, accuracy, and balanced accuracy: the mean recall over the classes that occur.
+
+    Args:
+        logits: (N, C).
+        targets: class indices, int64 (N,).
+    """
+    logits = logits.double()
+    correct = (logits.argmax(1) == targets).double()
+    counts = torch.bincount(targets, minlength=logits.shape[1])
+    recalled = torch.bincount(targets, weights=correct, minlength=logits.shape[1])
+    return {
+        "val_loss": F.cross_entropy(logits, targets).item(),
+        "val_accuracy": correct.mean().item(),
+        "val_balanced_accuracy": (recalled[counts > 0] / counts[counts > 0]).mean().item(),
+    }

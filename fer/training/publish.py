@@ -1,0 +1,58 @@
+"""What is left of a finished training: `trained/<dataset>/<model>/`, which appears complete or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fer.files import publish_directory, write_atomic, write_json
+from fer.models import FerModel
+from fer.training.loop import TrainJob
+from fer.training.state import TrainState
+from fer.weights.store import save_model
+
+HISTORY = (
+    "epoch",
+    "learning_rate",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "val_balanced_accuracy",
+)
+"""Columns of history.csv."""
+
+
+def publish(final: Path, model: FerModel, job: TrainJob, state: TrainState, facts: Mapping[str, Any]) -> None:
+    """Writes the four files of a finished training as one folder, in place of what stood there.
+
+    model.safetensors: the weights of the best epoch; history.csv: one row an epoch; val.json: the best epoch's
+    metrics. These three are the same bytes however often the training was interrupted. train.json: `facts`, among them
+    times.
+
+    Args:
+        model: the recipe's model, for its description; its weights do not matter.
+        facts: `dataset` and `label_space`, and whatever else is worth keeping.
+    """
+    with publish_directory(final) as folder:
+        save_model(
+            model,
+            folder / "model.safetensors",
+            job.labels,
+            facts["label_space"],
+            {"dataset": facts["dataset"], "fingerprint": job.fingerprint, "epoch": state.best_epoch},
+            name=job.recipe.model,
+            options=job.recipe.options,
+            weights=state.best_model,
+        )
+        table = io.StringIO()
+        writer = csv.DictWriter(table, HISTORY, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(state.history)
+        write_atomic(folder / "history.csv", table.getvalue())
+        best = state.history[state.best_epoch - 1]
+        write_json(folder / "val.json", {"best_epoch": state.best_epoch, **{key: best[key] for key in HISTORY[4:]}})
+        write_json(folder / "train.json", facts)

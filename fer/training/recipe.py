@@ -1,0 +1,128 @@
+"""What a training does, as data: the recipe of a model, and the knobs of the train stage.
+
+Recipes are package data, `fer/recipes/<file>.yaml`, one section each; `ddamfn/nano` names the section `nano` of
+`ddamfn.yaml`. `params.yaml` names one for every model and may override any of its keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fer.augment import AugmentSpec
+from fer.config import Config, ConfigError, nearest, parse, read_yaml
+from fer.files import sha256
+
+
+class Schedule(Config):
+    """How the learning rate goes on from `Recipe.learning_rate`; see `fer.training.schedule`."""
+
+    kind: Literal["constant", "cosine", "step", "exponential"] = "cosine"
+    warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear rise from 0; fractions are allowed")
+    gamma: float = Field(0.1, gt=0, le=1, description="step, exponential: factor of each decay")
+    step_epochs: int = Field(10, ge=1, description="step: epochs between two decays")
+    final_fraction: float = Field(0.0, ge=0, le=1, description="cosine: rate at the end, as a fraction of the first")
+
+
+class Recipe(Config):
+    """A whole training but for its data, seed and machine."""
+
+    model: str = Field(description="name in the registry, `fer.models.list_models()`")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the model")
+    epochs: int = Field(ge=1, le=10_000)
+    batch_size: int = Field(ge=1, description="images of one update, over all workers together")
+    eval_batch_size: int = Field(256, ge=1, description="images of one forward pass of the validation")
+    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(gt=0, le=10)
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    weight_decay_on: Literal["all", "kernels"] = Field(
+        "all", description="kernels: spares biases, norms and PReLU slopes, whatever has one dimension"
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="adam and adamw only")
+    schedule: Schedule = Schedule()
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    gradient_clip: float | None = Field(None, gt=0, description="largest norm of the whole gradient; null: no limit")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="decay of a moving average of the weights, which is then validated and kept"
+    )
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = True
+    augment: list[AugmentSpec] = Field(default_factory=list)
+    selection_metric: Literal["val_accuracy", "val_balanced_accuracy", "val_loss"] = "val_accuracy"
+
+    @model_validator(mode="after")
+    def _plausible(self) -> Self:
+        if self.schedule.warmup_epochs >= self.epochs:
+            raise ValueError(f"schedule.warmup_epochs must be smaller than epochs = {self.epochs}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError("betas must lie in [0, 1)")
+        return self
+
+
+class TrainStageConfig(Config):
+    """Section `train` of params.yaml: where and how a training runs; `Recipe` says what it does."""
+
+    workers: int = Field(2, ge=0, description="data-parallel Ray workers; 0 trains in this process, without Ray")
+    threads: int = Field(1, ge=1, description="CPU threads of one worker; other counts give other bits")
+    gpu: bool = Field(False, description="one GPU a worker")
+    checkpoint_every_steps: int = Field(200, ge=1, description="updates between checkpoints; each epoch ends with one")
+    max_failures: int = Field(2, ge=0, description="lost workers after which the training gives up")
+
+
+def list_recipes() -> list[str]:
+    """The recipes that come with the package, as `file/section`, sorted."""
+    files = [entry for entry in resources.files("fer.recipes").iterdir() if entry.name.endswith(".yaml")]
+    return sorted(f"{entry.name.removesuffix('.yaml')}/{section}" for entry in files for section in read_yaml(entry))
+
+
+def load_recipe(entry: Mapping[str, Any], root: Path, where: str, prefix: str = "") -> Recipe:
+    """The complete recipe of an entry under `models` in params.yaml.
+
+    Args:
+        entry: `recipe`, the one to start from, and any of its keys with another value; `schedule` and `options` are
+            merged key by key, all others replaced whole. `recipe` is `file/section` of the package's recipes, or the
+            path of a .yaml file below `root`, which holds an entry again (and `evidence`, which is for people). With
+            `#` and the first digits of its SHA-256 behind it, another content is refused: DVC sees the params alone.
+        root: the project's folder.
+        where: the file the entry stands in, for the error's text.
+        prefix: dotted path of the entry inside that file.
+
+    Raises:
+        ConfigError: names the file, the key and the value.
+    """
+    return parse(Recipe, _resolve(entry, root, where, prefix), where, prefix)
+
+
+def _resolve(entry: Mapping[str, Any], root: Path, where: str, prefix: str) -> dict[str, Any]:
+    """The keys of an entry laid over those of the recipe it names; each file's own mistakes are told in its name."""
+    if "recipe" not in entry:
+        return dict(entry)
+    name, place = entry["recipe"], f"{where}: {prefix + '.' if prefix else ''}recipe"
+    if not isinstance(name, str):
+        raise ConfigError(f"{place} = {name!r}: expected file/section of a recipe, or the path of a .yaml file")
+    name, _, pinned = name.partition("#")
+    if name.endswith(".yaml"):
+        content = read_yaml(root / name)
+        if pinned and not (found := sha256(root / name)).startswith(pinned):
+            raise ConfigError(f"{place} = '{name}#{pinned}': the file has changed; to use it, write {name}#{found[:8]}")
+        content.pop("evidence", None)
+        base, file, section = _resolve(content, root, name, ""), name, ""
+    else:
+        known = list_recipes()
+        if name not in known:
+            raise ConfigError(f"{place} = {name!r}: no such recipe{nearest(name, known)}; known: {', '.join(known)}")
+        stem, _, section = name.partition("/")
+        file = f"fer/recipes/{stem}.yaml"
+        base = dict(read_yaml(resources.files("fer.recipes").joinpath(f"{stem}.yaml"))[section])
+    parse(Recipe, base, file, section)
+    for key, value in entry.items():
+        merged = key in ("schedule", "options") and isinstance(value, Mapping)
+        base[key] = {**base.get(key, {}), **value} if merged else value
+    del base["recipe"]
+    return base

@@ -1,0 +1,162 @@
+"""Everything a training needs to go on, in one object, and the files it is kept in.
+
+A file `state-<global step>.pt` is what `torch.save` writes, followed by a footer of 4 + 32 bytes: a mark, and the
+SHA-256 of all before it. Files appear by rename and the last two are kept, so that whatever happens to the newest, one
+whole state is there to go on from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fer.console import log
+from fer.files import open_atomic, remove_leftovers
+
+SCHEMA = 1
+KEPT = 2
+Record = dict[str, float]
+_MARK = b"FER1"
+_FOOTER = len(_MARK) + hashlib.sha256().digest_size
+
+
+class StateError(ValueError):
+    """A checkpoint that cannot be used; the message names it and the remedy."""
+
+
+@dataclass
+class TrainState:
+    """A training between two updates.
+
+    Data order, augmentation, dropout and learning rate are functions of (seed, epoch, step): they need no field.
+    """
+
+    fingerprint: str
+    """Of data, recipe, seed and code; a state is never used under another."""
+    seed: int
+    world_size: int
+    """Ranks and CPU threads that computed it: others go on from it as well, but to other bits."""
+    threads: int
+    schema: int = SCHEMA
+    epoch: int = 0
+    """Finished epochs, which is also the index of the one in progress."""
+    step: int = 0
+    """Finished updates of the epoch in progress, and of the whole training."""
+    global_step: int = 0
+    totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    """Of the epoch in progress, over all ranks: sum of the losses, correct answers, images."""
+    model: dict[str, Tensor] = field(default_factory=dict)
+    """Weights and buffers of rank 0."""
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    ema: dict[str, Any] | None = None
+    best_epoch: int = 0
+    """The epoch, counted from 1, with the best selection metric on the validation split; 0: none yet."""
+    best_metric: float | None = None
+    """Of that epoch; of val_loss the negative, so that more is better."""
+    best_model: dict[str, Tensor] = field(default_factory=dict)
+    history: list[Record] = field(default_factory=list)
+    """One row an epoch, as in history.csv: no times, so that it is the same after a resume."""
+    timings: list[Record] = field(default_factory=list)
+    """One row an epoch: seconds, images_per_second. A record, never part of what is compared."""
+    resumes: int = 0
+    """How often the training went on from a file."""
+
+    def end_step(self, totals: Sequence[float]) -> None:
+        """Counts an update; `totals` of its global batch are added."""
+        self.step += 1
+        self.global_step += 1
+        self.totals = [old + new for old, new in zip(self.totals, totals, strict=True)]
+
+    def end_epoch(self, row: Record, selection_metric: str, model: nn.Module) -> None:
+        """Closes the epoch with its row of history; keeps a copy of the weights where they are the best so far."""
+        metric = -row[selection_metric] if selection_metric == "val_loss" else row[selection_metric]
+        if self.best_metric is None or metric > self.best_metric:
+            self.best_epoch, self.best_metric = self.epoch + 1, metric
+            self.best_model = {key: tensor.detach().cpu().clone() for key, tensor in model.state_dict().items()}
+        self.history.append(row)
+        self.epoch, self.step, self.totals = self.epoch + 1, 0, [0.0, 0.0, 0.0]
+
+    def train_metrics(self) -> Record:
+        """Mean loss and accuracy over the epoch in progress, each image as it was when it was trained on."""
+        loss, correct, images = self.totals
+        return {"train_loss": loss / images, "train_accuracy": correct / images}
+
+    def records(self) -> list[Record]:
+        """The rows of history with their timings."""
+        return [{**row, **timing} for row, timing in zip(self.history, self.timings, strict=True)]
+
+    def check(self, fingerprint: str, world_size: int, threads: int, *, warn: Callable[[str], object] | None) -> None:
+        """Refuses the state of another training. Other ranks or threads are taken over with a warning."""
+        if self.fingerprint != fingerprint:
+            raise StateError(f"the checkpoint belongs to training {self.fingerprint[:16]}, this is {fingerprint[:16]}")
+        if (self.world_size, self.threads) != (world_size, threads) and warn:
+            warn(
+                f"this training began with {self.world_size} worker(s) of {self.threads} thread(s) and goes on with "
+                f"{world_size} of {threads}: the same samples in the same order, but sums are rounded differently"
+            )
+        self.world_size, self.threads = world_size, threads
+
+    def save(self, folder: Path) -> Path:
+        """Writes `state-<global step>.pt` and removes all but the last two."""
+        buffer = io.BytesIO()
+        torch.save({one.name: getattr(self, one.name) for one in fields(self)}, buffer)
+        path = folder / f"state-{self.global_step:08d}.pt"
+        with open_atomic(path, "wb") as handle:
+            handle.write(buffer.getbuffer())
+            handle.write(_MARK + hashlib.sha256(buffer.getbuffer()).digest())
+        for old in saved_states(folder)[KEPT:]:
+            old.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, folder: Path) -> TrainState | None:
+        """The newest whole state of a folder, or None where none was ever saved.
+
+        A damaged file is reported and the one before it is taken. What killed writers left is removed.
+
+        Raises:
+            StateError: there are files, and none of them is whole.
+        """
+        for leftover in folder.glob(".state-*.pt.tmp-*"):
+            remove_leftovers(folder, re.sub(r"^\.(.*)\.tmp-.*$", r"\1", leftover.name))
+        paths, problems = saved_states(folder), []
+        for path in paths:
+            try:
+                state = cls.read(path)
+            except StateError as error:
+                problems.append(str(error))
+                continue
+            for problem, damaged in zip(problems, paths, strict=False):
+                log.warning("%s; going on from %s", problem, path.name)
+                damaged.unlink()
+            return state
+        if paths:
+            raise StateError(
+                "\n".join(problems) + f"\nno whole checkpoint is left: remove {folder} to start this training again"
+            )
+        return None
+
+    @classmethod
+    def read(cls, path: Path) -> TrainState:
+        """One file. Raises StateError where it is cut, changed, or of another version of the format."""
+        data = memoryview(path.read_bytes())
+        body, footer = data[:-_FOOTER], data[-_FOOTER:]
+        if len(data) < _FOOTER or footer != _MARK + hashlib.sha256(body).digest():
+            raise StateError(f"{path}: damaged checkpoint (its SHA-256 does not match)")
+        content = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+        if content.get("schema") != SCHEMA:
+            raise StateError(f"{path}: checkpoint of schema {content.get('schema')}, this version reads {SCHEMA}")
+        return cls(**content)
+
+
+def saved_states(folder: Path) -> list[Path]:
+    """The checkpoint files of a folder, newest first."""
+    return sorted(folder.glob("state-*.pt"), key=lambda path: int(path.stem.rpartition("-")[2]), reverse=True)

@@ -1,0 +1,260 @@
+"""`fer submit` against a real `ray start --head` that asks for a token."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+ROOT = Path(__file__).parents[2]
+STAGE = """
+import os, sys, time
+from pathlib import Path
+from fer import processes
+
+def main():
+    model = sys.argv[sys.argv.index("--model") + 1]
+    print("stage", model, "in", Path.cwd(), "with", os.environ.get("MLFLOW_TRACKING_URI"), flush=True)
+    if model == "cluster":
+        import ray
+        ray.init(log_to_driver=False)
+        import_it = ray.remote(lambda: __import__("pipelines.train").__name__)
+        print("worker imports", ray.get(import_it.remote()), flush=True)
+    if model == "sleep":
+        time.sleep(120)
+    if model == "brief":
+        time.sleep(8)
+    if model == "wrong":
+        raise ValueError("params.yaml: a mistake")
+    Path("trained").mkdir(exist_ok=True)
+    Path("trained", model).write_text("done")
+    return int(model[4:]) if model.startswith("exit") else 0
+
+if __name__ == "__main__":
+    processes.run(main)
+"""
+CLIENT = """
+import sys
+from pathlib import Path
+from fer import processes
+from fer.cluster.jobs import submit
+options = eval(sys.argv[3])
+arguments = ["--dataset", "tiny", "--model", sys.argv[1]]
+processes.run(lambda: submit("train", arguments, sys.argv[2], root=Path.cwd(), **options))
+"""
+
+
+@dataclass(frozen=True)
+class Head:
+    address: str
+    token: str
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _environment(**changes: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return kept | {"PATH": path, "RAY_USAGE_STATS_ENABLED": "0"} | changes
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """A cluster of one node with 1 CPU, ended with exactly the processes that it started."""
+    folder = Path(tempfile.mkdtemp(prefix="fer-job-", dir="/tmp"))
+    port, dashboard, agent, token = _free_port(), _free_port(), _free_port(), secrets.token_hex(32)
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus", "1"]
+    command += ["--node-ip-address", "127.0.0.1", "--port", str(port), "--ray-client-server-port", str(_free_port())]
+    command += ["--dashboard-port", str(dashboard), "--dashboard-agent-listen-port", str(agent)]
+    command += ["--temp-dir", str(folder), "--object-store-memory", str(80 * 2**20)]
+    environment = _environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+    with open(folder / "start.log", "wb") as output:
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while b"Ray runtime started" not in (folder / "start.log").read_bytes():
+            assert process.poll() is None, (folder / "start.log").read_text()
+            assert time.monotonic() < deadline, (folder / "start.log").read_text()
+            time.sleep(0.2)
+        yield Head(f"http://127.0.0.1:{dashboard}", token)
+    finally:
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.terminate()
+        _, alive = psutil.wait_procs(family, timeout=15)
+        for one in alive:
+            one.kill()
+        process.wait(15)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project folder with a space in its name, as small as a job needs it."""
+    root = tmp_path / "my project"
+    (root / "pipelines").mkdir(parents=True)
+    (root / "pipelines" / "__init__.py").touch()
+    (root / "pipelines" / "train.py").write_text(STAGE)
+    (root / "params.yaml").write_text("seed: 0\n")
+    (root / "fer").symlink_to(ROOT / "fer")
+    return root
+
+
+def _start(
+    project: Path, head: Head, model: str, environment: dict[str, str] | None = None, **options: object
+) -> subprocess.Popen[str]:
+    environment = environment if environment is not None else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": head.token}
+    return subprocess.Popen(
+        [sys.executable, "-c", CLIENT, model, head.address, repr(options)],
+        cwd=project,
+        env=_environment(PYTHONPATH=str(ROOT), **environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _submit(
+    project: Path, head: Head, model: str, environment: dict[str, str] | None = None, **options: object
+) -> tuple[int, str]:
+    process = _start(project, head, model, environment, **options)
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
+
+
+def _wait_for_line(process: subprocess.Popen[str], text: str) -> str:
+    assert process.stdout is not None
+    read = ""
+    for line in process.stdout:
+        read += line
+        if text in line:
+            return read
+    raise AssertionError(f"{text!r} never came:\n{read}")
+
+
+def test_the_stages_own_exit_code_comes_back_and_its_log_is_streamed(project: Path, head: Head) -> None:
+    code, output = _submit(project, head, "exit3")
+    assert code == 3, output
+    assert f"stage exit3 in {project}" in output
+    assert "failed with exit code 3" in output
+
+
+def test_a_users_mistake_in_the_stage_comes_back_as_1_with_its_message(project: Path, head: Head) -> None:
+    code, output = _submit(project, head, "wrong")
+    assert code == 1
+    assert "a mistake" in output
+    assert "Traceback" not in output
+
+
+def test_outputs_land_in_the_project_folder_where_dvc_looks_and_workers_import_the_code(
+    project: Path, head: Head
+) -> None:
+    code, output = _submit(project, head, "cluster", tracking_uri="http://mlflow.example:5000")
+    assert code == 0, output
+    assert (project / "trained" / "cluster").read_text() == "done"
+    assert "worker imports pipelines" in output
+    assert "with http://mlflow.example:5000" in output
+    assert "dvc commit --force train@tiny-cluster" in output
+
+
+def test_upload_brings_the_code_to_shared_storage_and_leaves_data_behind(
+    project: Path, head: Head, tmp_path: Path
+) -> None:
+    (project / "data").mkdir()
+    (project / "data" / "large.bin").write_bytes(b"0" * 1000)
+    (project / "tuned").mkdir()
+    (project / "tuned" / "best.yaml").write_text("model: toy\n")
+    (project / ".gitignore").write_text("/data/\n/tuned/\n")
+    (project / ".env").write_text("PASSWORD=secret\n")
+    (project / "fer").unlink()
+    shutil.copytree(ROOT / "fer", project / "fer", ignore=shutil.ignore_patterns("__pycache__"))
+    shared = tmp_path / "shared storage"
+    code, output = _submit(project, head, "cluster", project_dir=str(shared), upload=True)
+    assert code == 0, output
+    assert (shared / "trained" / "cluster").read_text() == "done"
+    assert (shared / "pipelines" / "train.py").read_text() == STAGE
+    assert (shared / "tuned" / "best.yaml").is_file(), "params.yaml may name it"
+    assert not (shared / "data").exists()
+    assert not (shared / ".env").exists()
+    assert not (project / "trained").exists()
+
+
+def test_a_folder_that_the_cluster_does_not_see_is_named(project: Path, head: Head) -> None:
+    code, output = _submit(project, head, "cluster", project_dir="/nowhere/fer")
+    assert code == 1
+    assert "/nowhere/fer: the head node sees no such folder" in output
+
+
+def test_another_params_file_in_the_shared_folder_is_refused(project: Path, head: Head, tmp_path: Path) -> None:
+    shutil.copytree(project, tmp_path / "old", symlinks=True)
+    (tmp_path / "old" / "params.yaml").write_text("seed: 1\n")
+    code, output = _submit(project, head, "cluster", project_dir=str(tmp_path / "old"))
+    assert code == 1
+    assert "not the one this job was submitted with" in output
+    assert not (tmp_path / "old" / "trained").exists()
+
+
+@pytest.mark.parametrize(("signum", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupting_the_client_stops_the_job_and_leaves_no_process(
+    project: Path, head: Head, signum: int, expected: int
+) -> None:
+    process = _start(project, head, "sleep")
+    _wait_for_line(process, "stage sleep in")
+    process.send_signal(signum)
+    output, _ = process.communicate(timeout=40)
+    assert process.returncode == expected, output
+    assert "stopped" in output
+    time.sleep(0.5)
+    left = [
+        one
+        for one in psutil.process_iter(["cmdline"])
+        if "sleep" in (one.info["cmdline"] or []) and "pipelines.train" in one.info["cmdline"]
+    ]
+    assert not left
+
+
+def test_a_detached_job_goes_on_and_the_same_command_follows_it(project: Path, head: Head) -> None:
+    code, output = _submit(project, head, "brief", detach=True)
+    assert code == 0, output
+    first = re.search(r"job (fer-train-tiny-brief-\d+): submitted", output)
+    assert first
+    code, output = _submit(project, head, "brief")
+    assert code == 0, output
+    assert f"job {first[1]}: already running with the same parameters" in output
+    assert "stage brief in" in output
+    assert (project / "trained" / "brief").exists()
+
+
+def test_missing_and_wrong_token_and_wrong_address_name_the_variable_to_set(project: Path, head: Head) -> None:
+    code, output = _submit(project, head, "exit0", environment={})
+    assert code == 1
+    assert "RAY_AUTH_MODE=token" in output
+    code, output = _submit(project, head, "exit0", environment={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64})
+    assert code == 1
+    assert "refuses the token" in output
+    assert "RAY_AUTH_TOKEN" in output
+    code, output = _submit(project, Head(f"http://127.0.0.1:{_free_port()}", head.token), "exit0")
+    assert code == 1
+    assert "--address" in output
+    assert "Traceback" not in output
+    assert head.token not in output

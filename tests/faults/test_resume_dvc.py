@@ -1,0 +1,83 @@
+"""`dvc repro`, stopped in the middle of the training: nothing looks finished, nobody runs on, the next one goes on."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from tiny_training import REPOSITORY, environment, make_project, published, still_alive
+
+pytestmark = pytest.mark.slow
+
+
+def make_repository(root: Path, **train: object) -> Path:
+    """A copy of the code with a tiny dataset and the train stage of dvc.yaml; the training takes some seconds."""
+    for folder in ("fer", "pipelines"):
+        shutil.copytree(REPOSITORY / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    stage = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]["train"]
+    stage["cmd"] = stage["cmd"].replace("python ", f"{sys.executable} ", 1)
+    stage["deps"] = [one for one in stage["deps"] if "{" in one or (root / one).exists()]
+    make_project(root, epochs=6, **train)
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"train": stage}}))
+    dvc(root, "init", "--no-scm")
+    return root
+
+
+def dvc(root: Path, *arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=root,
+        env=environment() | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def start_repro(root: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro"],
+        cwd=root,
+        env=environment() | {"PYTHONPATH": str(root)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.ray)])
+@pytest.mark.timeout(900)
+def test_a_stopped_repro_leaves_no_process_and_no_output_and_the_next_goes_on(workers: int, tmp_path: Path) -> None:
+    whole = make_repository(tmp_path / "whole", workers=workers)
+    dvc(whole, "repro")
+    root = make_repository(tmp_path / "stopped", workers=workers)
+    for signum in (signal.SIGKILL, signal.SIGTERM):
+        repro = start_repro(root)
+        deadline, seen = time.monotonic() + 200, {path.name for path in root.glob(".work/*/state-*.pt")}
+        while not {path.name for path in root.glob(".work/*/state-*.pt")} - seen:
+            assert repro.poll() is None, "it ended before it could be stopped"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        children = family(repro)
+        assert children
+        repro.send_signal(signum)
+        repro.wait(30)
+        # Ray's idle agents look for their parent now and then, and go later.
+        assert not [name for name in still_alive(children, 5) if not name.endswith("Agent")]
+        assert not list(root.glob("trained/**/*.*")), "something looks finished"
+    dvc(root, "repro")
+    assert published(root) == published(whole)
+    assert not list((root / ".work").iterdir())
+    dvc(root, "repro")  # nothing has changed
