@@ -1,6 +1,8 @@
 """Where a result comes from: the commit, the versions, the parameters, in a form that can be recorded and shown."""
 
 import json
+import os
+import platform
 import re
 import subprocess
 import sys
@@ -51,6 +53,15 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def hardware() -> str:
+    """Processor, cores and system of this machine, e.g. "AMD EPYC 7R13, 2 cores, Linux-6.1-x86_64"."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists() and (match := re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)):
+        name = match[1].strip()
+    return f"{name}, {os.cpu_count()} cores, {platform.platform()}"
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -22,13 +22,13 @@ from urllib.request import urlopen
 from pydantic import Field
 
 from fer.config import Config
-from fer.lineage import flatten, lineage, redact, versions
+from fer.lineage import flatten, lineage, redact
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
-__all__ = ["Run", "TrackingConfig", "TrackingError", "lineage", "open_run", "serve", "store_uri", "versions"]
+__all__ = ["Run", "TrackingConfig", "TrackingError", "open_run", "serve", "store_uri"]
 
 log = logging.getLogger("fer.tracking")
 

@@ -26,7 +26,10 @@ class ClusterConfig(Config):
     )
     dashboard: bool = Field(default=False, description="start Ray's dashboard with the local cluster")
     crop_workers: int | None = Field(
-        default=None, ge=0, le=4096, description="crop tasks at once; null: all CPUs of the cluster; 0: one process, no Ray"
+        default=None,
+        ge=0,
+        le=4096,
+        description="crop tasks at once; null: all CPUs of the cluster; 0: one process, no Ray",
     )
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import shutil
 import threading
 import time
@@ -25,10 +24,11 @@ from fer.cluster.follow import Follower, log_record
 from fer.cluster.session import connect, require
 from fer.console import log
 from fer.files import sha256
+from fer.lineage import hardware, lineage, versions
 from fer.params import Params
 from fer.processes import lock
 from fer.shards.read import ShardSet
-from fer.tracking import Run, lineage, open_run, versions
+from fer.tracking import Run, open_run
 from fer.training.loop import DivergedError, TrainJob, build_model, train
 from fer.training.progress import FILE_NAME as PROGRESS
 from fer.training.publish import publish
@@ -312,7 +312,7 @@ def _circumstances(params: Params, state: TrainState, run: Run) -> dict[str, Any
         "images_per_second": round(sum(rates) / len(rates), 1),
         "resumes": state.resumes,
         "versions": versions(),
-        "platform": platform.platform(),
+        "hardware": hardware(),
         "git_commit": made_by.get("git.commit"),
         "git_dirty": made_by.get("git.dirty"),
         "mlflow_run_id": run.run_id,

@@ -38,6 +38,11 @@ class SampleError(ShardError):
         super().__init__(f"sample {sample_id!r} in {file}: {why}")
         self.sample_id = sample_id
         self.file = file
+        self.why = why
+
+    def __reduce__(self) -> tuple[type["SampleError"], tuple[str, str, str]]:
+        """It travels between processes by its parts; an exception's own way keeps only the message."""
+        return SampleError, (self.sample_id, self.file, self.why)
 
 
 @dataclass(frozen=True)

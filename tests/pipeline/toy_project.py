@@ -106,7 +106,7 @@ def publish_training(params: parameters.Params, dataset: str = "toy", key: str =
         "labels": list(LABELS), "label_space": "basic7", "fingerprint": "f" * 64, "data_digest": sha256(manifest),
         "code_digest": "c" * 64, "recipe": json.loads(params.recipe(key).model_dump_json()), "seed": 0,
         "train": params.train.model_dump(), "best_epoch": 7, "seconds": 73.4, "images_per_second": 812.5, "resumes": 1,
-        "versions": {"python": "3.11.9", "torch": "2.13.0", "ray": "2.60.0"}, "platform": "Linux-6.1-x86_64",
+        "versions": {"python": "3.11.9", "torch": "2.13.0", "ray": "2.60.0"}, "hardware": "Some CPU, 2 cores, Linux",
         "git_commit": "0123456789abcdef0123456789abcdef01234567", "git_dirty": "true", "mlflow_run_id": None,
     }  # fmt: skip
     write_json(folder / "train.json", told | facts)

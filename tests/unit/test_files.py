@@ -114,9 +114,14 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     final = tmp_path / "out"
     with files.publish_directory(final) as folder:
         (folder / "a").write_text("1")
-    with pytest.raises(RuntimeError), files.publish_directory(final) as folder:
-        (folder / "b").write_text("2")
-        raise RuntimeError
+
+    def fail_half_way() -> None:
+        with files.publish_directory(final) as folder:
+            (folder / "b").write_text("2")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert [path.name for path in final.iterdir()] == ["a"]
 
