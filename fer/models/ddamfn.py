@@ -43,12 +43,11 @@ FLOAT64_EPSILON = 2.220446049250313e-16
 
 SMALL = MFNConfig(
     input_size=48,
-    stem_width=32,
-    stem_stride=1,
+    stem_width=24,
+    stem_stride=2,
     stages=(
-        Stage(width=32, down=((3, 32), (5, 16), (7, 16)), depth=2, residual=((3, 48), (5, 16))),
-        Stage(width=64, down=((3, 64), (5, 32), (7, 32)), depth=4, residual=((3, 96), (5, 32))),
-        Stage(width=128, down=((3, 128), (5, 64), (7, 64)), depth=2, residual=((3, 128), (5, 64), (7, 64))),
+        Stage(width=48, down=((3, 24), (5, 12), (7, 12)), depth=3, residual=((3, 54), (5, 18))),
+        Stage(width=96, down=((3, 64), (5, 32), (7, 32)), depth=5, residual=((3, 108), (5, 36))),
     ),
     out_width=256,
 )
