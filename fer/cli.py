@@ -62,14 +62,19 @@ def _main(argv: list[str]) -> int | None:
     return code
 
 
-def stage_parser(description: str, *, model: bool = False) -> argparse.ArgumentParser:
+def first_line(doc: str | None) -> str:
+    """The first line of a docstring."""
+    return (doc or "").partition("\n")[0]
+
+
+def stage_parser(doc: str | None, *, model: bool = False) -> argparse.ArgumentParser:
     """The arguments that every pipeline stage takes.
 
     Args:
-        description: first line of the stage's docstring.
+        doc: the stage's docstring; its first line describes the command.
         model: whether the stage is for one model too.
     """
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=first_line(doc))
     parser.add_argument("--dataset", required=True, metavar="NAME", help=f"a key of `datasets` in {params.FILE_NAME}")
     if model:
         parser.add_argument("--model", required=True, metavar="NAME", help=f"a key of `models` in {params.FILE_NAME}")

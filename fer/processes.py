@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,6 +144,23 @@ def lock(path: Path) -> Iterator[None]:
         finally:
             handle.seek(0)
             handle.truncate()
+
+
+@contextmanager
+def stage(name: str, root: Path) -> Iterator[None]:
+    """One run of a pipeline stage: alone on its outputs, and told with the time it took.
+
+    Args:
+        name: as DVC names it, e.g. "crop@synthetic".
+        root: the project's folder.
+
+    Raises:
+        ValueError: the stage runs already.
+    """
+    started = time.monotonic()
+    with lock(root / ".work" / "locks" / name):
+        yield
+    console.log.info("%s: done in %.1f s", name, time.monotonic() - started)
 
 
 def stable_hash(*parts: str | int, bits: int = 64) -> int:

@@ -1,32 +1,23 @@
-"""crop: data/raw/<dataset> into data/faces/<dataset>, one row a face, aligned."""
+"""Stage crop: finds, aligns and crops the faces of one dataset.
+
+Reads data/raw/<dataset>/, writes data/faces/<dataset>/, one row a face; what is refused, with its reason.
+"""
 
 from __future__ import annotations
 
-import argparse
-import time
-
-from fer import params as parameters
-from fer import processes
-from fer.console import log
+from fer import params, processes
+from fer.cli import stage_parser
 
 
 def main() -> None:
     """Reads the command line and params.yaml, and runs the stage under its lock."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.crop", description=__doc__)
-    parser.add_argument("--dataset", required=True, help="a key of `datasets` in params.yaml")
-    name = parser.parse_args().dataset
-    params = parameters.load()
-    started = time.monotonic()
-    with processes.lock(params.root / ".work" / "locks" / f"crop-{name}"):
-        run(name, params)
-    log.info("crop %s: done in %.1f s; next: `dvc repro shard@%s`", name, time.monotonic() - started, name)
+    args = stage_parser(__doc__).parse_args()
+    loaded = params.load()
+    dataset = loaded.dataset(args.dataset)
+    with processes.stage(f"crop@{args.dataset}", loaded.root):
+        from fer.faces.dataset import crop_dataset
 
-
-def run(name: str, params: parameters.Params) -> None:
-    """The stage itself, for one dataset."""
-    from fer.faces.dataset import crop_dataset
-
-    crop_dataset(name, params.dataset(name), params.crop, params.cluster, seed=params.seed, root=params.root)
+        crop_dataset(args.dataset, dataset, loaded.crop, loaded.cluster, seed=loaded.seed, root=loaded.root)
 
 
 if __name__ == "__main__":

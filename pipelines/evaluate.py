@@ -10,12 +10,13 @@ from fer.cli import stage_parser
 
 
 def main() -> None:
-    """Reads params.yaml and evaluates."""
-    args = stage_parser("Evaluate one model on the test split of one dataset.", model=True).parse_args()
+    """Reads the command line and params.yaml, and runs the stage under its lock."""
+    args = stage_parser(__doc__, model=True).parse_args()
     loaded = params.load()
-    from fer.evaluation.evaluate import run_evaluation
+    with processes.stage(f"evaluate@{args.dataset}-{args.model}", loaded.root):
+        from fer.evaluation.evaluate import run_evaluation
 
-    run_evaluation(loaded, args.dataset, args.model)
+        run_evaluation(loaded, args.dataset, args.model)
 
 
 if __name__ == "__main__":

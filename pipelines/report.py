@@ -8,15 +8,17 @@ from __future__ import annotations
 import argparse
 
 from fer import params, processes
+from fer.cli import first_line
 
 
 def main() -> None:
-    """Reads params.yaml and writes the page."""
-    argparse.ArgumentParser(prog="python -m pipelines.report", description="Write reports/index.html.").parse_args()
+    """Reads params.yaml and writes the page under the stage's lock."""
+    argparse.ArgumentParser(description=first_line(__doc__)).parse_args()
     loaded = params.load()
-    from fer.report.build import run_report
+    with processes.stage("report", loaded.root):
+        from fer.report.build import run_report
 
-    run_report(loaded)
+        run_report(loaded)
 
 
 if __name__ == "__main__":

@@ -3,17 +3,20 @@
 Reads data/shards/<dataset>/, writes trained/<dataset>/<model>/. Stopped at any moment, the same command goes on.
 """
 
+from __future__ import annotations
+
 from fer import params, processes
 from fer.cli import stage_parser
 
 
 def main() -> None:
-    """Reads params.yaml and trains."""
-    args = stage_parser("Train one model on one dataset.", model=True).parse_args()
+    """Reads the command line and params.yaml, and runs the stage under its lock."""
+    args = stage_parser(__doc__, model=True).parse_args()
     loaded = params.load()
-    from fer.cluster.train import run_training
+    with processes.stage(f"train@{args.dataset}-{args.model}", loaded.root):
+        from fer.cluster.train import run_training
 
-    run_training(loaded, args.dataset, args.model)
+        run_training(loaded, args.dataset, args.model)
 
 
 if __name__ == "__main__":

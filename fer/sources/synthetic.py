@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fer import processes
 from fer.console import progress
 from fer.labels import LabelSpace, space, to_canonical
@@ -87,10 +89,27 @@ class SyntheticSource:
                 key=f"synthetic/{record['index']:08d}",
                 image=record["image"],
                 split=record["split"],
-                faces=tuple(_face(face) for face in record["faces"]),
+                faces=tuple(self._face(face, record["index"], number) for number, face in enumerate(record["faces"])),
                 is_crop=False,
                 origin=f"{block.file}:{row}",
             )
+
+    def _face(self, record: dict[str, Any], index: int, number: int) -> AnnotatedFace:
+        """A stored face with its landmarks as a detector would have found them; the file keeps the true ones."""
+        from fer.synth.align import misplaced
+
+        true = np.array(record["landmarks"]).reshape(5, 2)
+        found = misplaced(true, self.config.landmark_error, seed=self.seed, index=index, number=number)
+        x1, y1, x2, y2 = record["box"]
+        yaw, pitch, roll = record["pose"]
+        return AnnotatedFace(
+            box=(x1, y1, x2, y2),
+            landmarks=tuple((float(x), float(y)) for x, y in found),
+            label=record["label"],
+            clean_label=record["clean_label"],
+            subject=record["subject"],
+            pose=(yaw, pitch, roll),
+        )
 
 
 def render_block(out: str, seed: int, config: SceneConfig, canonical: tuple[int, ...], block: Block) -> dict[str, int]:
@@ -125,20 +144,6 @@ def render_block(out: str, seed: int, config: SceneConfig, canonical: tuple[int,
         rows.append({"index": index, "split": scene.split, "image": synth.encode(scene), "faces": faces})
     write_table(Path(out) / block.file, rows, scene_schema(), metadata={"fer.generator": SyntheticSource.generator})
     return dict(counts)
-
-
-def _face(record: dict[str, Any]) -> AnnotatedFace:
-    points = record["landmarks"]
-    x1, y1, x2, y2 = record["box"]
-    yaw, pitch, roll = record["pose"]
-    return AnnotatedFace(
-        box=(x1, y1, x2, y2),
-        landmarks=tuple(zip(points[::2], points[1::2], strict=True)),
-        label=record["label"],
-        clean_label=record["clean_label"],
-        subject=record["subject"],
-        pose=(yaw, pitch, roll),
-    )
 
 
 def _on_all_cores(task: Any, blocks: list[Block]) -> Iterator[dict[str, int]]:

@@ -133,7 +133,7 @@ def test_a_user_s_mistake_is_told_without_a_traceback(
 
 def test_two_at_once_are_refused(tmp_path: Path, repo_root: Path) -> None:
     root = project(tmp_path)
-    with processes.lock(root / ".work" / "locks" / "download-small"):
+    with processes.lock(root / ".work" / "locks" / "download@small"):
         done = run(root, repo_root, "download")
     assert done.returncode == 1
     assert str(os.getpid()) in done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fer.config import ConfigError, parse
@@ -11,6 +12,7 @@ from fer.files import FileError, read_json
 from fer.sources import synthetic
 from fer.sources.base import RawSample, SyntheticConfig, get_source
 from fer.sources.download import download_dataset
+from fer.synth import render
 
 SMALL = {"source": "synthetic", "scenes": 6, "scene_size": 64, "face_size": (30.0, 50.0), "multi_face_probability": 0.5}
 
@@ -52,6 +54,22 @@ def test_the_scenes_read_back_as_samples_with_annotated_faces(tmp_path: Path) ->
     assert all(face.label == face.clean_label for face in faces)
     counts = read_json(raw / "source.json")["counts"]
     assert sum(sum(split.values()) for split in counts.values()) == len(faces)
+
+
+def test_landmarks_are_off_by_a_detectors_error_or_exact(tmp_path: Path) -> None:
+    raw = download_dataset("set", small(), seed=3, root=tmp_path)
+
+    def landmarks(**knobs: float) -> np.ndarray:
+        source = get_source(small(**knobs), 3)
+        samples = [sample for block in source.blocks(raw) for sample in source.read(raw, block)]
+        return np.array([face.landmarks for sample in samples for face in sample.faces])
+
+    true = [face.landmarks for index in range(6) for face in render(3, index, small().scene_config()).faces]
+    exact, off = landmarks(landmark_error=0.0), landmarks()
+    np.testing.assert_allclose(exact, np.array(true), atol=1e-3)
+    assert np.array_equal(off, landmarks())
+    distance = np.linalg.norm(off - exact, axis=-1).mean() / np.linalg.norm(exact[:, 0] - exact[:, 1], axis=-1).mean()
+    assert 0.02 < distance < 0.3
 
 
 def test_a_second_download_renders_nothing_and_another_request_renders_anew(
