@@ -90,6 +90,7 @@ def test_a_killed_worker_is_replaced_and_the_files_are_the_same(undisturbed: Tra
     assert facts["resumes"] == 1
 
 
+@pytest.mark.slow
 def test_a_killed_driver_leaves_nothing_running_and_goes_on_when_run_again(
     undisturbed: TrainState, tmp_path: Path
 ) -> None:

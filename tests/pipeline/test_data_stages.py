@@ -67,7 +67,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, repo_root: Path) -> Path:
     for stage in ("download", "crop", "shard"):
         done = run(root, repo_root, stage)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "next: `dvc repro" in done.stdout
+        assert f"{stage}@small: done in" in done.stdout
         assert "Traceback" not in done.stderr
     return root
 
