@@ -144,6 +144,8 @@ def _start_local(config: ClusterConfig, folder: Path, dashboard: bool, worker_ou
         log_to_driver=worker_output,
         logging_level=logging.ERROR,
         _temp_dir=str(folder),
+        # A private cluster needs no address of the network, and looking for one warns where there is none.
+        _node_ip_address="127.0.0.1",
     )
     return f"http://{context.dashboard_url}" if context.dashboard_url else None
 
