@@ -36,12 +36,13 @@ _DEFAULTS = {
     # Threads of torch that wait for work sleep instead of spinning: beside the reader's threads, spinning costs more
     # than it saves (measured: 2 to 10 times the throughput on busy cores).
     "OMP_WAIT_POLICY": "passive",
-    # glibc gives large blocks back to the kernel after each use, and a training asks for the same ones again at every
-    # step; kept, they are worth 10 to 30 % of a step of the small models on a CPU. Reaches Ray's workers, which start later.
+    # glibc gives large blocks back to the kernel after each use, and a training asks for the same ones at every step;
+    # kept, they are worth 10 to 30 % of a step of the small models on a CPU. Reaches Ray's workers, which start later.
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
     "RAY_worker_niceness": "0",  # 15 by default, which starves a training beside anything else
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "error",  # else a machine without a network is warned of it at every start
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",

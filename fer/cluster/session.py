@@ -144,7 +144,7 @@ def _start_local(config: ClusterConfig, folder: Path, dashboard: bool, worker_ou
         log_to_driver=worker_output,
         logging_level=logging.ERROR,
         _temp_dir=str(folder),
-        # A private cluster needs no address of the network, and looking for one warns where there is none.
+        # A private cluster is for this machine alone, and works where there is no network.
         _node_ip_address="127.0.0.1",
     )
     return f"http://{context.dashboard_url}" if context.dashboard_url else None
