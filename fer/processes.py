@@ -42,7 +42,6 @@ _DEFAULTS = {
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
     "RAY_worker_niceness": "0",  # 15 by default, which starves a training beside anything else
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "error",  # else a machine without a network is warned of it at every start
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
