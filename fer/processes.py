@@ -45,7 +45,7 @@ _DEFAULTS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # 2 s by default, which every report() waits for
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s by default, which every report() waits for
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "DVC_NO_ANALYTICS": "1",
     "TQDM_MININTERVAL": "0.5",
