@@ -25,12 +25,12 @@ import torch.distributed as dist
 import yaml
 
 from fer import processes
-from fer.files import sha256
 from fer.labels import SPACES
 from fer.models import FerModel, TrainOutput, register
-from fer.shards.manifest import Manifest, Part
+from fer.shards.manifest import Manifest
 from fer.shards.schema import SCHEMA_VERSION, shard_schema
 from fer.shards.table import write_table
+from fer.shards.write import describe_part
 from fer.training.loop import TrainJob, train
 from fer.training.recipe import Recipe
 from fer.training.state import TrainState, saved_states
@@ -97,20 +97,7 @@ def make_shards(folder: Path, *, train: int = 80, validation: int = 40, size: in
         path = folder / f"{split}-0.parquet"
         metadata = {"fer.schema": str(SCHEMA_VERSION), "fer.labels": json.dumps(list(LABELS)), "fer.color": "RGB"}
         write_table(path, table, shard_schema(), metadata=metadata, rows_per_group=32)
-        histogram = np.bincount([row["label"] for row in table], minlength=len(LABELS))
-        groups = tuple(min(32, rows - start) for start in range(0, rows, 32))
-        parts.append(
-            Part(
-                file=path.name,
-                split=split,
-                fold=fold,
-                rows=rows,
-                bytes=path.stat().st_size,
-                sha256=sha256(path),
-                row_groups=groups,
-                class_histogram=tuple(int(count) for count in histogram),
-            )
-        )
+        parts.append(describe_part(path, split, fold, [row["label"] for row in table], len(LABELS)))
     Manifest(
         schema_version=SCHEMA_VERSION,
         dataset=folder.name,

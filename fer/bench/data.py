@@ -9,9 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fer.files import sha256
 from fer.labels import SPACES
-from fer.shards.manifest import Manifest, Part
+from fer.shards.manifest import Manifest
 from fer.shards.schema import SCHEMA_VERSION, SPLITS, Split, shard_schema
 
 LABELS = SPACES["basic7"].labels
@@ -50,6 +49,7 @@ def write_shards(folder: Path, *, rows: int, size: int, grey: bool = False, held
         The folder.
     """
     from fer.shards.table import write_table
+    from fer.shards.write import describe_part
 
     folder.mkdir(parents=True)
     pool = list(islice(pictures(size, grey=grey), min(rows, 1000)))
@@ -75,19 +75,7 @@ def write_shards(folder: Path, *, rows: int, size: int, grey: bool = False, held
         ]
         path = folder / file
         write_table(path, records, shard_schema(), metadata=metadata, rows_per_group=ROWS_PER_GROUP)
-        count = len(records)
-        parts.append(
-            Part(
-                file=file,
-                split=split,
-                fold=None,
-                rows=count,
-                bytes=path.stat().st_size,
-                sha256=sha256(path),
-                row_groups=tuple(min(ROWS_PER_GROUP, count - done) for done in range(0, count, ROWS_PER_GROUP)),
-                class_histogram=tuple(np.bincount(labels[list(numbers)], minlength=len(LABELS)).tolist()),
-            )
-        )
+        parts.append(describe_part(path, split, None, labels[list(numbers)].tolist(), len(LABELS)))
     by_split = {split: [part for part in parts if part.split == split] for split in SPLITS}
     Manifest(
         schema_version=SCHEMA_VERSION,

@@ -91,7 +91,8 @@ def shard_dataset(name: str, config: ShardConfig, *, seed: int, root: Path) -> P
                     metadata=metadata,
                     rows_per_group=config.rows_per_group,
                 )
-                parts.append(_part(out / place.file, place, [rows[i].label for i in order], len(about["labels"])))
+                labels = [rows[i].label for i in order]
+                parts.append(describe_part(out / place.file, place.split, place.fold, labels, len(about["labels"])))
                 bar.update(len(order))
         spill.remove()
         final_split = [place.split for place in destination]
@@ -225,11 +226,12 @@ class _Spill:
 # ------------------------------------------------------------------------------------------------ the manifest
 
 
-def _part(path: Path, place: _Destination, labels: Sequence[int], classes: int) -> Part:
+def describe_part(path: Path, split: Split, fold: int | None, labels: Sequence[int], classes: int) -> Part:
+    """The manifest's entry of a written part; `labels` are those of its rows."""
     return Part(
-        file=place.file,
-        split=place.split,
-        fold=place.fold,
+        file=path.name,
+        split=split,
+        fold=fold,
         rows=len(labels),
         bytes=path.stat().st_size,
         sha256=sha256(path),

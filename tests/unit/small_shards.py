@@ -9,12 +9,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from fer.files import sha256
 from fer.labels import SPACES
 from fer.shards.dataset import ShardSplit
 from fer.shards.manifest import Manifest, Part
 from fer.shards.schema import SCHEMA_VERSION, SPLITS, Split, shard_schema
 from fer.shards.table import write_table
+from fer.shards.write import describe_part
 
 LABELS = SPACES["basic7"].labels
 ROWS_PER_GROUP = 16
@@ -45,17 +45,7 @@ def write_part(folder: Path, name: str, split: Split, pictures: dict[int, bytes]
     ]
     metadata = {"fer.schema": str(SCHEMA_VERSION), "fer.labels": json.dumps(LABELS), "fer.color": "RGB"}
     write_table(folder / name, records, shard_schema(), metadata=metadata, rows_per_group=ROWS_PER_GROUP)
-    count = len(records)
-    return Part(
-        file=name,
-        split=split,
-        fold=None,
-        rows=count,
-        bytes=(folder / name).stat().st_size,
-        sha256=sha256(folder / name),
-        row_groups=tuple(min(ROWS_PER_GROUP, count - done) for done in range(0, count, ROWS_PER_GROUP)),
-        class_histogram=tuple(np.bincount([label_of(row) for row in pictures], minlength=len(LABELS)).tolist()),
-    )
+    return describe_part(folder / name, split, None, [label_of(row) for row in pictures], len(LABELS))
 
 
 def write_split(
