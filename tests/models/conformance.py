@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fer.models import FerModel, create_model
+from fer.weights import convert, published_options
+
 ASSETS = Path(__file__).parents[1] / "assets" / "conformance"
 
 FILL: dict[str, Callable[[Any, Any], Any]] = {
@@ -46,3 +49,18 @@ def fixture_input(spec: dict[str, Any]) -> Tensor:
     low = generator.standard_normal((batch, channels, cells, cells))
     low = np.repeat(np.repeat(low, size // cells, 2), size // cells, 3)
     return torch.from_numpy((0.5 * high + low).astype(np.float32))
+
+
+def published_model(fixture: str, name: str) -> tuple[FerModel, dict[str, Any]]:
+    """Our model `name`, filled through the importer with the fixture's published state; and the fixture."""
+    document = load(fixture)
+    published = published_state(document)
+    model = create_model(name, **published_options(name, published))
+    model.load_state_dict(convert(name, published), strict=True)
+    return model, document
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float, what: str) -> None:
+    """The largest absolute difference is at most `tolerance`."""
+    difference = np.abs(np.asarray(actual, dtype=np.float64) - np.asarray(expected, dtype=np.float64)).max()
+    assert difference <= tolerance, f"{what}: off by {difference:.3g}, {tolerance:.3g} is allowed"

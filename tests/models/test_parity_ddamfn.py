@@ -1,4 +1,4 @@
-"""Parity with the published implementations, by the numbers of tests/assets/conformance.
+"""Parity of DDAMFN and MFN with the published implementations, by the numbers of tests/assets/conformance.
 
 Each fixture fills a state dict of the published layout by a rule, takes it through `fer.weights.convert`, and compares
 what the model then computes. So one test holds the architecture and the importer at once.
@@ -14,25 +14,16 @@ from torch import Tensor, nn
 
 from fer.models import FerModel, TrainOutput, create_model
 from fer.models.ddamfn import attention_loss
-from fer.weights import convert, dead_keys, published_options
+from fer.weights import dead_keys
 
-from .conformance import ASSETS, fixture_input, load, published_state
+from .conformance import assert_close, fixture_input, load, published_model
 
 FIXTURES = {"ddamfn_7cls": "ddamfn", "ddamfn_7cls_h3": "ddamfn", "ddamfn_8cls": "ddamfn", "mfn": "mfn"}
 TRAIN_FIXTURES = [fixture for fixture, name in FIXTURES.items() if name == "ddamfn"]
 
 
 def load_published(fixture: str) -> tuple[FerModel, dict[str, Any]]:
-    document, name = load(fixture), FIXTURES[fixture]
-    published = published_state(document)
-    model = create_model(name, **published_options(name, published))
-    model.load_state_dict(convert(name, published), strict=True)
-    return model, document
-
-
-def assert_close(actual: Any, expected: Any, tolerance: float, what: str) -> None:
-    difference = np.abs(np.asarray(actual, dtype=np.float64) - np.asarray(expected, dtype=np.float64)).max()
-    assert difference <= tolerance, f"{what}: off by {difference:.3g}, {tolerance:.3g} is allowed"
+    return published_model(fixture, FIXTURES[fixture])
 
 
 @pytest.mark.parametrize("fixture", FIXTURES)
@@ -191,10 +182,3 @@ def test_parameters_are_the_live_ones_of_the_published_code(
     name: str, num_classes: int, options: dict[str, Any], parameters: int
 ) -> None:
     assert sum(p.numel() for p in create_model(name, num_classes, **options).parameters()) == parameters
-
-
-def test_every_fixture_of_these_models_is_run() -> None:
-    stored = {path.stem for path in ASSETS.glob("*.json") if path.stem.startswith(("ddamfn", "mfn"))}
-    assert stored == set(FIXTURES)
-    assert len(FIXTURES) == 4
-    assert len(TRAIN_FIXTURES) == 3
