@@ -1,6 +1,19 @@
 """The model zoo: every architecture behind one contract (`FerModel`) and one door (`create_model`)."""
 
-from fer.models import ddamfn, mfn  # noqa: F401 - importing a model file registers its names
+from fer.models import (  # noqa: F401 - importing a model file registers its names
+    btn,
+    ddamfn,
+    dynamic_vit,
+    ir,
+    lhc_net,
+    mfn,
+    mobilefacenet,
+    poster_v1,
+    poster_v2,
+    resnet34v2,
+    resnet50,
+    vit,
+)
 from fer.models.base import FerModel, Resize, TrainOutput
 from fer.models.registry import create_model, list_models, model_options, register
 

@@ -8,8 +8,9 @@ The trainer, the evaluator and the exporter know a model only through `FerModel`
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,6 +42,9 @@ class FerModel(nn.Module, ABC):
     """A facial-expression classifier.
 
     Input: float (B, 3, input_size, input_size), RGB in [0, 1], then `(x - mean) / std` per channel.
+
+    Attributes:
+        name, options: what `create_model` was asked for, set by it; the name is None where the class was called itself.
     """
 
     def __init__(
@@ -53,6 +57,8 @@ class FerModel(nn.Module, ABC):
         resize: Resize = Resize(),
     ) -> None:
         super().__init__()
+        self.name: str | None = None
+        self.options: Mapping[str, Any] = {}
         self.num_classes = num_classes
         self.input_size = input_size
         self.mean = mean

@@ -30,7 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fer.models.base import FerModel, TrainOutput, at_least_float32, cross_entropy
-from fer.models.mfn import PUBLISHED, ConvBNAct, CoordinateGate, MFNConfig, MFNFeatures, Stage, global_depthwise
+from fer.models.layers.conv import ConvBNAct, global_depthwise
+from fer.models.mfn import PUBLISHED, CoordinateGate, MFNConfig, MFNFeatures, Stage
 from fer.models.registry import register
 
 MAX_HEADS = 4

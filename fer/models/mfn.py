@@ -19,6 +19,7 @@ Departures from the published code, and why:
 Shapes: B batch, C channels, E expanded channels, H height, W width, N classes.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fer.models.base import FerModel, TrainOutput
-from fer.models.layers.prelu import PReLU
+from fer.models.layers.conv import ConvBNAct, global_depthwise
+from fer.models.layers.fold import fold_conv_bn
+from fer.models.layers.gate import profiles, weigh
 from fer.models.registry import register
 
 Kernels = tuple[tuple[int, int], ...]
@@ -82,27 +85,6 @@ PUBLISHED = MFNConfig(
 )
 
 
-class ConvBNAct(nn.Sequential):
-    """Convolution without bias, BatchNorm, and a PReLU of one slope a channel unless `act` is false."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: int | tuple[int, int] = 1,
-        *,
-        stride: int = 1,
-        padding: int = 0,
-        groups: int = 1,
-        act: bool = True,
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels)
-        if act:
-            self.act = PReLU(out_channels)
-
-
 class MixConv(nn.Module):
     """Depthwise convolutions of several kernel sizes, each on its share of the channels: (B,E,H,W) -> (B,E,H/s,W/s).
 
@@ -112,6 +94,7 @@ class MixConv(nn.Module):
     def __init__(self, kernels: Kernels, stride: int) -> None:
         super().__init__()
         self.shares = [channels for _, channels in kernels]
+        self.stride = stride
         self.convs = nn.ModuleList(
             nn.Conv2d(channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False)
             for kernel, channels in kernels
@@ -120,6 +103,21 @@ class MixConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         parts = torch.split(x, self.shares, dim=1)
         return torch.cat([conv(part) for conv, part in zip(self.convs, parts, strict=True)], dim=1)
+
+    def folded(self) -> nn.Module:
+        """One depthwise convolution of the largest kernel, the others padded with zeros, where that is no slower.
+
+        Splitting and concatenating are two passes over the map: on CPU they cost more than the zeros up to 7x7.
+        """
+        convs = [conv for conv in self.convs if isinstance(conv, nn.Conv2d)]
+        largest = max(conv.weight.shape[-1] for conv in convs)
+        if largest > 7:
+            return deepcopy(self)
+        padded = [F.pad(conv.weight, [(largest - conv.weight.shape[-1]) // 2] * 4) for conv in convs]
+        channels = sum(self.shares)
+        whole = nn.Conv2d(channels, channels, largest, self.stride, largest // 2, groups=channels, bias=False)
+        whole.weight = nn.Parameter(torch.cat(padded).detach())
+        return whole
 
 
 class CoordinateGate(nn.Module):
@@ -138,12 +136,20 @@ class CoordinateGate(nn.Module):
 
     def forward(self, profile_h: Tensor, profile_w: Tensor) -> tuple[Tensor, Tensor]:
         height, width = profile_h.shape[2], profile_w.shape[3]
-        profile = torch.cat([profile_h, profile_w.transpose(2, 3)], dim=2)  # (B,C,H+W,1)
+        profile = torch.cat([profile_h.permute(0, 2, 3, 1), profile_w.permute(0, 3, 2, 1)], dim=1)  # (B,H+W,1,C)
+        profile = profile.permute(0, 3, 1, 2)  # (B,C,H+W,1), channels last in memory as the convolutions want it
         profile = F.hardswish(self.bn(self.squeeze(profile)))  # (B,C/32,H+W,1)
         profile_h, profile_w = torch.split(profile, [height, width], dim=2)
         gate_h = self.expand_h(profile_h).sigmoid()  # (B,C,H,1)
         gate_w = self.expand_w(profile_w.transpose(2, 3)).sigmoid()  # (B,C,1,W)
         return gate_h, gate_w
+
+    def folded(self) -> nn.Module:
+        """The same gates in evaluation mode, the BatchNorm folded."""
+        gate = deepcopy(self)
+        gate.squeeze = fold_conv_bn(self.squeeze, self.bn)
+        gate.bn = nn.Identity()  # type: ignore[assignment]
+        return gate
 
 
 class CoordinateAttention(nn.Module):
@@ -154,9 +160,8 @@ class CoordinateAttention(nn.Module):
         self.gate = CoordinateGate(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate_h, gate_w = self.gate(x.mean(3, keepdim=True), x.mean(2, keepdim=True))
-        weighted: Tensor = x * gate_w * gate_h
-        return weighted
+        gate_h, gate_w = self.gate(*profiles(x))
+        return weigh(x, gate_h, gate_w)
 
 
 class MixBlock(nn.Module):
@@ -191,11 +196,6 @@ class MFNFeatures(nn.Sequential):
                 f"stage{number}", nn.Sequential(*(MixBlock(width, width, stage.residual) for _ in range(stage.depth)))
             )
         self.out = ConvBNAct(width, config.out_width)
-
-
-def global_depthwise(channels: int, size: int) -> ConvBNAct:
-    """MobileFaceNet's end in place of mean pooling: a learnt weight a channel and position, (B,C,S,S) -> (B,C,1,1)."""
-    return ConvBNAct(channels, channels, size, groups=channels, act=False)
 
 
 @register("mfn", config=PUBLISHED)

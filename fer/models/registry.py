@@ -61,7 +61,9 @@ def create_model(name: str, num_classes: int = 7, **options: Any) -> FerModel:
     for option in options:
         if option not in valid:
             raise ValueError(_unknown(f"option of model {name!r}", option, valid))
-    return builder(num_classes, **fixed, **options)
+    model = builder(num_classes, **fixed, **options)
+    model.name, model.options = name, options
+    return model
 
 
 def _entry(name: str) -> _Entry:

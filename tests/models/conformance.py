@@ -21,6 +21,8 @@ FILL: dict[str, Callable[[Any, Any], Any]] = {
     "bias": lambda draws, _: 0.1 * draws,
     "var": lambda draws, _: 1 + 0.1 * np.abs(draws),
     "prelu": lambda draws, _: 0.25 + 0.01 * draws,
+    "gamma": lambda draws, _: 0.5 + 0.1 * draws,
+    "rpb": lambda draws, _: 0.1 * draws,
     "zero_i": lambda draws, _: np.zeros_like(draws),
 }
 """The values of a tensor of each kind, from standard normal draws and its fan-in."""
@@ -32,9 +34,11 @@ def load(fixture: str) -> dict[str, Any]:
 
 
 def published_state(document: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The fixture's state dict, by its `fill` rule."""
+    """The fixture's state dict, by its `fill` rule; without the buffers that are not filled ("keep")."""
     state = {}
     for key, shape, dtype, kind, fan_in in document["keys"]:
+        if kind == "keep":
+            continue
         seed = zlib.crc32((document["fill"]["suffix"] + key).encode())
         draws = np.random.Generator(np.random.PCG64(seed)).standard_normal(shape)
         state[key] = np.asarray(FILL[kind](draws, fan_in)).astype(dtype)

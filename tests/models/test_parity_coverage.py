@@ -14,4 +14,4 @@ def test_every_fixture_of_a_model_is_run() -> None:
     sources = [path for path in Path(__file__).parents[1].rglob("*.py") if path != Path(__file__)]
     quoted = {name for path in sources for name in re.findall(r'"(\w+)"', path.read_text())}
     assert stored - quoted == set()
-    assert len(stored) == 22
+    assert len(stored) == 23

@@ -1,0 +1,1 @@
+"""Networks that several models read feature maps from."""
