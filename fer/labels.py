@@ -39,6 +39,13 @@ SPACES: dict[str, LabelSpace] = {
 DATASET_LABELS: dict[str, tuple[str, ...]] = {
     # Goodfellow et al. 2013: 0 Angry, 1 Disgust, 2 Fear, 3 Happy, 4 Sad, 5 Surprise, 6 Neutral.
     "fer2013": ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral"),
+    # Li et al. 2017, list_patition_label.txt: 1 Surprise ... 7 Neutral.
+    "rafdb": ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral"),
+    # Mollahosseini et al. 2017: 0 Neutral ... 7 Contempt.
+    "affectnet7": _BASIC,
+    "affectnet8": (*_BASIC, "contempt"),
+    # Lee et al. 2019: folders by name, which readers number alphabetically.
+    "caers": ("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"),
 }
 
 

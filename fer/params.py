@@ -92,10 +92,15 @@ class Environment:
     debug: bool
     dvc_stage: str | None
     dvc_experiment: str | None
+    cache: Path
 
 
 def environment() -> Environment:
-    """The variables that are read: RAY_ADDRESS, MLFLOW_TRACKING_URI, FER_DEBUG, and DVC's own of a running stage."""
+    """The variables that are read.
+
+    RAY_ADDRESS, MLFLOW_TRACKING_URI, FER_DEBUG, DVC's own of a running stage, and for the folder of downloads that
+    projects share FER_CACHE, or else XDG_CACHE_HOME.
+    """
     read = os.environ.get
     return Environment(
         ray_address=read("RAY_ADDRESS") or None,
@@ -103,6 +108,7 @@ def environment() -> Environment:
         debug=bool(read("FER_DEBUG")),
         dvc_stage=read("DVC_STAGE") or None,
         dvc_experiment=read("DVC_EXP_NAME") or None,
+        cache=Path(read("FER_CACHE") or f"{read('XDG_CACHE_HOME') or '~/.cache'}/fer"),
     )
 
 

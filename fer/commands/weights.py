@@ -1,0 +1,124 @@
+"""`fer weights`: published weights, from their authors' pages to files that every other command reads."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import yaml
+
+from fer.files import FileError, sha256
+from fer.labels import DATASET_LABELS
+from fer.weights import registry
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`list`, `pull`, `verify` and `import`."""
+    commands = parser.add_subparsers(metavar="WHAT", required=True)
+
+    listing = commands.add_parser("list", help="the published weights that are known; one of them in full")
+    listing.add_argument("name", nargs="?", metavar="NAME")
+    listing.set_defaults(do=_list)
+
+    pull = commands.add_parser("pull", help="bring published weights into the cache, and say where they are")
+    pull.add_argument("name", metavar="NAME", help="as `fer weights list` shows it")
+    pull.add_argument("--from", dest="given", type=Path, metavar="FOLDER", help="look here before the network is asked")
+    pull.add_argument("--to", type=Path, metavar="FOLDER", help="bring the files here instead of into the cache")
+    pull.set_defaults(do=_pull)
+
+    verify = commands.add_parser("verify", help="read the whole cache again: is every file what it should be?")
+    verify.set_defaults(do=_verify)
+
+    importing = commands.add_parser("import", help="write a published file as weights of this project")
+    importing.add_argument("source", metavar="PATH", help="the file; or the name of weights that were pulled")
+    importing.add_argument("--model", metavar="NAME", help="the model that the weights are of (`fer models`)")
+    order = importing.add_mutually_exclusive_group()
+    order.add_argument("--labels", metavar="A,B,...", help="the classes in the order of the file's logits")
+    order.add_argument("--dataset", choices=DATASET_LABELS, help="the classes stand in this dataset's own order")
+    importing.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write, .safetensors")
+    importing.set_defaults(do=_import)
+
+
+def main(args: argparse.Namespace) -> int | None:
+    """Runs the chosen one; `verify` returns 1 where a file is corrupt."""
+    code: int | None = args.do(args)
+    return code
+
+
+def _list(args: argparse.Namespace) -> None:
+    if args.name:
+        print(
+            yaml.safe_dump(registry.entry(args.name).model_dump(exclude_none=True), sort_keys=False, width=120), end=""
+        )
+        return
+    print(f"{'weights':<30}{'model':<25}{'dataset':<14}{'accuracy':>8}  {'label order':<13}{'here':<6}licence")
+    for name, entry in registry.register().items():
+        order = entry.labels if isinstance(entry.labels, str) else f"{len(entry.labels)} classes"
+        accuracy = f"{entry.accuracy:.2f}" if entry.accuracy else "-"
+        here = "yes" if all((registry.cache_folder() / name / file.name).is_file() for file in entry.files) else "-"
+        dataset = entry.dataset if len(entry.dataset) < 14 else "-"
+        print(f"{name:<30}{entry.model:<25}{dataset:<14}{accuracy:>8}  {order:<13}{here:<6}{entry.licence}")
+
+
+def _pull(args: argparse.Namespace) -> None:
+    for path in registry.pull(args.name, given=args.given, to=args.to):
+        print(path)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    states = []
+    for path, state in registry.verify():
+        print(f"{state:<12}{path}")
+        states.append(state)
+    if not states:
+        print(f"{registry.cache_folder()}: no weights; `fer weights pull NAME` brings some")
+    return int("corrupt" in states)
+
+
+def _import(args: argparse.Namespace) -> None:
+    from fer.weights.published import load_published
+    from fer.weights.store import save_model
+
+    path, known = _source(args.source)
+    name = args.model or (known.model if known else None)
+    if name is None:
+        raise ValueError(f"{path}: say with --model which model these weights are of")
+    model = load_published(name, path)
+    labels = _labels(args, path, model.num_classes, known)
+    space = registry.label_space(labels).name if labels else "none"
+    extra = {"file": path.name, "sha256": sha256(path)}
+    if known:
+        extra |= {"published": args.source, "source": known.source, "licence": known.licence, "dataset": known.dataset}
+    save_model(model, args.out, labels, space, extra, name=name, options=model.options)
+    print(f"{args.out}: {name}, {model.num_classes} classes: {', '.join(labels) or 'no classifier'}")
+
+
+def _source(source: str) -> tuple[Path, registry.PublishedWeights | None]:
+    """The file that is meant: a path, or the name of weights that were pulled, with what is known of them."""
+    path = Path(source)
+    if path.exists() or path.name != source or "." in source or Path(f"{source}.index").exists():
+        return path, None
+    return registry.find(source), registry.entry(source)
+
+
+def _labels(
+    args: argparse.Namespace, path: Path, num_classes: int, known: registry.PublishedWeights | None
+) -> tuple[str, ...]:
+    """The order of the classes, from whoever knows it; never a guess."""
+    said = args.labels.replace(" ", "").split(",") if args.labels else list(DATASET_LABELS.get(args.dataset, ()))
+    told = known.labels if known and isinstance(known.labels, list) else []
+    if said and told and said != told:
+        raise ValueError(f"{path}: its classes stand in the order {', '.join(told)}, by the register of weights")
+    labels = tuple(said or told)
+    if labels:
+        registry.label_space(labels)
+    if len(labels) == num_classes:
+        return labels
+    if labels:
+        raise ValueError(f"{path}: has {num_classes} classes; {len(labels)} labels are given: {', '.join(labels)}")
+    if num_classes > max(map(len, DATASET_LABELS.values())):
+        raise FileError(f"{path}: {num_classes} classes, which are no expressions: weights to start a training from")
+    raise ValueError(
+        f"{path}: has {num_classes} classes, and nobody says in which order. Say it with --labels A,B,... or, where "
+        f"they stand in a dataset's own order, with --dataset: {', '.join(DATASET_LABELS)}"
+    )

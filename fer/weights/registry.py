@@ -1,0 +1,194 @@
+"""The register of published weight files: where each is, what it is, in which order its classes stand; and their cache.
+
+`published.yaml` beside this module is the register. Files are looked for in the cache and in the user's folders before
+the network is asked, and nothing is ever taken for what its checksum says it is not. Most authors publish no checksum;
+then the digest of the first fetch is kept beside the file, so that at least a later change shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import Field, model_validator
+
+from fer import params
+from fer.config import Config, nearest, parse, read_yaml
+from fer.files import FileError, download, read_json, sha256, write_json
+from fer.labels import SPACES, LabelSpace
+
+_RECORD = "fetched.json"
+
+
+class PublishedFile(Config):
+    """One file. At least one of `url` (answers with the file) and `page` (where a person finds it) is given."""
+
+    name: str
+    url: str | None = None
+    page: str | None = None
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> PublishedFile:
+        if not (self.url or self.page):
+            raise ValueError("neither url nor page is given")
+        return self
+
+
+class PublishedWeights(Config):
+    """An entry of the register; the keys are explained at the top of published.yaml."""
+
+    model: str
+    description: str
+    source: str
+    licence: str
+    dataset: str
+    labels: list[str] | Literal["unknown", "none"]
+    evidence: str | None = None
+    accuracy: float | None = Field(default=None, gt=0, le=100)
+    protocol: str | None = None
+    input: str
+    files: list[PublishedFile] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> PublishedWeights:
+        if isinstance(self.labels, list):
+            label_space(self.labels)
+        if (self.labels == "none") != (self.evidence is None):
+            raise ValueError("evidence belongs to labels that are known or unknown, and to no others")
+        if (self.accuracy is None) != (self.protocol is None):
+            raise ValueError("accuracy and protocol belong together")
+        return self
+
+
+class _Register(Config):
+    weights: dict[str, PublishedWeights]
+
+
+@cache
+def register() -> dict[str, PublishedWeights]:
+    """The register, by name."""
+    with as_file(files("fer.weights") / "published.yaml") as path:
+        return parse(_Register, {"weights": read_yaml(path)}, path.name).weights
+
+
+def entry(name: str) -> PublishedWeights:
+    """The entry of that name; ValueError lists the known ones."""
+    known = register()
+    if name not in known:
+        raise ValueError(f"no published weights {name!r}{nearest(name, list(known))}; known: {', '.join(known)}")
+    return known[name]
+
+
+def label_space(labels: list[str] | tuple[str, ...]) -> LabelSpace:
+    """The space that the labels are an order of; ValueError where they are of none."""
+    for space in SPACES.values():
+        if sorted(space.labels) == sorted(labels):
+            return space
+    spaces = "; ".join(", ".join(space.labels) for space in SPACES.values())
+    raise ValueError(
+        f"labels {', '.join(labels)}: not an order of the classes of any label space. The spaces: {spaces}"
+    )
+
+
+# ------------------------------------------------------------------------------------------------ cache
+
+
+def cache_folder() -> Path:
+    """Where fetched weights lie: `weights` in FER_CACHE, or else in the user's own cache."""
+    return params.environment().cache.expanduser() / "weights"
+
+
+def find(name: str, *, folder: Path | None = None) -> Path:
+    """The file to load of published weights that were fetched (the index, or the xml, of several).
+
+    Args:
+        folder: where the files lie; None is their place in the cache.
+
+    Raises:
+        FileError: not fetched, or not completely; it names the command.
+    """
+    wanted = entry(name).files
+    folder = folder or cache_folder() / name
+    for file in wanted:
+        if not (folder / file.name).is_file():
+            raise FileError(f"{folder / file.name}: not there; run `fer weights pull {name}`")
+    return folder / wanted[0].name
+
+
+def pull(name: str, *, given: Path | None = None, to: Path | None = None) -> list[Path]:
+    """The files of published weights, all there and as they should be; fetched where they are not.
+
+    Args:
+        given: a folder (or, for a single file, the file) of the user's, looked into before the network is asked.
+        to: the folder for the files; None is their place in the cache.
+
+    Raises:
+        FileError: it cannot be had, or is not what its checksum says; the message tells how to go on by hand.
+    """
+    wanted = entry(name).files
+    folder = to or cache_folder() / name
+    if given is not None and not given.exists():
+        raise FileError(f"{given}: no such file or folder")
+    for file in wanted:
+        target = folder / file.name
+        expected = file.sha256 or _recorded(folder).get(file.name)
+        if target.is_file() and (expected is None or sha256(target) == expected):
+            continue
+        near = [cache_folder() / name / file.name] if to else []
+        if given is not None:
+            near += [given] if given.is_file() and len(wanted) == 1 else sorted(given.rglob(file.name))
+        _fetch(name, file, target, [path for path in near if path.is_file()])
+        if to is None:
+            write_json(folder / _RECORD, _recorded(folder) | {file.name: sha256(target)})
+    return [folder / file.name for file in wanted]
+
+
+def _fetch(name: str, file: PublishedFile, target: Path, near: list[Path]) -> None:
+    for path in near:
+        if file.sha256 is None or sha256(path) == file.sha256:
+            download(str(path), target, sha256_hex=file.sha256)
+            return
+    by_hand = f"`fer weights pull {name} --from FOLDER` takes it from a folder of yours"
+    if near:
+        raise FileError(f"{near[0]}: not the published {file.name}: sha256 is another than {file.sha256}")
+    if file.url is None:
+        raise FileError(f"{file.name}: no address answers with this file. Fetch it from {file.page}; {by_hand}")
+    try:
+        download(file.url, target, sha256_hex=file.sha256)
+    except FileError as error:
+        raise FileError(f"{error}. Fetch {file.name} by hand from {file.page or file.url}; {by_hand}") from None
+
+
+def _recorded(folder: Path) -> dict[str, str]:
+    """Digests of the files in a folder as they were fetched."""
+    record: dict[str, str] = read_json(folder / _RECORD) if (folder / _RECORD).is_file() else {}
+    return record
+
+
+class Finding(NamedTuple):
+    """What stands in the cache: `state` is "ok", "as fetched" (no checksum is published), "corrupt" or "unknown"."""
+
+    path: Path
+    state: Literal["ok", "as fetched", "corrupt", "unknown"]
+
+
+def verify() -> Iterator[Finding]:
+    """Reads every file of the cache again and compares it with what it should be."""
+    folder = cache_folder()
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or path.name == _RECORD or path.name.startswith("."):  # a broken transfer's part
+            continue
+        name = path.relative_to(folder).parts[0]
+        wanted = register()[name].files if name in register() else []
+        published = {folder / name / file.name: file.sha256 for file in wanted}
+        expected = published.get(path) or _recorded(path.parent).get(path.name)
+        if path not in published or expected is None:
+            yield Finding(path, "unknown")
+        elif sha256(path) != expected:
+            yield Finding(path, "corrupt")
+        else:
+            yield Finding(path, "ok" if published[path] else "as fetched")
