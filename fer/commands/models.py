@@ -1,24 +1,73 @@
-"""`fer models`: what can be trained."""
+"""`fer models`: what can be trained, and what it costs."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fer.models import FerModel
+
+PAPERS_CLASSES = 7
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How many classes to count with."""
-    parser.add_argument("--num-classes", type=int, default=7, metavar="N", help="classes of the head (default 7)")
+    """How many classes to count with; whether to count operations too."""
+    parser.add_argument(
+        "--num-classes", type=int, default=PAPERS_CLASSES, metavar="N", help="classes of the head (default 7)"
+    )
+    parser.add_argument(
+        "--cost", action="store_true", help="parameters and multiply-accumulates, beside the figures that papers print"
+    )
 
 
 def main(args: argparse.Namespace) -> None:
-    """One line a model: name, parameters, input size."""
+    """One line a model: name, parameters, input size, title. With `--cost` a few lines a model: see docs/models.md."""
+    if args.num_classes < 1:
+        raise ValueError(f"--num-classes {args.num_classes}: at least 1 is needed")
+    if args.cost:
+        _print_costs(args.num_classes)
+    else:
+        _print_models(args.num_classes)
+
+
+def _print_models(num_classes: int) -> None:
+    print(f"{'model':<24}{'parameters':>12}{'input':>8}  what")
+    for name, model in _models(num_classes):
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        title = (sys.modules[type(model).__module__].__doc__ or "").split("\n")[0]
+        print(f"{name:<24}{parameters:>12,}{model.input_size:>6}px  {title}")
+
+
+def _print_costs(num_classes: int) -> None:
+    from fer.models.cost import measure
+    from fer.models.published_costs import published_costs
+
+    print(
+        f"{'model':<24}{'input':>7}{'parameters':>12}{'published':>12}{'GMACs':>8}   printed, and ours counted likewise"
+    )
+    for name, model in _models(num_classes):
+        cost = measure(model)
+        paper = published_costs(name, cost) if num_classes == PAPERS_CLASSES else None
+        total = f"{paper.total:,}" if paper else "-"
+        line = f"{name:<24}{model.input_size:>5}px{cost.parameters:>12,}{total:>12}{cost.operations.macs / 1e9:>8.3f}"
+        for figure in paper.figures if paper else ():
+            print(f"{line}   {figure.printed:>8}  {figure.ours:>9}  {figure.convention} ({figure.where})")
+            line = " " * len(line)
+        if line.strip():
+            print(line)
+    print(
+        "\nparameters: ours, every one live. published: in the published module, dead ones and, of Keras, BatchNorm"
+        "\nstatistics included. GMACs: 10^9 multiply-accumulates of convolutions, linear layers and matrix products."
+    )
+
+
+def _models(num_classes: int) -> list[tuple[str, FerModel]]:
+    """Every registered model by name, on the meta device: shapes without weights."""
     import torch
 
     from fer.models import create_model, list_models
 
-    print(f"{'model':<20}{'parameters':>12}{'input':>8}")
-    for name in list_models():
-        with torch.device("meta"):
-            model = create_model(name, num_classes=args.num_classes)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        print(f"{name:<20}{parameters:>12,}{model.input_size:>6}px")
+    with torch.device("meta"):
+        return [(name, create_model(name, num_classes=num_classes)) for name in list_models()]

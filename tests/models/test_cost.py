@@ -1,0 +1,197 @@
+"""The cost table: our counts to the digit, and every printed figure explained by a convention."""
+
+import argparse
+import json
+from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fer.commands import models as command
+from fer.models import create_model, list_models
+from fer.models.cost import Cost, measure
+from fer.models.layers.attention import countable
+from fer.models.published_costs import published_costs
+from fer.weights import dead_keys
+
+from .conformance import ASSETS
+
+MODELS = list_models()
+
+MEASURED: list[tuple[str, dict[str, Any], int, str]] = [
+    ("poster_v2", {}, 43_753_941, "8.592"),
+    ("poster_v2", {"num_classes": 8}, 43_754_710, "8.592"),
+    ("poster_v1_large", {}, 58_906_255, "7.857"),
+    ("poster_v1_small", {}, 49_095_623, "7.324"),
+    ("poster_v1_tiny", {}, 39_284_991, "6.791"),
+    ("ir50", {"stages": 3, "num_classes": 0}, 17_611_968, "5.468"),
+    ("mobilefacenet_landmarks", {"num_classes": 0}, 1_007_248, "0.2210"),
+    ("mobilefacenet", {}, 1_204_103, "0.2212"),
+    ("mfn", {}, 4_166_063, "0.5392"),
+    ("ddamfn", {}, 4_105_999, "0.5396"),
+    ("ddamfn", {"num_classes": 8}, 4_106_512, "0.5396"),
+    ("ddamfn", {"num_heads": 1}, 4_071_135, "0.5393"),
+    ("ddamfn", {"num_heads": 3}, 4_140_863, "0.5399"),
+    ("ddamfn", {"num_heads": 4}, 4_175_727, "0.5401"),
+    ("resnet34v2", {}, 27_590_858, "3.682"),
+    ("lhc_net", {}, 32_396_302, "4.529"),
+    ("lhc_netc", {}, 32_396_307, "4.529"),
+    ("vit_b16", {"num_classes": 1000}, 86_567_656, "17.564"),
+    ("dynamic_vit_base", {}, 56_041_351, "9.758"),
+    ("dynamic_vit_base", {"topk": 2}, 56_041_351, "9.722"),
+    ("dynamic_vit_base", {"input_size": 256}, 56_041_351, "12.76"),
+    ("dynamic_vit_small", {}, 25_026_823, "4.463"),
+    ("dynamic_vit_tiny", {}, 12_633_351, "2.215"),
+]
+"""Live parameters and GMACs (torch.utils.flop_counter / 2, attention included), as measured on the published code."""
+
+FIXTURES = {
+    "ddamfn": "ddamfn_7cls",
+    "dynamic_vit_base": "biformer_base_224_default",
+    "dynamic_vit_small": "biformer_small_224_default",
+    "dynamic_vit_tiny": "biformer_tiny_224_default",
+    "lhc_net": "lhc_net",
+    "lhc_netc": "lhc_netc",
+    "poster_v1_small": "poster_v1_small_7cls",
+    "poster_v2": "poster_v2_7cls",
+    "resnet34v2": "resnet34v2",
+}
+
+
+@cache
+def cost_of(name: str, **options: Any) -> Cost:
+    with torch.device("meta"):
+        return measure(create_model(name, **options))
+
+
+@pytest.fixture(scope="module")
+def costs() -> dict[str, Cost]:
+    return {name: cost_of(name) for name in MODELS}
+
+
+@pytest.mark.parametrize(("name", "options", "parameters", "gmacs"), MEASURED)
+def test_our_count_is_the_published_codes_live_one(
+    name: str, options: dict[str, Any], parameters: int, gmacs: str
+) -> None:
+    cost = cost_of(name, **options)
+    assert cost.parameters == parameters
+    assert f"{cost.operations.macs / 1e9:.{len(gmacs.split('.')[1])}f}" == gmacs
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("mobilefacenet", "230.336"), ("mfn", "550.741"), ("ddamfn", "551.216")]
+)
+def test_torchstats_count_comes_out_to_the_digit(costs: dict[str, Cost], name: str, millions: str) -> None:
+    assert f"{costs[name].operations.torchstat / 1e6:.3f}" == millions
+
+
+@pytest.mark.parametrize(
+    ("name", "figures"),
+    [
+        ("poster_v2", ["43.724 M", "8.482 G"]),
+        ("poster_v1_tiny", ["52.229 M", "13.660 G"]),
+        ("poster_v1_small", ["62.040 M", "14.725 G"]),
+        ("poster_v1_large", ["71.850 M", "15.790 G"]),
+    ],
+)
+def test_thops_count_of_the_published_posters_comes_out_to_the_digit(
+    costs: dict[str, Cost], name: str, figures: list[str]
+) -> None:
+    paper = published_costs(name, costs[name])
+    assert paper is not None
+    assert [figure.ours for figure in paper.figures] == figures
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_printed_figure_is_ours_under_its_convention(costs: dict[str, Cost], name: str) -> None:
+    paper = published_costs(name, costs[name])
+    for figure in paper.figures if paper else ():
+        printed, unit = figure.printed.split()
+        ours, our_unit = figure.ours.split()
+        digits = Decimal(printed)
+        shortened = {Decimal(ours).quantize(digits, rounding=mode) for mode in (ROUND_HALF_UP, ROUND_DOWN)}
+        assert our_unit == unit
+        assert digits in shortened, figure
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_published_total_is_that_of_the_published_code(costs: dict[str, Cost], name: str) -> None:
+    document = json.loads((ASSETS / f"{FIXTURES[name]}.json").read_text())
+    paper = published_costs(name, costs[name])
+    assert paper is not None
+    weights = sum(torch.Size(shape).numel() for _, shape, *_ in document["keys"])  # Keras counts them all
+    assert paper.total == document.get("n_params", weights)
+
+
+@pytest.mark.parametrize("name", ["ddamfn", "poster_v1_small", "poster_v2"])
+def test_dead_parameters_are_those_that_the_importer_drops(costs: dict[str, Cost], name: str) -> None:
+    document = json.loads((ASSETS / f"{FIXTURES[name]}.json").read_text())
+    sizes = {key: torch.Size(shape).numel() for key, shape, *_ in document["keys"]}
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    dropped = sum(sizes[key] for key in dead_keys(name, sizes) if not key.endswith(statistics))
+    paper = published_costs(name, costs[name])
+    assert paper is not None
+    assert sum(paper.dead.values()) == dropped
+
+
+@pytest.mark.parametrize("name", ["poster_v1_tiny", *(name for name in MODELS if name.endswith("_nano"))])
+def test_macs_are_what_torchs_counter_counts(costs: dict[str, Cost], name: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name).eval()
+        picture = torch.empty(1, 3, model.input_size, model.input_size)
+    with FlopCounterMode(display=False) as counter, countable(), torch.no_grad():
+        model(picture)
+    assert costs[name].operations.macs == counter.get_total_flops() / 2
+
+
+@pytest.mark.parametrize("name", ["poster_v1_tiny", "poster_v2", "btn", "dynamic_vit_tiny", "lhc_net"])
+def test_attention_is_counted(costs: dict[str, Cost], name: str) -> None:
+    assert costs[name].operations.matmul > 0
+
+
+def test_measuring_leaves_the_model_as_it_was() -> None:
+    torch.manual_seed(0)
+    model = create_model("ddamfn_nano").train()
+    model.features.eval()  # type: ignore[union-attr]
+    before = {name: (module, module.training) for name, module in model.named_modules()}
+    cost = measure(model)
+    assert cost == cost_of("ddamfn_nano")
+    assert {name: (module, module.training) for name, module in model.named_modules()} == before
+
+
+def test_btn_evaluates_at_the_cost_of_poster_v2(costs: dict[str, Cost]) -> None:
+    assert costs["btn"].operations == costs["poster_v2"].operations
+    assert costs["btn"].parameters > costs["poster_v2"].parameters
+
+
+def test_poster_v2_takes_more_arithmetic_than_poster_v1_and_the_slides_saving_is_44_percent(
+    costs: dict[str, Cost],
+) -> None:
+    assert costs["poster_v2"].operations.macs > costs["poster_v1_large"].operations.macs
+    saving = 1 - costs["dynamic_vit_base"].operations.macs / costs["vit_b16"].operations.macs
+    assert round(100 * saving) == 44
+    routed = cost_of("vit_b16", attention="dynamic")
+    assert round(100 * (1 - routed.operations.macs / costs["vit_b16"].operations.macs)) == 4
+    assert costs["ddamfn"].parameters < costs["mfn"].parameters
+
+
+def test_the_command_prints_every_model_and_the_figures_beside_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fer.models.list_models", lambda: ["ddamfn_nano", "poster_v2"])
+    command.main(argparse.Namespace(num_classes=7, cost=True))
+    lines = capsys.readouterr().out.splitlines()
+    first = {line.split()[0]: line for line in lines if line.strip()}
+    assert first["ddamfn_nano"].split() == ["ddamfn_nano", "64px", "89,919", "-", "0.004"]
+    assert "43,753,941  58,316,594   8.592" in first["poster_v2"]
+    assert "8.4 G    8.482 G" in lines[lines.index(first["poster_v2"]) + 1]
+
+
+def test_without_the_option_the_command_prints_a_line_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    command.main(argparse.Namespace(num_classes=8, cost=False))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == MODELS
+    assert any(line.startswith("poster_v2 ") and "43,754,710" in line and "cross-attention" in line for line in lines)
