@@ -16,6 +16,7 @@ import json
 import shutil
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from fer.training.progress import FILE_NAME as PROGRESS
 from fer.training.publish import publish
 from fer.training.recipe import Recipe, TrainStageConfig
 from fer.training.state import TrainState
+from fer.weights.parts import PartSource, locate
 
 _CODE = (
     "augment.py",
@@ -64,7 +66,8 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
     folder = (params.root / "data" / "shards" / dataset).resolve()
     shards = ShardSet.open(folder)
     code = code_digest()
-    whole = fingerprint(shards.digest, recipe, params.seed, code)
+    pretrained = locate(recipe.pretrained, params.root)
+    whole = fingerprint(shards.digest, recipe, params.seed, code, pretrained)
     job = TrainJob(
         shards=str(folder),
         work_dir=str((params.root / ".work" / whole[:16]).resolve()),
@@ -74,6 +77,7 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
         threads=params.train.threads,
         checkpoint_every_steps=params.train.checkpoint_every_steps,
         fingerprint=whole,
+        pretrained=pretrained,
     )
     model, work, title = build_model(job), Path(job.work_dir), f"train {model_key} on {dataset}"
     settings = {"recipe": recipe.model_dump(mode="json"), "seed": params.seed, "train": params.train.model_dump()}
@@ -86,6 +90,7 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
         "fingerprint": whole,
         "data_digest": shards.digest,
         "code_digest": code,
+        "pretrained": {source.part: source.digest for source in pretrained},
     }
     tags = {key: facts[key] for key in ("dataset", "model", "parameters", "data_digest", "code_digest")}
     with (
@@ -123,9 +128,15 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
 # ------------------------------------------------------------------------------------------------ what a training is
 
 
-def fingerprint(data_digest: str, recipe: Recipe, seed: int, code: str) -> str:
+def fingerprint(data_digest: str, recipe: Recipe, seed: int, code: str, pretrained: Sequence[PartSource] = ()) -> str:
     """Hex SHA-256 of all that a training's result depends on but for its machine: ranks, threads, processor."""
-    parts = {"data": data_digest, "recipe": recipe.model_dump(mode="json"), "seed": seed, "code": code}
+    parts = {
+        "data": data_digest,
+        "recipe": recipe.model_dump(mode="json"),
+        "pretrained": [source.digest for source in pretrained],  # their parts stand in the recipe
+        "seed": seed,
+        "code": code,
+    }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -260,6 +271,7 @@ def _require_shared_folders(job: TrainJob, address: str | None) -> None:
     here = None if by_client else ray.get_runtime_context().get_node_id()
     others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
     wanted = [str(Path(job.shards) / "manifest.json"), str(Path(job.work_dir) / "lock")]
+    wanted += [source.path for source in job.pretrained]
     look = ray.remote(num_cpus=0)(missing_paths)
     answers = [
         (

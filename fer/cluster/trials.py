@@ -24,6 +24,7 @@ from fer.console import log
 from fer.files import read_json, write_atomic, write_json
 from fer.tracking import Run
 from fer.training.recipe import Recipe
+from fer.weights.parts import PartSource
 
 NUMBER = "trial"
 HOPELESS_TRIALS = 3
@@ -42,6 +43,7 @@ class TrialPlan:
         folder: of the search, absolute, seen by all nodes; each trial works in `folder/<its key>`.
         recipe: the recipe that the trials vary.
         gpu: one GPU a trial.
+        pretrained: the parts of the model that start from given weights.
     """
 
     folder: str
@@ -55,6 +57,7 @@ class TrialPlan:
     metric: str
     checkpoint_every_steps: int
     fingerprint: str
+    pretrained: tuple[PartSource, ...] = ()
 
     def key(self, number: int, values: Values) -> str:
         """Identity of a trial: the same proposal of the same search has the same."""
@@ -140,6 +143,7 @@ def run_trial(config: Values, plan: TrialPlan) -> None:
         threads=plan.threads,
         checkpoint_every_steps=plan.checkpoint_every_steps,
         fingerprint=key,
+        pretrained=plan.pretrained,
     )
     try:
         train(job, device="cuda:0" if plan.gpu else "cpu", on_epoch=tell)

@@ -168,12 +168,15 @@ def table(record: TrialLog, metric: str) -> str:
 def _plan(params: Params, config: TuneConfig, recipe: Recipe, dataset: str, shards: Any) -> TrialPlan:
     from fer.cluster.train import code_digest
     from fer.cluster.trials import TrialPlan
+    from fer.weights.parts import locate
 
     # What says how much is tried, not what a trial is, stays out: a longer search goes on from a shorter one.
     what = config.model_dump(mode="json", exclude={"trials", "max_concurrent", "time_budget_minutes"})
+    pretrained = locate(recipe.pretrained, params.root)
     parts = {
         "data": shards.digest,
         "recipe": recipe.model_dump(mode="json"),
+        "pretrained": [source.digest for source in pretrained],
         "seed": params.seed,
         "tune": what,
         "threads": params.train.threads,
@@ -192,6 +195,7 @@ def _plan(params: Params, config: TuneConfig, recipe: Recipe, dataset: str, shar
         metric=config.metric,
         checkpoint_every_steps=params.train.checkpoint_every_steps,
         fingerprint=fingerprint,
+        pretrained=pretrained,
     )
 
 

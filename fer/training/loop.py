@@ -31,6 +31,7 @@ from fer.training.progress import Progress, ProgressFile
 from fer.training.recipe import Recipe
 from fer.training.schedule import learning_rate
 from fer.training.state import Record, StateError, TrainState
+from fer.weights.parts import PartSource, load_part
 
 
 class DivergedError(ValueError):
@@ -46,7 +47,8 @@ class TrainJob:
         work_dir: folder of checkpoints and progress, the same one for all ranks, absolute.
         labels: of the dataset, in the order of the class indices.
         threads: CPU threads of each rank.
-        fingerprint: of data, recipe, seed and code.
+        fingerprint: of data, recipe, pretrained files, seed and code.
+        pretrained: the parts of the model that start from given weights.
     """
 
     shards: str
@@ -57,6 +59,7 @@ class TrainJob:
     threads: int
     checkpoint_every_steps: int
     fingerprint: str
+    pretrained: tuple[PartSource, ...] = ()
 
 
 def train(
@@ -126,9 +129,12 @@ def train(
 
 
 def build_model(job: TrainJob) -> FerModel:
-    """The recipe's model with its first weights, the same on every rank: a function of the seed."""
+    """The recipe's model with its first weights, the same on every rank: a function of the seed and of given files."""
     torch.manual_seed(stable_hash(job.seed, "weights"))
-    return create_model(job.recipe.model, len(job.labels), **job.recipe.options)
+    model = create_model(job.recipe.model, len(job.labels), **job.recipe.options)
+    for source in job.pretrained:
+        load_part(model, source)
+    return model
 
 
 def _data_parallel(model: FerModel, device: str) -> DistributedDataParallel:

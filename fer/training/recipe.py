@@ -33,6 +33,10 @@ class Recipe(Config):
 
     model: str = Field(description="name in the registry, `fer.models.list_models()`")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the model")
+    pretrained: dict[str, str] = Field(
+        default_factory=dict,
+        description="part of the model -> weights it starts from: a name in `fer weights list`, or a path",
+    )
     epochs: int = Field(ge=1, le=10_000)
     batch_size: int = Field(ge=1, description="images of one update, over all workers together")
     eval_batch_size: int = Field(256, ge=1, description="images of one forward pass of the validation")

@@ -1,0 +1,115 @@
+"""Parts of a model that start from other weights than random ones: backbones, and the landmark network.
+
+    for source in locate({"landmarks": "mobilefacenet_landmarks"}, root):
+        load_part(model, source)
+
+Published face networks are rarely trained on expressions: what the models take of them is their convolutional part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from fer.files import FileError, sha256
+from fer.models import FerModel
+from fer.models.backbones.ir import IRFeatures
+from fer.models.backbones.mobilefacenet import LandmarkBackbone
+from fer.models.mfn import MFNFeatures
+from fer.weights.published import load_published
+from fer.weights.registry import find, register
+from fer.weights.store import load_model, read_info
+
+DONORS: dict[type[nn.Module], str] = {
+    IRFeatures: "ir50",
+    LandmarkBackbone: "mobilefacenet_landmarks",
+    MFNFeatures: "mfn",
+}
+"""The kinds of parts, and the model whose published files hold them."""
+
+_FEATURES = "features."
+"""What the donors call their convolutional part."""
+
+
+@dataclass(frozen=True)
+class PartSource:
+    """Where a part of a model starts from: its name, an absolute path, and the SHA-256 of the file there."""
+
+    part: str
+    path: str
+    digest: str
+
+
+def list_parts(model: FerModel) -> list[str]:
+    """The parts of a model that weights can be loaded into."""
+    return [name for name, module in model.named_children() if type(module) in DONORS]
+
+
+def locate(pretrained: Mapping[str, str], root: Path) -> tuple[PartSource, ...]:
+    """The files of parts, each given as a name in `fer weights list` that was pulled, or as a path below `root`.
+
+    Raises:
+        FileError: one is not there.
+    """
+    sources = []
+    for part, source in sorted(pretrained.items()):
+        path = find(source) if source in register() else root / source
+        if not path.is_file():
+            raise FileError(
+                f"pretrained.{part} = {source!r}: no such file, and no name that `fer weights list` shows ({path})"
+            )
+        sources.append(PartSource(part, str(path.resolve()), sha256(path)))
+    return tuple(sources)
+
+
+def load_part(model: FerModel, source: PartSource) -> None:
+    """Fills a part with the features of a network of its kind; every tensor must be there, and fit.
+
+    The file is one that this project wrote, or a published one of the part's kind. Of IR-50 with four stages a branch
+    of three takes the first three.
+
+    Raises:
+        FileError: no weights that can be read.
+        ValueError: the model has no such part, or the weights are those of another network.
+    """
+    part, path = source.part, Path(source.path)
+    if part not in list_parts(model):
+        known = ", ".join(list_parts(model)) or "none"
+        raise ValueError(f"pretrained.{part}: {model.name} has no such part; its parts: {known}")
+    module = model.get_submodule(part)
+    donor = DONORS[type(module)]
+    state = _features(path, donor)
+    wanted = module.state_dict()
+    if isinstance(module, IRFeatures):
+        children = tuple(f"{name}." for name, _ in module.named_children())
+        state = {key: tensor for key, tensor in state.items() if key.startswith(children)}
+    faults = [f"missing: {key}" for key in wanted.keys() - state.keys()]
+    faults += [f"unexpected: {key}" for key in state.keys() - wanted.keys()]
+    faults += [
+        f"{key}: shape {tuple(state[key].shape)}, {part} has {tuple(wanted[key].shape)}"
+        for key in wanted.keys() & state.keys()
+        if state[key].shape != wanted[key].shape
+    ]
+    if faults:
+        listing = "\n  ".join(sorted(faults)[:8])
+        raise ValueError(f"{path}: not the weights of {part} of {model.name} ({len(faults)} tensors):\n  {listing}")
+    module.load_state_dict(state)
+
+
+def _features(path: Path, donor: str) -> dict[str, Tensor]:
+    source: Mapping[str, Tensor]
+    source = (load_model(path)[0] if _is_ours(path) else load_published(donor, path)).state_dict()
+    return {key.removeprefix(_FEATURES): tensor for key, tensor in source.items() if key.startswith(_FEATURES)}
+
+
+def _is_ours(path: Path) -> bool:
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        read_info(path)
+    except FileError:
+        return False
+    return True

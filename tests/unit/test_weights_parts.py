@@ -1,0 +1,76 @@
+"""A training that starts from given weights of a part."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fer.cluster.train import fingerprint
+from fer.files import FileError
+from fer.models import create_model
+from fer.training.recipe import Recipe
+from fer.weights.parts import list_parts, load_part, locate
+from fer.weights.store import save_model
+
+LABELS = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger")
+
+
+def donor(path: Path, name: str = "ddamfn_nano", seed: int = 1) -> Path:
+    torch.manual_seed(seed)
+    save_model(create_model(name), path, LABELS, "basic7", name=name)
+    return path
+
+
+def test_a_part_takes_the_features_and_leaves_the_rest(tmp_path: Path) -> None:
+    donor(tmp_path / "donor.safetensors")
+    torch.manual_seed(2)
+    model = create_model("ddamfn_nano")
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    [source] = locate({"features": "donor.safetensors"}, tmp_path)
+    load_part(model, source)
+    torch.manual_seed(1)
+    expected = create_model("ddamfn_nano").state_dict()
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, (expected if key.startswith("features.") else before)[key]), key
+
+
+def test_the_landmark_branch_may_train_once_it_is_loaded(tmp_path: Path, test_data: Path) -> None:
+    model = create_model("poster_v2", landmark_frozen=True).train()
+    folder = test_data / "weights" / "landmark_mobilefacenet_openvino"
+    [source] = locate({"landmarks": "mobilefacenet.xml"}, folder)
+    load_part(model, source)
+    assert model(torch.randn(2, 3, 224, 224)).logits.shape == (2, 7)
+
+
+def test_weights_of_another_network_are_refused_by_key(tmp_path: Path) -> None:
+    donor(tmp_path / "small.safetensors", "ddamfn_small")
+    model = create_model("ddamfn_nano")
+    [source] = locate({"features": "small.safetensors"}, tmp_path)
+    with pytest.raises(ValueError, match=r"(?s)not the weights of features of ddamfn_nano.*down1"):
+        load_part(model, source)
+    with pytest.raises(ValueError, match=r"pretrained\.landmarks: ddamfn_nano has no such part; its parts: features"):
+        load_part(model, replace(source, part="landmarks"))
+
+
+def test_a_file_that_is_not_there_is_told_with_the_names_that_could_be_meant(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"pretrained\.image = 'ir_50': no such file, and no name"):
+        locate({"image": "ir_50"}, tmp_path)
+
+
+def test_parts_are_the_backbones() -> None:
+    with torch.device("meta"):
+        assert list_parts(create_model("poster_v2")) == ["image", "landmarks"]
+        assert list_parts(create_model("ddamfn")) == ["features"]
+        assert list_parts(create_model("vit_b16")) == []
+
+
+def test_other_weights_are_another_training(tmp_path: Path) -> None:
+    recipe = Recipe(model="ddamfn_nano", epochs=1, batch_size=8, learning_rate=0.1, pretrained={"features": "a"})
+    prints = set()
+    for seed in (1, 2):
+        sources = locate({"features": str(donor(tmp_path / "a", seed=seed))}, tmp_path)
+        prints.add(fingerprint("data", recipe, 0, "code", sources))
+    assert len(prints) == 2
