@@ -30,8 +30,8 @@ test-slow: install ## the tests that take minutes
 lint: install ## style and types
 	ruff check . && ruff format --check . && mypy
 
-bench: install ## the benchmarks (about ten minutes)
-	fer bench reader && fer bench ray
+bench: install ## the benchmarks (about half an hour)
+	fer bench reader && fer bench ray && fer bench models
 
 ui: install ## MLflow's pages on the runs
 	fer ui
