@@ -11,6 +11,7 @@ import pytest
 
 from fer import bench
 from fer.bench.data import write_shards
+from fer.bench.passes import Setting, peak_mib
 from fer.bench.result import REGISTRY, BenchResult, benchmark
 from fer.shards.read import ShardSet
 
@@ -25,7 +26,7 @@ def test_the_benchmarks_are_listed_with_what_they_measure(capsys: pytest.Capture
     assert bench.main(parse("--list")) == 0
     listing = capsys.readouterr().out
     assert [line.split()[0] for line in listing.splitlines()] == sorted(REGISTRY)
-    assert {"reader", "ray"} <= set(REGISTRY)
+    assert {"models", "reader", "ray"} <= set(REGISTRY)
 
 
 def test_the_reader_is_measured_beside_the_decode_limit_of_the_same_run(
@@ -44,6 +45,40 @@ def test_the_reader_is_measured_beside_the_decode_limit_of_the_same_run(
     assert report["command"] == shlex.join(["fer", "bench", *words])
     assert report["machine"]["cores"] >= 1
     assert "torch" in report["versions"]
+
+
+def test_a_model_is_measured_beside_the_published_code(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["models", "--models", "mobilefacenet", "--batch", "4", "--seconds", "0", "--threads", "1", "--no-memory"]
+    result = REGISTRY["models"].run(parse(*words))
+    assert [row["pass"] for row in result.rows if "bf16" not in row["pass"]] == ["eval fp32", "train fp32"]
+    assert len({tuple(row) for row in result.rows}) == 1
+    for row in result.rows:
+        assert row["published img/s"] > 0
+        assert row["ratio"] > 0
+        assert 0 < row["% of dense"] < 200
+        assert row["official x IR-50"] > 1
+    assert result.table().startswith("evaluation at batch 4, forward and backward at 2, 1 threads")
+
+
+def test_the_peak_memory_is_that_of_the_pass_alone() -> None:
+    small, large = (
+        peak_mib(Setting(network="mobilefacenet", ours=True, training=True, batch=batch, threads=1)) for batch in (2, 8)
+    )
+    assert 4 < small < 200  # the weights are 4 MiB
+    assert large > 1.3 * small
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--models", "resnet152"], "no published code to compare with; known: ddamfn, mfn"),
+        (["--device", "abacus"], "cpu is allowed, and cuda on a machine that has it"),
+        (["--batch", "2"], "4 or more"),
+    ],
+)
+def test_a_model_that_cannot_be_measured_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        REGISTRY["models"].run(parse("models", *words))
 
 
 def test_the_data_of_benchmarks_are_whole_shards(tmp_path: Path) -> None:
