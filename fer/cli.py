@@ -26,7 +26,7 @@ class _Command:
 
 _COMMANDS = {
     "check": _Command("fer.commands.check", "validate params.yaml and the recipes; print what a training would use"),
-    "models": _Command("fer.commands.models", "list the models with their parameters and inputs, or with what they cost"),
+    "models": _Command("fer.commands.models", "list the models with their parameters, inputs and costs"),
     "weights": _Command("fer.commands.weights", "list, fetch, verify and import published weights"),
     "tune": _Command("fer.cluster.tune", "search the hyper-parameters of a model on a dataset"),
     "submit": _Command("fer.cluster.jobs", "run one stage as a job on a Ray cluster"),
