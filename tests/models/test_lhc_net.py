@@ -242,7 +242,7 @@ def test_half_precision_follows_maps_of_any_scale() -> None:
             assert (low - exact).abs().mean() < 0.02 * exact.abs().mean()
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_nano_learns_from_scratch(precision: str) -> None:
     """Two classes of pictures that differ by the place of a bright square, a handful of steps."""
     model = nano(num_classes=2, drop_rate=0.0).train()

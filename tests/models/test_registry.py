@@ -1,7 +1,8 @@
 """What every registered model promises, tested over the whole registry.
 
 The large networks take seconds a pass on two cores, so each model is built, trained for one step and evaluated once;
-the tests look at what came of it. What takes more passes runs on the nano networks, and with the slow tests on all.
+the tests look at what came of it. By default that is done for the quick ones, what takes more passes for the nano
+networks alone; `make test-slow` does all for all.
 """
 
 import copy
@@ -55,13 +56,17 @@ class Built:
     logits: Tensor
 
 
-DEEPER = ("dynamic_vit_base", "dynamic_vit_small", "poster_v1_large", "poster_v1_small")
-"""More blocks of what `dynamic_vit_tiny` and `poster_v1_tiny` have."""
+QUICK = ("ddamfn", "ddamfn_small", "mfn", "mobilefacenet", "mobilefacenet_landmarks")
+"""With the nano networks, those that take less than a second a pass. The parity tests hold the passes of the others."""
+
+
+def marked(name: str) -> list[pytest.MarkDecorator]:
+    return [] if name.endswith("_nano") or name in QUICK else [pytest.mark.slow]
 
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=[pytest.mark.slow] if name in DEEPER else []) for name in MODELS],
+    params=[pytest.param(name, marks=marked(name)) for name in MODELS],
 )
 def built(request: pytest.FixtureRequest) -> Built:
     model = build(request.param).train()
