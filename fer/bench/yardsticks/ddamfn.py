@@ -19,14 +19,14 @@ def ddamfn(p: Published, x: Tensor, *, num_classes: int = 7, num_heads: int = 2)
     merged = maps[0]
     for other in maps[1:]:
         merged = torch.max(merged, other)
-    y = _conv_bn(p.within("Linear."), x * merged, 512, (7, 7), groups=512)
+    y = p.within("Linear.").conv_bn(x * merged, 512, (7, 7), groups=512)
     return p.linear(y.view(y.size(0), -1), "fc", num_classes), maps
 
 
 def mfn(p: Published, x: Tensor) -> Tensor:
     """(B,3,112,112) -> embedding of length 1, (B,256)."""
     x = _features(p, x, list(STEM_AND_END))
-    x = _conv_bn(p.within("conv_6_dw."), x, 512, (7, 7), groups=512)
+    x = p.within("conv_6_dw.").conv_bn(x, 512, (7, 7), groups=512)
     x = p.linear(x.view(x.size(0), -1), "linear", 256, bias=False)
     x = p.bn(x, "bn")
     return torch.div(x, torch.norm(x, 2, 1, True))
@@ -44,19 +44,19 @@ def _features(p: Published, x: Tensor, names: list[str]) -> Tensor:
             x = x + _mix_block(stage.within(f"model.{block}."), x, x.shape[1], splits, stride=1)
         return x
 
-    x = _conv_bn_prelu(here(), x, 64, 3, stride=2, padding=1)
-    x = _conv_bn_prelu(here(), x, 64, 3, padding=1, groups=64)
+    x = here().conv_bn(x, 64, 3, stride=2, padding=1, prelu=True)
+    x = here().conv_bn(x, 64, 3, padding=1, groups=64, prelu=True)
     x = _mix_block(here(), x, 64, ((3, 64), (5, 32), (7, 32)), stride=2)
     x = residuals(x, 9, ((3, 96), (5, 32)))
     x = _mix_block(here(), x, 128, ((3, 128), (5, 64), (7, 64)), stride=2)
     x = residuals(x, 16, ((3, 192), (5, 64)))
     x = _mix_block(here(), x, 256, ((3, 256), (5, 256), (7, 256), (9, 256)), stride=2)
     x = residuals(x, 6, ((3, 172), (5, 170), (7, 170)))
-    return _conv_bn_prelu(here(), x, 512, 1)
+    return here().conv_bn(x, 512, 1, prelu=True)
 
 
 def _mix_block(p: Published, x: Tensor, width: int, splits: tuple[tuple[int, int], ...], *, stride: int) -> Tensor:
-    x = _conv_bn_prelu(p.within("conv."), x, sum(channels for _, channels in splits), 1)
+    x = p.within("conv.").conv_bn(x, sum(channels for _, channels in splits), 1, prelu=True)
     parts = []
     for number, (part, (kernel, channels)) in enumerate(
         zip(torch.split(x, [channels for _, channels in splits], dim=1), splits, strict=True)
@@ -68,13 +68,13 @@ def _mix_block(p: Published, x: Tensor, width: int, splits: tuple[tuple[int, int
     columns = F.adaptive_avg_pool2d(x, (1, None)).permute(0, 1, 3, 2)
     gate_rows, gate_columns = _gates(p.within("CA."), rows, columns, x.shape)
     x = x * gate_columns * gate_rows
-    return _conv_bn(p.within("project."), x, width, 1)
+    return p.within("project.").conv_bn(x, width, 1)
 
 
 def _attention_head(p: Published, x: Tensor) -> Tensor:
     channels = x.shape[1]
-    rows = _conv_bn(p.within("Linear_h."), x, channels, (1, 7), groups=channels)
-    columns = _conv_bn(p.within("Linear_w."), x, channels, (7, 1), groups=channels).permute(0, 1, 3, 2)
+    rows = p.within("Linear_h.").conv_bn(x, channels, (1, 7), groups=channels)
+    columns = p.within("Linear_w.").conv_bn(x, channels, (7, 1), groups=channels).permute(0, 1, 3, 2)
     gate_rows, gate_columns = _gates(p, rows, columns, x.shape)
     return gate_columns * gate_rows
 
@@ -88,30 +88,3 @@ def _gates(p: Published, rows: Tensor, columns: Tensor, shape: torch.Size) -> tu
     gate_rows = p.conv(rows, "conv2", channels, bias=True).sigmoid()
     gate_columns = p.conv(columns.permute(0, 1, 3, 2), "conv3", channels, bias=True).sigmoid()
     return gate_rows.expand(-1, -1, height, width), gate_columns.expand(-1, -1, height, width)
-
-
-def _conv_bn(
-    p: Published,
-    x: Tensor,
-    out_channels: int,
-    kernel: int | tuple[int, int],
-    *,
-    stride: int = 1,
-    padding: int = 0,
-    groups: int = 1,
-) -> Tensor:
-    return p.bn(p.conv(x, "conv", out_channels, kernel, stride=stride, padding=padding, groups=groups), "bn")
-
-
-def _conv_bn_prelu(
-    p: Published,
-    x: Tensor,
-    out_channels: int,
-    kernel: int,
-    *,
-    stride: int = 1,
-    padding: int = 0,
-    groups: int = 1,
-) -> Tensor:
-    x = _conv_bn(p, x, out_channels, kernel, stride=stride, padding=padding, groups=groups)
-    return p.prelu(x, "prelu")

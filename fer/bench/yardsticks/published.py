@@ -109,6 +109,21 @@ class Published:
         """PReLU of one slope a channel."""
         return F.prelu(x, self.tensor(key + self._names.weight, x.shape[1], fill=0.25))
 
+    def conv_bn(
+        self,
+        x: Tensor,
+        out_channels: int,
+        kernel: int | tuple[int, int] = 1,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+        prelu: bool = False,
+    ) -> Tensor:
+        """MobileFaceNet's block: Conv2d `conv` without bias, BatchNorm `bn` and, where asked for, PReLU `prelu`."""
+        x = self.bn(self.conv(x, "conv", out_channels, kernel, stride=stride, padding=padding, groups=groups), "bn")
+        return self.prelu(x, "prelu") if prelu else x
+
     def linear(self, x: Tensor, key: str, out_features: int, *, bias: bool = True) -> Tensor:
         """Linear over the last axis."""
         weight = self.tensor(key + self._names.weight, out_features, x.shape[-1])
