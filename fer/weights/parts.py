@@ -81,11 +81,8 @@ def load_part(model: FerModel, source: PartSource) -> None:
         raise ValueError(f"pretrained.{part}: {model.name} has no such part; its parts: {known}")
     module = model.get_submodule(part)
     donor = DONORS[type(module)]
-    state = _features(path, donor)
-    wanted = module.state_dict()
-    if isinstance(module, IRFeatures):
-        children = tuple(f"{name}." for name, _ in module.named_children())
-        state = {key: tensor for key, tensor in state.items() if key.startswith(children)}
+    whole = load_model(path)[0] if _is_ours(path) else load_published(donor, path)
+    state, wanted = branch_state(module, whole.state_dict()), module.state_dict()
     faults = [f"missing: {key}" for key in wanted.keys() - state.keys()]
     faults += [f"unexpected: {key}" for key in state.keys() - wanted.keys()]
     faults += [
@@ -99,10 +96,13 @@ def load_part(model: FerModel, source: PartSource) -> None:
     module.load_state_dict(state)
 
 
-def _features(path: Path, donor: str) -> dict[str, Tensor]:
-    source: Mapping[str, Tensor]
-    source = (load_model(path)[0] if _is_ours(path) else load_published(donor, path)).state_dict()
-    return {key.removeprefix(_FEATURES): tensor for key, tensor in source.items() if key.startswith(_FEATURES)}
+def branch_state(module: nn.Module, donor: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a part, out of the whole one of its donor."""
+    state = {key.removeprefix(_FEATURES): tensor for key, tensor in donor.items() if key.startswith(_FEATURES)}
+    if isinstance(module, IRFeatures):
+        children = tuple(f"{name}." for name, _ in module.named_children())
+        state = {key: tensor for key, tensor in state.items() if key.startswith(children)}
+    return state
 
 
 def _is_ours(path: Path) -> bool:

@@ -19,8 +19,8 @@ from fer.models import create_model
 from fer.models.backbones.mobilefacenet import PUBLISHED, InvertedResidual, LandmarkBackbone
 from fer.models.inference import for_inference
 from fer.models.mobilefacenet import MobileFaceNetLandmarks
-from fer.weights.layouts.backbones import landmark_branch
 from fer.weights.openvino import MAX_BYTES, landmark_state
+from fer.weights.parts import branch_state
 
 OPENVINO = "weights/landmark_mobilefacenet_openvino/mobilefacenet.xml"
 YUNET = "weights/yunet/face_detection_yunet_2023mar.onnx"
@@ -150,7 +150,7 @@ def test_imported_batch_norm_adds_the_bias_exactly(written: tuple[Path, nn.Modul
 
 def test_import_fills_the_branch_of_a_frozen_model(written: tuple[Path, nn.Module]) -> None:
     branch = LandmarkBackbone(PUBLISHED, frozen=True, bn="frozen")
-    branch.load_state_dict(landmark_branch(landmark_state(written[0])), strict=True)
+    branch.load_state_dict(branch_state(branch, landmark_state(written[0])), strict=True)
     assert branch.train()(torch.rand(1, 3, 112, 112))[2].shape == (1, 512, 7, 7)
 
 
@@ -159,7 +159,7 @@ def test_weights_without_statistics_are_refused_where_batch_norm_would_need_them
     written: tuple[Path, nn.Module], frozen: bool, bn: str
 ) -> None:
     branch = LandmarkBackbone(PUBLISHED, frozen=frozen, bn=bn)
-    branch.load_state_dict(landmark_branch(landmark_state(written[0])), strict=True)
+    branch.load_state_dict(branch_state(branch, landmark_state(written[0])), strict=True)
     x = torch.rand(2, 3, 112, 112)
     with pytest.raises(ValueError, match=r"BatchNorm folded in.*landmark_frozen=True and landmark_bn='frozen'"):
         branch.train()(x)

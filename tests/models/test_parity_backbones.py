@@ -17,7 +17,7 @@ from fer.models.backbones.ir import IR50_THREE_STAGES, IRFeatures
 from fer.models.backbones.mobilefacenet import PUBLISHED, LandmarkBackbone
 from fer.models.inference import for_inference
 from fer.weights import convert, published_options
-from fer.weights.layouts.backbones import image_branch, landmark_branch
+from fer.weights.parts import branch_state
 
 from .conformance import assert_close, fixture_input, load, published_model, published_state
 
@@ -211,15 +211,15 @@ def test_four_stages_of_face_evolve_are_imported_with_their_head(
 def test_the_image_branch_takes_three_stages_of_either_file() -> None:
     with torch.device("meta"):
         branch = IRFeatures(IR50_THREE_STAGES)
-    branch.load_state_dict(image_branch(convert("ir50", evolve_state((3, 4, 14, 3), 512))), strict=True)
+    branch.load_state_dict(branch_state(branch, convert("ir50", evolve_state((3, 4, 14, 3), 512))), strict=True)
     branch = IRFeatures(IR50_THREE_STAGES)
-    branch.load_state_dict(image_branch(convert("ir50", ir50_state())), strict=True)
+    branch.load_state_dict(branch_state(branch, convert("ir50", ir50_state())), strict=True)
 
 
 def test_the_landmark_branch_takes_the_landmark_networks_features() -> None:
     branch = LandmarkBackbone(PUBLISHED, frozen=True, bn="frozen")
     branch.load_state_dict(
-        landmark_branch(convert("mobilefacenet_landmarks", published_state(load("mobilefacenet")))), strict=True
+        branch_state(branch, convert("mobilefacenet_landmarks", published_state(load("mobilefacenet")))), strict=True
     )
     assert branch.loaded
 

@@ -1,7 +1,7 @@
 """IR, MobileFaceNet and ResNet-50 as their published code names them.
 
 POSTER's published models hold the first two under prefixes of their own: `ir_rename` and `mobilefacenet_rename` serve
-them too. Their weights before training come from files of the branches alone: `image_branch` and `landmark_branch`.
+them too. Their weights before training come from files of the branches alone: `fer.weights.parts`.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from fer.models.backbones.ir import IR18, IR50
-from fer.weights.layouts.base import Layout
+from fer.weights.layouts.base import STATISTICS, Layout
 
 _IR_UNIT = {
     "res_layer.0": "bn",
@@ -65,18 +65,10 @@ def mobilefacenet_rename(theirs: str = "", ours: str = "features.") -> Rename:
     )
 
 
-def image_branch(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of `IRFeatures(IR50_THREE_STAGES)`, out of `convert("ir50", published)` of either file."""
-    return {key: tensor for key, tensor in _features(state).items() if not key.startswith("stage4.")}
-
-
-def landmark_branch(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of `LandmarkBackbone(PUBLISHED)`, out of a state dict of `mobilefacenet_landmarks`."""
-    return _features(state)
-
-
-def _features(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix("features."): tensor for key, tensor in state.items() if key.startswith("features.")}
+LANDMARK_HEAD_DEAD = (
+    rf"face_landback\.output_layer\.(conv_6_dw\.conv\.weight|linear\.weight|(conv_6_dw\.)?bn\.{STATISTICS})"
+)
+"""The landmark network's head within the published POSTER models: it runs, and its result is thrown away."""
 
 
 def _num_classes(published: Mapping[str, Tensor]) -> int:

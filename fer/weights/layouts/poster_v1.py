@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fer.weights.layouts.backbones import ir_rename, mobilefacenet_rename
+from fer.weights.layouts.backbones import LANDMARK_HEAD_DEAD, ir_rename, mobilefacenet_rename
 from fer.weights.layouts.base import STATISTICS, Layout
 
 _LANDMARK_HALF = ("attn_lm", "mlp2", "norm3", "norm4")
@@ -57,7 +57,7 @@ POSTER_V1 = Layout(
         (r"^head\.linear\.", "head."),
     ),
     dead=(
-        rf"face_landback\.output_layer\.(conv_6_dw\.conv\.weight|linear\.weight|(conv_6_dw\.)?bn\.{STATISTICS})",
+        LANDMARK_HEAD_DEAD,
         rf"ir_back\.output_layer\.(3\.(weight|bias)|[04]\.{STATISTICS})",
         r"pyramid_fuse\.cls_token",
     ),

@@ -4,7 +4,7 @@ Of BTN no published layout is known: its repository holds no weights whose names
 POSTER V2's weights by `btn.poster.load_state_dict(convert("poster_v2", published))`, strictly.
 """
 
-from fer.weights.layouts.backbones import ir_rename, mobilefacenet_rename
+from fer.weights.layouts.backbones import LANDMARK_HEAD_DEAD, ir_rename, mobilefacenet_rename
 from fer.weights.layouts.base import STATISTICS, Layout
 
 POSTER_V2 = Layout(
@@ -37,7 +37,7 @@ POSTER_V2 = Layout(
         (r"^(vit\.blocks\.\d+)\.attn\.", r"\1.attention."),
     ),
     dead=(
-        rf"face_landback\.output_layer\.(conv_6_dw\.conv\.weight|linear\.weight|(conv_6_dw\.)?bn\.{STATISTICS})",
+        LANDMARK_HEAD_DEAD,
         rf"ir_back\.output_layer\.(3\.(weight|bias)|[04]\.{STATISTICS})",
         r"VIT\.(IRLinear[12]|patch_embed\.proj|blocks\.\d+\.conv)\.(weight|bias)",
         r"VIT\.(CON1|eca_block\.conv)\.weight",
