@@ -30,7 +30,8 @@ from typing import Any, Literal, get_args
 from fer import params as parameters
 from fer import processes
 from fer.console import log
-from fer.files import public_url, sha256
+from fer.files import sha256
+from fer.transfer import public_url
 
 Stage = Literal["download", "crop", "shard", "train", "evaluate", "repro"]
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fer.faces import align
 from fer.faces.config import CropConfig
-from fer.files import ImageError, decode_image
+from fer.pictures import ImageError, decode_image
 from fer.sources.base import AnnotatedFace, RawSample, Reject
 
 Image = npt.NDArray[np.uint8]

@@ -13,10 +13,11 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from fer.console import log, progress
-from fer.files import FileError, download, public_url, read_json
+from fer.files import FileError, read_json
 from fer.labels import DATASET_LABELS, LabelSpace, space, to_canonical
 from fer.sources.base import BLOCK_ROWS, AnnotatedFace, Block, Fer2013Config, RawSample, Reject
 from fer.sources.fer2013_rows import SIDE, Line, Row, RowError, csv_rows, form_of, parquet_rows
+from fer.transfer import download, public_url
 
 HOME_PAGE = (
     "https://www.kaggle.com/competitions/challenges-in-representation-learning-facial-expression-recognition-challenge"

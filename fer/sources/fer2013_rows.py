@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fer.files import FileError, ImageError, decode_image, refuse_impostor
+from fer.files import FileError, refuse_impostor
+from fer.pictures import ImageError, decode_image
 from fer.shards.schema import Split
 from fer.shards.table import TableReader
 

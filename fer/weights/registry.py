@@ -17,8 +17,9 @@ from pydantic import Field, model_validator
 
 from fer import params
 from fer.config import Config, nearest, parse, read_yaml
-from fer.files import FileError, download, read_json, sha256, write_json
+from fer.files import FileError, read_json, sha256, write_json
 from fer.labels import SPACES, LabelSpace
+from fer.transfer import download
 
 _RECORD = "fetched.json"
 

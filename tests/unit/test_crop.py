@@ -12,7 +12,7 @@ import pytest
 from fer.faces import align
 from fer.faces.config import CropConfig
 from fer.faces.crop import FaceCrop, crop_sample
-from fer.files import decode_image
+from fer.pictures import decode_image
 from fer.sources.base import AnnotatedFace, RawSample, Reject
 
 CONFIG = CropConfig(size=64, min_face_size=20)

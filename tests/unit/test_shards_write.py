@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
-from fer.files import decode_image, write_json
+from fer.files import write_json
+from fer.pictures import decode_image
 from fer.shards.manifest import Manifest, load_manifest
 from fer.shards.schema import SPLITS, ShardConfig, ShardError, face_schema
 from fer.shards.table import TableReader, read_table, write_table
