@@ -33,6 +33,8 @@ SPACES: dict[str, LabelSpace] = {
     # AffectNet's order of the six basic expressions and neutral (Mollahosseini et al. 2017), without contempt.
     "basic7": LabelSpace("basic7", _BASIC),
     "basic8": LabelSpace("basic8", (*_BASIC, "contempt")),
+    # AI-Hub set 82 (Korean faces), in the alphabetical order of its seven classes; most have no basic counterpart.
+    "aihub7": LabelSpace("aihub7", ("anger", "anxiety", "happiness", "hurt", "neutral", "panic", "sadness")),
 }
 
 # The published order of each dataset's label numbers, in the names used here.
@@ -44,6 +46,9 @@ DATASET_LABELS: dict[str, tuple[str, ...]] = {
     # Mollahosseini et al. 2017: 0 Neutral ... 7 Contempt.
     "affectnet7": _BASIC,
     "affectnet8": (*_BASIC, "contempt"),
+    # Barsoum et al. 2016, the columns of fer2013new.csv, without its last two (unknown, NF: no face).
+    "ferplus": ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt"),
+    "aihub82": ("anger", "anxiety", "happiness", "hurt", "neutral", "panic", "sadness"),
     # Lee et al. 2019: folders by name, which readers number alphabetically.
     "caers": ("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"),
 }

@@ -19,7 +19,7 @@ from fer.evaluation.config import EvaluateConfig
 from fer.faces.config import CropConfig
 from fer.report.config import ReportConfig
 from fer.shards.schema import ShardConfig
-from fer.sources.base import DatasetConfig
+from fer.sources.registry import DatasetConfig
 from fer.tracking import TrackingConfig
 from fer.training.recipe import Recipe, TrainStageConfig, load_recipe
 

@@ -46,7 +46,11 @@ class AnnotatedDetector:
 
     def detect(self, image: Image, faces: Sequence[AnnotatedFace]) -> list[Detection]:
         """See `Detector.detect`."""
-        return [Detection(box=face.box, landmarks=face.landmarks, score=None, annotation=face) for face in faces]
+        return [
+            Detection(box=face.box, landmarks=face.landmarks, score=None, annotation=face)
+            for face in faces
+            if face.box is not None
+        ]
 
 
 DETECTORS: dict[str, type[Detector]] = {"annotated": AnnotatedDetector}
@@ -77,6 +81,7 @@ class FaceCrop:
             "clean_label": face.clean_label,
             "subject": face.subject,
             "pose": face.pose and list(face.pose),
+            "distribution": face.distribution and list(face.distribution),
             "height": self.height,
             "width": self.width,
             "channels": self.channels,
@@ -104,7 +109,8 @@ def crop_sample(sample: RawSample, config: CropConfig) -> list[FaceCrop | Reject
     if sample.is_crop:
         assert len(sample.faces) == 1
         face = sample.faces[0]
-        detection = Detection(box=face.box, landmarks=face.landmarks, score=None, annotation=face)
+        whole = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
+        detection = Detection(box=face.box or whole, landmarks=face.landmarks, score=None, annotation=face)
         return [_finish(sample, sample.key, image, face.landmarks, detection, config)]
     found = DETECTORS[config.detector]().detect(image, sample.faces)
     if not found:

@@ -15,8 +15,9 @@ from fer.console import log, progress
 from fer.faces.config import CropConfig
 from fer.faces.crop import FaceCrop, crop_sample
 from fer.files import FileError, publish_directory, sha256, write_json
-from fer.sources.base import Block, DatasetConfig, Reject, Source, get_source
+from fer.sources.base import Block, Reject, Source
 from fer.sources.download import describe
+from fer.sources.registry import DatasetConfig, get_source
 
 FORMAT = 1
 

@@ -11,7 +11,7 @@ from fer.config import Config
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised when a reader of the older form would misread the newer one."""
 
 Split = Literal["train", "validation", "test"]
@@ -50,7 +50,8 @@ def shard_schema() -> pa.Schema:
 
     sample_id: unique in the data set. image: PNG or JPEG, 1 or 3 channels. label: index into the labels of the file's
     metadata. clean_label: the true label where label noise was added, else equal to label. subject: null where unknown.
-    pose: yaw, pitch, roll in degrees, null where unknown.
+    pose: yaw, pitch, roll in degrees, null where unknown. distribution: share of each label where several people were
+    asked, else null.
     """
     import pyarrow as pa
 
@@ -62,6 +63,7 @@ def shard_schema() -> pa.Schema:
             pa.field("clean_label", pa.int8(), nullable=False),
             pa.field("subject", pa.string()),
             pa.field("pose", pa.list_(pa.float32())),
+            pa.field("distribution", pa.list_(pa.float32())),
         ]
     )
 
@@ -95,6 +97,40 @@ def reject_schema() -> pa.Schema:
 
     return pa.schema(
         [pa.field(name, pa.string(), nullable=False) for name in ("sample_id", "reason", "detail", "origin")]
+    )
+
+
+def picture_schema() -> pa.Schema:
+    """Columns of data/raw/<dataset>/pictures-*.parquet: a published picture as it is, and what is published of it.
+
+    key: the sample's, without the dataset's name. path: of the picture in the public layout. reason, detail: why there
+    is no picture, else null. is_crop: whether it shows a face alone. faces: box in px of the upright picture, null
+    where the face has to be found; landmarks: five x, y in the same px.
+    """
+    import pyarrow as pa
+
+    face = pa.struct(
+        [
+            pa.field("box", pa.list_(pa.float32())),
+            pa.field("landmarks", pa.list_(pa.float32())),
+            pa.field("label", pa.int8()),
+            pa.field("clean_label", pa.int8()),
+            pa.field("subject", pa.string()),
+            pa.field("pose", pa.list_(pa.float32())),
+            pa.field("distribution", pa.list_(pa.float32())),
+        ]
+    )
+    return pa.schema(
+        [
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("path", pa.string(), nullable=False),
+            pa.field("split", pa.string()),
+            pa.field("image", pa.binary()),
+            pa.field("is_crop", pa.bool_()),
+            pa.field("faces", pa.list_(face)),
+            pa.field("reason", pa.string()),
+            pa.field("detail", pa.string()),
+        ]
     )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from fer.console import log
 from fer.files import FileError, publish_directory, read_json, sha256, write_json
 from fer.processes import stable_hash
-from fer.sources.base import DatasetConfig, Fer2013Config, Source, get_source
+from fer.sources.base import Source
+from fer.sources.registry import DatasetConfig, get_source
 
 FORMAT = 1
 
@@ -30,15 +31,16 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path)
     Raises:
         ValueError: no usable data; what stood in the folder is unchanged.
     """
-    if isinstance(config, Fer2013Config) and config.path and "://" not in config.path:
-        config = config.model_copy(update={"path": str(root / Path(config.path).expanduser())})
+    path = getattr(config, "path", None)  # generated datasets have none
+    if path is not None:
+        config = config.model_copy(update={"path": _absolute(path, root)})
     source = get_source(config, seed)
     final = root / "data" / "raw" / name
     if is_complete(final, source):
         log.info("%s: already complete", final.relative_to(root))
         return final
-    origin = config.path if isinstance(config, Fer2013Config) else None
-    cache = root / ".work" / "download" / f"{name}-{stable_hash(origin or ''):016x}"
+    origin = str(path) if path is not None else ""
+    cache = root / ".work" / "download" / f"{name}-{stable_hash(origin):016x}"
     cache.mkdir(parents=True, exist_ok=True)
     with publish_directory(final) as out:
         body = source.download(out, cache)
@@ -72,6 +74,13 @@ def describe(raw: Path) -> dict[str, Any]:
         raise FileError(f"{raw}: not downloaded; run `dvc repro download@{raw.name}`")
     description: dict[str, Any] = read_json(raw / "source.json")
     return description
+
+
+def _absolute(path: str | list[str], root: Path) -> str | list[str]:
+    """Paths as written in params.yaml start at `root`; URLs stay."""
+    if isinstance(path, list):
+        return [str(_absolute(one, root)) for one in path]
+    return path if "://" in path else str(root / Path(path).expanduser())
 
 
 def _damaged(raw: Path, files: list[dict[str, Any]]) -> list[str]:

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
+from pydantic import Field
+
+from fer.config import Config
 from fer.console import log, progress
 from fer.files import FileError, read_json
 from fer.labels import DATASET_LABELS, LabelSpace, space, to_canonical
-from fer.sources.base import BLOCK_ROWS, AnnotatedFace, Block, Fer2013Config, RawSample, Reject
+from fer.sources.base import BLOCK_ROWS, AnnotatedFace, Block, RawSample, Reject
 from fer.sources.fer2013_rows import SIDE, Line, Row, RowError, csv_rows, form_of, parquet_rows
 from fer.transfer import download, public_url
 
@@ -32,6 +35,27 @@ PUBLISHED: dict[str, tuple[int, ...]] = {
 }
 
 _SHOWN_BAD_ROWS = 8
+
+
+class Fer2013Config(Config):
+    """FER2013 (Goodfellow et al. 2013): the original csv, icml_face_data.csv, or a Parquet of encoded pictures."""
+
+    source: Literal["fer2013"]
+    label_space: Literal["basic7", "basic8"] = Field(default="basic7", description="FER2013 has no contempt")
+    path: str | None = Field(
+        default=None,
+        description="the file, or its URL: fer2013.csv, icml_face_data.csv or Parquet (image, label, usage)",
+    )
+    sha256: str | None = Field(
+        default=None, pattern=r"^[0-9a-fA-F]{64}$", description="expected digest of the file; null: not checked"
+    )
+    subset: bool = Field(default=False, description="accept another number of rows than the published 35,887")
+    max_bad_fraction: float = Field(
+        default=0.001,
+        ge=0,
+        le=1,
+        description="refuse the file where a larger share of its rows is corrupt; 0 refuses any",
+    )
 
 
 class Fer2013Source:

@@ -18,7 +18,6 @@ import numpy.typing as npt
 from fer.files import FileError, refuse_impostor
 from fer.pictures import ImageError, decode_image
 from fer.shards.schema import Split
-from fer.shards.table import TableReader
 
 SIDE = 48
 USAGES: dict[str, Split] = {"Training": "train", "PublicTest": "validation", "PrivateTest": "test"}
@@ -159,6 +158,8 @@ def parquet_rows(path: Path, start: int = 0, stop: int | None = None) -> Iterato
     Raises:
         FileError: damaged, or without these columns.
     """
+    from fer.shards.table import TableReader  # pyarrow is not for `fer --help`
+
     reader = TableReader(path)
     if missing := {"image", "label", "usage"} - set(reader.columns):
         raise FileError(

@@ -11,17 +11,75 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from fer import processes
+from fer.config import Config
 from fer.console import progress
 from fer.labels import LabelSpace, space, to_canonical
-from fer.sources.base import BLOCK_ROWS, AnnotatedFace, Block, RawSample, Reject, SyntheticConfig
-from fer.synth.config import SceneConfig
+from fer.sources.base import BLOCK_ROWS, AnnotatedFace, Block, RawSample, Reject
+from fer.synth.config import ClassWeights, Domain, LabelNoiseKind, SceneConfig
 from fer.synth.expressions import EXPRESSIONS
 from fer.synth.streams import GENERATOR_VERSION
+
+
+class SyntheticConfig(Config):
+    """Procedural faces; needs no network. The fields after `scenes` are knobs of `fer.synth.config.SceneConfig`."""
+
+    source: Literal["synthetic"]
+    label_space: Literal["basic7", "basic8"] = Field(default="basic7", description="basic8 adds contempt")
+    scenes: int = Field(
+        default=8000, ge=1, le=100_000_000, description="pictures to render; a picture holds 0 to 3 faces"
+    )
+    class_weights: ClassWeights = Field(
+        default=SceneConfig.class_weights, description="natural: the imbalance of FER2013"
+    )
+    domain: Domain = Field(default=SceneConfig.domain, description="studio: plain backdrop, soft light, no occluders")
+    scene_size: int = Field(default=SceneConfig.scene_size, description="side of a scene in px, 32 .. 2048")
+    face_size: tuple[float, float] = Field(
+        default=SceneConfig.face_size, description="range of the height in px of a frontal face, 10 .. scene_size"
+    )
+    train_subjects: int = Field(default=SceneConfig.train_subjects, description="identities of the training scenes")
+    test_subjects: int = Field(
+        default=SceneConfig.test_subjects, description="identities of the test scenes, unseen in training"
+    )
+    test_fraction: float = Field(default=SceneConfig.test_fraction, description="share of test scenes, 0 .. 1")
+    multi_face_probability: float = Field(default=SceneConfig.multi_face_probability, description="0 .. 1")
+    no_face_probability: float = Field(default=SceneConfig.no_face_probability, description="0 .. 1")
+    strength: float = Field(
+        default=SceneConfig.strength, description="of the expressions, 0.01 .. 1.5: 0.5 is subtle, 1.5 caricature"
+    )
+    occlusion_probability: float = Field(default=SceneConfig.occlusion_probability, description="0 .. 1")
+    blur_probability: float = Field(default=SceneConfig.blur_probability, description="0 .. 1")
+    grey_probability: float = Field(default=SceneConfig.grey_probability, description="0 .. 1")
+    label_noise: float = Field(default=SceneConfig.label_noise, description="share of wrong training labels, 0 .. 1")
+    label_noise_kind: LabelNoiseKind = Field(
+        default=SceneConfig.label_noise_kind, description="confusion: wrong labels fall on the class most alike"
+    )
+    broken_fraction: float = Field(
+        default=SceneConfig.broken_fraction, description="share of scenes stored as bytes that no decoder takes, 0 .. 1"
+    )
+
+    landmark_error: float = Field(
+        default=1.0,
+        ge=0,
+        le=5,
+        description="of the landmarks, as a detector's: 1 is off by 7 % of the eye distance, 5 degrees and 6 % of size "
+        "(standard deviations); 0 is exact, and much easier for a linear model",
+    )
+
+    @model_validator(mode="after")
+    def _renderer_agrees(self) -> SyntheticConfig:
+        self.scene_config()
+        return self
+
+    def scene_config(self) -> SceneConfig:
+        """The renderer's configuration; ValueError where it refuses a value."""
+        knobs = self.model_dump(exclude={"source", "label_space", "scenes", "landmark_error"})
+        return SceneConfig(num_classes=8 if self.label_space == "basic8" else 7, **knobs)
 
 
 class SyntheticSource:

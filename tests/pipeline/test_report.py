@@ -17,7 +17,7 @@ from fer.params import Params, load
 from fer.report import charts
 from fer.report.build import class_lines, duration, render, run_report
 from fer.report.collect import collect
-from fer.sources.base import Fer2013Config
+from fer.sources.fer2013 import Fer2013Config
 
 BANNER = "SYNTHETIC: says nothing about accuracy on people."
 

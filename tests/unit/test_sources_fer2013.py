@@ -12,9 +12,10 @@ import pytest
 
 from fer.files import FileError, sha256
 from fer.labels import space
-from fer.sources.base import BLOCK_ROWS, Fer2013Config, RawSample, Reject, get_source
+from fer.sources.base import BLOCK_ROWS, RawSample, Reject
 from fer.sources.download import download_dataset
-from fer.sources.fer2013 import PUBLISHED, _check_counts
+from fer.sources.fer2013 import PUBLISHED, Fer2013Config, _check_counts
+from fer.sources.registry import get_source
 
 USAGES = ("Training", "PublicTest", "PrivateTest")
 
