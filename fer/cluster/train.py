@@ -109,7 +109,7 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
         _run(params, job, Follower(title, work, recipe.epochs, run))
         state = TrainState.load(work)
         assert state is not None, "a training that ended well left its last state"
-        assert state.epoch == recipe.epochs, "the last state is that of the last epoch"
+        assert state.epoch == recipe.epochs or state.is_stale(recipe.patience), "a training ends at its end"
         for record in state.records():  # what a driver that was killed could not log any more; points are logged once
             log_record(run, record)
         published = params.root / "trained" / dataset / model_key
@@ -119,7 +119,7 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
         shutil.rmtree(work)
     best = state.history[state.best_epoch - 1]
     log.info(
-        f"{title}: best epoch {state.best_epoch} of {recipe.epochs}, validation accuracy {best['val_accuracy']:.4f}, "
+        f"{title}: best epoch {state.best_epoch} of {state.epoch}, validation accuracy {best['val_accuracy']:.4f}, "
         f"balanced {best['val_balanced_accuracy']:.4f} -> {published.relative_to(params.root)}"
     )
     return published

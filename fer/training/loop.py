@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,12 +24,15 @@ from fer.shards.read import Batch, EvalBatches, normalise
 from fer.training.data import Data, open_data
 from fer.training.ema import Ema
 from fer.training.metrics import classification_metrics
-from fer.training.optimizer import build_optimizer, set_learning_rate
+from fer.training.optimizer import build_optimizer, set_learning_rate, trainable
+from fer.training.passes import Passes, autocast
 from fer.training.peers import Peers
 from fer.training.progress import Progress, ProgressFile
 from fer.training.recipe import Recipe
+from fer.training.sam import Sam, statistics_kept
 from fer.training.schedule import learning_rate
 from fer.training.state import Record, StateError, TrainState
+from fer.training.targets import Targets
 from fer.weights.parts import PartSource, load_part
 
 
@@ -88,23 +90,33 @@ def train(
     optimizer = build_optimizer(recipe, model)
     ema = Ema(model, recipe.ema_decay) if recipe.ema_decay else None
     state = _resume(job, peers, model, optimizer, ema)
+    if recipe.compile:
+        model.compile()
     parallel = _data_parallel(model, device) if world_size > 1 else model
+    sam = Sam(recipe.sam, trainable(model)) if recipe.sam else None
+    passes = Passes(recipe, model, parallel, device)
     with closing(open_data(job.shards, recipe, model, seed=job.seed, peers=peers, threads=job.threads)) as data:
         steps = data.train.steps_per_epoch
         progress = ProgressFile(folder, peers, epochs=recipe.epochs, steps=steps)
+        targets = Targets(recipe, data.split.class_histogram, device)
         for epoch in range(state.epoch, recipe.epochs):
+            if state.is_stale(recipe.patience):
+                break
             started, first_step = time.monotonic(), state.step
             parallel.train()
             for batch in data.train.epoch(epoch, start_step=first_step):
                 rate = learning_rate(recipe, state.global_step, steps)
                 set_learning_rate(optimizer, rate)
-                torch.manual_seed(stable_hash(job.seed, "step", state.global_step, rank))  # for dropout
-                images, targets = prepare(batch.images, model, recipe, device), batch.targets.to(device)
-                with _autocast(recipe, device):
-                    output = parallel(images)
-                    loss = model.loss(output, soften(targets, model.num_classes, recipe.label_smoothing))
-                totals = _agree_on_totals(loss, output.logits, targets, batch, data, peers)
-                loss.backward()  # type: ignore[no-untyped-call]
+                key = (job.seed, "step", state.global_step, rank)
+                labels = batch.targets.to(device)
+                images, wanted = targets(prepare(batch.images, model, recipe, device), labels, key)
+                loss, logits = passes.run(images, wanted, key, exchange=sam is None or sam.config.gradient == "global")
+                totals = _agree_on_totals(loss, logits, labels, batch, data, peers)
+                if sam:
+                    _climb(sam, batch, data, peers)
+                    with nullcontext() if sam.config.batch_norm == "both" else statistics_kept(model):
+                        passes.run(images, wanted, key if sam.config.dropout == "same" else (*key, "second"))
+                    sam.descend()
                 _clip_gradient(model, recipe, batch, data, peers)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -153,13 +165,6 @@ def prepare(images: Tensor, model: FerModel, recipe: Recipe, device: str) -> Ten
     return normalise(images.to(device), model.mean, model.std, memory_format=layout)
 
 
-def soften(targets: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Label smoothing: class indices (B,) -> probabilities (B, num_classes); without it, the indices themselves."""
-    if smoothing == 0:
-        return targets
-    return F.one_hot(targets, num_classes).float() * (1 - smoothing) + smoothing / num_classes
-
-
 @torch.no_grad()
 def validate(model: FerModel, batches: EvalBatches, recipe: Recipe, peers: Peers, device: str) -> Record:
     """Metrics of the whole validation split, the same for any number of ranks.
@@ -170,7 +175,7 @@ def validate(model: FerModel, batches: EvalBatches, recipe: Recipe, peers: Peers
     model.eval()
     logits, targets, rows = [torch.empty(0, model.num_classes)], [torch.empty(0).long()], [torch.empty(0).long()]
     for batch in batches:
-        with _autocast(recipe, device):
+        with autocast(recipe, device):
             logits.append(model(prepare(batch.images, model, recipe, device)).float().cpu())
         targets.append(batch.targets)
         rows.append(batch.rows)
@@ -181,22 +186,30 @@ def validate(model: FerModel, batches: EvalBatches, recipe: Recipe, peers: Peers
 
 
 def _agree_on_totals(
-    loss: Tensor, logits: Tensor, targets: Tensor, batch: Batch, data: Data, peers: Peers
+    loss: Tensor, logits: Tensor, labels: Tensor, batch: Batch, data: Data, peers: Peers
 ) -> list[float]:
     """Sum of losses, correct answers and images of the global batch; all ranks stop here if one has no finite loss.
 
     One small message an update serves both, and every rank knows the sums exactly, so that any may be saved.
     """
-    loss, correct = loss.detach().double(), (logits.detach().argmax(1) == targets).sum()
-    size = len(targets)
+    loss, correct = loss.double(), (logits.argmax(1) == labels).sum()
+    size = len(labels)
     values = torch.stack([loss * size, correct, loss.new_tensor(size), (~loss.isfinite()).double()])
     *totals, not_finite = peers.sum(values).tolist()
     if not_finite:
-        culprits = batch.rows[~logits.detach().isfinite().all(1).cpu()]
+        culprits = batch.rows[~logits.isfinite().all(1).cpu()]
         if not len(culprits) and not loss.isfinite():
             culprits = batch.rows
         raise _diverged("loss", culprits, data, peers)
     return totals
+
+
+def _climb(sam: Sam, batch: Batch, data: Data, peers: Peers) -> None:
+    """To where the loss is worst nearby. A local gradient may be finite on one rank alone: they stop together."""
+    norm = sam.climb()
+    lost = (~norm.isfinite()).double()
+    if peers.sum(lost) if sam.config.gradient == "local" else lost:
+        raise _diverged("gradient", batch.rows, data, peers)
 
 
 def _clip_gradient(model: nn.Module, recipe: Recipe, batch: Batch, data: Data, peers: Peers) -> None:
@@ -217,10 +230,6 @@ def _diverged(what: str, rows: Tensor, data: Data, peers: Peers) -> DivergedErro
         f"the {what} is NaN or infinite, nothing was updated; samples: {listing}. "
         "Lower the recipe's learning_rate, or set gradient_clip or a longer schedule.warmup_epochs"
     )
-
-
-def _autocast(recipe: Recipe, device: str) -> torch.autocast:
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.precision == "bf16")
 
 
 def _make_reproducible(threads: int, device: str) -> None:

@@ -28,6 +28,26 @@ class Schedule(Config):
     final_fraction: float = Field(0.0, ge=0, le=1, description="cosine: rate at the end, as a fraction of the first")
 
 
+class SamConfig(Config):
+    """Sharpness-aware minimisation, see `fer.training.sam`. The defaults are what the published trainings do."""
+
+    rho: float = Field(0.05, gt=0, le=10, description="length of the step towards the worst loss nearby")
+    adaptive: bool = Field(False, description="scales the step by the size of each weight (ASAM)")
+    gradient: Literal["global", "local"] = Field(
+        "global", description="local: each worker steps by its own images' gradient, which saves an exchange"
+    )
+    dropout: Literal["redrawn", "same"] = Field("redrawn", description="same: the second pass drops what the first did")
+    batch_norm: Literal["both", "first"] = Field("both", description="passes that update BatchNorm's statistics")
+
+
+class Mix(Config):
+    """Training on mixtures of two pictures, see `fer.training.targets.mixed`."""
+
+    kind: Literal["mixup", "cutmix"]
+    alpha: float = Field(0.2, gt=0, le=10, description="of the Beta distribution of the shares; 1: all alike")
+    p: float = Field(1.0, ge=0, le=1, description="share of the updates that are made on mixtures")
+
+
 class Recipe(Config):
     """A whole training but for its data, seed and machine."""
 
@@ -50,13 +70,27 @@ class Recipe(Config):
     betas: tuple[float, float] = Field((0.9, 0.999), description="adam and adamw only")
     schedule: Schedule = Schedule()
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    class_weights: Literal["none", "inverse", "effective"] = Field(
+        "none", description="weights of the loss, 1 in the mean: by 1 / rows of the class, or by their effective number"
+    )
+    mix: Mix | None = Field(None, description="mixup or cutmix; null: pictures as they are")
+    sam: SamConfig | None = Field(None, description="sharpness-aware minimisation: two passes an update; null: without")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="parts that a worker's share of a batch is computed in, one after the other, to save memory",
+    )
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of the whole gradient; null: no limit")
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="decay of a moving average of the weights, which is then validated and kept"
     )
+    patience: int | None = Field(
+        None, ge=1, description="epochs without a better selection metric after which it stops; null: all epochs"
+    )
     sampler: Literal["shuffle", "balanced"] = "shuffle"
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = True
+    compile: bool = Field(False, description="torch.compile: minutes at the start, faster steps; other last digits")
     augment: list[AugmentSpec] = Field(default_factory=list)
     selection_metric: Literal["val_accuracy", "val_balanced_accuracy", "val_loss"] = "val_accuracy"
 
@@ -64,6 +98,8 @@ class Recipe(Config):
     def _plausible(self) -> Self:
         if self.schedule.warmup_epochs >= self.epochs:
             raise ValueError(f"schedule.warmup_epochs must be smaller than epochs = {self.epochs}")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate = {self.accumulate} parts cannot be made of batch_size = {self.batch_size}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError("betas must lie in [0, 1)")
         return self

@@ -84,6 +84,10 @@ class TrainState:
         self.history.append(row)
         self.epoch, self.step, self.totals = self.epoch + 1, 0, [0.0, 0.0, 0.0]
 
+    def is_stale(self, patience: int | None) -> bool:
+        """Whether so many epochs have ended since the best one; never where `patience` is None."""
+        return patience is not None and self.best_epoch > 0 and self.epoch - self.best_epoch >= patience
+
     def train_metrics(self) -> Record:
         """Mean loss and accuracy over the epoch in progress, each image as it was when it was trained on."""
         loss, correct, images = self.totals
