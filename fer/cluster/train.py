@@ -83,7 +83,7 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
     settings = {"recipe": recipe.model_dump(mode="json"), "seed": params.seed, "train": params.train.model_dump()}
     facts = {
         "dataset": dataset,
-        "model": recipe.model,
+        "model": recipe.last.model,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "labels": list(shards.labels),
         "label_space": shards.label_space,
@@ -106,10 +106,10 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
         ) as run,
     ):
         _announce(title, job, params.train)
-        _run(params, job, Follower(title, work, recipe.epochs, run))
+        _run(params, job, Follower(title, work, sum(stage.epochs for stage in recipe.in_stages), run))
         state = TrainState.load(work)
         assert state is not None, "a training that ended well left its last state"
-        assert state.epoch == recipe.epochs or state.is_stale(recipe.patience), "a training ends at its end"
+        assert state.stage_is_over(recipe.last.epochs, recipe.last.patience), "a training ends at its end"
         for record in state.records():  # what a driver that was killed could not log any more; points are logged once
             log_record(run, record)
         published = params.root / "trained" / dataset / model_key
@@ -304,7 +304,8 @@ def missing_paths(paths: list[str]) -> list[str]:
 def _announce(title: str, job: TrainJob, stage: TrainStageConfig) -> None:
     """Says what will be done; a damaged checkpoint is told here, before any worker starts."""
     where = f"{stage.workers} Ray workers" if stage.workers else "this process"
-    log.info(f"{title}: {job.recipe.epochs} epochs in {where}, {stage.threads} thread(s) each")
+    epochs = " + ".join(str(part.epochs) for part in job.recipe.in_stages)
+    log.info(f"{title}: {epochs} epochs in {where}, {stage.threads} thread(s) each")
     if state := TrainState.load(Path(job.work_dir)):
         if stage.workers:  # in this process the loop itself warns
             state.check(job.fingerprint, stage.workers, stage.threads, warn=log.warning)

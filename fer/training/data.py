@@ -8,26 +8,35 @@ from pathlib import Path
 from fer.augment import Augmenter
 from fer.models import FerModel
 from fer.shards.read import EvalBatches, ModelInput, ShardSet, ShardSplit, TrainBatches
+from fer.shards.schema import Split
 from fer.training.peers import Peers
 from fer.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Data:
-    """What one rank trains on and validates; `split` is the training split, to name its samples."""
+    """What one rank trains on and validates.
+
+    Attributes:
+        split: the training split, to name its samples.
+        test: opened only where a recipe chooses its epoch by the published protocol.
+    """
 
     train: TrainBatches
     validation: EvalBatches
     split: ShardSplit
+    test: EvalBatches | None
 
     def close(self) -> None:
         """Ends the reader's threads."""
         self.train.close()
         self.validation.close()
+        if self.test:
+            self.test.close()
 
 
 def open_data(folder: str, recipe: Recipe, model: FerModel, *, seed: int, peers: Peers, threads: int) -> Data:
-    """The rank's share of the train and validation splits; the test split stays shut.
+    """The rank's share of the train and validation splits; the test split stays shut but for the published protocol.
 
     Raises ValueError where the batch cannot be dealt to the ranks evenly, or the shards cannot be used.
     """
@@ -51,12 +60,15 @@ def open_data(folder: str, recipe: Recipe, model: FerModel, *, seed: int, peers:
         threads=threads,
         sampler=recipe.sampler,
     )
-    validation = EvalBatches(
-        shards.split("validation"),
-        model_input=model_input,
-        batch_size=recipe.eval_batch_size,
-        rank=peers.rank,
-        world_size=peers.world_size,
-        threads=threads,
-    )
-    return Data(train, validation, split)
+
+    def evaluation(name: Split) -> EvalBatches:
+        return EvalBatches(
+            shards.split(name),
+            model_input=model_input,
+            batch_size=recipe.eval_batch_size,
+            rank=peers.rank,
+            world_size=peers.world_size,
+            threads=threads,
+        )
+
+    return Data(train, evaluation("validation"), split, evaluation("test") if recipe.protocol == "published" else None)

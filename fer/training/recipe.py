@@ -6,6 +6,7 @@ Recipes are package data, `fer/recipes/<file>.yaml`, one section each; `ddamfn/n
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -92,7 +93,22 @@ class Recipe(Config):
     channels_last: bool = True
     compile: bool = Field(False, description="torch.compile: minutes at the start, faster steps; other last digits")
     augment: list[AugmentSpec] = Field(default_factory=list)
-    selection_metric: Literal["val_accuracy", "val_balanced_accuracy", "val_loss"] = "val_accuracy"
+    selection_metric: Literal["accuracy", "balanced_accuracy", "loss"] = Field(
+        "accuracy", description="of the split that chooses the epoch"
+    )
+    protocol: Literal["validation", "published"] = Field(
+        "validation",
+        description="split that chooses the epoch. published: the test split, as the published code does it; the "
+        "figures are then labelled so, and shown beside those of the epoch that validation would have chosen",
+    )
+    trainable: list[str] | None = Field(
+        None, min_length=1, description="patterns of the names of the parameters that are trained; null: all"
+    )
+    stages: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="trainings one after the other, each from the best weights of the one before: keys of the recipe "
+        "with another value. A later stage's model may have parts that the earlier one's lacks",
+    )
 
     @model_validator(mode="after")
     def _plausible(self) -> Self:
@@ -102,7 +118,32 @@ class Recipe(Config):
             raise ValueError(f"accumulate = {self.accumulate} parts cannot be made of batch_size = {self.batch_size}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError("betas must lie in [0, 1)")
+        self.in_stages  # noqa: B018 - a mistake in a stage is one in the recipe
         return self
+
+    @property
+    def in_stages(self) -> list[Recipe]:
+        """The complete recipe of each stage; itself where there is only one."""
+        if not self.stages:
+            return [self]
+        base = self.model_dump(mode="json", exclude={"stages"})
+        made = []
+        for number, stage in enumerate(self.stages, start=1):
+            if fixed := {"stages", "pretrained", "protocol"} & set(stage):
+                raise ValueError(f"stages[{number}]: {', '.join(sorted(fixed))} holds for all stages alike")
+            own = base if "model" not in stage else {**base, "options": {}}  # options are a model's own
+            made.append(Recipe.model_validate_json(json.dumps(overlaid(own, stage))))
+        return made
+
+    @property
+    def last(self) -> Recipe:
+        """The recipe of the last stage, whose model is what a training makes."""
+        return self.in_stages[-1]
+
+    @property
+    def chosen_by(self) -> str:
+        """Column of the history that chooses the epoch."""
+        return f"{'test' if self.protocol == 'published' else 'val'}_{self.selection_metric}"
 
 
 class TrainStageConfig(Config):
@@ -161,8 +202,15 @@ def _resolve(entry: Mapping[str, Any], root: Path, where: str, prefix: str) -> d
         file = f"fer/recipes/{stem}.yaml"
         base = dict(read_yaml(resources.files("fer.recipes").joinpath(f"{stem}.yaml"))[section])
     parse(Recipe, base, file, section)
-    for key, value in entry.items():
-        merged = key in ("schedule", "options") and isinstance(value, Mapping)
-        base[key] = {**base.get(key, {}), **value} if merged else value
+    base = overlaid(base, entry)
     del base["recipe"]
     return base
+
+
+def overlaid(base: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of `base` with those of `entry` over them; `schedule` and `options` key by key, all others whole."""
+    result = dict(base)
+    for key, value in entry.items():
+        merged = key in ("schedule", "options") and isinstance(value, Mapping)
+        result[key] = {**result.get(key, {}), **value} if merged else value
+    return result
