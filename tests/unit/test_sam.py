@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import zlib
 from pathlib import Path
@@ -13,10 +12,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_training import assert_same_bits, elsewhere, final_state, make_job, run_child, run_ranks
+from tiny_training import (
+    assert_same_bits,
+    elsewhere,
+    final_state,
+    kill_between_passes,
+    make_job,
+    run_child,
+    run_ranks,
+)
 
 from fer.models import create_model
-from fer.training.loop import TrainJob, train
+from fer.training.loop import train
 from fer.training.recipe import SamConfig
 from fer.training.sam import Sam, statistics_kept
 
@@ -120,21 +127,6 @@ def test_each_rank_may_climb_by_its_own_gradient(tmp_path: Path) -> None:
     one, other = final_state(local), final_state(shared)
     assert one.global_step == other.global_step
     assert any(not torch.equal(one.model[key], other.model[key]) for key in one.model)
-
-
-def kill_between_passes(job: TrainJob, step: int) -> None:
-    """Trains, and is killed at w + e of the update of that number, counted from 1."""
-    climb, climbs = Sam.climb, 0
-
-    def deadly(sam: Sam) -> torch.Tensor:
-        nonlocal climbs
-        norm, climbs = climb(sam), climbs + 1
-        if climbs == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return norm
-
-    Sam.climb = deadly  # type: ignore[method-assign]
-    train(job)
 
 
 @pytest.mark.parametrize("options", [{}, {"dropout": "same", "batch_norm": "first", "adaptive": True}])
