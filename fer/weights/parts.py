@@ -45,7 +45,7 @@ class PartSource:
 
 def list_parts(model: FerModel) -> list[str]:
     """The parts of a model that weights can be loaded into."""
-    return [name for name, module in model.named_children() if type(module) in DONORS]
+    return [name for name, module in model.named_modules() if type(module) in DONORS]
 
 
 def locate(pretrained: Mapping[str, str], root: Path) -> tuple[PartSource, ...]:
