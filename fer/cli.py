@@ -29,6 +29,7 @@ _COMMANDS = {
     "models": _Command("fer.commands.models", "list the models with their parameters, inputs and costs"),
     "weights": _Command("fer.commands.weights", "list, fetch, verify and import published weights"),
     "tune": _Command("fer.cluster.tune", "search the hyper-parameters of a model on a dataset"),
+    "study": _Command("fer.cluster.study", "train the rows of a published table, and set them beside what was printed"),
     "submit": _Command("fer.cluster.jobs", "run one stage as a job on a Ray cluster"),
     "ui": _Command("fer.commands.ui", "open MLflow's pages on this project's runs"),
     "bench": _Command("fer.bench", "measure speed: ratios inside one run"),

@@ -35,8 +35,19 @@ class Data:
             self.test.close()
 
 
-def open_data(folder: str, recipe: Recipe, model: FerModel, *, seed: int, peers: Peers, threads: int) -> Data:
-    """The rank's share of the train and validation splits; the test split stays shut but for the published protocol.
+def open_data(
+    folder: str,
+    recipe: Recipe,
+    model: FerModel,
+    *,
+    seed: int,
+    peers: Peers,
+    threads: int,
+    test: bool = False,
+) -> Data:
+    """The rank's share of the train and validation splits.
+
+    The test split stays shut but for the published protocol, and unless `test` opens it.
 
     Raises ValueError where the batch cannot be dealt to the ranks evenly, or the shards cannot be used.
     """
@@ -71,4 +82,6 @@ def open_data(folder: str, recipe: Recipe, model: FerModel, *, seed: int, peers:
             threads=threads,
         )
 
-    return Data(train, evaluation("validation"), split, evaluation("test") if recipe.protocol == "published" else None)
+    return Data(
+        train, evaluation("validation"), split, evaluation("test") if test or recipe.protocol == "published" else None
+    )

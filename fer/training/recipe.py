@@ -49,6 +49,20 @@ class Mix(Config):
     p: float = Field(1.0, ge=0, le=1, description="share of the updates that are made on mixtures")
 
 
+class CrossValidation(Config):
+    """One training of a cross-validation over the folds of the shards; see `fer.shards.folds`."""
+
+    folds: int = Field(ge=2, le=100)
+    fold: int = Field(0, ge=0, description="that is held out, and chooses the epoch; below `folds`")
+    repeat: int = Field(0, ge=0, description="another way of putting the shards' folds together")
+
+    @model_validator(mode="after")
+    def _fold_is_there(self) -> Self:
+        if self.fold >= self.folds:
+            raise ValueError(f"fold = {self.fold}: must be below folds = {self.folds}")
+        return self
+
+
 class Recipe(Config):
     """A whole training but for its data, seed and machine."""
 
@@ -100,6 +114,9 @@ class Recipe(Config):
         "validation",
         description="split that chooses the epoch. published: the test split, as the published code does it; the "
         "figures are then labelled so, and shown beside those of the epoch that validation would have chosen",
+    )
+    cross_validation: CrossValidation | None = Field(
+        None, description="another division of the development rows into training and validation; null: the shards' own"
     )
     trainable: list[str] | None = Field(
         None, min_length=1, description="patterns of the names of the parameters that are trained; null: all"
