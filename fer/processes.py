@@ -24,6 +24,7 @@ from typing import NoReturn
 from fer import console
 
 _PR_SET_PDEATHSIG = 1
+_INSIST_SECONDS = 1.0
 
 # Set before the libraries are imported; a value of the user's own stays.
 _DEFAULTS = {
@@ -66,11 +67,12 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     0 (or what `main` returns); 1 for a user's mistake, told in one message, and for a defect, told with its traceback;
     130 and 143 for SIGINT and SIGTERM, 141 where nobody reads the output any more.
     """
-    prepare()
     try:
+        prepare()
         code = main() or 0
         sys.stdout.flush()
     except Interrupted as stop:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         console.log.warning("stopped by %s; the same command goes on from the last checkpoint", stop)
         code = 128 + stop.signum
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
@@ -114,27 +116,54 @@ def end_with_parent() -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
             console.log.warning("cannot ask the kernel to end with the parent (errno %d)", ctypes.get_errno())
-        elif os.getppid() != parent:  # it died between the two calls
+        elif os.getppid() != parent or _is_orphan(parent):  # it died between the two calls, or before them
             raise Interrupted(signal.SIGTERM)
+
+
+def _is_orphan(parent: int) -> bool:
+    """Whether DVC started this process, and what adopts orphans has it now."""
+    from fer import params
+
+    try:
+        command = Path(f"/proc/{parent}/cmdline").read_bytes()
+    except OSError:  # not for us to see
+        return False
+    adopts = parent == 1 or command.split(b"\0")[0].endswith(b"systemd")
+    return params.environment().dvc_stage is not None and adopts and b"dvc" not in command
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     # A second signal while unwinding must not break the clean-up it asks for.
     signal.signal(signum, signal.SIG_IGN)
+    # What runs just now may swallow the exception, as some modules do while they are imported: then it comes again.
+    signal.signal(signal.SIGALRM, lambda *_: _insist(signum))
+    signal.setitimer(signal.ITIMER_REAL, _INSIST_SECONDS, _INSIST_SECONDS)
+    raise Interrupted(signum)
+
+
+def _insist(signum: int) -> None:
+    error = sys.exception()
+    while error is not None:
+        if isinstance(error, Interrupted):  # it is on its way
+            return
+        error = error.__context__
     raise Interrupted(signum)
 
 
 @contextmanager
-def lock(path: Path) -> Iterator[None]:
+def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Holds a file lock for the block; the kernel frees it when the process dies, however it dies.
 
+    Args:
+        wait: for its turn, where another process holds it.
+
     Raises:
-        ValueError: another living process holds it; the message names that process.
+        ValueError: without `wait`, another living process holds it; the message names that process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             handle.seek(0)
             holder = handle.read().strip() or "another process"

@@ -2,6 +2,9 @@
 
 The driver owns the run: workers never touch the store. A run is found again by the fingerprint of its training, so that
 a training that was killed and goes on keeps its run and its curves; every run ends as FINISHED, FAILED or KILLED.
+
+Where tracking is not required and the store is down, entries go to a journal (`fer.journal`), and from there to the
+store when it answers again: a minute later, at the end of the run, or when the next run is opened.
 """
 
 import json
@@ -12,17 +15,20 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 from pydantic import Field
 
 from fer.config import Config
+from fer.journal import Entry, Journal, left_journals, open_journal
 from fer.lineage import flatten, lineage, redact
+from fer.processes import lock
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +42,6 @@ FINGERPRINT_TAG = "fer.fingerprint"
 MODEL_TAG = "fer.model_logged"
 UNFINISHED = ("RUNNING", "FAILED", "KILLED")
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-T = TypeVar("T")
 
 # Limits of the MLflow stores.
 MAX_PARAM_CHARACTERS = 6000
@@ -44,6 +49,7 @@ MAX_TAG_CHARACTERS = 5000
 MAX_BATCH = 100
 MAX_DIGEST_CHARACTERS = 36
 PROBE_SECONDS = 5.0
+RETRY_SECONDS = 60.0
 
 
 class TrackingError(ValueError):
@@ -60,7 +66,8 @@ class TrackingConfig(Config):
         "else sqlite:///<project>/mlflow.db",
     )
     required: bool = Field(
-        default=False, description="true: an unreachable store is an error; false: a warning, and nothing is recorded"
+        default=False,
+        description="true: an unreachable store is an error; false: a warning, and entries wait in .work/unsent",
     )
     log_model: bool = Field(default=True, description="record the best model of a training (torch.export, about 10 s)")
 
@@ -84,9 +91,12 @@ def _mlflow() -> Any:
 
 def _failures() -> tuple[type[Exception], ...]:
     """What is raised by a store that is down, locked or full."""
+    from alembic.util import CommandError
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
-    return (MlflowException, OSError, TrackingError)
+    # The second and third are of a local database that MLflow cannot make or bring up to date.
+    return (MlflowException, CommandError, SQLAlchemyError, OSError, TrackingError)
 
 
 def _probe(uri: str) -> None:
@@ -106,25 +116,36 @@ def _probe(uri: str) -> None:
         ) from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Identity:
+    """What a run is, wherever it is recorded; see `open_run`."""
+
+    experiment: str
+    run_name: str
+    key: str
+    parent: str | None
+    run_id: str | None
+
+
 class Run:
-    """One MLflow run, as a context manager; without a client (an optional store that is down) no method does anything.
+    """One MLflow run, as a context manager; where tracking is off no method does anything.
 
     Leaving the block sets the status: FINISHED, FAILED after an exception, KILLED after an interruption. A run that was
     attached by its id, to add an evaluation, keeps the status it had. Logging is idempotent: a point that is already
     there, with the same key, step and value, is not logged twice, so a resumed training leaves no duplicates.
     """
 
-    def __init__(
-        self, client: Any, run_id: str | None, *, config: TrackingConfig, uri: str, keep_status: str | None, fresh: bool
-    ):
-        self._client = client
-        self._config = config
-        self._uri = uri
-        self._keep_status = keep_status
-        self._run_id = run_id
-        self._fresh = fresh
+    def __init__(self, config: TrackingConfig, root: Path, identity: _Identity) -> None:
+        self._config, self._root, self._identity = config, root, identity
+        self._uri = store_uri(config, root)
+        self._client: Any = None
+        self._journal: Journal | None = None
+        self._failed_at = 0.0
+        self._run_id: str | None = None
+        self._fresh = True
+        self._keep_status: str | None = None
         self._points: dict[str, set[tuple[int, float | None]]] = {}
-        self._finished = client is None
+        self._finished = not config.enabled
 
     @property
     def run_id(self) -> str | None:
@@ -133,8 +154,8 @@ class Run:
 
     @property
     def active(self) -> bool:
-        """Whether entries are still being recorded."""
-        return self._client is not None
+        """Whether the store takes entries."""
+        return self._client is not None and self._journal is None
 
     def __enter__(self) -> Self:
         return self
@@ -152,25 +173,32 @@ class Run:
         if self._finished:
             return
         self._finished = True
-        self._do(lambda client: client.set_terminated(self._run_id, self._keep_status or status))
+        self._do(
+            ("finish", {"status": status}),
+            lambda client: client.set_terminated(self._run_id, self._keep_status or status),
+        )
+        if self._journal is not None:
+            log.info("what MLflow could not be told is kept in %s", self._journal.path)
+            self._journal.close()
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Record scalars at an epoch (or 0 for final figures)."""
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0, at: int | None = None) -> None:
+        """Record scalars at an epoch (or 0 for final figures). at: milliseconds of the clock; None: now."""
+        values = {key: float(value) for key, value in metrics.items()}
+        now = at or int(time.time() * 1000)
 
         def send(client: Any) -> None:
             from mlflow.entities import Metric
 
-            now = int(time.time() * 1000)
             new: list[Any] = []
-            for key, value in metrics.items():
-                point = (step, None if math.isnan(value) else float(value))
+            for key, value in values.items():
+                point = (step, None if math.isnan(value) else value)
                 if point not in self._known(client, key):
-                    new.append(Metric(key, float(value), now, step))
+                    new.append(Metric(key, value, now, step))
                     self._points[key].add(point)
             if new:
                 client.log_batch(self._run_id, metrics=new)
 
-        self._do(send)
+        self._do(("log_metrics", {"metrics": values, "step": step, "at": now}), send)
 
     def _known(self, client: Any, key: str) -> set[tuple[int, float | None]]:
         """The points of a curve that the store has; None stands for NaN."""
@@ -181,31 +209,28 @@ class Run:
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record parameters, nested ones flat (`recipe.epochs`). What is recorded stays: MLflow's params are final."""
+        values = {key: redact(value)[:MAX_PARAM_CHARACTERS] for key, value in flatten(params).items()}
 
         def send(client: Any) -> None:
             from mlflow.entities import Param
 
             known = {} if self._fresh else client.get_run(self._run_id).data.params
-            new = [
-                Param(key, redact(value)[:MAX_PARAM_CHARACTERS])
-                for key, value in flatten(params).items()
-                if key not in known
-            ]
+            new = [Param(key, value) for key, value in values.items() if key not in known]
             for start in range(0, len(new), MAX_BATCH):
                 client.log_batch(self._run_id, params=new[start : start + MAX_BATCH])
 
-        self._do(send)
+        self._do(("log_params", {"params": values}), send)
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set or overwrite tags."""
+        values = {key: redact(str(value))[:MAX_TAG_CHARACTERS] for key, value in tags.items()}
 
         def send(client: Any) -> None:
             from mlflow.entities import RunTag
 
-            items = [RunTag(key, redact(str(value))[:MAX_TAG_CHARACTERS]) for key, value in tags.items()]
-            client.log_batch(self._run_id, tags=items)
+            client.log_batch(self._run_id, tags=[RunTag(key, value) for key, value in values.items()])
 
-        self._do(send)
+        self._do(("set_tags", {"tags": values}), send)
 
     def log_dataset(
         self, name: str, digest: str, *, source: str, context: str, profile: Mapping[str, Any] | None = None
@@ -225,7 +250,14 @@ class Run:
             tags = [InputTag("mlflow.data.context", context)]
             client.log_inputs(self._run_id, datasets=[DatasetInput(dataset=data, tags=tags)])
 
-        self._do(send)
+        given = {
+            "name": name,
+            "digest": digest,
+            "source": redact(source),
+            "context": context,
+            "profile": dict(profile or {}),
+        }
+        self._do(("log_dataset", given), send)
 
     def log_table(self, columns: Mapping[str, Sequence[Any]], name: str) -> None:
         """Record a table as `name` (.json), which the UI compares across runs. Logged again, it is replaced."""
@@ -240,15 +272,16 @@ class Run:
             if entry not in listed:
                 client.set_tag(self._run_id, tag, json.dumps([*listed, entry]))
 
-        self._do(send)
+        self._do(("log_table", {"columns": {key: list(columns[key]) for key in keys}, "name": name}), send)
 
     def log_json(self, content: Mapping[str, Any], name: str) -> None:
         """Record a JSON artifact."""
-        self._do(lambda client: client.log_dict(self._run_id, dict(content), name))
+        entry = ("log_json", {"content": dict(content), "name": name})
+        self._do(entry, lambda client: client.log_dict(self._run_id, dict(content), name))
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Record a file, or a folder with what is in it."""
-        self._do(lambda client: client.log_artifact(self._run_id, str(path), folder))
+        """Record a file, or a folder with what is in it; where the store is down that is left out."""
+        self._do(None, lambda client: client.log_artifact(self._run_id, str(path), folder))
 
     def log_model(
         self, model: "nn.Module", example: "np.ndarray[Any, Any]", *, labels: Sequence[str], name: str = "model"
@@ -261,7 +294,7 @@ class Run:
         assert len(example) >= 2, "with a single image the batch would be fixed to one"
         if not self._config.log_model:
             return
-        self._do(lambda client: self._log_model(client, model, example, labels, name))
+        self._do(None, lambda client: self._log_model(client, model, example, labels, name))
 
     def _log_model(
         self, client: Any, model: "nn.Module", example: "np.ndarray[Any, Any]", labels: Sequence[str], name: str
@@ -309,19 +342,87 @@ class Run:
             model.train(training)
         client.set_tag(self._run_id, MODEL_TAG, info.model_uri)
 
-    def _do(self, action: Callable[[Any], T]) -> T | None:
-        """Run one call to the store. Where tracking is optional, a failing store ends the recording, not the work."""
-        if self._client is None:
-            return None
+    def connect(self) -> None:
+        """Finds the run in the store, or makes it; where the store is down a journal takes its place."""
         try:
-            return action(self._client)
+            _probe(self._uri)
+            _send_journals(self._config, self._root)
+            self._find()
         except _failures() as error:
-            reason = redact(str(error).splitlines()[0] if str(error) else type(error).__name__)
-            if self._config.required:
-                raise TrackingError(f"MLflow refused an entry ({redact(self._uri)}): {reason}") from error
-            log.warning("MLflow broke down (%s); the rest of this run is not recorded: %s", redact(self._uri), reason)
-            self._client = None
-            return None
+            self._break_down(error)
+
+    def _do(self, entry: Entry | None, action: Callable[[Any], object]) -> None:
+        """Runs one call to the store. Where tracking is optional and the store fails, the journal takes its entry.
+
+        Args:
+            entry: method of this class, and arguments, that do the same again; None: nothing for a journal.
+        """
+        if not self._config.enabled:
+            return
+        if self._journal is not None and (self._finished or time.monotonic() - self._failed_at > RETRY_SECONDS):
+            self._catch_up(self._journal)
+        if self._journal is None:
+            try:
+                action(self._client)
+                return
+            except _failures() as error:
+                self._break_down(error)
+        if entry is not None and self._journal is not None:
+            self._journal.append(*entry)
+
+    def _find(self) -> None:
+        """The run in the store: the one of the given id, else an unfinished one of the same key, else a new one."""
+        identity = self._identity
+        # MLflow makes a new database with the client, and breaks it where two do so at once.
+        with lock(self._root / ".work" / "locks" / "mlflow", wait=True):
+            client = _mlflow().MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
+            experiment_id = _experiment(client, self._uri, self._root, identity.experiment)
+        if identity.run_id:
+            found = _attach(client, identity.run_id)
+            self._keep_status = found.info.status if found else None
+        else:
+            found = _unfinished(client, experiment_id, identity.key)
+        self._fresh = found is None
+        if found is None:
+            tags = _first_tags(identity.run_name, identity.key, identity.parent)
+            found = client.create_run(experiment_id, run_name=identity.run_name, tags=tags)
+        elif self._keep_status is None:
+            client.update_run(found.info.run_id, status="RUNNING")
+        self._client, self._run_id = client, found.info.run_id
+
+    def _break_down(self, error: Exception) -> None:
+        """Goes over to a journal; a store that is required must not fail."""
+        reason = redact(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        if self._config.required:
+            raise TrackingError(
+                f"MLflow ({redact(self._uri)}): {reason}; mend it, or set tracking.required: false in params.yaml"
+            ) from error
+        if not self._failed_at:
+            log.warning("MLflow (%s): %s; entries are kept here until it works", redact(self._uri), reason)
+        self._journal, self._failed_at = Journal(self._root, asdict(self._identity)), time.monotonic()
+
+    def _catch_up(self, journal: Journal) -> None:
+        """Tries the store again, with what the journal holds before anything else."""
+        journal.close()
+        self._journal, self._points = None, {}
+        self.connect()
+
+
+def _send_journals(config: TrackingConfig, root: Path) -> None:
+    """Tells the store what earlier runs could not; what still fails is left for another time."""
+    for path in left_journals(root):
+        try:
+            with open_journal(path) as content:
+                if content is None:
+                    continue
+                identity, entries = content
+                run = Run(config.model_copy(update={"required": True}), root, _Identity(**identity))
+                run._find()
+                for call, arguments in entries:
+                    getattr(run, call)(**arguments)
+                log.info("MLflow was told %d entries that waited in %s", len(entries), path.name)
+        except _failures() as error:
+            log.warning("%s cannot be sent: %s", path, redact(str(error).partition("\n")[0]))
 
 
 def open_run(
@@ -344,36 +445,15 @@ def open_run(
     params: nested, logged flat. tags: added to `lineage(root)`.
     parent: run id of which this one is a trial.
     run_id: attach to this very run, whatever its status, and leave the status alone; if it is gone, a new run is made.
-    Errors: TrackingError when the store is unreachable and `config.required`; else a warning, and nothing is recorded.
+    Errors: TrackingError when the store is unreachable and `config.required`; else a warning, and entries are kept
+        until it works.
     """
-    uri = store_uri(config, root)
-    if not config.enabled:
-        return Run(None, None, config=config, uri=uri, keep_status=None, fresh=True)
-    try:
-        _probe(uri)
-        client = _mlflow().MlflowClient(tracking_uri=uri, registry_uri=uri)
-        experiment_id = _experiment(client, uri, root, experiment)
-        found = _attach(client, run_id) if run_id else _unfinished(client, experiment_id, key)
-        attached = run_id is not None and found is not None
-        if found is None:
-            found = client.create_run(experiment_id, run_name=run_name, tags=_first_tags(run_name, key, parent))
-            fresh = True
-        else:
-            fresh = False
-            if not attached:
-                client.update_run(found.info.run_id, status="RUNNING")
-    except _failures() as error:
-        reason = redact(str(error))
-        if config.required:
-            raise TrackingError(
-                f"{reason}; start the server, or set tracking.required: false in params.yaml"
-            ) from error
-        log.warning("no experiment tracking: %s", reason)
-        return Run(None, None, config=config, uri=uri, keep_status=None, fresh=True)
-    status = found.info.status if attached else None
-    run = Run(client, found.info.run_id, config=config, uri=uri, keep_status=status, fresh=fresh)
-    run.set_tags(lineage(root) | dict(tags))
-    run.log_params(params)
+    identity = _Identity(experiment=experiment, run_name=run_name, key=key, parent=parent, run_id=run_id)
+    run = Run(config, root, identity)
+    if config.enabled:
+        run.connect()
+        run.set_tags(lineage(root) | dict(tags))
+        run.log_params(params)
     return run
 
 

@@ -4,3 +4,5 @@ import albumentations  # noqa: F401
 import pyarrow.parquet  # noqa: F401
 import tiny_training  # noqa: F401
 import torch._dynamo  # noqa: F401
+
+import fer.cluster.train  # noqa: F401

@@ -74,17 +74,28 @@ NANO = {**TOY, "model": "ddamfn_nano", "options": {"drop_rate": 0.2}}
 """For children that do not know the toy."""
 
 
-def make_shards(folder: Path, *, train: int = 80, validation: int = 40, size: int = 16, seed: int = 0) -> Path:
-    """Shards of grey patches whose pattern tells the class; a quarter is noise."""
+def make_shards(
+    folder: Path,
+    *,
+    train: int = 80,
+    validation: int = 40,
+    test: int = 8,
+    size: int = 16,
+    seed: int = 0,
+    broken: int | None = None,
+) -> Path:
+    """Shards of grey patches whose pattern tells the class; a quarter is noise. `broken`: a training row of rubbish."""
     random = np.random.default_rng(seed)
     parts = []
-    for split, rows, fold in (("train", train, 1), ("validation", validation, 0), ("test", 8, None)):
+    for split, rows, fold in (("train", train, 1), ("validation", validation, 0), ("test", test, None)):
         table = []
         for index in range(rows):
             label = int(random.integers(len(LABELS)))
             wave = np.sin(np.arange(size) * (label + 1) / 4)
             picture = 128 + 60 * np.outer(wave, wave) + random.normal(0, 30, (size, size))
             data = cv2.imencode(".png", np.clip(picture, 0, 255).astype(np.uint8))[1].tobytes()
+            if (split, index) == ("train", broken):
+                data = b"no picture"
             table.append(
                 {
                     "sample_id": f"{folder.name}/{split}-{index:04d}",
@@ -123,9 +134,17 @@ def make_shards(folder: Path, *, train: int = 80, validation: int = 40, size: in
     return folder
 
 
-def make_project(root: Path, *, epochs: int = 3, **train: Any) -> Path:
+def make_project(
+    root: Path,
+    *,
+    epochs: int = 3,
+    recipe: Mapping[str, Any] = NANO,
+    tracking: Mapping[str, Any] | None = None,
+    **train: Any,
+) -> Path:
     """A folder with params.yaml and shards, in which `train --dataset tiny --model toy` works."""
-    make_shards(root / "data" / "shards" / "tiny")
+    if not (root / "data").exists():
+        make_shards(root / "data" / "shards" / "tiny")
     params = {
         "seed": 3,
         "run": {"datasets": ["tiny"], "models": ["toy"]},
@@ -133,11 +152,11 @@ def make_project(root: Path, *, epochs: int = 3, **train: Any) -> Path:
         "crop": {},
         "shard": {},
         "train": {"workers": 0, "threads": 1, "checkpoint_every_steps": 2, "max_failures": 1, **train},
-        "models": {"toy": {**NANO, "epochs": epochs}},
+        "models": {"toy": {**recipe, "epochs": epochs}},
         "evaluate": {},
         "report": {},
         "cluster": {"cpus": 2},
-        "tracking": {"log_model": False},
+        "tracking": {"log_model": False, **(tracking or {})},
         "tune": {},
     }
     (root / "params.yaml").write_text(yaml.safe_dump(params))
@@ -150,14 +169,14 @@ def environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(REPOSITORY), "DVC_NO_ANALYTICS": "1"}
 
 
-def start_training(root: Path, *, code: str = "") -> subprocess.Popen[str]:
-    """The train stage as a child process; `code` runs in it first, to lay mines."""
+def start_training(root: Path, *, code: str = "", **variables: str) -> subprocess.Popen[str]:
+    """The train stage as a child process; `code` runs in it first, to lay mines; `variables` of its environment."""
     script = f"{code}\nimport sys\nsys.argv[1:] = ['--dataset', 'tiny', '--model', 'toy']\n"
     script += "from fer import processes\nfrom pipelines.train import main\nprocesses.run(main)\n"
     return subprocess.Popen(
         [sys.executable, "-c", script],
         cwd=root,
-        env=environment(),
+        env=environment() | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -278,11 +297,22 @@ def kill_at_save(job: TrainJob, number: int, moment: str) -> None:
     train(job)
 
 
-def train_rank(job: TrainJob, rank: int, world_size: int, meeting: str, kill: tuple[int, int] | None) -> None:
-    """One of several ranks that meet through a file; `kill`: (rank, number of the update) that is killed after it."""
+def train_rank(
+    job: TrainJob,
+    rank: int,
+    world_size: int,
+    meeting: str,
+    kill: tuple[int, int] | None = None,
+    signum: int = signal.SIGKILL,
+    timeout: float = 60,
+) -> None:
+    """One of several ranks that meet through a file; `kill`: (rank, number of the update) that gets `signum` after it.
+
+    timeout: seconds that the ranks wait for each other.
+    """
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout)
     )
     steps = 0
 
@@ -290,10 +320,26 @@ def train_rank(job: TrainJob, rank: int, world_size: int, meeting: str, kill: tu
         nonlocal steps
         steps += 1
         if kill == (rank, steps):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signum)
 
     train(job, rank=rank, world_size=world_size, on_step=on_step)
     dist.destroy_process_group()
+
+
+def run_stage(root: str, output: str, code: str = "") -> None:
+    """The train stage without Ray, for `child`: it starts at once, and knows the toy. What it says goes to a file."""
+    from fer import params
+    from fer.cluster.train import run_training
+
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    exec(code, {})
+
+    def main() -> None:
+        run_training(params.load(Path(root) / "params.yaml"), "tiny", "toy")
+
+    processes.run(main)
 
 
 def run_child(target: Callable[..., None], *arguments: Any, timeout: float = 100) -> int | None:
@@ -327,7 +373,7 @@ def final_state(job: TrainJob) -> TrainState:
 def assert_same_bits(one: TrainState, other: TrainState) -> None:
     """Every field but the records of how long it took and how often it was resumed."""
     for field in fields(TrainState):
-        if field.name not in ("timings", "resumes"):
+        if field.name not in ("timings", "resumes", "fallbacks"):
             assert_same(getattr(one, field.name), getattr(other, field.name), field.name)
 
 
@@ -362,6 +408,11 @@ def _name_if_running(process: psutil.Process) -> str | None:
         return None if process.status() == psutil.STATUS_ZOMBIE else process.name()
     except psutil.NoSuchProcess:
         return None
+
+
+def patience(seconds: float) -> float:
+    """So many seconds of an idle machine, on this one as busy as it is."""
+    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def no_leftovers(folder: Path) -> bool:

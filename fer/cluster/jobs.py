@@ -42,7 +42,7 @@ EXCLUDES = (
     "/bench", "/build", "/dist", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis",
     ".env", "/.dvc/config.local",
 )  # fmt: skip
-STOP_SECONDS = 20.0
+STOP_SECONDS = 40.0
 _FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 _PER_MODEL = ("train", "evaluate")
 _COMMAND, _PARAMS, _FOLDER = "fer.command", "fer.params_sha256", "fer.project_dir"
@@ -355,11 +355,14 @@ def _exit_code(info: Any, submission: str) -> int:
 
 def _stop(client: Any, submission: str) -> None:
     log.warning("stopping job %s", submission)
-    _ask(client.stop_job, submission)
     deadline = time.monotonic() + STOP_SECONDS
-    while _ask(client.get_job_info, submission).status not in _FINAL:
+    while True:
+        _ask(client.stop_job, submission)  # again and again: one that has not started yet does not hear it
+        for _ in range(5):
+            if _ask(client.get_job_info, submission).status in _FINAL:
+                log.warning("job %s: stopped; nothing half-written was left under an output's name", submission)
+                return
+            time.sleep(0.2)
         if time.monotonic() > deadline:
             log.error("job %s: not stopped after %.0f s; look at the cluster's dashboard", submission, STOP_SECONDS)
             return
-        time.sleep(0.2)
-    log.warning("job %s: stopped; nothing half-written was left under an output's name", submission)

@@ -97,6 +97,11 @@ def connect(config: ClusterConfig, *, dashboard: bool | None = None, worker_outp
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def room(*, cpus: float = 1, gpus: float = 0) -> int:
+    """How many workers with so many CPUs and GPUs each the living nodes could hold; one must fit on one node."""
+    return sum(_capacity(node, cpus, gpus) for node in _nodes())
+
+
 def require(*, workers: int, cpus: float = 1, gpus: float = 0) -> None:
     """Says at once what is missing, where Ray would wait for ever.
 
@@ -107,22 +112,28 @@ def require(*, workers: int, cpus: float = 1, gpus: float = 0) -> None:
     Raises:
         ValueError: names demand and supply, and what to change.
     """
-    import ray
-
-    def capacity(resources: dict[str, float]) -> int:
-        fits = [int(resources.get(name, 0) / want + 1e-9) for name, want in (("CPU", cpus), ("GPU", gpus)) if want > 0]
-        return min(fits, default=workers)
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(capacity(node) for node in nodes)
-    if room >= workers:
+    found = room(cpus=cpus, gpus=gpus)
+    if found >= workers:
         return
+    nodes = _nodes()
     supply = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes)
     raise ValueError(
         f"the Ray cluster is too small: {workers} workers with {cpus:g} CPU and {gpus:g} GPU each were asked for, "
-        f"it has room for {room} (its {len(nodes)} nodes: {supply}). Ask for fewer workers or less for each, name a "
+        f"it has room for {found} (its {len(nodes)} nodes: {supply}). Ask for fewer workers or less for each, name a "
         "larger cluster (RAY_ADDRESS or cluster.address), or raise cluster.cpus to share the CPUs of a local one"
     )
+
+
+def _nodes() -> list[dict[str, float]]:
+    """The resources of each living node."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _capacity(node: dict[str, float], cpus: float, gpus: float) -> int:
+    assert cpus > 0 or gpus > 0, "a worker that needs nothing fits any number of times"
+    return min(int(node.get(name, 0) / want + 1e-9) for name, want in (("CPU", cpus), ("GPU", gpus)) if want > 0)
 
 
 def _quiet() -> None:

@@ -22,7 +22,8 @@ from typing import Any
 
 import fer
 from fer.cluster.follow import Follower, log_record
-from fer.cluster.session import connect, require
+from fer.cluster.session import connect, require, room
+from fer.cluster.shared import require_shared
 from fer.console import log
 from fer.files import sha256
 from fer.lineage import hardware, lineage, versions
@@ -48,7 +49,10 @@ _CODE = (
 )
 _POLL_SECONDS = 0.25
 _COLLECTIVE_TIMEOUT_SECONDS = 300
-_NODE_TIMEOUT_SECONDS = 60
+
+
+class LostWorkersError(RuntimeError):
+    """Workers ended, or did not start, for no fault of the training."""
 
 
 def run_training(params: Params, dataset: str, model_key: str) -> Path:
@@ -112,6 +116,7 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
         assert state.stage_is_over(recipe.last.epochs, recipe.last.patience), "a training ends at its end"
         for record in state.records():  # what a driver that was killed could not log any more; points are logged once
             log_record(run, record)
+        run.log_metrics({"checkpoint_fallbacks": state.fallbacks}, step=state.epoch)
         published = params.root / "trained" / dataset / model_key
         publish(published, model, job, state, {**facts, **settings, **_circumstances(params, state, run)})
         for name in ("history.csv", "train.json"):
@@ -172,34 +177,61 @@ def _own_device(gpu: bool) -> str:
 
 
 def _train_on_ray(params: Params, job: TrainJob, follower: Follower) -> None:
-    """The loop on `train.workers` Ray workers; a lost one is replaced and all go on from the last checkpoint."""
+    """The loop on `train.workers` Ray workers; where some are lost, all go on from the last checkpoint.
+
+    Lost workers are replaced. Where their node is lost too, as many go on as there is room for.
+    """
     stage = params.train
-    resources = {"CPU": float(stage.threads), **({"GPU": 1.0} if stage.gpu else {})}
     with connect(params.cluster) as cluster:
         require(workers=stage.workers, cpus=stage.threads, gpus=int(stage.gpu))
-        _require_shared_folders(job, cluster.address)
-        import ray.train
-        from ray.train.torch import TorchConfig, TorchTrainer
-
-        storage = Path(job.work_dir) / "ray"
-        shutil.rmtree(storage, ignore_errors=True)
-        trainer = TorchTrainer(
-            _work,
-            train_loop_config={"job": job},
-            torch_config=TorchConfig(backend="nccl" if stage.gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_SECONDS),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=stage.workers, use_gpu=stage.gpu, resources_per_worker=resources
-            ),
-            run_config=ray.train.RunConfig(
-                # Under a name that it knows, Ray would return the old result and train nothing.
-                name=f"{job.fingerprint[:12]}-{time.time_ns()}",
-                storage_path=str(storage),
-                failure_config=ray.train.FailureConfig(max_failures=stage.max_failures, controller_failure_limit=2),
-            ),
-        )
-        diverged = _fit(trainer, follower)
+        wanted = [Path(job.shards) / "manifest.json", Path(job.work_dir) / "lock"]
+        require_shared([*map(str, wanted), *(source.path for source in job.pretrained)], cluster.address)
+        workers, failures = stage.workers, 0
+        while True:
+            try:
+                diverged = _fit(_trainer(job, stage, workers), follower)
+                break
+            except LostWorkersError as error:
+                failures += 1
+                if failures > stage.max_failures:
+                    more = "the training lost more workers than train.max_failures allows; the same command goes on"
+                    raise RuntimeError(f"{error}\n{more}") from None
+                workers = _as_many_as_fit(job.recipe, stage)
+                log.warning("lost workers (%s); going on from the last checkpoint with %d", error, workers)
     if diverged:
         raise DivergedError(diverged)
+
+
+def _trainer(job: TrainJob, stage: TrainStageConfig, workers: int) -> Any:
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    storage = Path(job.work_dir) / "ray"
+    shutil.rmtree(storage, ignore_errors=True)
+    return TorchTrainer(
+        _work,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if stage.gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_SECONDS),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=stage.gpu,
+            resources_per_worker={"CPU": float(stage.threads), **({"GPU": 1.0} if stage.gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            # Under a name that it knows, Ray would return the old result and train nothing.
+            name=f"{job.fingerprint[:12]}-{time.time_ns()}",
+            storage_path=str(storage),
+            # Ray would bring back the same number of workers, and wait for ever for the room of a lost node.
+            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),
+        ),
+    )
+
+
+def _as_many_as_fit(recipe: Recipe, stage: TrainStageConfig) -> int:
+    """The most workers, up to `train.workers`, that there is room for and that every batch can be dealt to evenly."""
+    limit = min(stage.workers, room(cpus=stage.threads, gpus=int(stage.gpu)))
+    batches = [part.batch_size for part in recipe.in_stages]
+    return max((n for n in range(1, limit + 1) if not any(batch % n for batch in batches)), default=stage.workers)
 
 
 def _work(config: dict[str, Any]) -> str | None:
@@ -247,6 +279,8 @@ def _fit(trainer: Any, follower: Follower) -> str | None:
 
 def _explained(error: BaseException) -> BaseException:
     """A worker's own ValueError in place of Ray's wrapping; other failures of workers in few words."""
+    from ray.train import TrainingFailedError
+
     failures = dict(getattr(error, "worker_failures", {}))
     causes = [
         getattr(one, "_base_exc", one) for one in failures.values()
@@ -254,51 +288,10 @@ def _explained(error: BaseException) -> BaseException:
     for cause in causes:
         if isinstance(cause, ValueError):
             return ValueError(str(cause))
-    if not failures:
+    if not isinstance(error, TrainingFailedError):
         return error
-    lines = [f"worker {rank}: {str(one).strip().splitlines()[-1]}" for rank, one in failures.items()]
-    return RuntimeError(
-        "\n".join(["the training lost more workers than train.max_failures allows; the same command goes on", *lines])
-    )
-
-
-def _require_shared_folders(job: TrainJob, address: str | None) -> None:
-    """Asks each other node whether it sees what the driver sees; ValueError names the node and the remedy."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    by_client = address is not None and address.startswith("ray://")
-    here = None if by_client else ray.get_runtime_context().get_node_id()
-    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
-    wanted = [str(Path(job.shards) / "manifest.json"), str(Path(job.work_dir) / "lock")]
-    wanted += [source.path for source in job.pretrained]
-    look = ray.remote(num_cpus=0)(missing_paths)
-    answers = [
-        (
-            node,
-            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(wanted),
-        )
-        for node in others
-    ]
-    for node, answer in answers:
-        name = f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-        try:
-            missing = ray.get(answer, timeout=_NODE_TIMEOUT_SECONDS)
-        except ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ValueError(
-                f"{name} cannot run this project's code ({reason}): install the same `fer` there"
-            ) from None
-        if missing:
-            raise ValueError(
-                f"{name} does not see {' and '.join(missing)}: put the project on storage that all nodes mount under "
-                "the same path, or use `fer submit` with --project-dir"
-            )
-
-
-def missing_paths(paths: list[str]) -> list[str]:
-    """Those that this machine does not see."""
-    return [path for path in paths if not Path(path).exists()]
+    lines = [f"worker {rank}: {str(one).strip().splitlines()[-1]}" for rank, one in sorted(failures.items())]
+    return LostWorkersError("; ".join(lines) or str(error).strip().splitlines()[-1])
 
 
 def _announce(title: str, job: TrainJob, stage: TrainStageConfig) -> None:
@@ -324,6 +317,7 @@ def _circumstances(params: Params, state: TrainState, run: Run) -> dict[str, Any
         "seconds": round(sum(timing["seconds"] for timing in state.timings), 2),
         "images_per_second": round(sum(rates) / len(rates), 1),
         "resumes": state.resumes,
+        "checkpoint_fallbacks": state.fallbacks,
         "versions": versions(),
         "hardware": hardware(),
         "git_commit": made_by.get("git.commit"),

@@ -80,21 +80,23 @@ def train(
 
     Raises:
         DivergedError: on all ranks, before the update, where one rank's loss or the gradient is NaN or infinite.
+        PeerLostError: a rank ended or is silent; told with its number.
         StateError: checkpoints are there, and none is whole.
         ValueError: the batch cannot be dealt to the ranks evenly, or the data cannot be read.
     """
     peers, stages = Peers(rank, world_size), job.recipe.in_stages
     _make_reproducible(job.threads, device)
-    state = _resume(job, peers)
-    while True:
-        recipe = stages[state.stage]
-        if not state.stage_is_over(recipe.epochs, recipe.patience):
-            learner = Learner.create(recipe, build_model(job, state.stage), device=device, world_size=world_size)
-            learner.restore(state)
-            _train_stage(job, state, learner, peers, device, on_epoch, on_step)
-        if state.stage + 1 == len(stages):
-            return state
-        state.begin_next_stage()
+    with peers.silence_told(Path(job.work_dir)):
+        state = _resume(job, peers)
+        while True:
+            recipe = stages[state.stage]
+            if not state.stage_is_over(recipe.epochs, recipe.patience):
+                learner = Learner.create(recipe, build_model(job, state.stage), device=device, world_size=world_size)
+                learner.restore(state)
+                _train_stage(job, state, learner, peers, device, on_epoch, on_step)
+            if state.stage + 1 == len(stages):
+                return state
+            state.begin_next_stage()
 
 
 def _train_stage(
@@ -157,8 +159,9 @@ def _take_gradient(
     if sam:
         _climb(sam, batch, data, peers)
         with learner.second_pass():
-            learner.passes.run(images, wanted, key if sam.config.dropout == "same" else (*key, "second"))
+            worst = learner.passes.run(images, wanted, key if sam.config.dropout == "same" else (*key, "second"))
         sam.descend()
+        _agree_on_totals(*worst, labels, batch, data, peers)  # what is finite at w need not be at w + e
     _clip_gradient(learner.model, learner.recipe, batch, data, peers)
     return totals
 

@@ -5,7 +5,11 @@ torch.distributed must be initialised (Ray Train does it) when `world_size` is a
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -13,6 +17,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 T = TypeVar("T")
+
+_GRACE_SECONDS = 2.0
+"""Between the first rank that hears of a broken exchange, and the last."""
+
+_WORDS_OF_GLOO = ("gloo/transport", "pair closure", "by peer")
+"""In the messages of its errors, which are plain RuntimeErrors."""
+
+
+class PeerLostError(RuntimeError):
+    """An exchange between the ranks broke off or timed out; the message names the ranks that are silent."""
 
 
 @dataclass(frozen=True)
@@ -55,3 +69,36 @@ class Peers:
             with torch.no_grad():
                 for buffer in model.buffers():
                     dist.broadcast(buffer, src=0)
+
+    @contextmanager
+    def silence_told(self, folder: Path) -> Iterator[None]:
+        """Names the ranks that were lost, or hang, where an exchange inside the block fails for the want of them.
+
+        What the library says of it names nobody. So each rank that hears of the failure leaves a mark in the folder,
+        which all share; whoever left none is the one.
+
+        Raises:
+            PeerLostError: in place of the library's error, where a rank is silent.
+        """
+        marks = [folder / f"stuck-{rank}" for rank in range(self.world_size)]
+        if self.world_size > 1:
+            marks[self.rank].unlink(missing_ok=True)
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world_size == 1 or not _is_of_an_exchange(error):
+                raise
+            marks[self.rank].touch()
+            time.sleep(_GRACE_SECONDS)
+            silent = [str(rank) for rank, mark in enumerate(marks) if not mark.exists()]
+            if not silent:  # each has heard of it: the network between them
+                raise
+            raise PeerLostError(
+                f"rank {', '.join(silent)} of {self.world_size}, counted from 0, has ended or does not answer "
+                f"({str(error).strip().splitlines()[0]})"
+            ) from error
+
+
+def _is_of_an_exchange(error: RuntimeError) -> bool:
+    """Whether it is about the others; what a rank did wrong by itself is told as it is."""
+    return isinstance(error, dist.DistError) or any(words in str(error) for words in _WORDS_OF_GLOO)

@@ -71,6 +71,8 @@ class TrainState:
     """One row an epoch: seconds, images_per_second. A record, never part of what is compared."""
     resumes: int = 0
     """How often the training went on from a file."""
+    fallbacks: int = 0
+    """How many damaged files were passed over for the one before."""
 
     def end_step(self, totals: Sequence[float]) -> None:
         """Counts an update; `totals` of its global batch are added."""
@@ -156,6 +158,9 @@ class TrainState:
             for problem, damaged in zip(problems, paths, strict=False):
                 log.warning("%s; going on from %s", problem, path.name)
                 damaged.unlink()
+            if problems:
+                state.fallbacks += len(problems)
+                state.save(folder)  # else who loads it next would not know
             return state
         if paths:
             raise StateError(

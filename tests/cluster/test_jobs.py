@@ -214,23 +214,61 @@ def test_another_params_file_in_the_shared_folder_is_refused(project: Path, head
     assert not (tmp_path / "old" / "trained").exists()
 
 
+POINTS = {
+    "running": "stage sleep in",
+    "just submitted": "submitted",
+    "running for a while": "stage sleep in",
+    "stopping": "stage sleep in",
+    "before it is submitted": None,
+}
+
+
+@pytest.mark.parametrize(
+    "point", [pytest.param(point, marks=() if point == "running" else pytest.mark.slow) for point in POINTS]
+)
 @pytest.mark.parametrize(("signum", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupting_the_client_stops_the_job_and_leaves_no_process(
-    project: Path, head: Head, signum: int, expected: int
+    project: Path, head: Head, signum: int, expected: int, point: str
 ) -> None:
     process = _start(project, head, "sleep")
-    _wait_for_line(process, "stage sleep in")
+    line = POINTS[point]
+    if line is None:
+        _wait_for_handlers(process)
+    else:
+        _wait_for_line(process, line)
+    time.sleep(2 if point == "running for a while" else 0)
     process.send_signal(signum)
-    output, _ = process.communicate(timeout=40)
+    if point == "stopping":
+        time.sleep(0.05)
+        process.send_signal(signum)  # an impatient user
+    output, _ = process.communicate(timeout=100)
     assert process.returncode == expected, output
-    assert "stopped" in output
-    time.sleep(0.5)
-    left = [
-        one
+    assert line is None or "stopped; nothing half-written was left" in output
+    deadline = time.monotonic() + 5
+    while left := _stages_that_sleep():
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    assert not (project / "trained").exists()
+
+
+def _wait_for_handlers(process: subprocess.Popen[str]) -> None:
+    """Until the client hears of signals: Linux lists what a process catches."""
+    caught = (1 << (signal.SIGTERM - 1)) | (1 << (signal.SIGINT - 1))
+    deadline = time.monotonic() + 60
+    while True:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        if int(re.findall(r"SigCgt:\s*([0-9a-f]+)", status)[0], 16) & caught == caught:
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def _stages_that_sleep() -> list[int]:
+    return [
+        one.pid
         for one in psutil.process_iter(["cmdline"])
         if "sleep" in (one.info["cmdline"] or []) and "pipelines.train" in one.info["cmdline"]
     ]
-    assert not left
 
 
 def test_a_detached_job_goes_on_and_the_same_command_follows_it(project: Path, head: Head) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from tiny_training import LABELS, NANO, make_project, start_training
 
+from fer.cluster import train
 from fer.cluster.config import ClusterConfig
-from fer.cluster.train import _explained, code_digest, fingerprint, missing_paths
-from fer.training.recipe import Recipe
+from fer.cluster.shared import missing_paths
+from fer.cluster.train import _explained, code_digest, fingerprint
+from fer.training.recipe import Recipe, TrainStageConfig
 
 
 def recipe(**changes: object) -> Recipe:
@@ -48,7 +50,17 @@ def test_a_workers_own_mistake_is_told_without_rays_wrapping() -> None:
         return str(_explained(WorkerGroupError("two failed", failures)))
 
     assert failed(one=RuntimeError("connection reset"), two=ValueError("sample x: broken")) == "sample x: broken"
-    assert "train.max_failures" in failed(one=RuntimeError("connection reset"))
+    assert failed(one=RuntimeError("connection reset")) == "worker 0: a traceback"  # its last line
+
+
+@pytest.mark.parametrize(
+    ("asked", "room", "batch", "expected"), [(4, 9, 16, 4), (4, 3, 16, 2), (4, 3, 12, 3), (2, 1, 16, 1), (2, 0, 16, 2)]
+)
+def test_after_a_loss_as_many_workers_go_on_as_fit_and_share_a_batch_evenly(
+    asked: int, room: int, batch: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "room", lambda **_: room)
+    assert train._as_many_as_fit(recipe(batch_size=batch), TrainStageConfig(workers=asked)) == expected
 
 
 def test_the_published_folder_says_how_it_came_to_be(tmp_path: Path) -> None:

@@ -46,3 +46,21 @@ def test_killed_under_sam_every_family_goes_on_to_the_same_bits(model: str, tmp_
     for job in (killed, between):
         assert run_child(train, job) == 0
         assert_same_bits(final_state(job), final_state(whole))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("model", FAMILIES)
+def test_killed_under_sam_at_ten_random_moments_every_family_goes_on_to_the_same_bits(
+    model: str, tmp_path: Path
+) -> None:
+    job = make_job(tmp_path, model=model, options=FAMILIES[model], epochs=2, batch_size=24, sam={"rho": 0.05})
+    whole = elsewhere(job, tmp_path / "whole")
+    assert run_child(train, whole) == 0
+    for seed in range(10):
+        draws = random.Random(f"{model} {seed}")
+        how, step = draws.choice([kill_at_step, kill_between_passes]), draws.randint(1, UPDATES)
+        killed = elsewhere(job, tmp_path / f"killed-{seed}")
+        assert run_child(how, killed, step) == -signal.SIGKILL
+        assert run_child(train, killed) == 0
+        assert_same_bits(final_state(killed), final_state(whole))

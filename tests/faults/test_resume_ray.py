@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -29,6 +30,8 @@ from tiny_training import (
 
 from fer.training.state import TrainState
 
+UNDER_SAM = {**NANO, "sam": {"rho": 0.05}}
+
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
@@ -37,7 +40,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TrainState:
     """The same training by two plain processes: Ray adds nothing to the bits."""
     folder = tmp_path_factory.mktemp("undisturbed")
     make_shards(folder / "shards")
-    job = make_job(folder, **NANO)
+    job = make_job(folder, **UNDER_SAM)
     assert run_ranks(job, 2, folder / "meeting") == [0, 0]
     return final_state(job)
 
@@ -81,10 +84,10 @@ def steps_in_mlflow(root: Path) -> list[tuple[str, int]]:
 
 
 def test_a_killed_worker_is_replaced_and_the_files_are_the_same(undisturbed: TrainState, tmp_path: Path) -> None:
-    root = make_project(tmp_path, workers=2, max_failures=1)
+    root, rank = make_project(tmp_path, recipe=UNDER_SAM, workers=2, max_failures=1), random.Random(7).randrange(2)
     child = start_training(root)
-    os.kill(wait_for_worker(root, child, rank=1), signal.SIGKILL)
-    finish(child, timeout=280)
+    os.kill(wait_for_worker(root, child, rank), signal.SIGKILL)
+    assert "going on from the last checkpoint with 2" in finish(child, timeout=280)
     assert_published(root, undisturbed)
     facts = json.loads((root / "trained/tiny/toy/train.json").read_text())
     assert facts["resumes"] == 1
@@ -94,7 +97,7 @@ def test_a_killed_worker_is_replaced_and_the_files_are_the_same(undisturbed: Tra
 def test_a_killed_driver_leaves_nothing_running_and_goes_on_when_run_again(
     undisturbed: TrainState, tmp_path: Path
 ) -> None:
-    root = make_project(tmp_path, workers=2)
+    root = make_project(tmp_path, recipe=UNDER_SAM, workers=2)
     child = start_training(root)
     wait_for_worker(root, child, rank=0)
     family = psutil.Process(child.pid).children(recursive=True)

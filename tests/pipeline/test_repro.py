@@ -130,3 +130,16 @@ def test_dvc_shows_metrics_and_plots(project: Project) -> None:
     plots = json.loads(project.dvc("plots", "show", "--json"))["data"]
     assert any("confusion.csv" in name for name in plots)
     assert any("history.csv" in name for name in plots)
+
+
+@pytest.mark.timeout(600)
+def test_a_copy_of_the_checkout_at_another_path_is_up_to_date_and_makes_the_same_shards(
+    project: Project, tmp_path: Path
+) -> None:
+    copy = Project(tmp_path / "elsewhere")
+    shutil.copytree(project.root, copy.root, symlinks=True)
+    for checkout in (project, copy):
+        assert "Data and pipelines are up to date." in checkout.dvc("status")
+    for stage in ("download@small", "crop@small", "shard@small"):
+        copy.dvc("repro", "--force", "--single-item", "--quiet", stage)
+    assert "Data and pipelines are up to date." in copy.dvc("status"), "forced anew, the shards are the same bytes"

@@ -50,12 +50,35 @@ def test_signals_unwind_and_end_with_their_code(signum: signal.Signals, code: in
     assert "cleaned" in out
 
 
-def test_a_stage_ends_with_its_parent(tmp_path: Path) -> None:
+def test_a_signal_that_is_swallowed_comes_again_but_never_into_the_clean_up() -> None:
+    body = """
+    try:
+        print('up', flush=True); time.sleep(60)
+    except BaseException:
+        pass
+    try:
+        time.sleep(60)
+    finally:
+        time.sleep(2.5); print('cleaned')"""
+    process = _start(body)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert out.count("cleaned") == 1
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("when", ["later", "while it is still starting"])
+def test_a_stage_ends_with_its_parent(when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_STAGE", "train")
     mark = tmp_path / "pid"
-    child = (
-        "from fer import processes; processes.prepare(); import os, time\n"
-        f"open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    )
+    tell = f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid()))"
+    start = "from fer import processes; processes.run(lambda: time.sleep(60))"
+    begin = "from fer import processes; processes.prepare()"
+    child = f"{begin}\n{tell}; time.sleep(60)" if when == "later" else f"{tell}; time.sleep(2)\n{start}"
     parent_script = (
         f"import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', {child!r}])\ntime.sleep(60)\n"
     )
@@ -63,7 +86,7 @@ def test_a_stage_ends_with_its_parent(tmp_path: Path) -> None:
     pid = _wait_for(mark)
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + (5 if when == "later" else 30)
     while Path(f"/proc/{pid}").exists() and not _zombie(pid):
         assert time.monotonic() < deadline, "the child outlived its parent"
         time.sleep(0.05)

@@ -1,0 +1,107 @@
+"""What a training is: other data or parameters under the same name are another one, and other circumstances are not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_training import TOY, child, environment, make_project, make_shards, published, run_child, run_stage
+
+QUIET = {"recipe": TOY, "epochs": 2, "tracking": {"enabled": False}}
+DIE = "import os, signal\nimport fer.training.loop as loop\nupdates, rate = [], loop.set_learning_rate\n"
+DIE += "def deadly(*args):\n    updates.append(1)\n    len(updates) == 4 and os.kill(os.getpid(), signal.SIGKILL)\n"
+DIE += "    rate(*args)\nloop.set_learning_rate = deadly\n"
+
+
+def changed_parameters(root: Path) -> None:
+    make_project(root, **{**QUIET, "recipe": {**TOY, "learning_rate": 0.002}})
+
+
+def changed_data(root: Path) -> None:
+    shutil.rmtree(root / "data")
+    make_shards(root / "data" / "shards" / "tiny", seed=1)
+
+
+@pytest.mark.parametrize("change", [changed_parameters, changed_data])
+def test_a_killed_training_is_never_gone_on_with_under_other_data_or_parameters(change: Any, tmp_path: Path) -> None:
+    root, fresh = make_project(tmp_path / "killed", **QUIET), make_project(tmp_path / "fresh", **QUIET)
+    killed = child(run_stage, str(root), str(tmp_path / "said"), DIE)
+    killed.join(100)
+    assert killed.exitcode == -signal.SIGKILL
+    before = set(root.glob(".work/*/state-*.pt"))
+    assert before
+    for project in (root, fresh):
+        change(project)
+        assert run_child(run_stage, str(project), str(tmp_path / "said")) == 0
+        assert "going on after" not in (tmp_path / "said").read_text()
+    assert published(root) == published(fresh)
+    assert set(root.glob(".work/*/state-*.pt")) == before, "the other training could still be gone on with"
+
+
+# ---------------------------------------------------------------------------------------------- circumstances
+
+CHAIN = """
+import sys
+from fer import processes
+from importlib import import_module
+def main():
+    for stage in ("download", "crop", "shard", "train"):
+        sys.argv[1:] = ["--dataset", "small", *(["--model", "nano"] if stage == "train" else [])]
+        import_module(f"pipelines.{stage}").main()
+processes.run(main)
+"""
+PARAMS = {
+    "seed": 1,
+    "run": {"datasets": ["small"], "models": ["nano"]},
+    "datasets": {
+        "small": {
+            "source": "synthetic", "scenes": 60, "scene_size": 96, "face_size": [40.0, 70.0], "train_subjects": 30,
+        }
+    },
+    "models": {"nano": {"recipe": "ddamfn/nano", "epochs": 1, "batch_size": 16}},
+    "crop": {"size": 48}, "shard": {"folds": 3}, "train": {"workers": 0}, "evaluate": {}, "report": {},
+    "cluster": {"cpus": 2, "crop_workers": 0}, "tracking": {"enabled": False}, "tune": {},
+}  # fmt: skip
+
+
+def made(root: Path, below: str = ".", **variables: str) -> dict[str, bytes]:
+    """Runs the stages in a project at `root`, from the folder `below` it; the bytes of shards and training."""
+    (root / below).mkdir(parents=True)
+    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    done = subprocess.run(
+        [sys.executable, "-c", CHAIN],
+        cwd=root / below,
+        env=environment() | variables,
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    files = [*(root / "data/shards").rglob("*.*"), *(root / "trained").rglob("*.*")]
+    found = {str(path.relative_to(root)): path.read_bytes() for path in files if path.name != "train.json"}
+    assert len(found) > 4
+    return found
+
+
+@pytest.mark.slow
+def test_clock_language_hash_seed_path_and_folder_change_no_bit_of_shards_and_weights(tmp_path: Path) -> None:
+    plain = made(tmp_path / "plain", TZ="UTC", LANG="C.UTF-8", PYTHONHASHSEED="0")
+    odd = made(
+        tmp_path / "größe mit raum" / "é#1",
+        "notes/of mine",
+        TZ="Asia/Kathmandu",
+        LANG="C",
+        LC_ALL="C",
+        PYTHONHASHSEED="4242",
+        HOME=os.devnull,
+    )
+    assert plain.keys() == odd.keys()
+    assert [name for name in plain if plain[name] != odd[name]] == []

@@ -1,0 +1,149 @@
+"""A disk that is full, read-only or forbidden: the stage says so and fails, and what was published stays."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tiny_training import TOY, make_project, published, run_child, run_stage
+
+QUIET = {"recipe": TOY, "epochs": 2, "tracking": {"enabled": False}}
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of its own; the test is skipped where one may not be mounted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no tmpfs may be mounted here: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path, leave: int) -> Path:
+    """A file that leaves so many bytes free."""
+    space = os.statvfs(folder)
+    filler = folder / "filler"
+    filler.write_bytes(bytes(space.f_bavail * space.f_frsize - leave))
+    return filler
+
+
+def stage(root: Path, code: str = "") -> tuple[int | None, str]:
+    said = root / "said.txt"
+    return run_child(run_stage, str(root), str(said), code), said.read_text()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    root = make_project(tmp_path_factory.mktemp("undisturbed"), **QUIET)
+    assert stage(root)[0] == 0
+    return published(root)
+
+
+def published_before(root: Path) -> Path:
+    """What an earlier training left, which a failure must not touch."""
+    old = root / "trained" / "tiny" / "toy" / "model.safetensors"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"of an earlier training")
+    return old
+
+
+def test_a_disk_full_of_checkpoints_fails_with_its_reason_and_goes_on_when_there_is_room(
+    undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    root = make_project(tmp_path, **QUIET)
+    old = published_before(root)
+    with small_disk(root / ".work", "2m") as work:
+        filler = fill(work, 120_000)  # for the first checkpoint, and not for the second
+        code, said = stage(root)
+        assert code == 1
+        assert "No space left on device; the outputs that stood before are unchanged" in said
+        assert old.read_bytes() == b"of an earlier training"
+        assert not list(work.rglob(".*.tmp-*"))
+        filler.unlink()
+        code, said = stage(root)
+        assert code == 0, said
+        assert "going on after" in said
+        assert published(root) == undisturbed
+
+
+def test_a_full_disk_at_publishing_keeps_what_was_published_and_trains_nothing_again(
+    undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    root = make_project(tmp_path, **QUIET)
+    with small_disk(root / "trained", "1m") as disk:
+        old = published_before(root)
+        filler = fill(disk, 8_000)
+        code, said = stage(root)
+        assert code == 1
+        assert "No space left" in said or "os error 28" in said.lower()
+        assert old.read_bytes() == b"of an earlier training"
+        assert not list(disk.rglob(".*.tmp-*"))
+        filler.unlink()
+        code, said = stage(root)
+        assert code == 0, said
+        assert "going on after 2 epochs" in said
+        assert published(root) == undisturbed
+
+
+def test_read_only_storage_is_named_and_nothing_changes(tmp_path: Path) -> None:
+    root = make_project(tmp_path, **QUIET)
+    with small_disk(root / "trained", "1m") as disk:
+        old = published_before(root)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        code, said = stage(root)
+        assert code == 1
+        assert "Read-only file system" in said
+        assert str(disk) in said
+        assert old.read_bytes() == b"of an earlier training"
+
+
+# Root may write anywhere, by two capabilities that a process can lay down.
+WITHOUT_PRIVILEGES = "import test_storage\ntest_storage.lay_down_privileges()\n"
+
+
+def lay_down_privileges() -> None:
+    """Makes this process as bound by permissions as any user's: CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH go."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = struct.pack("II", 0x20080522, 0)
+    data = ctypes.create_string_buffer(24)
+    assert libc.capget(header, data) == 0
+    words = list(struct.unpack("6I", data.raw))
+    words[0] &= ~0b110  # effective, the lower half
+    assert libc.capset(header, struct.pack("6I", *words)) == 0
+
+
+def test_a_folder_without_permission_is_named_without_a_traceback(tmp_path: Path) -> None:
+    root = make_project(tmp_path, **QUIET)
+    old = published_before(root)
+    old.parent.parent.chmod(0o555)
+    code = f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{WITHOUT_PRIVILEGES}"
+    try:
+        ended, said = stage(root, code)
+    finally:
+        old.parent.parent.chmod(0o755)
+    assert ended == 1, said
+    assert "Permission denied" in said
+    assert str(old.parent.parent) in said
+    assert "Traceback" not in said
+    assert old.read_bytes() == b"of an earlier training"
+
+
+def test_a_checkpoint_that_cannot_be_written_for_its_size_is_an_error_not_a_signal(tmp_path: Path) -> None:
+    root = make_project(tmp_path, **QUIET)
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"  # a quota, to a process
+    code, said = stage(root, limit)
+    assert code == 1 != -signal.SIGXFSZ
+    assert "File too large" in said
+    assert not list(root.rglob("state-*.pt"))
