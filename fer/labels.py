@@ -6,6 +6,8 @@ So the order is part of every shard and every weights file, and a mismatch is an
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,6 +54,32 @@ DATASET_LABELS: dict[str, tuple[str, ...]] = {
     # Lee et al. 2019: folders by name, which readers number alphabetically.
     "caers": ("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"),
 }
+
+# Spellings of class folders and of class columns met in public copies of the datasets, beside the names used here.
+SPELLINGS: dict[str, tuple[str, ...]] = {
+    "neutral": ("neutrality", "중립"),
+    "happiness": ("happy", "happines", "joy", "기쁨"),
+    "sadness": ("sad", "슬픔"),
+    "surprise": ("surprised", "suprise"),
+    "fear": ("fearful", "afraid", "scared"),
+    "disgust": ("disgusted",),
+    "anger": ("angry", "분노"),
+    "contempt": ("contemptuous",),
+    # AI-Hub set 82 alone; 당황 is flustered embarrassment, which the slides call panic.
+    "anxiety": ("anxious", "불안"),
+    "hurt": ("상처",),
+    "panic": ("embarrassed", "embarrassment", "당황"),
+}
+_NAMES = {spelling: name for name, others in SPELLINGS.items() for spelling in (name, *others)}
+
+
+def named(text: str) -> str | None:
+    """The class that a public copy means by a name: "Angry", "0_anger" and "6 - Anger" are "anger"; None for others.
+
+    A number alone means nothing: datasets number the same classes in different orders.
+    """
+    bare = unicodedata.normalize("NFC", text).strip().casefold()
+    return _NAMES.get(re.sub(r"^\d+[\s._-]+", "", bare).strip())
 
 
 def space(name: str) -> LabelSpace:

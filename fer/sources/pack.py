@@ -16,7 +16,7 @@ from fer.sources.base import AnnotatedFace, Reject
 BLOCK_ROWS, BLOCK_BYTES = 512, 64 << 20
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """One picture of a layout.
 
@@ -84,7 +84,7 @@ def _packed(entry: Entry | Reject, tree: Path) -> dict[str, Any]:
     """A row of `fer.shards.schema.picture_schema`."""
     empty = dict.fromkeys(("split", "image", "is_crop", "faces", "reason", "detail"))
     if isinstance(entry, Reject):
-        said = {"reason": entry.reason, "detail": entry.detail}
+        said = {"reason": entry.reason, "detail": nfc(entry.detail)}
         return empty | {"key": nfc(entry.sample_id), "path": nfc(entry.origin)} | said
     row = empty | {"key": nfc(entry.key), "path": nfc(entry.path)}
     try:
@@ -123,5 +123,8 @@ def unpacked(face: Mapping[str, Any]) -> AnnotatedFace:
 
 
 def nfc(text: str) -> str:
-    """The one spelling of names that differ in how accents and Korean syllables are encoded (macOS unzips to NFD)."""
-    return unicodedata.normalize("NFC", text)
+    """The one spelling of names that differ in how accents and Korean syllables are encoded (macOS unzips to NFD).
+
+    Bytes of a name that are no text become "?".
+    """
+    return unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode("utf-8"))
