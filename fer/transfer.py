@@ -4,103 +4,113 @@ from __future__ import annotations
 
 import os
 import shutil
-import urllib.error
 import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fer.console import log, progress
+from fer import transfer_http, transfer_store
+from fer.archives import refuse_truncated
+from fer.console import log
+from fer.disk import disk_errors, refuse_full_disk
 from fer.files import FileError, fsync_directory, refuse_impostor, sha256
+from fer.transfer_part import Part, Patience, persist, public_url
+
+__all__ = ["PATIENCE", "Patience", "download", "public_url"]
+
+PATIENCE = Patience()
 
 _CHUNK = 1 << 20
 
 
-def download(source: str, destination: Path, *, sha256_hex: str | None = None) -> None:
+def download(source: str, destination: Path, *, sha256_hex: str | None = None, patience: Patience = PATIENCE) -> None:
     """Brings one file from a URL or a local path; it has its name only when it is whole and verified.
 
-    A broken transfer goes on where it stopped (HTTP Range) when the same source is asked for again. An HTML page or a
-    Git LFS pointer in place of the data is refused.
+    What has arrived of a broken transfer is kept in a hidden file beside the destination, and the same call goes on
+    from there, in this process or another, as long as the source is provably the same version: same ETag or date of
+    change, or a digest to check in the end. Connections that break or stall, and servers that are busy, are tried
+    again after growing waits. Several processes may ask for the same file: one fetches it, the others wait.
+
+    Refused are: an HTML page or a Git LFS pointer in place of the data; a zip, tar, gz, bz2 or xz without its end; more
+    or fewer bytes than the server says; a redirect from https to http.
 
     Args:
-        source: http(s) URL, file URL or path.
+        source: http(s) URL; path or file URL; or URL of an object store that fsspec knows (s3://, gs://, az://, ...),
+            which takes its credentials and its endpoint from where the store's own tools do.
         destination: final path of the file.
         sha256_hex: expected digest, or None when the publisher gives none.
+        patience: with a server or store.
 
     Raises:
-        FileError: unreachable, cut off, of another digest, or no data at all.
+        FileError: unreachable, cut off, of another digest, no data at all, or no room for it. The message names the
+            source without user name, password and query.
     """
-    if destination.exists() and sha256_hex and sha256(destination) == sha256_hex:
+    name = public_url(source)
+    part = Part(destination, name, verified=sha256_hex is not None)
+    if _is_wanted(destination, sha256_hex):
+        part.forget()
         return
     destination.parent.mkdir(parents=True, exist_ok=True)
-    part = destination.parent / f".{destination.name}.part"
-    name = public_url(source)
-    if urlsplit(source).scheme in ("http", "https"):
-        _fetch(source, part, name)
-    else:
-        path = Path(urllib.request.url2pathname(urlsplit(source).path) if source.startswith("file:") else source)
-        _copy(path.expanduser(), part)
-    try:
-        refuse_impostor(part, name)
-        if sha256_hex and (found := sha256(part)) != sha256_hex.lower():
+    with part.held() as waited:
+        if waited and destination.exists() and (sha256_hex is None or _is_wanted(destination, sha256_hex)):
+            return  # another process has just brought it
+        resumed = part.usable()[0] > 0
+        _fetch(source, part, name, patience)
+        found = _check(part, name, sha256_hex)
+        if found != sha256_hex and resumed:
+            log.warning("%s: what had arrived before is of another version; fetching it anew", name)
+            part.empty()
+            _fetch(source, part, name, patience)
+            found = _check(part, name, sha256_hex)
+        if found != sha256_hex:
+            part.drop()
             raise FileError(f"{name}: sha256 is {found}, expected {sha256_hex}: another or a damaged file")
+        with open(part.path, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(part.path, destination)
+        part.forget()
+        fsync_directory(destination.parent)
+
+
+def _is_wanted(destination: Path, sha256_hex: str | None) -> bool:
+    return sha256_hex is not None and destination.exists() and sha256(destination) == sha256_hex.lower()
+
+
+def _fetch(source: str, part: Part, name: str, patience: Patience) -> None:
+    scheme = urlsplit(source).scheme if "://" in source or source.startswith("file:") else ""
+    if scheme in ("http", "https"):
+        persist(lambda: transfer_http.fetch(source, part, name, patience.stall), part, patience, name)
+    elif scheme in ("", "file"):
+        _copy(_local_path(source) if scheme else Path(source).expanduser(), part)
+    else:
+        persist(lambda: transfer_store.fetch(source, part, name), part, patience, name)
+
+
+def _check(part: Part, name: str, sha256_hex: str | None) -> str | None:
+    """The digest where one is expected; FileError, and no part any more, where the content cannot be the data."""
+    try:
+        refuse_impostor(part.path, name)
+        if sha256_hex is None:
+            refuse_truncated(part.path, name)
+            return None
+        found = sha256(part.path)
+        return sha256_hex if found == sha256_hex.lower() else found
     except FileError:
-        part.unlink()
+        part.drop()
         raise
-    with open(part, "rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(part, destination)
-    fsync_directory(destination.parent)
 
 
-def public_url(url: str) -> str:
-    """A URL without user name, password and query, fit for logs."""
+def _local_path(url: str) -> Path:
     parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl() if parts.scheme else url
+    if parts.netloc not in ("", "localhost"):
+        raise FileError(f"{public_url(url)}: a file URL of another machine; give a path, or file:///path")
+    return Path(urllib.request.url2pathname(parts.path))
 
 
-def _copy(path: Path, part: Path) -> None:
+def _copy(path: Path, part: Part) -> None:
     if not path.is_file():
         raise FileError(f"{path}: {'is a folder, expected a file' if path.is_dir() else 'no such file'}")
-    with open(path, "rb") as reader, open(part, "wb") as writer:
-        shutil.copyfileobj(reader, writer, _CHUNK)
-
-
-def _fetch(url: str, part: Path, name: str, attempts: int = 4) -> None:
-    for attempt in range(1, attempts + 1):
-        try:
-            _fetch_once(url, part, name)
-            return
-        except urllib.error.HTTPError as error:
-            if error.code == 416:  # the part is longer than the file: it belongs to another version
-                part.unlink(missing_ok=True)
-            elif error.code not in (408, 425, 429, 500, 502, 503, 504):
-                raise FileError(f"{name}: the server answered {error.code} {error.reason}") from None
-            problem = f"the server answered {error.code}"
-        except (OSError, EOFError) as error:
-            problem = str(error) or type(error).__name__
-        log.warning("%s: %s (attempt %d of %d)", name, problem, attempt, attempts)
-    raise FileError(f"{name}: {problem}; run the same command again to go on from {part.name}")
-
-
-def _fetch_once(url: str, part: Path, name: str) -> None:
-    have = part.stat().st_size if part.exists() else 0
-    headers = {"User-Agent": "fer"} | ({"Range": f"bytes={have}-"} if have else {})
-    request = urllib.request.Request(url, headers=headers)
-    with urllib.request.urlopen(request, timeout=60) as response:
-        resumed = have > 0 and response.status == 206
-        length = response.headers.get("Content-Length")
-        total = (have if resumed else 0) + int(length) if length else None
-        with (
-            open(part, "ab" if resumed else "wb") as writer,
-            progress(total, f"download {destination_label(name)}", "B", have if resumed else 0) as bar,
-        ):
-            while chunk := response.read(_CHUNK):
-                writer.write(chunk)
-                bar.update(len(chunk))
-    if total is not None and (size := part.stat().st_size) < total:
-        raise EOFError(f"connection closed after {size} of {total} bytes")
-
-
-def destination_label(name: str) -> str:
-    """The last part of a URL or path, for a progress bar."""
-    return name.rstrip("/").rpartition("/")[2] or name
+    refuse_full_disk(part.path.parent, path.stat().st_size, str(path))
+    with disk_errors(part.path, f"copied from {path}: make room and run the same command again"):
+        part.empty()
+        with open(path, "rb") as reader, open(part.path, "ab") as writer:
+            shutil.copyfileobj(reader, writer, _CHUNK)
