@@ -25,8 +25,8 @@ from fer.labels import SPACES
 from fer.shards.manifest import FILE_NAME, Manifest, parse_manifest
 from fer.shards.schema import ShardError
 from fer.transfer import PATIENCE, Patience, download, public_url
-from fer.transfer_part import InterruptionError
-from fer.transfer_store import open_store, store_errors
+from fer.transfer.part import InterruptionError
+from fer.transfer.store import open_store, store_errors
 
 FETCHES = 4
 """Parts that are fetched at the same time, besides those that a reader waits for."""

@@ -19,9 +19,11 @@ import fsspec
 import pytest
 from flaky_server import BODY, Site, serve
 
-from fer import disk, transfer_http, transfer_part
+from fer import disk
 from fer.files import FileError
 from fer.transfer import Patience, download, public_url
+from fer.transfer import http as transfer_http
+from fer.transfer import part as transfer_part
 
 DIGEST = hashlib.sha256(BODY).hexdigest()
 QUICK = Patience(attempts=4, stall=0.3, wait=0.01, longest_wait=5.0)
@@ -426,7 +428,7 @@ def test_a_broken_read_of_a_store_goes_on_and_a_changed_object_is_read_anew(
 ) -> None:
     asked: list[int] = []
     read = type(store).cat_file
-    monkeypatch.setattr("fer.transfer_store._RANGE", 1 << 19)
+    monkeypatch.setattr("fer.transfer.store._RANGE", 1 << 19)
 
     def flaky(self: object, path: str, start: int, end: int) -> bytes:
         asked.append(start)

@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote, urlsplit
 from fer.console import progress
 from fer.disk import refuse_full_disk
 from fer.files import FileError
-from fer.transfer_part import InterruptionError, Part, Version, without_secrets
+from fer.transfer.part import InterruptionError, Part, Version, without_secrets
 
 _CHUNK = 1 << 20
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)

@@ -8,12 +8,12 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fer import transfer_http, transfer_store
 from fer.archives import refuse_truncated
 from fer.console import log
 from fer.disk import disk_errors, refuse_full_disk
 from fer.files import FileError, fsync_directory, refuse_impostor, sha256
-from fer.transfer_part import Part, Patience, persist, public_url
+from fer.transfer import http, store
+from fer.transfer.part import Part, Patience, persist, public_url
 
 __all__ = ["PATIENCE", "Patience", "download", "public_url"]
 
@@ -78,11 +78,11 @@ def _is_wanted(destination: Path, sha256_hex: str | None) -> bool:
 def _fetch(source: str, part: Part, name: str, patience: Patience) -> None:
     scheme = urlsplit(source).scheme if "://" in source or source.startswith("file:") else ""
     if scheme in ("http", "https"):
-        persist(lambda: transfer_http.fetch(source, part, name, patience.stall), part, patience, name)
+        persist(lambda: http.fetch(source, part, name, patience.stall), part, patience, name)
     elif scheme in ("", "file"):
         _copy(_local_path(source) if scheme else Path(source).expanduser(), part)
     else:
-        persist(lambda: transfer_store.fetch(source, part, name), part, patience, name)
+        persist(lambda: store.fetch(source, part, name), part, patience, name)
 
 
 def _check(part: Part, name: str, sha256_hex: str | None) -> str | None:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from fer.archive_tree import DEFAULT, Budget, Limits, Tree, decode_names
+from fer.archives.tree import DEFAULT, Budget, Limits, Tree, decode_names
 from fer.console import progress
 from fer.disk import refuse_full_disk
 from fer.files import FileError, publish_directory

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from fer.console import progress
 from fer.disk import refuse_full_disk
 from fer.files import FileError
-from fer.transfer_part import InterruptionError, Part, Version, without_secrets
+from fer.transfer.part import InterruptionError, Part, Version, without_secrets
 
 _RANGE = 8 << 20  # bytes of a request
 _VALIDATORS = ("ETag", "etag", "generation", "LastModified", "last_modified", "updated", "mtime", "modified", "created")
