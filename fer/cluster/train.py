@@ -20,12 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import fer
 from fer.cluster.follow import Follower, log_record
 from fer.cluster.session import connect, require
+from fer.cluster.shared import require_paths
 from fer.console import log
-from fer.files import sha256
-from fer.lineage import hardware, lineage, versions
+from fer.lineage import digest_of_code, hardware, lineage, versions
 from fer.params import Params
 from fer.processes import lock
 from fer.shards.read import ShardSet
@@ -48,7 +47,6 @@ _CODE = (
 )
 _POLL_SECONDS = 0.25
 _COLLECTIVE_TIMEOUT_SECONDS = 300
-_NODE_TIMEOUT_SECONDS = 60
 
 
 def run_training(params: Params, dataset: str, model_key: str) -> Path:
@@ -87,6 +85,7 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "labels": list(shards.labels),
         "label_space": shards.label_space,
+        "crop": shards.manifest.crop,
         "fingerprint": whole,
         "data_digest": shards.digest,
         "code_digest": code,
@@ -142,13 +141,7 @@ def fingerprint(data_digest: str, recipe: Recipe, seed: int, code: str, pretrain
 
 def code_digest() -> str:
     """Hex SHA-256 of the code that computes a training: models, loop, augmentation, order, reader."""
-    package = Path(fer.__file__).parent
-    digest = hashlib.sha256()
-    for entry in _CODE:
-        path = package / entry
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(f"{file.relative_to(package).as_posix()} {sha256(file)}\n".encode())
-    return digest.hexdigest()
+    return digest_of_code(_CODE)
 
 
 # ------------------------------------------------------------------------------------------------ where it runs
@@ -177,7 +170,8 @@ def _train_on_ray(params: Params, job: TrainJob, follower: Follower) -> None:
     resources = {"CPU": float(stage.threads), **({"GPU": 1.0} if stage.gpu else {})}
     with connect(params.cluster) as cluster:
         require(workers=stage.workers, cpus=stage.threads, gpus=int(stage.gpu))
-        _require_shared_folders(job, cluster.address)
+        needed = [str(Path(job.shards) / "manifest.json"), str(Path(job.work_dir) / "lock")]
+        require_paths([*needed, *(source.path for source in job.pretrained)], cluster.address)
         import ray.train
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -260,45 +254,6 @@ def _explained(error: BaseException) -> BaseException:
     return RuntimeError(
         "\n".join(["the training lost more workers than train.max_failures allows; the same command goes on", *lines])
     )
-
-
-def _require_shared_folders(job: TrainJob, address: str | None) -> None:
-    """Asks each other node whether it sees what the driver sees; ValueError names the node and the remedy."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    by_client = address is not None and address.startswith("ray://")
-    here = None if by_client else ray.get_runtime_context().get_node_id()
-    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
-    wanted = [str(Path(job.shards) / "manifest.json"), str(Path(job.work_dir) / "lock")]
-    wanted += [source.path for source in job.pretrained]
-    look = ray.remote(num_cpus=0)(missing_paths)
-    answers = [
-        (
-            node,
-            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(wanted),
-        )
-        for node in others
-    ]
-    for node, answer in answers:
-        name = f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-        try:
-            missing = ray.get(answer, timeout=_NODE_TIMEOUT_SECONDS)
-        except ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise ValueError(
-                f"{name} cannot run this project's code ({reason}): install the same `fer` there"
-            ) from None
-        if missing:
-            raise ValueError(
-                f"{name} does not see {' and '.join(missing)}: put the project on storage that all nodes mount under "
-                "the same path, or use `fer submit` with --project-dir"
-            )
-
-
-def missing_paths(paths: list[str]) -> list[str]:
-    """Those that this machine does not see."""
-    return [path for path in paths if not Path(path).exists()]
 
 
 def _announce(title: str, job: TrainJob, stage: TrainStageConfig) -> None:

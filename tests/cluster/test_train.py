@@ -9,7 +9,8 @@ import pytest
 from tiny_training import LABELS, NANO, make_project, start_training
 
 from fer.cluster.config import ClusterConfig
-from fer.cluster.train import _explained, code_digest, fingerprint, missing_paths
+from fer.cluster.shared import missing_paths
+from fer.cluster.train import _explained, code_digest, fingerprint
 from fer.training.recipe import Recipe
 
 
