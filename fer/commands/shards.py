@@ -37,6 +37,7 @@ def main(args: argparse.Namespace) -> None:
 
 def describe(manifest: Manifest) -> list[str]:
     """Lines: the dataset, its classes by split, what was refused, and what leaks from split to split."""
+    from fer.labels import is_identities
     from fer.shards.schema import SPLITS
 
     size = " x ".join(map(str, manifest.image_size)) + " px" if manifest.image_size else "pictures of several sizes"
@@ -47,7 +48,7 @@ def describe(manifest: Manifest) -> list[str]:
         "",
         f"{'':<16}" + "".join(f"{split:>20}" for split in SPLITS),
     ]
-    for index, label in enumerate(manifest.labels):
+    for index, label in enumerate(() if is_identities(manifest.label_space) else manifest.labels):
         counts = {split: manifest.class_histogram[split][index] for split in SPLITS}
         lines.append(f"{label:<16}" + "".join(_count(counts[split], manifest.rows(split)) for split in SPLITS))
     lines += [f"{'all':<16}" + "".join(_count(manifest.rows(split), manifest.rows(split)) for split in SPLITS), ""]

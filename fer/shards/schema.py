@@ -66,8 +66,8 @@ def shard_schema() -> pa.Schema:
         [
             pa.field("sample_id", pa.string(), nullable=False),
             pa.field("image", pa.binary(), nullable=False),
-            pa.field("label", pa.int8(), nullable=False),
-            pa.field("clean_label", pa.int8(), nullable=False),
+            pa.field("label", pa.int32(), nullable=False),
+            pa.field("clean_label", pa.int32(), nullable=False),
             pa.field("subject", pa.string()),
             pa.field("pose", pa.list_(pa.float32())),
             pa.field("distribution", pa.list_(pa.float32())),
@@ -120,8 +120,8 @@ def picture_schema() -> pa.Schema:
         [
             pa.field("box", pa.list_(pa.float32())),
             pa.field("landmarks", pa.list_(pa.float32())),
-            pa.field("label", pa.int8()),
-            pa.field("clean_label", pa.int8()),
+            pa.field("label", pa.int32()),
+            pa.field("clean_label", pa.int32()),
             pa.field("subject", pa.string()),
             pa.field("pose", pa.list_(pa.float32())),
             pa.field("distribution", pa.list_(pa.float32())),

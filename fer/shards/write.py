@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from fer.console import log, progress
 from fer.files import FileError, publish_directory, read_json, sha256
+from fer.labels import is_identities
 from fer.shards.deal import Destination, deal, has_published_validation, in_order
 from fer.shards.leakage import Dropped, Duplicates, find_duplicates, label_conflicts, rows_shared, rows_to_drop
 from fer.shards.manifest import Manifest, Part
@@ -214,6 +215,9 @@ def _histogram(labels: Iterable[int], classes: int) -> tuple[int, ...]:
 def _report(folder: Path, manifest: Manifest) -> None:
     for split in SPLITS:
         histogram = dict(zip(manifest.labels, manifest.class_histogram[split], strict=True))
+        if is_identities(manifest.label_space):
+            log.info("%s: %s %d of %d people", folder, split, manifest.rows(split), sum(map(bool, histogram.values())))
+            continue
         log.info(
             "%s: %s %d (%s)", folder, split, manifest.rows(split), ", ".join(f"{k} {v}" for k, v in histogram.items())
         )

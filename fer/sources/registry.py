@@ -15,6 +15,7 @@ from fer.sources.caers import CaersConfig, CaersSource
 from fer.sources.fer2013 import Fer2013Config, Fer2013Source
 from fer.sources.ferplus import FerPlusConfig, FerPlusSource
 from fer.sources.folders import FoldersConfig, FoldersSource
+from fer.sources.identities import IdentitiesConfig, IdentitiesSource
 from fer.sources.muxspace import MuxspaceConfig, MuxspaceSource
 from fer.sources.rafdb import RafDbConfig, RafDbSource
 from fer.sources.synthetic import SyntheticConfig, SyntheticSource
@@ -26,6 +27,7 @@ DatasetConfig = Annotated[
     | MuxspaceConfig
     | FerPlusConfig
     | FoldersConfig
+    | IdentitiesConfig
     | TableConfig
     | AiHubConfig
     | AffectNetConfig
@@ -42,6 +44,7 @@ READERS: Mapping[type[Config], Callable[[Any], Source]] = {
     Fer2013Config: Fer2013Source,
     FerPlusConfig: FerPlusSource,
     FoldersConfig: FoldersSource,
+    IdentitiesConfig: IdentitiesSource,
     MuxspaceConfig: MuxspaceSource,
     TableConfig: TableSource,
 }

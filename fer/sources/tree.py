@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
@@ -111,6 +112,10 @@ class TreeSource(ABC):
         """The published number of faces of each split of this form: by class name, or altogether where the classes
         are not published. Empty where nothing is published."""
 
+    def read_picture(self, tree: Path, entry: Entry) -> bytes:
+        """A picture as published. Readers of layouts that keep many in one file find it there."""
+        return (tree / entry.path).read_bytes()
+
     @property
     def request(self) -> dict[str, Any]:
         """The configuration; of local paths only the last name."""
@@ -142,7 +147,7 @@ class TreeSource(ABC):
         found = self._count(catalogue.entries)
         published = self.published(catalogue)
         self._compare(found, published, catalogue)
-        blocks, rejects = pack(catalogue.entries, tree, out, self.title)
+        blocks, rejects = pack(catalogue.entries, partial(self.read_picture, tree), out, self.title)
         self._judge(rejects, len(catalogue.entries))
         return {
             "form": catalogue.form,

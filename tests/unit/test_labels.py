@@ -57,3 +57,20 @@ def test_every_dataset_s_order_names_each_class_of_its_space_once() -> None:
     of = {"affectnet8": "basic8", "ferplus": "basic8", "aihub82": "aihub7"}
     for dataset, order in labels.DATASET_LABELS.items():
         assert sorted(order) == sorted(labels.space(of.get(dataset, "basic7")).labels), dataset
+
+
+def test_people_are_numbers_in_a_space_whose_name_tells_who_they_are() -> None:
+    space = labels.identities(["anna", "bert", "carl"])
+    assert space.labels == ("0", "1", "2")
+    assert labels.space(space.name) == space == labels.identities(["anna", "bert", "carl"])
+    assert labels.identities(["bert", "anna", "carl"]).name != space.name
+    assert labels.is_identities(space.name)
+    assert not labels.is_identities("basic7")
+    assert space.name not in list(labels.SPACES)
+
+
+@pytest.mark.parametrize("name", ["identities-0-" + "0" * 16, "identities-99999999-" + "0" * 16, "identities-3-0", "x"])
+def test_a_name_that_no_dataset_gives_is_no_space_and_takes_no_memory(name: str) -> None:
+    assert labels.SPACES.get(name) is None
+    with pytest.raises(ValueError, match="unknown label space"):
+        labels.space(name)
