@@ -39,11 +39,14 @@ from fer.weights.parts import PartSource, locate
 _CODE = (
     "augment.py",
     "models",
-    "training",
+    "shards/ahead.py",
     "shards/dataset.py",
+    "shards/folds.py",
     "shards/order.py",
     "shards/pixels.py",
     "shards/read.py",
+    "training",
+    "transforms",
 )
 _POLL_SECONDS = 0.25
 _COLLECTIVE_TIMEOUT_SECONDS = 300

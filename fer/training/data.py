@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from fer.augment import Augmenter
 from fer.models import FerModel
@@ -37,7 +36,7 @@ def open_data(folder: str, recipe: Recipe, model: FerModel, *, seed: int, peers:
             "change the recipe's batch_size or train.workers"
         )
     # The digests were verified before the workers started; reading each part once more on each rank would cost seconds.
-    shards = ShardSet.open(Path(folder), verify=False)
+    shards = ShardSet.open(folder, verify=False)
     split = shards.split("train")
     model_input = ModelInput.of(model)
     train = TrainBatches(
