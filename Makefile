@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install run test test-slow lint bench ui clean
+.PHONY: help install run test test-slow soak lint bench ui clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -26,6 +26,9 @@ test: install ## the tests
 
 test-slow: install ## the tests that take minutes
 	pytest -m slow
+
+soak: install ## 200 short trainings under random SIGKILL (half an hour); writes soak.json
+	python tests/faults/soak.py --trainings 200 --json soak.json
 
 lint: install ## style and types
 	ruff check . && ruff format --check . && mypy

@@ -32,6 +32,7 @@ _COMMANDS = {
     "verify": _Command("fer.commands.verify", "whether a backbone tells people apart that it never saw"),
     "predict": _Command("fer.commands.predict", "find the faces in your photos and name their expressions"),
     "tune": _Command("fer.cluster.tune", "search the hyper-parameters of a model on a dataset"),
+    "study": _Command("fer.cluster.study", "train the rows of a published table, and set them beside what was printed"),
     "submit": _Command("fer.cluster.jobs", "run one stage as a job on a Ray cluster"),
     "ui": _Command("fer.commands.ui", "open MLflow's pages on this project's runs"),
     "bench": _Command("fer.bench", "measure speed: ratios inside one run"),

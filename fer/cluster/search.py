@@ -53,14 +53,18 @@ def run_trials(
             f"; dashboard {found.dashboard_url}" if found.dashboard_url else "",
         )  # fmt: skip
         tuner = _tuner(plan, config, record, at_once, stop)
-        _fit(tuner, stop)
+        fit(tuner, stop)
     if record.hopeless():
         reasons = "\n".join(f"trial {trial.number}: {trial.reason}" for trial in record.trials.values() if trial.reason)
         raise ValueError(f"the first trials all failed, the search was ended:\n{reasons}")
 
 
-def _fit(tuner: Any, stop: threading.Event) -> None:
-    """Runs the search in a thread: this one hears signals at once, and Tune installs no handlers of its own."""
+def fit(tuner: Any, stop: threading.Event) -> None:
+    """Runs a tuner in a thread: this one hears signals at once, and Tune installs no handlers of its own.
+
+    Args:
+        stop: set where the waiting is interrupted.
+    """
     outcome: list[BaseException] = []
 
     def fit() -> None:
@@ -175,7 +179,7 @@ class _Listener(tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         if self._record:
-            self._record.end(trial.config, reason=_reason(trial))
+            self._record.end(trial.config, reason=reason(trial))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_Listener, (None,))  # Tune stores its callbacks with the experiment, which is never restored
@@ -197,7 +201,7 @@ class _SearchStopper(Stopper):  # type: ignore[misc]
         return (_SearchStopper, (None, None))
 
 
-def _reason(trial: Any) -> str:
+def reason(trial: Any) -> str:
     """The last line of what a failed trial's actor left; Tune has written it here before it tells of the failure."""
     text = ""
     with suppress(OSError, TypeError):

@@ -84,7 +84,7 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
     settings = {"recipe": recipe.model_dump(mode="json"), "seed": params.seed, "train": params.train.model_dump()}
     facts = {
         "dataset": dataset,
-        "model": recipe.model,
+        "model": recipe.last.model,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "labels": list(shards.labels),
         "label_space": shards.label_space,
@@ -108,10 +108,10 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
         ) as run,
     ):
         _announce(title, job, params.train)
-        _run(params, job, Follower(title, work, recipe.epochs, run))
+        _run(params, job, Follower(title, work, sum(stage.epochs for stage in recipe.in_stages), run))
         state = TrainState.load(work)
         assert state is not None, "a training that ended well left its last state"
-        assert state.epoch == recipe.epochs, "the last state is that of the last epoch"
+        assert state.stage_is_over(recipe.last.epochs, recipe.last.patience), "a training ends at its end"
         for record in state.records():  # what a driver that was killed could not log any more; points are logged once
             log_record(run, record)
         published = params.root / "trained" / dataset / model_key
@@ -121,7 +121,7 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
         shutil.rmtree(work)
     best = state.history[state.best_epoch - 1]
     log.info(
-        f"{title}: best epoch {state.best_epoch} of {recipe.epochs}, validation accuracy {best['val_accuracy']:.4f}, "
+        f"{title}: best epoch {state.best_epoch} of {state.epoch}, validation accuracy {best['val_accuracy']:.4f}, "
         f"balanced {best['val_balanced_accuracy']:.4f} -> {published.relative_to(params.root)}"
     )
     return published
@@ -262,7 +262,8 @@ def _explained(error: BaseException) -> BaseException:
 def _announce(title: str, job: TrainJob, stage: TrainStageConfig) -> None:
     """Says what will be done; a damaged checkpoint is told here, before any worker starts."""
     where = f"{stage.workers} Ray workers" if stage.workers else "this process"
-    log.info(f"{title}: {job.recipe.epochs} epochs in {where}, {stage.threads} thread(s) each")
+    epochs = " + ".join(str(part.epochs) for part in job.recipe.in_stages)
+    log.info(f"{title}: {epochs} epochs in {where}, {stage.threads} thread(s) each")
     if state := TrainState.load(Path(job.work_dir)):
         if stage.workers:  # in this process the loop itself warns
             state.check(job.fingerprint, stage.workers, stage.threads, warn=log.warning)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fer.tracking import Run
     from fer.training.recipe import Recipe
 
-_TUNE_ENVIRONMENT = {
+TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our own record is the only one
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new one draws boxes even when told to be silent
@@ -220,7 +220,7 @@ def _record(params: Params, plan: TrialPlan, parent: Run, dataset: str, model_ke
 
 
 def _run(params: Params, plan: TrialPlan, config: TuneConfig, record: TrialLog) -> None:
-    for name, value in _TUNE_ENVIRONMENT.items():
+    for name, value in TUNE_ENVIRONMENT.items():
         set_environment(name, value)
     from fer.cluster.search import run_trials  # reads some of these variables when it is imported
 

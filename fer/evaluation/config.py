@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,10 @@ class EvaluateConfig(Config):
     )
     gpu: bool = Field(default=False, description="one GPU a worker")
     batch_size: int = Field(default=128, ge=1, le=65_536, description="images of one forward pass; changes speed only")
+    tta: Literal["none", "flip", "lhc"] = Field(
+        default="none",
+        description="test-time augmentation, told beside the plain figures: flip (2 views) | lhc (LHC-Net's 60 views)",
+    )
     calibration_bins: int = Field(default=15, ge=2, le=100, description="equal-width confidence bins of the ECE")
     bootstrap_samples: int = Field(
         default=2000, ge=100, le=100_000, description="draws behind the intervals of balanced accuracy and macro F1"

@@ -66,6 +66,7 @@ def run_evaluation(params: Params, dataset: str, model_key: str) -> Path:
         split=SPLIT,
         batch_size=params.evaluate.batch_size,
         threads=params.evaluate.threads,
+        tta=params.evaluate.tta,
     )
     split = shards.split(SPLIT)
     with lock(params.root / ".work" / f"evaluate-{dataset}-{model_key}.lock"):
@@ -88,11 +89,12 @@ def run_evaluation(params: Params, dataset: str, model_key: str) -> Path:
             _draw(folder / "figures", summary, _history(trained), facts.get("best_epoch"), f"{model_key} on {dataset}")
         _record(params, dataset, model_key, facts, summary, shards, final, weights)
     low, high = summary["intervals"][0]["low"], summary["intervals"][0]["high"]
+    with_tta = f"; with {summary['tta']['name']} views {summary['tta']['accuracy']:.4f}" if "tta" in summary else ""
     log.info(
         f"evaluate {model_key} on {dataset}: test accuracy {summary['accuracy']:.4f} "
         f"({100 * params.evaluate.confidence:g} % interval {low:.4f} to {high:.4f}, {split.rows} rows), "
-        f"balanced {summary['balanced_accuracy']:.4f}, macro F1 {summary['macro_f1']:.4f}, ECE {summary['ece']:.4f} "
-        f"-> {final.relative_to(params.root)}"
+        f"balanced {summary['balanced_accuracy']:.4f}, macro F1 {summary['macro_f1']:.4f}, ECE {summary['ece']:.4f}"
+        f"{with_tta} -> {final.relative_to(params.root)}"
     )
     return final
 
@@ -126,6 +128,10 @@ def _summarise(found: Predictions, shards: ShardSet, params: Params) -> dict[str
     clean = np.array([label for column in columns for label in column["clean_label"]])
     if (clean != found.labels).any():
         summary["clean_accuracy"] = float((predicted == clean).mean())
+    if params.evaluate.tta != "none":
+        augmented = metrics.summarise(found.labels, found.tta, shards.labels, params.evaluate, params.seed)
+        kept = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll", "intervals")
+        summary["tta"] = {"name": params.evaluate.tta, **{name: augmented[name] for name in kept}}
     known = np.array([pose is not None for pose in poses])
     if known.any():
         yaw = np.array([abs(pose[0]) for pose in poses if pose is not None])
@@ -206,6 +212,8 @@ def _record(
             return
         numbers = {name: summary[name] for name in ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll")}
         numbers |= {f"accuracy_{end}": summary["intervals"][0][end] for end in ("low", "high")}
+        if "tta" in summary:
+            numbers["tta_accuracy"] = summary["tta"]["accuracy"]
         run.log_metrics({f"test_{name}": value for name, value in numbers.items()})
         _log_data(run, dataset, shards)
         lines = summary["per_class"]

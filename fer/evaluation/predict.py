@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fer.evaluation.tta import TtaName, predict_views, views
 from fer.shards.read import EvalBatches, ShardSet, normalise
 from fer.weights.store import load_model
 
@@ -24,11 +25,13 @@ class Predictions:
     """Rows of a split with what a model says of them.
 
     rows: int64 (n,), numbers of the rows in the split. labels: int64 (n,). logits: float32 (n, classes).
+    tta: float32 (n, classes), logarithms of the probabilities under test-time augmentation; the logits without it.
     """
 
     rows: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
     logits: npt.NDArray[np.float32]
+    tta: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +43,7 @@ class PredictJob:
         split: name of the split.
         batch_size: images of one forward pass.
         threads: CPU threads of each rank.
+        tta: name of the test-time augmentation.
     """
 
     shards: str
@@ -47,6 +51,7 @@ class PredictJob:
     split: str
     batch_size: int
     threads: int
+    tta: TtaName = "none"
 
 
 def predict_share(job: PredictJob, rank: int = 0, world_size: int = 1, device: str = "cpu") -> Predictions:
@@ -72,13 +77,17 @@ def predict_share(job: PredictJob, rank: int = 0, world_size: int = 1, device: s
     rows: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
     labels: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
     logits: list[npt.NDArray[np.float32]] = [np.empty((0, len(shards.labels)), np.float32)]
+    tta: list[npt.NDArray[np.float32]] = [np.empty((0, len(shards.labels)), np.float32)]
+    weighted = views(job.tta, model.input_size)
     with closing(batches), torch.inference_mode():
         for batch in batches:
             images = normalise(batch.images.to(device), model.mean, model.std, memory_format=torch.channels_last)
-            logits.append(model(images).float().cpu().numpy())
+            plain, together = predict_views(model, images, weighted)
+            logits.append(plain.cpu().numpy())
+            tta.append((plain if job.tta == "none" else together).cpu().numpy())
             rows.append(batch.rows.numpy())
             labels.append(batch.targets.numpy())
-    return Predictions(np.concatenate(rows), np.concatenate(labels), np.concatenate(logits))
+    return Predictions(np.concatenate(rows), np.concatenate(labels), np.concatenate(logits), np.concatenate(tta))
 
 
 def merge(shares: Sequence[Predictions], total: int) -> Predictions:
@@ -90,4 +99,5 @@ def merge(shares: Sequence[Predictions], total: int) -> Predictions:
         rows[order],
         np.concatenate([share.labels for share in shares])[order],
         np.concatenate([share.logits for share in shares])[order],
+        np.concatenate([share.tta for share in shares])[order],
     )

@@ -7,26 +7,46 @@ from dataclasses import dataclass
 from fer.augment import Augmenter
 from fer.models import FerModel
 from fer.shards.read import EvalBatches, ModelInput, ShardSet, ShardSplit, TrainBatches
+from fer.shards.schema import Split
 from fer.training.peers import Peers
 from fer.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Data:
-    """What one rank trains on and validates; `split` is the training split, to name its samples."""
+    """What one rank trains on and validates.
+
+    Attributes:
+        split: the training split, to name its samples.
+        test: opened only where a recipe chooses its epoch by the published protocol.
+    """
 
     train: TrainBatches
     validation: EvalBatches
     split: ShardSplit
+    test: EvalBatches | None
 
     def close(self) -> None:
         """Ends the reader's threads."""
         self.train.close()
         self.validation.close()
+        if self.test:
+            self.test.close()
 
 
-def open_data(folder: str, recipe: Recipe, model: FerModel, *, seed: int, peers: Peers, threads: int) -> Data:
-    """The rank's share of the train and validation splits; the test split stays shut.
+def open_data(
+    folder: str,
+    recipe: Recipe,
+    model: FerModel,
+    *,
+    seed: int,
+    peers: Peers,
+    threads: int,
+    test: bool = False,
+) -> Data:
+    """The rank's share of the train and validation splits.
+
+    The test split stays shut but for the published protocol, and unless `test` opens it.
 
     Raises ValueError where the batch cannot be dealt to the ranks evenly, or the shards cannot be used.
     """
@@ -37,7 +57,9 @@ def open_data(folder: str, recipe: Recipe, model: FerModel, *, seed: int, peers:
         )
     # The digests were verified before the workers started; reading each part once more on each rank would cost seconds.
     shards = ShardSet.open(folder, verify=False)
-    split = shards.split("train")
+    held = recipe.cross_validation
+    chosen = {} if held is None else {"folds": held.folds, "fold": held.fold, "repeat": held.repeat}
+    split = shards.split("train", **chosen)
     model_input = ModelInput.of(model)
     train = TrainBatches(
         split,
@@ -49,13 +71,19 @@ def open_data(folder: str, recipe: Recipe, model: FerModel, *, seed: int, peers:
         world_size=peers.world_size,
         threads=threads,
         sampler=recipe.sampler,
+        soft_labels=recipe.labels == "soft",
     )
-    validation = EvalBatches(
-        shards.split("validation"),
-        model_input=model_input,
-        batch_size=recipe.eval_batch_size,
-        rank=peers.rank,
-        world_size=peers.world_size,
-        threads=threads,
+
+    def evaluation(name: Split) -> EvalBatches:
+        return EvalBatches(
+            shards.split(name, **chosen),
+            model_input=model_input,
+            batch_size=recipe.eval_batch_size,
+            rank=peers.rank,
+            world_size=peers.world_size,
+            threads=threads,
+        )
+
+    return Data(
+        train, evaluation("validation"), split, evaluation("test") if test or recipe.protocol == "published" else None
     )
-    return Data(train, validation, split)

@@ -22,6 +22,11 @@ class Ema(Generic[Model]):
         self.decay = decay
         self.updates = 0
 
+    def restart(self, model: Model) -> None:
+        """Begins anew from these weights."""
+        self.model.load_state_dict(model.state_dict())
+        self.updates = 0
+
     @torch.no_grad()
     def update(self, model: Model) -> None:
         """Takes in the weights after one update of the optimizer."""

@@ -14,23 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from fer.console import log
 from fer.models import FerModel, create_model
 from fer.processes import stable_hash
 from fer.shards.read import Batch, EvalBatches, normalise
 from fer.training.data import Data, open_data
-from fer.training.ema import Ema
+from fer.training.learner import Learner
 from fer.training.metrics import classification_metrics
-from fer.training.optimizer import build_optimizer, set_learning_rate
+from fer.training.optimizer import set_learning_rate
+from fer.training.passes import autocast
 from fer.training.peers import Peers
 from fer.training.progress import Progress, ProgressFile
 from fer.training.recipe import Recipe
+from fer.training.sam import Sam
 from fer.training.schedule import learning_rate
 from fer.training.state import Record, StateError, TrainState
+from fer.training.targets import Targets
 from fer.weights.parts import PartSource, load_part
 
 
@@ -71,7 +72,7 @@ def train(
     on_epoch: Callable[[Record], object] = lambda record: None,
     on_step: Callable[[Progress], object] = lambda progress: None,
 ) -> TrainState:
-    """Trains to the end of the recipe, going on from the newest state in the work folder.
+    """Trains to the end of the recipe, stage by stage, going on from the newest state in the work folder.
 
     The batch of an update is the recipe's `batch_size` over all ranks, whatever their number; loss and gradient are its
     mean. After each epoch is saved, `on_epoch` gets its row of history with `seconds` and `images_per_second`; after
@@ -82,69 +83,98 @@ def train(
         StateError: checkpoints are there, and none is whole.
         ValueError: the batch cannot be dealt to the ranks evenly, or the data cannot be read.
     """
-    recipe, peers, folder = job.recipe, Peers(rank, world_size), Path(job.work_dir)
+    peers, stages = Peers(rank, world_size), job.recipe.in_stages
     _make_reproducible(job.threads, device)
-    model = build_model(job).to(device)
-    optimizer = build_optimizer(recipe, model)
-    ema = Ema(model, recipe.ema_decay) if recipe.ema_decay else None
-    state = _resume(job, peers, model, optimizer, ema)
-    parallel = _data_parallel(model, device) if world_size > 1 else model
+    state = _resume(job, peers)
+    while True:
+        recipe = stages[state.stage]
+        if not state.stage_is_over(recipe.epochs, recipe.patience):
+            learner = Learner.create(recipe, build_model(job, state.stage), device=device, world_size=world_size)
+            learner.restore(state)
+            _train_stage(job, state, learner, peers, device, on_epoch, on_step)
+        if state.stage + 1 == len(stages):
+            return state
+        state.begin_next_stage()
+
+
+def _train_stage(
+    job: TrainJob,
+    state: TrainState,
+    learner: Learner,
+    peers: Peers,
+    device: str,
+    on_epoch: Callable[[Record], object],
+    on_step: Callable[[Progress], object],
+) -> None:
+    recipe, model, folder = learner.recipe, learner.model, Path(job.work_dir)
     with closing(open_data(job.shards, recipe, model, seed=job.seed, peers=peers, threads=job.threads)) as data:
         steps = data.train.steps_per_epoch
-        progress = ProgressFile(folder, peers, epochs=recipe.epochs, steps=steps)
-        for epoch in range(state.epoch, recipe.epochs):
+        targets = Targets(recipe, data.split.class_histogram, device)
+        progress = ProgressFile(folder, peers, epochs=state.first_epoch + recipe.epochs, steps=steps)
+        while not state.stage_is_over(recipe.epochs, recipe.patience):
             started, first_step = time.monotonic(), state.step
-            parallel.train()
-            for batch in data.train.epoch(epoch, start_step=first_step):
-                rate = learning_rate(recipe, state.global_step, steps)
-                set_learning_rate(optimizer, rate)
-                torch.manual_seed(stable_hash(job.seed, "step", state.global_step, rank))  # for dropout
-                images, targets = prepare(batch.images, model, recipe, device), batch.targets.to(device)
-                with _autocast(recipe, device):
-                    output = parallel(images)
-                    loss = model.loss(output, soften(targets, model.num_classes, recipe.label_smoothing))
-                totals = _agree_on_totals(loss, output.logits, targets, batch, data, peers)
-                loss.backward()  # type: ignore[no-untyped-call]
-                _clip_gradient(model, recipe, batch, data, peers)
-                optimizer.step()
-                optimizer.zero_grad()
-                if ema:
-                    ema.update(model)
+            learner.train()
+            for batch in data.train.epoch(state.epoch, start_step=first_step):
+                rate = learning_rate(recipe, (state.epoch - state.first_epoch) * steps + state.step, steps)
+                set_learning_rate(learner.optimizer, rate)
+                key = (job.seed, "step", state.global_step, peers.rank)
+                labels = batch.targets.to(device)
+                shares = None if batch.distributions is None else batch.distributions.to(device)
+                images, wanted = targets(prepare(batch.images, model, recipe, device), labels, key, shares)
+                totals = _take_gradient(learner, images, wanted, labels, key, batch, data, peers)
+                learner.update()
                 state.end_step(totals)
                 if state.global_step % job.checkpoint_every_steps == 0 and state.step < steps:
-                    _save(state, folder, peers, model, optimizer, ema)
+                    _save(state, folder, peers, learner)
                 on_step(progress.tell(state, images=recipe.batch_size))
 
             trained = time.monotonic() - started
-            chosen = ema.model if ema else model
-            row = {"epoch": epoch + 1, "learning_rate": rate, **state.train_metrics()}
-            row |= validate(chosen, data.validation, recipe, peers, device)
-            state.end_epoch(row, recipe.selection_metric, chosen)
+            row = {"epoch": state.epoch + 1, "stage": state.stage + 1, "learning_rate": rate, **state.train_metrics()}
+            row |= validate(learner.chosen, data.validation, recipe, peers, device, "val")
+            if data.test:
+                row |= validate(learner.chosen, data.test, recipe, peers, device, "test")
+            state.end_epoch(row, recipe.chosen_by, learner.chosen)
             images_per_second = (steps - first_step) * recipe.batch_size / trained
             state.timings.append({"seconds": time.monotonic() - started, "images_per_second": images_per_second})
-            _save(state, folder, peers, model, optimizer, ema)
+            _save(state, folder, peers, learner)
             progress.tell(state, write=True)
             on_epoch(state.records()[-1])
-    return state
 
 
-def build_model(job: TrainJob) -> FerModel:
-    """The recipe's model with its first weights, the same on every rank: a function of the seed and of given files."""
+def _take_gradient(
+    learner: Learner,
+    images: Tensor,
+    wanted: Tensor,
+    labels: Tensor,
+    key: tuple[object, ...],
+    batch: Batch,
+    data: Data,
+    peers: Peers,
+) -> list[float]:
+    """Leaves the gradient of the global batch in the parameters, by one pass, or by two under SAM; its totals."""
+    sam = learner.sam
+    loss, logits = learner.passes.run(images, wanted, key, exchange=sam is None or sam.config.gradient == "global")
+    totals = _agree_on_totals(loss, logits, labels, batch, data, peers)
+    if sam:
+        _climb(sam, batch, data, peers)
+        with learner.second_pass():
+            learner.passes.run(images, wanted, key if sam.config.dropout == "same" else (*key, "second"))
+        sam.descend()
+    _clip_gradient(learner.model, learner.recipe, batch, data, peers)
+    return totals
+
+
+def build_model(job: TrainJob, stage: int = -1) -> FerModel:
+    """The model of a stage, by default of the last, with its first weights, the same on every rank.
+
+    They are a function of the seed and of given files, which a later stage finds in what it goes on from.
+    """
+    recipe = job.recipe.in_stages[stage]
     torch.manual_seed(stable_hash(job.seed, "weights"))
-    model = create_model(job.recipe.model, len(job.labels), **job.recipe.options)
-    for source in job.pretrained:
+    model = create_model(recipe.model, len(job.labels), **recipe.options)
+    for source in job.pretrained if stage == 0 else ():
         load_part(model, source)
     return model
-
-
-def _data_parallel(model: FerModel, device: str) -> DistributedDataParallel:
-    """The model with its gradients averaged over the ranks.
-
-    After its first backward pass DDP sorts its buckets anew, and from three ranks on another layout rounds the sums
-    differently: the first step after a resume would not be that of an undisturbed training. Where it looks for unused
-    parameters it keeps its first layout; so it does on the CPU, where the same bits are promised.
-    """
-    return DistributedDataParallel(model, find_unused_parameters=torch.device(device).type == "cpu")
 
 
 def prepare(images: Tensor, model: FerModel, recipe: Recipe, device: str) -> Tensor:
@@ -153,16 +183,11 @@ def prepare(images: Tensor, model: FerModel, recipe: Recipe, device: str) -> Ten
     return normalise(images.to(device), model.mean, model.std, memory_format=layout)
 
 
-def soften(targets: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Label smoothing: class indices (B,) -> probabilities (B, num_classes); without it, the indices themselves."""
-    if smoothing == 0:
-        return targets
-    return F.one_hot(targets, num_classes).float() * (1 - smoothing) + smoothing / num_classes
-
-
 @torch.no_grad()
-def validate(model: FerModel, batches: EvalBatches, recipe: Recipe, peers: Peers, device: str) -> Record:
-    """Metrics of the whole validation split, the same for any number of ranks.
+def validate(
+    model: FerModel, batches: EvalBatches, recipe: Recipe, peers: Peers, device: str, prefix: str = "val"
+) -> Record:
+    """Metrics of a whole split, named `prefix`_..., the same for any number of ranks.
 
     Each rank computes its share of fixed batches; the logits are put in order of rows before anything is summed.
     """
@@ -170,33 +195,42 @@ def validate(model: FerModel, batches: EvalBatches, recipe: Recipe, peers: Peers
     model.eval()
     logits, targets, rows = [torch.empty(0, model.num_classes)], [torch.empty(0).long()], [torch.empty(0).long()]
     for batch in batches:
-        with _autocast(recipe, device):
+        with autocast(recipe, device):
             logits.append(model(prepare(batch.images, model, recipe, device)).float().cpu())
         targets.append(batch.targets)
         rows.append(batch.rows)
     shares = peers.gather((torch.cat(logits), torch.cat(targets), torch.cat(rows)))
     all_logits, all_targets, all_rows = (torch.cat(parts) for parts in zip(*shares, strict=True))
     order = all_rows.argsort()
-    return peers.broadcast(classification_metrics(all_logits[order], all_targets[order]))
+    metrics = classification_metrics(all_logits[order], all_targets[order])
+    return peers.broadcast({f"{prefix}_{name}": value for name, value in metrics.items()})
 
 
 def _agree_on_totals(
-    loss: Tensor, logits: Tensor, targets: Tensor, batch: Batch, data: Data, peers: Peers
+    loss: Tensor, logits: Tensor, labels: Tensor, batch: Batch, data: Data, peers: Peers
 ) -> list[float]:
     """Sum of losses, correct answers and images of the global batch; all ranks stop here if one has no finite loss.
 
     One small message an update serves both, and every rank knows the sums exactly, so that any may be saved.
     """
-    loss, correct = loss.detach().double(), (logits.detach().argmax(1) == targets).sum()
-    size = len(targets)
+    loss, correct = loss.double(), (logits.argmax(1) == labels).sum()
+    size = len(labels)
     values = torch.stack([loss * size, correct, loss.new_tensor(size), (~loss.isfinite()).double()])
     *totals, not_finite = peers.sum(values).tolist()
     if not_finite:
-        culprits = batch.rows[~logits.detach().isfinite().all(1).cpu()]
+        culprits = batch.rows[~logits.isfinite().all(1).cpu()]
         if not len(culprits) and not loss.isfinite():
             culprits = batch.rows
         raise _diverged("loss", culprits, data, peers)
     return totals
+
+
+def _climb(sam: Sam, batch: Batch, data: Data, peers: Peers) -> None:
+    """To where the loss is worst nearby. A local gradient may be finite on one rank alone: they stop together."""
+    norm = sam.climb()
+    lost = (~norm.isfinite()).double()
+    if peers.sum(lost) if sam.config.gradient == "local" else lost:
+        raise _diverged("gradient", batch.rows, data, peers)
 
 
 def _clip_gradient(model: nn.Module, recipe: Recipe, batch: Batch, data: Data, peers: Peers) -> None:
@@ -219,10 +253,6 @@ def _diverged(what: str, rows: Tensor, data: Data, peers: Peers) -> DivergedErro
     )
 
 
-def _autocast(recipe: Recipe, device: str) -> torch.autocast:
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.precision == "bf16")
-
-
 def _make_reproducible(threads: int, device: str) -> None:
     torch.set_num_threads(threads)
     if torch.device(device).type == "cpu":
@@ -232,10 +262,8 @@ def _make_reproducible(threads: int, device: str) -> None:
         torch.cuda.set_device(torch.device(device))
 
 
-def _resume(
-    job: TrainJob, peers: Peers, model: FerModel, optimizer: torch.optim.Optimizer, ema: Ema[FerModel] | None
-) -> TrainState:
-    """The newest state, loaded into its owners on every rank; a fresh one where none was saved."""
+def _resume(job: TrainJob, peers: Peers) -> TrainState:
+    """The newest state, the same on every rank; a fresh one where none was saved."""
     found: TrainState | StateError | None = None
     if peers.leads:
         try:
@@ -248,23 +276,11 @@ def _resume(
     if found is None:
         return TrainState(fingerprint=job.fingerprint, seed=job.seed, world_size=peers.world_size, threads=job.threads)
     found.check(job.fingerprint, peers.world_size, job.threads, warn=log.warning if peers.leads else None)
-    model.load_state_dict(found.model)
-    optimizer.load_state_dict(found.optimizer)
-    if ema and found.ema:
-        ema.load_state_dict(found.ema)
     found.resumes += 1
     return found
 
 
-def _save(
-    state: TrainState,
-    folder: Path,
-    peers: Peers,
-    model: FerModel,
-    optimizer: torch.optim.Optimizer,
-    ema: Ema[FerModel] | None,
-) -> None:
+def _save(state: TrainState, folder: Path, peers: Peers, learner: Learner) -> None:
     if peers.leads:
-        state.model, state.optimizer = model.state_dict(), optimizer.state_dict()
-        state.ema = ema.state_dict() if ema else None
+        learner.keep(state)
         state.save(folder)

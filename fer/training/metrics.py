@@ -1,4 +1,4 @@
-"""Metrics of one epoch's validation, in float64 from all logits, so that they do not depend on who computed which."""
+"""Metrics of a split after an epoch, in float64 from all logits, so that they do not depend on who computed which."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
     counts = torch.bincount(targets, minlength=logits.shape[1])
     recalled = torch.bincount(targets, weights=correct, minlength=logits.shape[1])
     return {
-        "val_loss": F.cross_entropy(logits, targets).item(),
-        "val_accuracy": correct.mean().item(),
-        "val_balanced_accuracy": (recalled[counts > 0] / counts[counts > 0]).mean().item(),
+        "loss": F.cross_entropy(logits, targets).item(),
+        "accuracy": correct.mean().item(),
+        "balanced_accuracy": (recalled[counts > 0] / counts[counts > 0]).mean().item(),
     }

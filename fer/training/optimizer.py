@@ -27,8 +27,13 @@ def set_learning_rate(optimizer: optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that the optimizer updates."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def _groups(recipe: Recipe, model: nn.Module) -> list[dict[str, Any]]:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = trainable(model)
     if recipe.weight_decay_on == "all":
         return [{"params": parameters, "weight_decay": recipe.weight_decay}]
     kernels = [parameter for parameter in parameters if parameter.ndim > 1]

@@ -14,17 +14,6 @@ from fer.training.loop import TrainJob
 from fer.training.state import TrainState
 from fer.weights.store import save_model
 
-HISTORY = (
-    "epoch",
-    "learning_rate",
-    "train_loss",
-    "train_accuracy",
-    "val_loss",
-    "val_accuracy",
-    "val_balanced_accuracy",
-)
-"""Columns of history.csv."""
-
 
 def publish(final: Path, model: FerModel, job: TrainJob, state: TrainState, facts: Mapping[str, Any]) -> None:
     """Writes the four files of a finished training as one folder, in place of what stood there.
@@ -50,15 +39,16 @@ def publish(final: Path, model: FerModel, job: TrainJob, state: TrainState, fact
                 "epoch": state.best_epoch,
                 "crop": facts.get("crop", {}),
             },
-            name=job.recipe.model,
-            options=job.recipe.options,
+            name=job.recipe.last.model,
+            options=job.recipe.last.options,
             weights=state.best_model,
         )
         table = io.StringIO()
-        writer = csv.DictWriter(table, HISTORY, lineterminator="\n")
+        writer = csv.DictWriter(table, list(state.history[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(state.history)
         write_atomic(folder / "history.csv", table.getvalue())
         best = state.history[state.best_epoch - 1]
-        write_json(folder / "val.json", {"best_epoch": state.best_epoch, **{key: best[key] for key in HISTORY[4:]}})
+        metrics = {key: value for key, value in best.items() if key.startswith("val_")}
+        write_json(folder / "val.json", {"best_epoch": state.best_epoch, **metrics})
         write_json(folder / "train.json", facts)

@@ -6,6 +6,7 @@ Recipes are package data, `fer/recipes/<file>.yaml`, one section each; `ddamfn/n
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -26,6 +27,40 @@ class Schedule(Config):
     gamma: float = Field(0.1, gt=0, le=1, description="step, exponential: factor of each decay")
     step_epochs: int = Field(10, ge=1, description="step: epochs between two decays")
     final_fraction: float = Field(0.0, ge=0, le=1, description="cosine: rate at the end, as a fraction of the first")
+
+
+class SamConfig(Config):
+    """Sharpness-aware minimisation, see `fer.training.sam`. The defaults are what the published trainings do."""
+
+    rho: float = Field(0.05, gt=0, le=10, description="length of the step towards the worst loss nearby")
+    adaptive: bool = Field(False, description="scales the step by the size of each weight (ASAM)")
+    gradient: Literal["global", "local"] = Field(
+        "global", description="local: each worker steps by its own images' gradient, which saves an exchange"
+    )
+    dropout: Literal["redrawn", "same"] = Field("redrawn", description="same: the second pass drops what the first did")
+    batch_norm: Literal["both", "first"] = Field("both", description="passes that update BatchNorm's statistics")
+
+
+class Mix(Config):
+    """Training on mixtures of two pictures, see `fer.training.targets.mixed`."""
+
+    kind: Literal["mixup", "cutmix"]
+    alpha: float = Field(0.2, gt=0, le=10, description="of the Beta distribution of the shares; 1: all alike")
+    p: float = Field(1.0, ge=0, le=1, description="share of the updates that are made on mixtures")
+
+
+class CrossValidation(Config):
+    """One training of a cross-validation over the folds of the shards; see `fer.shards.folds`."""
+
+    folds: int = Field(ge=2, le=100)
+    fold: int = Field(0, ge=0, description="that is held out, and chooses the epoch; below `folds`")
+    repeat: int = Field(0, ge=0, description="another way of putting the shards' folds together")
+
+    @model_validator(mode="after")
+    def _fold_is_there(self) -> Self:
+        if self.fold >= self.folds:
+            raise ValueError(f"fold = {self.fold}: must be below folds = {self.folds}")
+        return self
 
 
 class Recipe(Config):
@@ -49,24 +84,86 @@ class Recipe(Config):
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
     betas: tuple[float, float] = Field((0.9, 0.999), description="adam and adamw only")
     schedule: Schedule = Schedule()
+    labels: Literal["hard", "soft"] = Field(
+        "hard", description="soft: the shares that several people gave the classes, where the dataset knows them"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    class_weights: Literal["none", "inverse", "effective"] = Field(
+        "none", description="weights of the loss, 1 in the mean: by 1 / rows of the class, or by their effective number"
+    )
+    mix: Mix | None = Field(None, description="mixup or cutmix; null: pictures as they are")
+    sam: SamConfig | None = Field(None, description="sharpness-aware minimisation: two passes an update; null: without")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="parts that a worker's share of a batch is computed in, one after the other, to save memory",
+    )
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of the whole gradient; null: no limit")
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="decay of a moving average of the weights, which is then validated and kept"
     )
+    patience: int | None = Field(
+        None, ge=1, description="epochs without a better selection metric after which it stops; null: all epochs"
+    )
     sampler: Literal["shuffle", "balanced"] = "shuffle"
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = True
+    compile: bool = Field(False, description="torch.compile: minutes at the start, faster steps; other last digits")
     augment: list[AugmentSpec] = Field(default_factory=list)
-    selection_metric: Literal["val_accuracy", "val_balanced_accuracy", "val_loss"] = "val_accuracy"
+    selection_metric: Literal["accuracy", "balanced_accuracy", "loss"] = Field(
+        "accuracy", description="of the split that chooses the epoch"
+    )
+    protocol: Literal["validation", "published"] = Field(
+        "validation",
+        description="split that chooses the epoch. published: the test split, as the published code does it; the "
+        "figures are then labelled so, and shown beside those of the epoch that validation would have chosen",
+    )
+    cross_validation: CrossValidation | None = Field(
+        None, description="another division of the development rows into training and validation; null: the shards' own"
+    )
+    trainable: list[str] | None = Field(
+        None, min_length=1, description="patterns of the names of the parameters that are trained; null: all"
+    )
+    stages: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="trainings one after the other, each from the best weights of the one before: keys of the recipe "
+        "with another value. A later stage's model may have parts that the earlier one's lacks",
+    )
 
     @model_validator(mode="after")
     def _plausible(self) -> Self:
         if self.schedule.warmup_epochs >= self.epochs:
             raise ValueError(f"schedule.warmup_epochs must be smaller than epochs = {self.epochs}")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate = {self.accumulate} parts cannot be made of batch_size = {self.batch_size}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError("betas must lie in [0, 1)")
+        self.in_stages  # noqa: B018 - a mistake in a stage is one in the recipe
         return self
+
+    @property
+    def in_stages(self) -> list[Recipe]:
+        """The complete recipe of each stage; itself where there is only one."""
+        if not self.stages:
+            return [self]
+        base = self.model_dump(mode="json", exclude={"stages"})
+        made = []
+        for number, stage in enumerate(self.stages, start=1):
+            if fixed := {"stages", "pretrained", "protocol"} & set(stage):
+                raise ValueError(f"stages[{number}]: {', '.join(sorted(fixed))} holds for all stages alike")
+            own = base if "model" not in stage else {**base, "options": {}}  # options are a model's own
+            made.append(Recipe.model_validate_json(json.dumps(overlaid(own, stage))))
+        return made
+
+    @property
+    def last(self) -> Recipe:
+        """The recipe of the last stage, whose model is what a training makes."""
+        return self.in_stages[-1]
+
+    @property
+    def chosen_by(self) -> str:
+        """Column of the history that chooses the epoch."""
+        return f"{'test' if self.protocol == 'published' else 'val'}_{self.selection_metric}"
 
 
 class TrainStageConfig(Config):
@@ -125,8 +222,15 @@ def _resolve(entry: Mapping[str, Any], root: Path, where: str, prefix: str) -> d
         file = f"fer/recipes/{stem}.yaml"
         base = dict(read_yaml(resources.files("fer.recipes").joinpath(f"{stem}.yaml"))[section])
     parse(Recipe, base, file, section)
-    for key, value in entry.items():
-        merged = key in ("schedule", "options") and isinstance(value, Mapping)
-        base[key] = {**base.get(key, {}), **value} if merged else value
+    base = overlaid(base, entry)
     del base["recipe"]
     return base
+
+
+def overlaid(base: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of `base` with those of `entry` over them; `schedule` and `options` key by key, all others whole."""
+    result = dict(base)
+    for key, value in entry.items():
+        merged = key in ("schedule", "options") and isinstance(value, Mapping)
+        result[key] = {**result.get(key, {}), **value} if merged else value
+    return result

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fer.console import log
 from fer.files import open_atomic, remove_leftovers
 
-SCHEMA = 1
+SCHEMA = 2
 KEPT = 2
 Record = dict[str, float]
 _MARK = b"FER1"
@@ -46,8 +46,11 @@ class TrainState:
     """Ranks and CPU threads that computed it: others go on from it as well, but to other bits."""
     threads: int
     schema: int = SCHEMA
+    stage: int = 0
+    """Index of the recipe's stage in progress, and the epoch that it began with."""
+    first_epoch: int = 0
     epoch: int = 0
-    """Finished epochs, which is also the index of the one in progress."""
+    """Finished epochs of all stages, which is also the index of the one in progress."""
     step: int = 0
     """Finished updates of the epoch in progress, and of the whole training."""
     global_step: int = 0
@@ -58,9 +61,9 @@ class TrainState:
     optimizer: dict[str, Any] = field(default_factory=dict)
     ema: dict[str, Any] | None = None
     best_epoch: int = 0
-    """The epoch, counted from 1, with the best selection metric on the validation split; 0: none yet."""
+    """The epoch of the stage, counted from 1 over all, with the best selection metric; 0: none yet."""
     best_metric: float | None = None
-    """Of that epoch; of val_loss the negative, so that more is better."""
+    """Of that epoch; of a loss the negative, so that more is better."""
     best_model: dict[str, Tensor] = field(default_factory=dict)
     history: list[Record] = field(default_factory=list)
     """One row an epoch, as in history.csv: no times, so that it is the same after a resume."""
@@ -77,12 +80,28 @@ class TrainState:
 
     def end_epoch(self, row: Record, selection_metric: str, model: nn.Module) -> None:
         """Closes the epoch with its row of history; keeps a copy of the weights where they are the best so far."""
-        metric = -row[selection_metric] if selection_metric == "val_loss" else row[selection_metric]
+        metric = -row[selection_metric] if selection_metric.endswith("_loss") else row[selection_metric]
         if self.best_metric is None or metric > self.best_metric:
             self.best_epoch, self.best_metric = self.epoch + 1, metric
             self.best_model = {key: tensor.detach().cpu().clone() for key, tensor in model.state_dict().items()}
         self.history.append(row)
         self.epoch, self.step, self.totals = self.epoch + 1, 0, [0.0, 0.0, 0.0]
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether no update of the stage in progress was made."""
+        return self.epoch == self.first_epoch and self.step == 0
+
+    def stage_is_over(self, epochs: int, patience: int | None) -> bool:
+        """Whether the stage has had its epochs, or so many without a better one as `patience` grants."""
+        stale = patience is not None and self.best_epoch > 0 and self.epoch - self.best_epoch >= patience
+        return stale or self.epoch - self.first_epoch >= epochs
+
+    def begin_next_stage(self) -> None:
+        """Goes on to the next stage, from the best weights of the one that is over."""
+        self.stage, self.first_epoch = self.stage + 1, self.epoch
+        self.model, self.optimizer, self.ema = self.best_model, {}, None
+        self.best_epoch, self.best_metric, self.best_model = 0, None, {}
 
     def train_metrics(self) -> Record:
         """Mean loss and accuracy over the epoch in progress, each image as it was when it was trained on."""

@@ -51,6 +51,19 @@ def test_any_world_size_gives_the_same_bits_for_every_row_once(job: PredictJob) 
         assert np.array_equal(together.labels, alone.labels)
 
 
+def test_views_leave_the_plain_figures_as_they_are_and_come_beside_them(project: Params, job: PredictJob) -> None:
+    plain, flipped = predict_share(job), predict_share(replace(job, tta="flip"))
+    assert np.array_equal(plain.logits, flipped.logits)
+    assert np.array_equal(plain.tta, plain.logits)
+    assert not np.array_equal(flipped.tta, flipped.logits)
+    np.testing.assert_allclose(np.exp(flipped.tta).sum(axis=1), 1, rtol=1e-5)
+    with_views = replace(project, evaluate=project.evaluate.model_copy(update={"tta": "flip"}))
+    summary = read_json(run_evaluation(with_views, "toy", "nano") / "test.json")
+    assert summary["tta"]["name"] == "flip"
+    assert 0 <= summary["tta"]["accuracy"] <= 1
+    assert "tta" not in read_json(run_evaluation(project, "toy", "nano") / "test.json")
+
+
 def test_a_row_missing_or_twice_is_never_let_through(job: PredictJob) -> None:
     first, second = (predict_share(job, rank, 2) for rank in range(2))
     for shares in ([first], [first, second, second]):

@@ -89,7 +89,7 @@ def test_summary_and_details_show_every_result(page: str) -> None:
     ):
         assert text in page
     for text in (
-        "epoch 7, by val_accuracy",
+        "epoch 7, by accuracy on the validation split",
         "2 Ray workers",
         "interrupted and resumed 1 time",
         "Accuracy by turn of the head",

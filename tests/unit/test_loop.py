@@ -17,7 +17,7 @@ from fer.models import create_model
 from fer.training import loop
 from fer.training.data import open_data
 from fer.training.ema import Ema
-from fer.training.loop import DivergedError, TrainJob, prepare, soften, train
+from fer.training.loop import DivergedError, TrainJob, prepare, train
 from fer.training.metrics import classification_metrics
 from fer.training.peers import Peers
 from fer.training.progress import FILE_NAME
@@ -123,8 +123,8 @@ def test_an_exploding_gradient_stops_the_training(tmp_path: Path, monkeypatch: p
     job = make_job(tmp_path, epochs=1)
     real = loop.build_model
 
-    def explosive(job: TrainJob) -> Any:
-        model = real(job)
+    def explosive(job: TrainJob, stage: int) -> Any:
+        model = real(job, stage)
         next(model.parameters()).register_hook(lambda grad: grad * float("inf"))
         return model
 
@@ -170,9 +170,12 @@ def test_more_ranks_go_on_from_the_same_state_with_a_warning(tmp_path: Path, cap
         {"precision": "bf16"},
         {"optimizer": "sgd", "schedule": {"kind": "step", "step_epochs": 1}},
         {"optimizer": "adam", "gradient_clip": 0.5, "channels_last": False, "ema_decay": None},
-        {"sampler": "balanced", "label_smoothing": 0.0, "augment": [], "selection_metric": "val_loss"},
+        {"sampler": "balanced", "label_smoothing": 0.0, "augment": [], "selection_metric": "loss"},
+        {"sam": {"rho": 0.05, "adaptive": True}, "accumulate": 2, "precision": "bf16"},
+        {"mix": {"kind": "mixup"}, "class_weights": "inverse", "label_smoothing": 0.0},
+        {"mix": {"kind": "cutmix", "alpha": 1.0, "p": 0.5}, "class_weights": "effective"},
     ],
-    ids=["bf16", "sgd", "clip", "balanced"],
+    ids=["bf16", "sgd", "clip", "balanced", "sam", "mixup", "cutmix"],
 )
 def test_every_option_of_a_recipe_trains_and_is_told_of(recipe: dict[str, Any], tmp_path: Path) -> None:
     job = make_job(tmp_path, epochs=1, **{"schedule": {"kind": "constant"}, **recipe})
@@ -181,8 +184,8 @@ def test_every_option_of_a_recipe_trains_and_is_told_of(recipe: dict[str, Any], 
     state = train(job, on_epoch=records.append, on_step=lambda progress: steps.append(progress.step))
     assert steps == [1, 2, 3, 4, 5]
     assert list(records[0]) == [
-        "epoch", "learning_rate", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_balanced_accuracy",
-        "seconds", "images_per_second",
+        "epoch", "stage", "learning_rate", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
+        "val_balanced_accuracy", "seconds", "images_per_second",
     ]  # fmt: skip
     assert state.best_epoch == 1
     progress = (Path(job.work_dir) / FILE_NAME).read_text()
@@ -202,18 +205,21 @@ def test_a_finished_training_is_not_touched(tmp_path: Path) -> None:
     assert not told
 
 
-def test_smoothed_targets_are_probabilities() -> None:
-    soft = soften(torch.tensor([1, 0]), 4, 0.2)
-    torch.testing.assert_close(soft, torch.tensor([[0.05, 0.85, 0.05, 0.05], [0.85, 0.05, 0.05, 0.05]]))
-    assert soften(torch.tensor([1]), 4, 0.0).dtype == torch.int64
+def test_it_stops_when_nothing_gets_better_and_keeps_the_best(tmp_path: Path) -> None:
+    job = make_job(tmp_path, epochs=6, patience=2, learning_rate=1e-9, ema_decay=None, options={"norm": False})
+    state = train(job)  # learns nothing, so that no later epoch is better than the first
+    assert (state.best_epoch, state.epoch) == (1, 3)
+    told: list[object] = []
+    assert_same_bits(train(job, on_step=told.append), state)
+    assert not told
 
 
 def test_balanced_accuracy_is_the_mean_recall_of_the_classes_that_occur() -> None:
     logits = torch.eye(3)[[0, 0, 0, 1]]
     metrics = classification_metrics(logits, torch.tensor([0, 0, 1, 1]))
-    assert metrics["val_accuracy"] == 0.75
-    assert metrics["val_balanced_accuracy"] == 0.75
-    assert classification_metrics(logits, torch.tensor([0, 0, 0, 1]))["val_balanced_accuracy"] == 1.0
+    assert metrics["accuracy"] == 0.75
+    assert metrics["balanced_accuracy"] == 0.75
+    assert classification_metrics(logits, torch.tensor([0, 0, 0, 1]))["balanced_accuracy"] == 1.0
 
 
 def test_images_are_normalised_channel_by_channel(tmp_path: Path) -> None:

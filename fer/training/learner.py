@@ -1,0 +1,147 @@
+"""What learns: a model and the objects that update it, together, for one stage of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fer.models import FerModel
+from fer.training.ema import Ema
+from fer.training.optimizer import build_optimizer, trainable
+from fer.training.passes import Passes
+from fer.training.recipe import Recipe
+from fer.training.sam import Sam, statistics_kept
+from fer.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Everything of a stage that an update changes.
+
+    Attributes:
+        parallel: the model itself, or inside DDP.
+        ema, sam: None where the recipe does without.
+    """
+
+    recipe: Recipe
+    model: FerModel
+    parallel: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: Ema[FerModel] | None
+    sam: Sam | None
+    passes: Passes
+
+    @classmethod
+    def create(cls, recipe: Recipe, model: FerModel, *, device: str, world_size: int) -> Learner:
+        """Puts a model with its first weights on the device, and its helpers around it.
+
+        Raises:
+            ValueError: `trainable` leaves nothing to train.
+        """
+        freeze_all_but(model, recipe.trainable)
+        model = model.to(device)
+        ema = Ema(model, recipe.ema_decay) if recipe.ema_decay else None
+        optimizer = build_optimizer(recipe, model)
+        if recipe.compile:
+            model.compile()
+        parallel = data_parallel(model, device) if world_size > 1 else model
+        sam = Sam(recipe.sam, trainable(model)) if recipe.sam else None
+        return cls(recipe, model, parallel, optimizer, ema, sam, Passes(recipe, model, parallel, device))
+
+    @property
+    def chosen(self) -> FerModel:
+        """The model that is validated and kept: the moving average where there is one."""
+        return self.ema.model if self.ema else self.model
+
+    def train(self) -> None:
+        """Training mode; BatchNorms of frozen parts go on as in evaluation, with the statistics that they have."""
+        self.parallel.train()
+        if self.recipe.trainable is not None:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and _is_frozen(module):
+                    module.eval()
+
+    def second_pass(self) -> AbstractContextManager[None]:
+        """Where SAM's second pass runs."""
+        assert self.sam is not None
+        return nullcontext() if self.sam.config.batch_norm == "both" else statistics_kept(self.model)
+
+    def update(self) -> None:
+        """One update by the gradients at hand, which are then forgotten."""
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema:
+            self.ema.update(self.model)
+
+    def restore(self, state: TrainState) -> None:
+        """Goes on from a state: its weights, and within a stage all else."""
+        if state.is_fresh:
+            carry_over(self.model, state.model)
+            if self.ema:
+                self.ema.restart(self.model)
+            return
+        self.model.load_state_dict(state.model)
+        self.optimizer.load_state_dict(state.optimizer)
+        if self.ema and state.ema:
+            self.ema.load_state_dict(state.ema)
+
+    def keep(self, state: TrainState) -> None:
+        """Puts all that changes into a state, to be saved."""
+        state.model, state.optimizer = self.model.state_dict(), self.optimizer.state_dict()
+        state.ema = self.ema.state_dict() if self.ema else None
+
+
+def freeze_all_but(model: nn.Module, patterns: list[str] | None) -> None:
+    """Leaves training to the parameters whose name fits a pattern (`*` stands for anything); None changes nothing.
+
+    What the model itself keeps frozen stays so.
+
+    Raises:
+        ValueError: a pattern fits nothing.
+    """
+    if patterns is None:
+        return
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if unused := [pattern for pattern in patterns if not any(fnmatch(name, pattern) for name in names)]:
+        parts = sorted({name.partition(".")[0] for name in names})
+        raise ValueError(f"trainable: {', '.join(unused)} fits no parameter; the model's parts are {', '.join(parts)}")
+    for name, parameter in model.named_parameters():
+        if not any(fnmatch(name, pattern) for pattern in patterns):
+            parameter.requires_grad_(False)
+
+
+def carry_over(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Starts a stage from the weights of the one before; what only the new model has keeps its first values.
+
+    Raises:
+        ValueError: the new model lacks something, or has it in another shape.
+    """
+    own = model.state_dict()
+    lost = [name for name, tensor in weights.items() if name not in own or own[name].shape != tensor.shape]
+    if lost:
+        raise ValueError(
+            f"stages: {len(lost)} tensors of one stage have no place in the model of the next, e.g. {lost[0]}: a later "
+            "stage's model must hold the earlier one's"
+        )
+    model.load_state_dict({**own, **weights})
+
+
+def data_parallel(model: FerModel, device: str) -> DistributedDataParallel:
+    """The model with its gradients averaged over the ranks.
+
+    After its first backward pass DDP sorts its buckets anew, and from three ranks on another layout rounds the sums
+    differently: the first step after a resume would not be that of an undisturbed training. Where it looks for unused
+    parameters it keeps its first layout; so it does on the CPU, where the same bits are promised.
+    """
+    return DistributedDataParallel(model, find_unused_parameters=torch.device(device).type == "cpu")
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)

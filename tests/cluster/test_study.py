@@ -1,0 +1,138 @@
+"""`fer study`: every row of every table can be trained; a stopped study goes on; the table says what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_training import make_project
+
+from fer.cluster.study import StudyOptions, make_plan, markdown, row_recipe, run_study, summarise
+from fer.config import ConfigError
+from fer.evaluation.aggregate import detectable_difference, spread
+from fer.files import read_json
+from fer.models import create_model
+from fer.params import Params, load
+from fer.studies import Study, list_studies, load_study
+
+OWN = """
+title: A table of two
+source: A work, Table 1
+dataset: tiny
+recipe: ddamfn/nano
+baseline: plain
+rows:
+  - {row: plain, published: 90.0}
+  - {row: without heads, published: 91.5, set: {options.num_heads: 0}}
+smoke: {dataset: tiny, recipe: ddamfn/nano, set: {epochs: 1, batch_size: 16, augment: [], schedule.warmup_epochs: 0.0}}
+"""
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Params:
+    root = make_project(tmp_path)
+    (root / "own.yaml").write_text(OWN)
+    return load(root / "params.yaml")
+
+
+@pytest.mark.parametrize("name", list_studies())
+def test_every_row_is_a_recipe_whose_model_can_be_made(name: str) -> None:
+    study = load_study(name, Path())
+    for row in study.rows:
+        for smoke in (False, True):
+            recipe = row_recipe(study, row, StudyOptions(smoke=smoke), Path())
+            if smoke:
+                assert recipe.epochs == 1
+                assert not recipe.pretrained
+            for stage in recipe.in_stages:
+                with torch.device("meta"):
+                    create_model(stage.model, 7, **stage.options)
+
+
+def test_rows_differ_in_what_the_table_varies() -> None:
+    for name in list_studies():
+        study = load_study(name, Path())
+        made = [row_recipe(study, row, StudyOptions(), Path()).model_dump_json() for row in study.rows]
+        assert len(set(made)) == len(made), name
+
+
+def test_a_study_runs_goes_on_and_says_what_it_measured(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
+    options = StudyOptions(smoke=True, seeds=(0, 1), workers=0)
+    folder = run_study(params, "own.yaml", options)
+    results = read_json(folder / "results.json")
+    assert [(cell["row"], cell["seed"]) for cell in results["cells"]] == [
+        ("plain", 0), ("plain", 1), ("without heads", 0), ("without heads", 1),
+    ]  # fmt: skip
+    assert all(0 <= cell["test_accuracy"] <= 1 and cell["best_epoch"] == 1 for cell in results["cells"])
+    table = (folder / "table.md").read_text()
+    assert "Smoke run" in table
+    assert "| without heads |" in table
+    assert table in capsys.readouterr().out
+    assert not list((params.root / ".work").glob("study-*/*/state-*.pt"))
+    plan = make_plan(params, "own.yaml", load_study("own.yaml", params.root), options)
+    finished = {path: path.stat().st_mtime_ns for path in Path(plan.folder).glob("*/result.json")}
+    run_study(params, "own.yaml", options.model_copy(update={"seeds": (0, 1, 2)}))
+    assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
+    assert len(list(Path(plan.folder).glob("*/result.json"))) == 6
+
+
+def test_a_row_that_cannot_be_trained_is_told_and_the_others_are_kept(params: Params) -> None:
+    text = OWN.replace("options.num_heads: 0", "options.num_heads: -1")
+    (params.root / "own.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"1 of 2 trainings failed:\n  without heads, seed 0: .*num_heads"):
+        run_study(params, "own.yaml", StudyOptions(smoke=True, workers=0))
+    assert len(list((params.root / ".work").glob("study-*/*/result.json"))) == 1
+    assert not (params.root / "studies").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_on_ray_the_results_are_the_same(params: Params) -> None:
+    options = StudyOptions(smoke=True, rows=("plain",), seeds=(0, 1))
+    folder = run_study(params, "own.yaml", options)
+    on_ray = read_json(folder / "results.json")["cells"]
+    for result in (params.root / ".work").glob("study-*/*/result.json"):
+        result.unlink()
+    here = read_json(run_study(params, "own.yaml", options.model_copy(update={"workers": 0})) / "results.json")["cells"]
+    for one, other in zip(on_ray, here, strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_rows_that_do_not_exist_and_wrong_studies_are_told(params: Params) -> None:
+    with pytest.raises(ConfigError, match="no row 'plane'; the rows: plain, without heads"):
+        run_study(params, "own.yaml", StudyOptions(rows=("plane",)))
+    with pytest.raises(ConfigError, match="no study 'btn_lamda' - did you mean 'btn_lambda'"):
+        load_study("btn_lamda", params.root)
+    (params.root / "twice.yaml").write_text(OWN.replace("without heads", "plain"))
+    with pytest.raises(ConfigError, match="rows that occur twice: plain"):
+        load_study("twice.yaml", params.root)
+
+
+def test_differences_are_paired_by_seed() -> None:
+    study = Study.model_validate(
+        {
+            "title": "", "source": "", "dataset": "d", "recipe": "r", "baseline": "a", "smoke": {"recipe": "r"},
+            "rows": [{"row": "a"}, {"row": "b", "published": 1.0}],
+        }
+    )  # fmt: skip
+
+    def cell(row: str, seed: int, accuracy: float) -> dict[str, Any]:
+        figures = {"test_accuracy": accuracy, "val_accuracy": accuracy, "parameters": 1, "seconds": 1.0}
+        return {"row": row, "seed": seed, "fold": None, **figures}
+
+    cells = [cell("a", 0, 0.5), cell("a", 1, 0.7), cell("b", 0, 0.6), cell("b", 1, 0.8)]
+    lines = summarise(study, StudyOptions(), cells)
+    assert lines[0]["difference"] is None
+    assert lines[1]["difference"]["mean"] == pytest.approx(0.1)
+    assert lines[1]["difference"]["std"] == pytest.approx(0.0, abs=1e-12)
+    assert "+10.00 (+10.00 to +10.00)" in markdown(study, StudyOptions(), lines)
+
+
+def test_an_interval_is_students() -> None:
+    found = spread([0.1, 0.2, 0.3])
+    assert (found.mean, found.std) == (pytest.approx(0.2), pytest.approx(0.1))
+    assert found.high == pytest.approx(0.2 + 4.302653 * 0.1 / 3**0.5, abs=1e-6)
+    assert spread([0.4]).low is None
+    assert detectable_difference(1.0, 8) == pytest.approx(2.8016 / 8**0.5, abs=1e-3)
