@@ -33,7 +33,7 @@ from fer.models import create_model
 from fer.pictures import decode_image
 from fer.shards.manifest import load_manifest
 from fer.sources.base import AnnotatedFace, RawSample
-from fer.training.publish import HISTORY, publish
+from fer.training.publish import publish
 from fer.weights.store import WeightsInfo, save_model
 
 LABELS = SPACES["basic7"].labels
@@ -202,8 +202,9 @@ def test_settings_that_this_version_does_not_have_are_refused_by_name() -> None:
 
 def test_a_training_writes_into_its_weights_how_its_faces_were_cut_out(tmp_path: Path) -> None:
     model = create_model("ddamfn_nano", len(LABELS))
-    job = SimpleNamespace(labels=LABELS, fingerprint="f", recipe=SimpleNamespace(model="ddamfn_nano", options={}))
-    state = SimpleNamespace(best_epoch=1, best_model=model.state_dict(), history=[dict.fromkeys(HISTORY, 0.5)])
+    last = SimpleNamespace(model="ddamfn_nano", options={})
+    job = SimpleNamespace(labels=LABELS, fingerprint="f", recipe=SimpleNamespace(last=last))
+    state = SimpleNamespace(best_epoch=1, best_model=model.state_dict(), history=[{"epoch": 1, "val_accuracy": 0.5}])
     facts = {"dataset": "d", "label_space": "basic7", "crop": CROP.model_dump(exclude={"detector_weights"})}
     publish(tmp_path / "trained", model, job, state, facts)
     assert crop_config(Classifier(tmp_path / "trained").info, None) == CROP.model_copy(update={"faces": "all"})
