@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install run test test-slow soak lint bench ui clean
+.PHONY: help install run test test-slow soak lint bench bench-peers ui clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -33,8 +33,12 @@ soak: install ## 200 short trainings under random SIGKILL (half an hour); writes
 lint: install ## style and types
 	ruff check . && ruff format --check . && mypy
 
-bench: install ## the benchmarks (about half an hour)
-	fer bench reader && fer bench ray && fer bench models
+bench: install ## the benchmarks (about an hour)
+	fer bench reader && fer bench ray && fer bench models && fer bench crop && fer bench ingest && fer bench remote
+
+bench-peers: install ## what `fer bench ingest` measures the reader against
+	pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	pip install --quiet --disable-pip-version-check --no-deps litdata==0.2.76 mosaicml-streaming==0.13.0
 
 ui: install ## MLflow's pages on the runs
 	fer ui

@@ -1,4 +1,4 @@
-"""Augmentation: what a recipe lists, done by albumentations, as a pure function of (image, key).
+"""Augmentation: what a recipe lists, as a pure function of (image, key).
 
     augment:
       - {name: HorizontalFlip, p: 0.5}
@@ -6,14 +6,17 @@
         p: 0.2
         transforms: [{name: Rotate, limit: [-5, 5], p: 1.0}, {name: Pad, padding: 8}, {name: RandomCrop}]
 
-Albumentations is imported when an `Augmenter` is built, not with this module, so that reading a recipe stays quick;
-names of transforms and of their arguments are checked against the table below without it.
+Albumentations says what each transform does and draws. A recipe whose transforms all have a fast form
+(`fer.transforms`) is done by those, with the same results for the same draws; any other by albumentations itself.
+
+It is imported when an `Augmenter` is built, not with this module, so that reading a recipe stays quick; names of
+transforms and of their arguments are checked against the table below without it.
 """
 
 import random
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +27,13 @@ from fer.config import Config, ConfigError, nearest
 
 if TYPE_CHECKING:
     import albumentations
+    from torch import Tensor
+
+    from fer.transforms.pipeline import FastPipeline
+
+Pixels = npt.NDArray[np.uint8]
+Apply = Callable[[int, Pixels, Pixels], None]
+"""(position in the batch, picture, out): both RGB uint8 (size, size, 3); the picture stays as it is."""
 
 _WARP = ("interpolation", "border_mode", "fill")
 
@@ -121,30 +131,46 @@ class AugmentSpec(Config):
 
 
 class Augmenter:
-    """Applies a recipe's transforms to one image at a time; callable from any number of threads at once.
+    """Applies a recipe's transforms to the pictures of a batch; usable from any number of threads at once.
 
-    The result depends on the image and the key alone: not on the thread, nor on what was augmented before.
+    The result depends on the image and the key alone: not on the thread, the batch, or what was augmented before.
 
     Args:
         specs: transforms in the order of application; none leaves images as they are.
         image_size: side of the square images in pixels; also what crops come out at unless they say otherwise.
+        reference: albumentations does it, also where there is a fast form. The draws are other ones.
+
+    Attributes:
+        fast: the transforms are done in their fast forms.
 
     Raises:
         ConfigError: a wrong value (names of transforms and arguments are checked by `AugmentSpec`), or transforms that
             together change the image's size or type; it names the transform.
     """
 
-    def __init__(self, specs: Sequence[AugmentSpec], image_size: int) -> None:
+    def __init__(self, specs: Sequence[AugmentSpec], image_size: int, *, reference: bool = False) -> None:
         self._specs = tuple(specs)
         self._size = image_size
         self._of_thread = threading.local()
         self._try_out()
+        self._pipeline = None if reference else _fast_form(self._specs, image_size)
+        self.fast = self._pipeline is not None
 
-    def __call__(self, image: npt.NDArray[np.uint8], key: int) -> npt.NDArray[np.uint8]:
-        """(size, size, 3) RGB uint8 -> the same, contiguous; the input stays as it is.
+    def plan(self, keys: npt.NDArray[np.uint64]) -> Apply:
+        """Draws for a whole batch; what is returned does to one picture after another what was drawn for it.
 
-        key: 0 .. 2**64 - 1; the same key makes the same draws.
+        keys: (B,), of the samples, as `fer.transforms.draws.sample_keys` makes them.
         """
+        if self._pipeline is not None:
+            return self._pipeline.plan(keys)
+        numbers = keys.tolist()
+
+        def apply(position: int, image: Pixels, out: Pixels) -> None:
+            np.copyto(out, self._by_albumentations(image, numbers[position]))
+
+        return apply
+
+    def _by_albumentations(self, image: Pixels, key: int) -> Pixels:
         pipeline: _Pipeline | None = getattr(self._of_thread, "pipeline", None)
         if pipeline is None:
             pipeline = self._of_thread.pipeline = _Pipeline(self._specs, self._size)
@@ -158,7 +184,7 @@ class Augmenter:
         try:
             for key in range(8):
                 certain(image, key)
-            results = [self(image, key) for key in range(32)]
+            results = [self._by_albumentations(image, key) for key in range(32)]
         except Exception as error:
             raise ConfigError(f"augment: {names} cannot be applied to an image of {image.shape}: {error}") from error
         for result in results:
@@ -167,6 +193,37 @@ class Augmenter:
                     f"augment: {names} make {result.shape} {result.dtype} of an image of {image.shape} uint8; "
                     "end with a crop to the model's size (RandomCrop or CenterCrop without height and width)"
                 )
+
+
+def compose(
+    specs: Sequence[AugmentSpec],
+    image_size: int,
+    *,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+) -> "Callable[[Pixels], Tensor]":
+    """The transforms as albumentations' manual puts them together, for what is measured against `Augmenter`.
+
+    (size, size, 3) RGB uint8 -> (3, size, size), drawn anew at each call: float32 normalised by mean and std, which
+    count from 0 to 1; uint8 without them.
+    """
+    import albumentations
+    from albumentations.pytorch import ToTensorV2
+
+    transforms = [_build(spec, image_size) for spec in specs]
+    if mean is not None and std is not None:
+        transforms.append(albumentations.Normalize(mean=mean, std=std))
+    pipeline = albumentations.Compose([*transforms, ToTensorV2()])
+    return lambda image: pipeline(image=image)["image"]
+
+
+def _fast_form(specs: Sequence[AugmentSpec], size: int) -> "FastPipeline | None":
+    from fer.transforms.pipeline import FastPipeline, NoFastFormError
+
+    try:
+        return FastPipeline([_build(spec, size) for spec in specs], size)
+    except NoFastFormError:
+        return None
 
 
 class _Pipeline:
@@ -186,7 +243,7 @@ class _Pipeline:
         self._numpy_state = self._numpy_draws.state
         self._compose.set_random_state(np.random.Generator(self._numpy_draws), self._draws)
 
-    def __call__(self, image: npt.NDArray[np.uint8], key: int) -> npt.NDArray[np.uint8]:
+    def __call__(self, image: Pixels, key: int) -> Pixels:
         self._draws.seed(key)
         self._numpy_state["state"]["key"][0] = key
         self._numpy_draws.state = self._numpy_state

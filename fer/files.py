@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+_SEAL = "sha256_of_the_rest"
+
 
 class FileError(ValueError):
     """A file that cannot be used; the message names it, what is wrong, and the remedy."""
@@ -64,27 +66,49 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         handle.write(data)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON that is the same bytes for the same value: sorted keys, two spaces, a newline at the end."""
-    write_atomic(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, value: Any, *, sealed: bool = False) -> None:
+    """Writes JSON that is the same bytes for the same value: sorted keys, two spaces, a newline at the end.
+
+    Args:
+        sealed: with a digest of all the rest in it, by which `read_json` finds any later change; for an object.
+    """
+    write_atomic(path, _json_text({**value, _SEAL: _seal_of(value)} if sealed else value))
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON; FileError names the file where it is absent or broken."""
+    """Reads JSON; FileError names the file where it is absent or broken, or was sealed and is not what was sealed."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # Python refuses numbers of thousands of digits by a ValueError
         raise FileError(f"{path}: not valid JSON ({error})") from None
+    if isinstance(value, dict) and _SEAL in value and value.pop(_SEAL) != _seal_of(value):
+        raise FileError(f"{path}: altered since it was written; make it anew")
+    return value
+
+
+def _seal_of(value: Any) -> str | None:
+    """None for what `write_json` does not write: other constants than JSON's, halves of characters."""
+    try:
+        return hashlib.sha256(_json_text(value).encode()).hexdigest()
+    except ValueError:
+        return None
 
 
 @contextmanager
-def publish_directory(final: Path) -> Iterator[Path]:
+def publish_directory(final: Path, *, many_files: bool = False) -> Iterator[Path]:
     """A folder that appears complete, by rename, replacing what stood there.
 
     Yields a temporary folder beside `final`; when the block ends without an error its files are synced and it takes
     the name. On an error it is removed and what stood at `final` stays as it was.
+
+    Args:
+        many_files: sync everything at once, which for thousands of files is far quicker than one after the other.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(final.parent, final.name)
@@ -92,7 +116,9 @@ def publish_directory(final: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for folder, _, names in os.walk(temporary):
+        if many_files:
+            os.sync()
+        for folder, _, names in () if many_files else os.walk(temporary):
             for name in names:
                 with open(Path(folder) / name, "rb") as handle:
                     os.fsync(handle.fileno())

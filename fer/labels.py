@@ -2,12 +2,19 @@
 
 Mixed-up label orders are the most common reason for a published model that "does not work" (POSTER V2 issue 6: 11 %).
 So the order is part of every shard and every weights file, and a mismatch is an error, never a silent remap.
+
+Of face recognition the classes are people, tens of thousands of them, other ones in every dataset. Such a space goes by
+a name that tells their number and a digest of who they are, and calls them by numbers: see `identities`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True)
@@ -29,13 +36,53 @@ class LabelSpace:
 
 _BASIC = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger")
 
-SPACES: dict[str, LabelSpace] = {
+_EXPRESSIONS: dict[str, LabelSpace] = {
     # AffectNet's order of the six basic expressions and neutral (Mollahosseini et al. 2017), without contempt.
     "basic7": LabelSpace("basic7", _BASIC),
     "basic8": LabelSpace("basic8", (*_BASIC, "contempt")),
     # AI-Hub set 82 (Korean faces), in the alphabetical order of its seven classes; most have no basic counterpart.
     "aihub7": LabelSpace("aihub7", ("anger", "anxiety", "happiness", "hurt", "neutral", "panic", "sadness")),
 }
+
+_IDENTITIES = re.compile(r"identities-([1-9]\d{0,6})-[0-9a-f]{16}")
+
+
+def identities(names: Sequence[str]) -> LabelSpace:
+    """The label space of the people of a dataset; a label is an index into `names`, and its own text.
+
+    Spaces of equal names in the same order are equal, others differ in name. Who the numbers are stands with the
+    dataset alone: weights and shards name nobody.
+    """
+    digest = hashlib.sha256("\0".join(names).encode()).hexdigest()[:16]
+    return SPACES[f"identities-{len(names)}-{digest}"]
+
+
+def is_identities(name: str) -> bool:
+    """Whether a label space of that name is one of people."""
+    return _IDENTITIES.fullmatch(name) is not None
+
+
+@lru_cache(maxsize=8)
+def _numbered(name: str, count: int) -> LabelSpace:
+    return LabelSpace(name, tuple(map(str, range(count))))
+
+
+class _Spaces(Mapping[str, LabelSpace]):
+    """Every label space by its name. Listed are those of expressions; those of people are made when asked for."""
+
+    def __getitem__(self, name: str) -> LabelSpace:
+        if match := _IDENTITIES.fullmatch(name):
+            return _numbered(name, int(match[1]))
+        return _EXPRESSIONS[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_EXPRESSIONS)
+
+    def __len__(self) -> int:
+        return len(_EXPRESSIONS)
+
+
+SPACES = _Spaces()
 
 # The published order of each dataset's label numbers, in the names used here.
 DATASET_LABELS: dict[str, tuple[str, ...]] = {
@@ -52,6 +99,32 @@ DATASET_LABELS: dict[str, tuple[str, ...]] = {
     # Lee et al. 2019: folders by name, which readers number alphabetically.
     "caers": ("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"),
 }
+
+# Spellings of class folders and of class columns met in public copies of the datasets, beside the names used here.
+SPELLINGS: dict[str, tuple[str, ...]] = {
+    "neutral": ("neutrality", "중립"),
+    "happiness": ("happy", "happines", "joy", "기쁨"),
+    "sadness": ("sad", "슬픔"),
+    "surprise": ("surprised", "suprise"),
+    "fear": ("fearful", "afraid", "scared"),
+    "disgust": ("disgusted",),
+    "anger": ("angry", "분노"),
+    "contempt": ("contemptuous",),
+    # AI-Hub set 82 alone; 당황 is flustered embarrassment, which the slides call panic.
+    "anxiety": ("anxious", "불안"),
+    "hurt": ("상처",),
+    "panic": ("embarrassed", "embarrassment", "당황"),
+}
+_NAMES = {spelling: name for name, others in SPELLINGS.items() for spelling in (name, *others)}
+
+
+def named(text: str) -> str | None:
+    """The class that a public copy means by a name: "Angry", "0_anger" and "6 - Anger" are "anger"; None for others.
+
+    A number alone means nothing: datasets number the same classes in different orders.
+    """
+    bare = unicodedata.normalize("NFC", text).strip().casefold()
+    return _NAMES.get(re.sub(r"^\d+[\s._-]+", "", bare).strip())
 
 
 def space(name: str) -> LabelSpace:

@@ -1,15 +1,19 @@
 """Where a result comes from: the commit, the versions, the parameters, in a form that can be recorded and shown."""
 
+import hashlib
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import fer
+from fer.files import sha256
 
 
 def redact(text: str) -> str:
@@ -47,12 +51,29 @@ def lineage(root: Path) -> dict[str, str]:
 def versions() -> dict[str, str]:
     """Python and the packages that numbers depend on, as installed."""
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for package in ("fer", "torch", "ray", "numpy", "pyarrow", "albumentations", "opencv-python-headless", "mlflow"):
+    for package in (
+        "fer", "torch", "ray", "numpy", "pyarrow", "albumentations", "opencv-python-headless", "pillow", "mlflow",
+    ):  # fmt: skip
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def digest_of_code(entries: Sequence[str]) -> str:
+    """Hex SHA-256 of a part of this package's code.
+
+    Args:
+        entries: files and folders in `fer`, relative to it; the order counts.
+    """
+    package = Path(fer.__file__).parent
+    digest = hashlib.sha256()
+    for entry in entries:
+        path = package / entry
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(f"{file.relative_to(package).as_posix()} {sha256(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def hardware() -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -40,24 +40,44 @@ def pictures(size: int, *, grey: bool, seed: int = 0) -> Iterator[bytes]:
             yield cv2.imencode(".jpg", pixels, quality)[1].tobytes()
 
 
-def write_shards(folder: Path, *, rows: int, size: int, grey: bool = False, held_out: int = 512) -> Path:
-    """A folder of shards with `rows` training rows in two parts, and `held_out` rows each of validation and test.
+def made_up(rows: int, size: int, *, grey: bool = False) -> list[tuple[bytes, int]]:
+    """Pictures with random labels; a thousand different pictures are repeated."""
+    pool = list(islice(pictures(size, grey=grey), min(rows, 1000)))
+    labels = np.random.default_rng(1).integers(0, len(LABELS), rows).tolist()
+    return [(pool[row % len(pool)], label) for row, label in enumerate(labels)]
 
-    A thousand different pictures are repeated; the labels are random.
+
+def write_shards(
+    folder: Path, *, rows: int, size: int, grey: bool = False, held_out: int = 512, parts: int = 2
+) -> Path:
+    """A folder of shards with `rows` training rows in `parts`, and `held_out` rows each of validation and test.
 
     Returns:
         The folder.
     """
+    samples = made_up(rows + 2 * held_out, size, grey=grey)
+    return write_samples(folder, samples, size=size, held_out=held_out, train_parts=parts)
+
+
+def write_samples(
+    folder: Path,
+    samples: Sequence[tuple[bytes, int]],
+    *,
+    size: int,
+    held_out: int,
+    train_parts: int = 2,
+    rows_per_group: int = ROWS_PER_GROUP,
+) -> Path:
+    """A folder of shards of given pictures and labels; the last `held_out` are the test set, as many the validation."""
     from fer.shards.table import write_table
     from fer.shards.write import describe_part
 
     folder.mkdir(parents=True)
-    pool = list(islice(pictures(size, grey=grey), min(rows, 1000)))
-    labels = np.random.default_rng(1).integers(0, len(LABELS), rows + 2 * held_out)
-    half = rows // 2
+    labels = np.array([label for _, label in samples])
+    rows = len(samples) - 2 * held_out
+    cuts = [rows * index // train_parts for index in range(train_parts + 1)]
     plan: list[tuple[str, Split, range]] = [
-        ("train-f1-0.parquet", "train", range(half)),
-        ("train-f2-0.parquet", "train", range(half, rows)),
+        *((f"train-f{index}-0.parquet", "train", range(*cuts[index - 1 : index + 1])) for index in range(1, len(cuts))),
         ("train-f0-0.parquet", "validation", range(rows, rows + held_out)),
         ("test-0.parquet", "test", range(rows + held_out, rows + 2 * held_out)),
     ]
@@ -67,14 +87,14 @@ def write_shards(folder: Path, *, rows: int, size: int, grey: bool = False, held
         records = [
             {
                 "sample_id": f"bench/{row:06d}",
-                "image": pool[row % len(pool)],
-                "label": int(labels[row]),
-                "clean_label": int(labels[row]),
+                "image": samples[row][0],
+                "label": samples[row][1],
+                "clean_label": samples[row][1],
             }
             for row in numbers
         ]
         path = folder / file
-        write_table(path, records, shard_schema(), metadata=metadata, rows_per_group=ROWS_PER_GROUP)
+        write_table(path, records, shard_schema(), metadata=metadata, rows_per_group=rows_per_group)
         parts.append(describe_part(path, split, None, labels[list(numbers)].tolist(), len(LABELS)))
     by_split = {split: [part for part in parts if part.split == split] for split in SPLITS}
     Manifest(

@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> BenchResult:
             "images/s: of the clock; images/CPU-s: of processor time, which others on the machine disturb less",
             "decode limit: nothing but decoding to RGB, from memory, on as many threads",
             "read: Parquet with page checksums, shuffled, decoded, in batches; augment: and " + names,
+            "albumentations: the same transforms by that library itself, a picture at a time",
             "cached: a later epoch of a split whose pixels fit into memory",
         ],
         settings={"size": args.size, "grey": args.grey, "rows": args.rows, "rounds": args.rounds, "augment": _AUGMENT},
@@ -64,7 +65,8 @@ def _measure(split: "ShardSplit", size: int, threads: int, rounds: int) -> list[
     from fer.models.base import Resize
     from fer.shards.read import TrainBatches
 
-    augment = Augmenter([AugmentSpec.model_validate(spec) for spec in _AUGMENT], size)
+    specs = [AugmentSpec.model_validate(spec) for spec in _AUGMENT]
+    augment, reference = Augmenter(specs, size), Augmenter(specs, size, reference=True)
 
     def batches(augmenter: Augmenter | None, cache_bytes: int) -> TrainBatches:
         return TrainBatches(
@@ -78,6 +80,7 @@ def _measure(split: "ShardSplit", size: int, threads: int, rounds: int) -> list[
         )
 
     reading, augmenting, cached = batches(None, 0), batches(augment, 0), batches(augment, 1 << 34)
+    by_albumentations = batches(reference, 0)
     for _ in cached.epoch(0):
         pass
     encoded = [(split.images(group), rows) for group, rows in enumerate(split.row_group_sizes)]
@@ -85,6 +88,7 @@ def _measure(split: "ShardSplit", size: int, threads: int, rounds: int) -> list[
         "decode limit": lambda epoch: _decode_all(encoded, threads),
         "read": lambda epoch: sum(len(batch.rows) for batch in reading.epoch(epoch)),
         "read + augment": lambda epoch: sum(len(batch.rows) for batch in augmenting.epoch(epoch)),
+        "read + albumentations": lambda epoch: sum(len(batch.rows) for batch in by_albumentations.epoch(epoch)),
         "cached + augment": lambda epoch: sum(len(batch.rows) for batch in cached.epoch(epoch)),
     }
     rates: dict[str, list[float]] = {name: [] for name in variants}

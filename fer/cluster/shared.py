@@ -1,4 +1,4 @@
-"""Whether all nodes of a cluster see the same files."""
+"""Whether all nodes of a cluster see the files that work on it needs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 _NODE_TIMEOUT_SECONDS = 60
 
 
-def require_shared(paths: Sequence[str], address: str | None) -> None:
-    """Asks each other node whether it sees what the driver sees.
+def require_paths(paths: Sequence[str], address: str | None) -> None:
+    """Asks each other node of the open session whether it sees what this machine sees.
 
     Args:
         paths: absolute.
-        address: of a named cluster, None for a local one.
+        address: of the cluster; None for the local one.
 
     Raises:
-        ValueError: names the node, what it does not see, and the remedy.
+        ValueError: names the node and the remedy.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -20,13 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import fer
 from fer.cluster.follow import Follower, log_record
 from fer.cluster.session import connect, require, room
-from fer.cluster.shared import require_shared
+from fer.cluster.shared import require_paths
 from fer.console import log
-from fer.files import sha256
-from fer.lineage import hardware, lineage, versions
+from fer.lineage import digest_of_code, hardware, lineage, versions
 from fer.params import Params
 from fer.processes import lock
 from fer.shards.read import ShardSet
@@ -41,11 +39,14 @@ from fer.weights.parts import PartSource, locate
 _CODE = (
     "augment.py",
     "models",
-    "training",
+    "shards/ahead.py",
     "shards/dataset.py",
+    "shards/folds.py",
     "shards/order.py",
     "shards/pixels.py",
     "shards/read.py",
+    "training",
+    "transforms",
 )
 _POLL_SECONDS = 0.25
 _COLLECTIVE_TIMEOUT_SECONDS = 300
@@ -91,6 +92,7 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "labels": list(shards.labels),
         "label_space": shards.label_space,
+        "crop": shards.manifest.crop,
         "fingerprint": whole,
         "data_digest": shards.digest,
         "code_digest": code,
@@ -147,13 +149,7 @@ def fingerprint(data_digest: str, recipe: Recipe, seed: int, code: str, pretrain
 
 def code_digest() -> str:
     """Hex SHA-256 of the code that computes a training: models, loop, augmentation, order, reader."""
-    package = Path(fer.__file__).parent
-    digest = hashlib.sha256()
-    for entry in _CODE:
-        path = package / entry
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(f"{file.relative_to(package).as_posix()} {sha256(file)}\n".encode())
-    return digest.hexdigest()
+    return digest_of_code(_CODE)
 
 
 # ------------------------------------------------------------------------------------------------ where it runs
@@ -185,7 +181,7 @@ def _train_on_ray(params: Params, job: TrainJob, follower: Follower) -> None:
     with connect(params.cluster) as cluster:
         require(workers=stage.workers, cpus=stage.threads, gpus=int(stage.gpu))
         wanted = [Path(job.shards) / "manifest.json", Path(job.work_dir) / "lock"]
-        require_shared([*map(str, wanted), *(source.path for source in job.pretrained)], cluster.address)
+        require_paths([*map(str, wanted), *(source.path for source in job.pretrained)], cluster.address)
         workers, failures = stage.workers, 0
         while True:
             try:

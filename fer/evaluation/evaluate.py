@@ -25,6 +25,7 @@ from fer.console import log
 from fer.evaluation import figures, metrics
 from fer.evaluation.predict import Predictions, PredictJob
 from fer.files import FileError, publish_directory, read_json, sha256, write_atomic, write_json
+from fer.labels import is_identities
 from fer.params import Params
 from fer.processes import lock
 from fer.shards.predictions import write_predictions
@@ -52,6 +53,11 @@ def run_evaluation(params: Params, dataset: str, model_key: str) -> Path:
     trained = params.root / "trained" / dataset / model_key
     final = params.root / "evaluated" / dataset / model_key
     shards = ShardSet.open((params.root / "data" / "shards" / dataset).resolve())
+    if is_identities(shards.label_space):
+        raise ValueError(
+            f"{dataset}: its test split holds people who were never trained on, so that none of them can be named; "
+            f"`fer verify trained/{dataset}/{model_key} {dataset}` measures whether they are told apart"
+        )
     weights = (trained / "model.safetensors").resolve()
     facts = _training_facts(trained, weights, shards, f"{dataset}-{model_key}")
     job = PredictJob(

@@ -60,7 +60,7 @@ def predict_share(job: PredictJob, rank: int = 0, world_size: int = 1, device: s
     Raises:
         ValueError: the weights are for other labels than the data's.
     """
-    shards = ShardSet.open(Path(job.shards), verify=False)  # the driver has verified them
+    shards = ShardSet.open(job.shards, verify=False)  # the driver has verified them
     model, _ = load_model(Path(job.weights), labels=shards.labels)
     torch.set_num_threads(job.threads)
     model.to(device)

@@ -1,4 +1,8 @@
-"""Alignment by five landmarks to the ArcFace template (Deng et al., "ArcFace", CVPR 2019; InsightFace's `norm_crop`).
+"""Alignment by five landmarks to a template, by the box alone, and the head's pose.
+
+Templates: ArcFace's (Deng et al., "ArcFace", CVPR 2019; InsightFace's `norm_crop`), and the five for five poses of
+DDAMFN's aligner (github.com/SainingZhang/DDAMFN, `DDAMFN++/Retinaface_alignment_ver2.0/face_align_v2.0.py`), of which a
+face takes the one that it fits best.
 
 Coordinates are continuous px: the pixel in row r and column c covers [c, c + 1) x [r, r + 1).
 """
@@ -7,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -14,6 +19,7 @@ import numpy.typing as npt
 
 Image = npt.NDArray[np.uint8]
 Points = npt.NDArray[np.float64]
+Border = Literal["black", "replicate", "reflect"]
 
 TEMPLATE_SIZE = 112
 TEMPLATE: Points = np.array(
@@ -23,9 +29,45 @@ TEMPLATE: Points = np.array(
 is with the centre of the first pixel at (0, 0)."""
 
 
+POSES: dict[str, Points] = {
+    "left profile": np.array(
+        [[55.550, 49.477], [62.116, 49.339], [38.075, 70.237], [55.017, 92.262], [61.466, 92.979]]
+    ),
+    "left": np.array([[47.241, 48.598], [72.887, 49.540], [40.555, 71.067], [47.423, 93.643], [71.236, 94.353]]),
+    "frontal": np.array([[33.566, 40.559], [78.321, 40.559], [55.338, 64.967], [38.479, 90.276], [73.591, 90.276]]),
+    "right": np.array([[39.516, 49.540], [65.162, 48.598], [71.849, 71.067], [41.167, 94.353], [64.980, 93.643]]),
+    "right profile": np.array(
+        [[50.225, 49.339], [56.791, 49.477], [74.266, 70.237], [50.875, 92.979], [65.317, 92.262]]
+    ),
+}
+"""DDAMFN's templates, by the side of the picture that the face looks to; points and units as in `TEMPLATE`."""
+
+_BORDERS = {
+    "black": cv2.BORDER_CONSTANT,
+    "replicate": cv2.BORDER_REPLICATE,
+    "reflect": cv2.BORDER_REFLECT,  # the outermost pixel is doubled
+}
+
+
 def template(size: int) -> Points:
     """The (5, 2) template in a crop of `size` x `size` px."""
     return (TEMPLATE + 0.5) * (size / TEMPLATE_SIZE)
+
+
+def pose_template(landmarks: Points, size: int) -> Points:
+    """The one of DDAMFN's five templates, in a crop of `size` x `size` px, that (5, 2) landmarks fit best.
+
+    As published: the least sum of the five distances after `similarity`; of equal ones the first of `POSES`.
+
+    Raises:
+        ValueError: see `similarity`.
+    """
+    templates = [(points + 0.5) * (size / TEMPLATE_SIZE) for points in POSES.values()]
+    return min(templates, key=lambda points: _distance(landmarks, points))
+
+
+def _distance(landmarks: Points, target: Points) -> float:
+    return float(np.linalg.norm(transform(similarity(landmarks, target), landmarks) - target, axis=1).sum())
 
 
 def similarity(source: Points, target: Points) -> Points:
@@ -69,8 +111,8 @@ def transform(matrix: Points, points: Points) -> Points:
     return moved
 
 
-def warp(image: Image, matrix: Points, size: int) -> Image:
-    """Cuts the (size, size) crop out of a picture, bilinearly; beyond the picture all is black, as in InsightFace.
+def warp(image: Image, matrix: Points, size: int, border: Border = "black") -> Image:
+    """Cuts the (size, size) crop out of a picture, bilinearly.
 
     Bilinear sampling looks at 2 x 2 pixels, which aliases where the crop is less than half as large as the face in the
     picture. There the part of the picture that is seen is first shrunk by averaging whole blocks of pixels (area
@@ -79,34 +121,82 @@ def warp(image: Image, matrix: Points, size: int) -> Image:
     Args:
         image: (H, W) or (H, W, 3) uint8.
         matrix: (2, 3), px of the picture to px of the crop.
+        border: what lies beyond the picture: black (as in InsightFace and DDAMFN), its outermost pixels again and
+            again, or the picture mirrored at its edge.
 
     Returns:
         (size, size) or (size, size, 3) uint8.
     """
     factor = int(1.0 / math.hypot(matrix[0, 0], matrix[1, 0]))
     if factor >= 2:
-        image, matrix = _shrink(image, matrix, size, factor)
+        image, matrix = _shrink(image, matrix, size, factor, border)
     # OpenCV counts from the centre of the first pixel.
     linear, shift = matrix[:, :2], matrix[:, 2]
     counted = np.column_stack([linear, shift + linear @ np.array([0.5, 0.5]) - 0.5])
     crop = cv2.warpAffine(
-        image, counted, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0
+        image, counted, (size, size), flags=cv2.INTER_LINEAR, borderMode=_BORDERS[border], borderValue=0
     )
     return np.asarray(crop, dtype=np.uint8)
 
 
-def _shrink(image: Image, matrix: Points, size: int, factor: int) -> tuple[Image, Points]:
+def _shrink(image: Image, matrix: Points, size: int, factor: int, border: Border) -> tuple[Image, Points]:
     """The picture's part under the crop, averaged over `factor` x `factor` blocks, and the matrix that goes with it."""
     back = np.asarray(cv2.invertAffineTransform(matrix), dtype=np.float64)
     corners = transform(back, np.array([[0, 0], [size, 0], [0, size], [size, size]], dtype=np.float64))
     height, width = image.shape[:2]
-    x1, y1 = (max(0, int(value) - 2 * factor) for value in np.floor(corners.min(axis=0)))
+    x1, y1 = (int(value) - 2 * factor for value in np.floor(corners.min(axis=0)))
     x2, y2 = (int(value) + 2 * factor for value in np.ceil(corners.max(axis=0)))
+    outside = x1 < 0 or y1 < 0 or x2 > width or y2 > height
+    linear, shift = matrix[:, :2], matrix[:, 2]
+    if outside and border == "reflect":  # what is mirrored may lie anywhere, and must be mirrored at the very edge
+        columns, rows = -(-width // factor), -(-height // factor)
+        small = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
+        scaled = linear * np.array([width / columns, height / rows])
+        return np.asarray(small, dtype=np.uint8), np.column_stack([scaled, shift])
+    if outside and border == "replicate":  # at least the pixels that are repeated
+        x1, y1, x2, y2 = min(x1, width - 1), min(y1, height - 1), max(x2, 1), max(y2, 1)
+    x1, y1 = max(0, x1), max(0, y1)
     part = image[y1 : max(min(height, y2), y1), x1 : max(min(width, x2), x1)]
     if part.size == 0:  # the crop lies outside the picture altogether
         return np.zeros((1, 1, *image.shape[2:]), np.uint8), matrix
     right, bottom = -part.shape[1] % factor, -part.shape[0] % factor
-    whole = cv2.copyMakeBorder(part, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=0)
+    whole = cv2.copyMakeBorder(part, 0, bottom, 0, right, _BORDERS[border], value=0)
     small = cv2.resize(whole, (whole.shape[1] // factor, whole.shape[0] // factor), interpolation=cv2.INTER_AREA)
-    linear, shift = matrix[:, :2], matrix[:, 2]
     return np.asarray(small, dtype=np.uint8), np.column_stack([linear * factor, shift + linear @ np.array([x1, y1])])
+
+
+# ------------------------------------------------------------------------------------------------ pose
+
+_HEAD: Points = np.array(
+    [[-0.5, 0.0, 0.0], [0.5, 0.0, 0.0], [0.0, 0.57, 0.55], [-0.41, 1.155, 0.05], [0.41, 1.155, 0.05]]
+)
+"""The five landmarks of a head that looks at the camera, in distances between the eyes. x to the right and y down in
+the picture: ArcFace's template. z towards the camera: published head models put the tip of the nose 0.4 to 0.7 before
+the eyes, as they count from the pupil or from a corner of the eye."""
+
+_FROM_HEAD = np.linalg.pinv(_HEAD - _HEAD.mean(axis=0))
+
+
+def pose_of(landmarks: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Yaw, pitch and roll in degrees, estimated from five landmarks and one model of all heads.
+
+    The picture is taken as a parallel projection of `_HEAD`, turned and scaled: the least-squares affine map from the
+    model to the landmarks (DeMenthon and Davis, "Model-based object pose in 25 lines of code", IJCV 1995, first step),
+    and the rotation nearest to it. Good for yaw and roll; pitch depends on how long the face is and on an open mouth.
+    docs/faces.md has the errors.
+
+    Args:
+        landmarks: five finite (x, y).
+
+    Returns:
+        yaw > 0: the nose to the right of the picture; pitch > 0: down; roll > 0: clockwise; the rotation is that of
+        pitch, then yaw, then roll. Whole tenths of a degree.
+    """
+    points = np.array(landmarks, dtype=np.float64)
+    affine = (_FROM_HEAD @ (points - points.mean(axis=0))).T
+    left, _, right = np.linalg.svd(affine, full_matrices=False)
+    across, down = left @ right
+    towards = np.cross(across, down)
+    yaw = math.asin(max(-1.0, min(1.0, -towards[0])))
+    pitch, roll = math.atan2(-towards[1], towards[2]), math.atan2(down[0], across[0])
+    return round(math.degrees(yaw), 1), round(math.degrees(pitch), 1), round(math.degrees(roll), 1)

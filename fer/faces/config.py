@@ -15,9 +15,45 @@ class CropConfig(Config):
     size: int = Field(
         default=112, ge=32, le=512, description="side of an aligned crop in px; the largest that any model asks for"
     )
-    detector: Literal["annotated"] = Field(
+    detector: Literal["annotated", "retinaface", "yunet"] = Field(
         default="annotated",
-        description="annotated: the boxes and landmarks that the dataset publishes, every one of them",
+        description="annotated: the boxes and landmarks that the dataset publishes, every one of them; else a network "
+        "looks for the faces, and a published box only says which of them carries the label",
+    )
+    detector_weights: str | None = Field(
+        default=None, description="the detector's file, or a folder with it; null: what `fer weights pull` brought"
+    )
+    detector_side: int | None = Field(
+        default=None,
+        ge=64,
+        le=4096,
+        description="px; larger pictures are shrunk to this longest side for the search: a longer one finds smaller "
+        "faces and takes its square in time; null: the detector's default",
+    )
+    min_score: float | None = Field(
+        default=None, gt=0, lt=1, description="a detection below it is no face; null: the detector's default"
+    )
+    min_overlap: float = Field(
+        default=0.3,
+        gt=0,
+        le=1,
+        description="intersection over union from which on a detection is the face of a published box",
+    )
+    unmatched: Literal["reject", "annotated"] = Field(
+        default="reject",
+        description="a published box in which the detector finds no face: rejected as no_face, or used as it is",
+    )
+    faces: Literal["all", "largest", "central", "single"] = Field(
+        default="largest",
+        description="which faces carry a label that has no box; single: a picture with several is rejected",
+    )
+    align: Literal["arcface", "poses", "square"] = Field(
+        default="arcface",
+        description="arcface: five landmarks to the ArcFace template; poses: to the best of five templates, frontal to "
+        "profile; square: the box alone. Faces without landmarks are cut by their box",
+    )
+    border: Literal["black", "replicate", "reflect"] = Field(
+        default="black", description="what a crop shows beyond its picture; replicate: the outermost pixels go on"
     )
     min_face_size: float = Field(
         default=20.0,
@@ -25,7 +61,16 @@ class CropConfig(Config):
         le=4096,
         description="shorter side of the box in px of the picture; smaller faces are rejected",
     )
+    max_outside: float = Field(
+        default=0.75, ge=0, le=1, description="share of the box beyond the picture; a face with more is rejected"
+    )
     box_margin: float = Field(
-        default=0.1, ge=0, le=1, description="share of the box added on each side where a face has no landmarks"
+        default=0.1, ge=0, le=1, description="share of the box added on each side where a face is cut by its box"
     )
     jpeg_quality: int = Field(default=95, ge=1, le=100, description="of aligned crops, with 4:4:4 chroma")
+    max_bad_fraction: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="the stage fails where a larger share of the pictures cannot be decoded; 0 allows none",
+    )

@@ -1,6 +1,7 @@
 """The model zoo: every architecture behind one contract (`FerModel`) and one door (`create_model`)."""
 
 from fer.models import (  # noqa: F401 - importing a model file registers its names
+    arcface,
     btn,
     ddamfn,
     dynamic_vit,

@@ -13,6 +13,7 @@ from fer import published
 from fer.files import read_json, sha256
 from fer.lineage import lineage
 from fer.params import Params
+from fer.report.rejects import RejectLine, reject_lines
 from fer.shards.manifest import FILE_NAME, Manifest, digest, load_manifest
 
 
@@ -52,6 +53,7 @@ class Dataset:
 
     key: str
     manifest: Manifest | None
+    rejects: tuple[RejectLine, ...]
     digest: str | None
     results: tuple[Result, ...]
     known_as: str | None
@@ -107,6 +109,7 @@ def _dataset(params: Params, key: str, models: list[str]) -> Dataset:
     return Dataset(
         key=key,
         manifest=manifest,
+        rejects=reject_lines(manifest, params.root / "data" / "faces" / key) if manifest else (),
         digest=data_digest,
         results=tuple(_result(params.root, key, model, data_digest) for model in models),
         known_as=known_as,

@@ -4,8 +4,8 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -17,40 +17,54 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer.shards.manifest import Manifest, digest, repair
-from fer.shards.schema import SPLITS, ShardError
+from fer.shards.remote import RemoteParts, is_remote
+from fer.shards.schema import SPLITS, ShardError, Split
 from fer.shards.verify import verify as check
 
 Int64Array = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
+
+_COLUMN_READS = 8  # columns that are read at the same time from a store
 
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A folder data/shards/<dataset>: `manifest` and the splits it lists.
+    """A folder data/shards/<dataset>, here or in an object store: `manifest` and the splits it lists.
 
     Attributes:
-        folder: where it is.
+        folder: where it is, or where parts that come from a store are kept.
         manifest: what is known of the dataset and its parts.
         digest: sha256 of manifest.json, which holds that of every part: the identity of the data.
+        store: brings the parts where they are elsewhere.
     """
 
     folder: Path
     manifest: Manifest
     digest: str
+    store: RemoteParts | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def open(cls, folder: Path, *, verify: bool = True) -> "ShardSet":
+    def open(cls, location: Path | str, *, verify: bool = True, cache: Path | None = None) -> "ShardSet":
         """Opens a folder of shards, after reading every byte of it once.
 
+        Of a folder in a store the manifest is fetched, and every part's presence and size checked; a part itself is
+        fetched, and every byte of it checked, when it is needed.
+
         Args:
-            folder: data/shards/<dataset>.
-            verify: False leaves out the reading, as where another process has just done it; presence, sizes, schema
-                and counts are checked all the same.
+            location: data/shards/<dataset>, or its URL: s3://bucket/prefix/name and whatever else fsspec or HTTP knows.
+            verify: False leaves out the reading of what is here, as where another process has just done it; presence,
+                sizes, schema and counts are checked all the same.
+            cache: folder in which parts from stores are kept, by the digest of their set; None is the one of the
+                environment, `fer.shards.remote.cache_folder()`.
 
         Raises:
             ShardError: something is missing, too much, truncated or altered, or of another schema version or label
                 order; the message names the file and the command that repairs it.
         """
-        folder = Path(folder)
+        if is_remote(location):
+            store = RemoteParts(str(location), cache=cache, verify=verify)
+            return cls(store.folder, store.manifest, store.digest, store)
+        folder = Path(location)
         return cls(folder, check(folder, content=verify), digest(folder))
 
     @property
@@ -63,17 +77,22 @@ class ShardSet:
         """Name of the label space, a key of `fer.labels.SPACES`."""
         return self.manifest.label_space
 
-    def split(self, name: str) -> "ShardSplit":
-        """The rows of "train", "validation" or "test".
+    def split(self, name: str, *, folds: int | None = None, fold: int = 0, repeat: int = 0) -> "ShardSplit":
+        """The rows of "train", "validation" or "test": the manifest's own, or one fold of a cross-validation.
+
+        Args:
+            folds, fold, repeat: as in `fer.shards.manifest.Manifest.files`.
 
         Raises:
-            ValueError: no such split, or one without rows.
+            ValueError: no such split, one without rows, or a cross-validation that these shards cannot give.
         """
-        by_name = {str(split): self.manifest.splits[split] for split in SPLITS if self.manifest.splits.get(split)}
-        if name not in by_name:
-            raise ValueError(f"{self.folder}: there is no split {name!r}; there are: {', '.join(by_name)}")
+        split: Split | None = next((known for known in SPLITS if known == name), None)
+        if split is None:
+            there = ", ".join(known for known in SPLITS if self.manifest.splits.get(known))
+            raise ValueError(f"{self.folder}: there is no split {name!r}; there are: {there}")
         groups = {part.file: part.row_groups for part in self.manifest.parts}
-        return ShardSplit(name, [(self.folder / file, groups[file]) for file in by_name[name]], self.labels)
+        files = self.manifest.files(split, folds=folds, fold=fold, repeat=repeat)
+        return ShardSplit(name, [(self.folder / file, groups[file]) for file in files], self.labels, self.store)
 
 
 @dataclass(frozen=True)
@@ -95,10 +114,18 @@ class ShardSplit:
         name: of the split, for messages.
         parts: each part's file, and the rows of each of its row groups.
         label_names: a label is an index into them.
+        store: brings the parts where they are elsewhere.
     """
 
-    def __init__(self, name: str, parts: Sequence[tuple[Path, Sequence[int]]], label_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        parts: Sequence[tuple[Path, Sequence[int]]],
+        label_names: Sequence[str],
+        store: RemoteParts | None = None,
+    ) -> None:
         self.name = name
+        self._store = store
         self.label_names = tuple(label_names)
         self._files = [file for file, _ in parts]
         self._groups = [(file, index) for file, sizes in parts for index in range(len(sizes))]
@@ -116,7 +143,7 @@ class ShardSplit:
 
     @cached_property
     def _labels(self) -> Int64Array:
-        values = np.concatenate([self._column(file, "label").to_numpy() for file in self._files]).astype(np.int64)
+        values = np.concatenate([column.to_numpy() for column in self._columns("label")]).astype(np.int64)
         if values.min() < 0 or values.max() >= len(self.label_names):
             raise ShardError(
                 f"{self._files[0].parent}: split {self.name!r} has labels {values.min()} to {values.max()}, "
@@ -126,11 +153,29 @@ class ShardSplit:
 
     def clean_labels(self) -> Int64Array:
         """int64 (rows,): the true labels, where noise was added to them; else the labels."""
-        return np.concatenate([self._column(file, "clean_label").to_numpy() for file in self._files]).astype(np.int64)
+        return np.concatenate([column.to_numpy() for column in self._columns("clean_label")]).astype(np.int64)
+
+    def distributions(self) -> Float32Array:
+        """float32 (rows, classes): the share of each label where several people were asked, else 1 for the label.
+
+        Raises:
+            ShardError: a row has another number of shares than there are classes.
+        """
+        shares = np.eye(len(self.label_names), dtype=np.float32)[self.labels()]
+        given = [one for column in self._columns("distribution") for one in column.to_pylist()]
+        rows = [row for row, one in enumerate(given) if one is not None]
+        for row in rows:
+            if len(given[row]) != len(self.label_names):
+                raise ShardError(
+                    f"{self.file_of(self.place(row)[0])}: sample {self.sample_id(row)!r} has {len(given[row])} shares "
+                    f"of labels, but there are {len(self.label_names)}: {', '.join(self.label_names)}"
+                )
+        shares[rows] = [given[row] for row in rows] if rows else shares[rows]
+        return shares
 
     def sample_ids(self) -> list[str]:
         """The id of each row."""
-        return [sample for file in self._files for sample in self._column(file, "sample_id").to_pylist()]
+        return [sample for column in self._columns("sample_id") for sample in column.to_pylist()]
 
     @property
     def class_histogram(self) -> tuple[int, ...]:
@@ -142,9 +187,23 @@ class ShardSplit:
         group = bisect_right(self._first_rows, row) - 1
         return group, row - self._first_rows[group]
 
+    def groups_of(self, rows: Int64Array) -> list[int]:
+        """The row groups that hold some rows, each once, in the order in which the rows first ask for them."""
+        groups = np.searchsorted(np.asarray(self._first_rows), rows, side="right") - 1
+        _, first = np.unique(groups, return_index=True)
+        return [int(group) for group in groups[np.sort(first)]]
+
     def file_of(self, group: int) -> Path:
         """The part that holds a row group."""
         return self._groups[group][0]
+
+    def expect(self, groups: Sequence[int]) -> None:
+        """Says which row groups will be read, in the order of their need: a store's parts are fetched in that order.
+
+        Replaces what was said before. Reading others, or in another order, is only slower.
+        """
+        if self._store is not None:
+            self._store.expect([self.file_of(group).name for group in groups])
 
     def sample_id(self, row: int) -> str:
         """The id of one row, read from its file; for messages."""
@@ -167,19 +226,33 @@ class ShardSplit:
 
     def _read(self, group: int, column: str) -> Any:
         file, index = self._groups[group]
+        if self._store is not None:
+            self._store.need(file.name)
         try:
             # A file object a read: pyarrow's are not for many threads, and a footer is read in a fraction of a group.
             with pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False) as parquet:
                 return parquet.read_row_group(index, columns=[column], use_threads=False).column(0)
         except (OSError, pa.ArrowException) as error:
-            raise _unreadable(file, f"row group {index}: {error}") from error
+            raise self._unreadable(file, f"row group {index}: {error}") from error
+
+    def _columns(self, name: str) -> list[Any]:
+        """A column of each part."""
+        if self._store is None:
+            return [self._column(file, name) for file in self._files]
+        store = self._store
+        with ThreadPoolExecutor(_COLUMN_READS) as pool:  # of each it is the answer that takes time
+            return list(pool.map(lambda file: store.column(file.name, name), self._files))
 
     def _column(self, file: Path, name: str) -> Any:
         try:
             with pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False) as parquet:
                 return parquet.read(columns=[name], use_threads=False).column(0)
         except (OSError, pa.ArrowException) as error:
-            raise _unreadable(file, str(error)) from error
+            raise self._unreadable(file, str(error)) from error
+
+    def _unreadable(self, file: Path, why: str) -> ShardError:
+        remedy = repair(file.parent) if self._store is None else self._store.remedy(file.name)
+        return ShardError(f"{file}: cannot be read as it was written ({why}); {remedy}")
 
 
 class RowGroups:
@@ -212,7 +285,3 @@ class RowGroups:
 
     def __len__(self) -> int:
         return len(self._groups)
-
-
-def _unreadable(file: Path, why: str) -> ShardError:
-    return ShardError(f"{file}: cannot be read as it was written ({why}); {repair(file.parent)}")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fer.files import FileError, read_json, sha256, write_json
-from fer.shards.schema import SCHEMA_VERSION, ShardError, Split
+from fer.files import sha256, write_atomic
+from fer.shards.folds import group_folds
+from fer.shards.schema import SCHEMA_VERSION, SPLITS, ShardError, Split
 
 FILE_NAME = "manifest.json"
 
@@ -49,6 +53,11 @@ class Manifest:
         rejects: rows refused by the crop stage, by reason.
         validation_source: "published" or "fold 0".
         shared_pictures: rows of the split before "~" whose pixels also stand in the split behind it.
+        near_pictures: rows of the split before "~" of which the split behind it holds another picture of the same
+            photograph; empty where it was not looked for.
+        label_conflicts: pictures that occur with several labels, within a split and "between splits".
+        duplicates: what was done about duplicates: `fer.shards.schema.ShardConfig.duplicates`.
+        crop: how the faces were found, aligned and encoded: the `crop` section that made data/faces.
     """
 
     schema_version: int
@@ -70,14 +79,53 @@ class Manifest:
     rejects: dict[str, int]
     validation_source: str
     shared_pictures: dict[str, int]
+    near_pictures: dict[str, int] = field(default_factory=dict)
+    label_conflicts: dict[str, int] = field(default_factory=dict)
+    duplicates: str = "off"
+    crop: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Writes folder/manifest.json."""
-        write_json(folder / FILE_NAME, dataclasses.asdict(self))
+        write_atomic(folder / FILE_NAME, manifest_text(dataclasses.asdict(self)))
 
     def rows(self, split: Split) -> int:
         """Number of rows of a split."""
         return sum(self.class_histogram[split])
+
+    def files(self, split: Split, *, folds: int | None = None, fold: int = 0, repeat: int = 0) -> tuple[str, ...]:
+        """Names of a split's parts, in the manifest's order.
+
+        Args:
+            split: "train", "validation" or "test".
+            folds: None for the manifest's own splits. A number cuts the development rows - the training rows, and the
+                validation rows where they are a fold of those - into so many folds: validation is fold `fold`, train
+                is the others. Test is the published test split, and a published validation split is in none of them.
+            fold: 0 .. folds - 1.
+            repeat: another grouping of the same base folds; see `fer.shards.folds.group_folds`.
+
+        Raises:
+            ValueError: no such split, or a cross-validation that these shards cannot give; says what they can.
+        """
+        if not self.splits.get(split):
+            there = ", ".join(name for name in SPLITS if self.splits.get(name))
+            raise ValueError(f"{self.dataset}: there is no split {split!r}; there are: {there}")
+        if folds is None:
+            if fold or repeat:
+                raise ValueError(f"fold = {fold}, repeat = {repeat}: they mean nothing without folds")
+            return self.splits[split]
+        groups = group_folds(self.folds, folds, repeat)
+        if not 0 <= fold < folds:
+            raise ValueError(f"fold = {fold}: of {folds} folds, 0 to {folds - 1} can be asked for")
+        if split == "test":
+            return self.splits[split]
+        held_out = tuple(part.file for part in self.parts if part.fold in groups[fold])
+        others = tuple(part.file for part in self.parts if part.fold is not None and part.file not in held_out)
+        if not held_out or not others:
+            raise ValueError(
+                f"{self.dataset}: fold {fold} of {folds} holds {'no' if not held_out else 'all'} rows; fewer folds, or "
+                "more data, is needed"
+            )
+        return held_out if split == "validation" else others
 
     def part(self, file: str) -> Part:
         """The part of that file name."""
@@ -85,21 +133,38 @@ class Manifest:
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder of shards.
+    """The manifest of a folder of shards; see `parse_manifest`.
 
     Raises:
-        ShardError: absent, broken, or of another schema version.
+        ShardError: absent, altered, broken, or of another schema version.
     """
     path = folder / FILE_NAME
     if not path.is_file():
         raise ShardError(f"{path}: no such file; {repair(folder)}")
+    return parse_manifest(path.read_bytes(), path)
+
+
+def parse_manifest(text: bytes, path: Path) -> Manifest:
+    """A manifest from the bytes of its file, which must be those that were written, to the last blank.
+
+    Args:
+        path: of the file, for messages.
+
+    Raises:
+        ShardError: altered, broken, or of another schema version.
+    """
+    folder = path.parent
     try:
-        data: dict[str, Any] = read_json(path)
+        data: dict[str, Any] = json.loads(text)
         version = data["schema_version"]
-    except (FileError, KeyError, TypeError) as error:
+        data.pop("digest", None)
+        unaltered = manifest_text(data).encode() == text
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ShardError(f"{path}: not a manifest ({error}); {repair(folder)}") from None
     if version != SCHEMA_VERSION:
         raise ShardError(f"{path}: schema version {version}, this program reads {SCHEMA_VERSION}; {repair(folder)}")
+    if not unaltered:
+        raise ShardError(f"{path}: altered since it was written: its digest is another; {repair(folder)}")
     try:
         size = data.pop("image_size")
         return Manifest(
@@ -117,6 +182,16 @@ def load_manifest(folder: Path) -> Manifest:
         )
     except (KeyError, TypeError, IndexError) as error:
         raise ShardError(f"{path}: not a manifest ({error}); {repair(folder)}") from None
+
+
+def manifest_text(data: Mapping[str, Any]) -> str:
+    """The one form in which a manifest is written: JSON, keys sorted, with the sha256 of all the rest as `digest`."""
+    plain = _json(data)
+    return _json({**data, "digest": hashlib.sha256(plain.encode()).hexdigest()})
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def digest(folder: Path) -> str:

@@ -47,7 +47,9 @@ def decode(data: npt.NDArray[np.uint8]) -> Pixels:
         image = None
     if image is None:
         raise ValueError(f"{data.size} bytes that are no readable picture")
-    return (cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if image.ndim == 3 else image).astype(np.uint8, copy=False)
+    if image.ndim == 3:  # IMREAD_COLOR_RGB would save this, and make grey pictures three times as large
+        cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    return image.astype(np.uint8, copy=False)
 
 
 def resize(image: Pixels, target: ModelInput) -> Pixels:
@@ -73,11 +75,42 @@ def normalise(
 ) -> Tensor:
     """uint8 (B, H, W, 3) RGB -> `dtype` (B, 3, H, W), on the same device: `(x / 255 - mean) / std` per channel.
 
-    Computed in float32 whatever `dtype`. With `torch.channels_last` no pixel is moved.
+    Computed in float32 whatever `dtype`. On the CPU the 256 possible values of a channel are computed once and looked
+    up, which gives the same bits in a third to a seventh of the time.
     """
-    x_BHWC = images_BHWC.to(torch.float32).div_(255.0)
-    x_BHWC = x_BHWC.sub_(x_BHWC.new_tensor(mean)).div_(x_BHWC.new_tensor(std))
-    return x_BHWC.permute(0, 3, 1, 2).to(dtype).contiguous(memory_format=memory_format)
+    if images_BHWC.device.type == "cpu":
+        levels = torch.arange(256, dtype=torch.uint8).repeat(3, 1).T[:, None]
+        table = _formula(levels, mean, std).numpy()
+        return _look_up(images_BHWC.numpy(), table, memory_format).to(dtype)
+    return _formula(images_BHWC, mean, std).permute(0, 3, 1, 2).to(dtype).contiguous(memory_format=memory_format)
+
+
+def _formula(x: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
+    """The channel last."""
+    y = x.to(torch.float32).div_(255.0)
+    return y.sub_(y.new_tensor(mean)).div_(y.new_tensor(std))
+
+
+def _look_up(images_BHWC: Pixels, table: npt.NDArray[np.float32], memory_format: torch.memory_format) -> Tensor:
+    """Each level through the column of its channel in `table` (256, 1, 3) -> float32 (B, 3, H, W).
+
+    The memory is numpy's because that asks for huge pages: without them, the first touch of 77 MB (128 pictures of
+    224 px) takes longer than the arithmetic.
+    """
+    count, height, width, channels = images_BHWC.shape
+    if memory_format == torch.channels_last:
+        last = np.empty(images_BHWC.shape, np.float32)
+        for image, out in zip(images_BHWC, last, strict=True):
+            cv2.LUT(image, table, dst=out)
+        return torch.from_numpy(last).permute(0, 3, 1, 2)
+    columns = [np.ascontiguousarray(table[:, 0, channel]) for channel in range(channels)]
+    first = np.empty((count, channels, height, width), np.float32)
+    planes = list(np.empty((channels, height, width), np.uint8))
+    for image, target in zip(images_BHWC, first, strict=True):
+        cv2.split(image, planes)
+        for plane, column, out in zip(planes, columns, target, strict=True):
+            cv2.LUT(plane, column, dst=out)
+    return torch.from_numpy(first)
 
 
 class PixelCache:

@@ -1,16 +1,15 @@
 """Batches for training and evaluation, made ahead by threads, in an order that nothing but the seed decides.
 
-Threads, not processes: reading, decoding and resizing release the interpreter's lock. A batch is made by one thread;
-some batches are under way at once, and are handed out in order. Memory is bounded by the window of row groups, the
-batches under way and the pixel cache, whatever the dataset's size.
+Threads, not processes: reading, decoding and augmenting release the interpreter's lock, and nothing is copied between
+address spaces. A batch is made by one thread; some batches are under way at once, and are handed out in order. Each
+first takes the encoded pictures that it needs, in the order of the batches, so that the row groups of one window are
+all that is kept. Memory is bounded by them, the batches under way and the pixel cache, whatever the dataset's size.
 """
 
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,13 +17,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fer.augment import Augmenter
+from fer.augment import Apply, Augmenter
 from fer.models.base import Resize
-from fer.processes import stable_hash
+from fer.shards.ahead import Buffers, Threads, Turns
 from fer.shards.dataset import RowGroups, ShardSet, ShardSplit
 from fer.shards.order import balanced_weights, epoch_order, occurrences, rank_slice
 from fer.shards.pixels import ModelInput, PixelCache, Pixels, decode, normalise, resize
 from fer.shards.schema import ShardError
+from fer.transforms.draws import sample_keys
 
 __all__ = ["Batch", "EvalBatches", "ModelInput", "SampleError", "ShardSet", "ShardSplit", "TrainBatches", "normalise"]
 
@@ -54,12 +54,14 @@ class Batch:
         targets: int64 (B,), labels.
         rows: int64 (B,), the samples' rows in the split.
         index: number of the global batch within the epoch.
+        distributions: float32 (B, classes), shares of the labels, where they were asked for.
     """
 
     images: Tensor
     targets: Tensor
     rows: Tensor
     index: int
+    distributions: Tensor | None = None
 
 
 class TrainBatches:
@@ -77,10 +79,11 @@ class TrainBatches:
         augment: applied after the resize; None leaves pictures as they are.
         rank, world_size: which part of each batch is wanted; the parts are contiguous.
         threads: that read, decode and augment.
-        prefetch: batches under way besides the one handed out.
+        prefetch: batches under way besides the one handed out; None: one more than threads.
         sampler: "shuffle" takes every row once an epoch; "balanced" draws as many rows, every class equally often.
-        window_groups: row groups that are shuffled into each other; at most twice as many are in memory, as stored.
+        window_groups: row groups that are shuffled into each other; so many are in memory, as stored.
         cache_bytes: keep decoded pixels of a split that fits into so much memory; changes no result. 0 keeps none.
+        soft_labels: batches have `distributions`; of a row that comes without one, all of it is the label's.
 
     Raises:
         ValueError: fewer rows than a batch, or fewer samples in a batch than ranks.
@@ -97,10 +100,11 @@ class TrainBatches:
         rank: int = 0,
         world_size: int = 1,
         threads: int = 1,
-        prefetch: int = 4,
+        prefetch: int | None = None,
         sampler: Literal["shuffle", "balanced"] = "shuffle",
         window_groups: int = 8,
         cache_bytes: int = CACHE_BYTES,
+        soft_labels: bool = False,
     ) -> None:
         if split.rows < batch_size:
             raise ValueError(
@@ -113,8 +117,8 @@ class TrainBatches:
         self._part = rank_slice(batch_size, rank, world_size)
         self._window_groups = window_groups
         self._weights = balanced_weights(split.labels()) if sampler == "balanced" else None
-        self._maker = _Maker(split, ModelInput(*model_input), PixelCache(split.rows, cache_bytes))
-        self._threads = _Threads(threads, prefetch)
+        self._maker = _Maker(split, ModelInput(*model_input), PixelCache(split.rows, cache_bytes), soft_labels)
+        self._threads = Threads(threads, prefetch)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -139,21 +143,21 @@ class TrainBatches:
             weights=self._weights,
         )
         repeats = occurrences(order)
-        groups = RowGroups(self._split, 2 * self._window_groups)
+        self._split.expect(self._split.groups_of(order[start_step * self._batch_size :]))
+        groups = RowGroups(self._split, self._window_groups)
+        turns = Turns()
 
         def make(step: int, stop: threading.Event) -> Batch:
             start = step * self._batch_size
             positions = slice(start + self._part.start, start + self._part.stop)
-            augment = None if self._augment is None else (self._augment, self._keys(epoch, order, repeats, positions))
-            return self._maker(step, order[positions], groups, stop, augment)
+            rows, apply = order[positions], None
+            with turns.of(step - start_step):
+                pictures = self._maker.fetch(rows, groups)
+            if self._augment is not None:
+                apply = self._augment.plan(sample_keys(self._seed, epoch, rows, repeats[positions]))
+            return self._maker(step, rows, pictures, stop, apply)
 
         return self._threads.in_order(make, range(start_step, self.steps_per_epoch))
-
-    def _keys(
-        self, epoch: int, order: npt.NDArray[np.int64], repeats: npt.NDArray[np.int64], positions: slice
-    ) -> list[int]:
-        pairs = zip(order[positions].tolist(), repeats[positions].tolist(), strict=True)
-        return [stable_hash("fer.augment", self._seed, epoch, row, repeat, bits=32) for row, repeat in pairs]
 
     def close(self) -> None:
         """Ends the threads of every epoch that was begun; going on with its iterator is a RuntimeError."""
@@ -178,7 +182,7 @@ class EvalBatches:
         rank: int = 0,
         world_size: int = 1,
         threads: int = 1,
-        prefetch: int = 4,
+        prefetch: int | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         assert batch_size >= 1
@@ -187,7 +191,7 @@ class EvalBatches:
         batches = -(-split.rows // batch_size)
         self._mine = range(rank, batches, world_size)
         self._maker = _Maker(split, ModelInput(*model_input), PixelCache(split.rows, cache_bytes))
-        self._threads = _Threads(threads, prefetch)
+        self._threads = Threads(threads, prefetch)
 
     def __len__(self) -> int:
         """Batches of this rank."""
@@ -195,14 +199,21 @@ class EvalBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass; errors and threads as in `TrainBatches.epoch`."""
-        groups = RowGroups(self._split, 4)
+        self._split.expect(self._split.groups_of(np.concatenate([self._rows(0)[:0], *map(self._rows, self._mine)])))
+        groups = RowGroups(self._split, 1)
+        turns = Turns()
 
         def make(index: int, stop: threading.Event) -> Batch:
-            first = index * self._batch_size
-            rows = np.arange(first, min(first + self._batch_size, self._split.rows))
-            return self._maker(index, rows, groups, stop, None)
+            rows = self._rows(index)
+            with turns.of(self._mine.index(index)):
+                pictures = self._maker.fetch(rows, groups)
+            return self._maker(index, rows, pictures, stop, None)
 
         return self._threads.in_order(make, self._mine)
+
+    def _rows(self, index: int) -> npt.NDArray[np.int64]:
+        first = index * self._batch_size
+        return np.arange(first, min(first + self._batch_size, self._split.rows))
 
     def close(self) -> None:
         """Ends the threads of every pass that was begun."""
@@ -213,88 +224,71 @@ class _Stopped(Exception):  # noqa: N818 - no error: tells a thread to leave its
     pass
 
 
+class _Picture(NamedTuple):
+    """The bytes (n,) of a file, or pixels from the cache."""
+
+    data: Pixels
+    encoded: bool
+
+
 class _Maker:
     """Makes a batch from row numbers."""
 
-    def __init__(self, split: ShardSplit, target: ModelInput, cache: PixelCache) -> None:
+    def __init__(self, split: ShardSplit, target: ModelInput, cache: PixelCache, soft_labels: bool = False) -> None:
         target.check()
         self._split, self._target, self._cache = split, target, cache
         self._labels = split.labels()
+        self._buffers = Buffers()
+        self._distributions = split.distributions() if soft_labels else None
+
+    def fetch(self, rows: npt.NDArray[np.int64], groups: RowGroups) -> "list[_Picture]":
+        """The pictures of the rows, as they are found: copies, which keep no row group in memory."""
+        pictures = []
+        for row in rows.tolist():
+            kept = self._cache.get(row)
+            if kept is None:
+                group, offset = self._split.place(row)
+                pictures.append(_Picture(groups[group][offset].copy(), encoded=True))
+            else:
+                pictures.append(_Picture(kept, encoded=False))
+        return pictures
 
     def __call__(
         self,
         index: int,
         rows: npt.NDArray[np.int64],
-        groups: RowGroups,
+        pictures: "list[_Picture]",
         stop: threading.Event,
-        augment: tuple[Augmenter, list[int]] | None,
+        apply: Apply | None,
     ) -> Batch:
         size = self._target.size
-        images = np.empty((len(rows), size, size, 3), np.uint8)
-        for position, row in enumerate(rows.tolist()):
+        images = self._buffers.take((len(rows), size, size, 3))
+        for position, (row, picture) in enumerate(zip(rows.tolist(), pictures, strict=True)):
             if stop.is_set():
                 raise _Stopped
             try:
-                pixels = self._pixels(row, groups)
-                images[position] = pixels if pixels.ndim == 3 else pixels[:, :, None]
-                if augment is not None:
-                    augmenter, keys = augment
-                    images[position] = augmenter(images[position], keys[position])
+                pixels = self._pixels(row, picture)
+                if pixels.ndim == 2:
+                    pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB).astype(np.uint8, copy=False)
+                if apply is None:
+                    images[position] = pixels
+                else:
+                    apply(position, pixels, images[position])
             except ShardError:
                 raise
             except Exception as error:
                 file = self._split.file_of(self._split.place(row)[0])
                 raise SampleError(self._split.sample_id(row), str(file), str(error)) from error
-        return Batch(torch.from_numpy(images), torch.from_numpy(self._labels[rows]), torch.from_numpy(rows), index)
+        shares = None if self._distributions is None else torch.from_numpy(self._distributions[rows])
+        return Batch(
+            torch.from_numpy(images), torch.from_numpy(self._labels[rows]), torch.from_numpy(rows), index, shares
+        )
 
-    def _pixels(self, row: int, groups: RowGroups) -> Pixels:
-        """(size, size) or (size, size, 3), from the cache or the file."""
-        kept = self._cache.get(row)
-        if kept is not None:
-            return resize(kept, self._target)
-        group, offset = self._split.place(row)
-        decoded = decode(groups[group][offset])
+    def _pixels(self, row: int, picture: "_Picture") -> Pixels:
+        """(size, size) or (size, size, 3)."""
+        if not picture.encoded:
+            return resize(picture.data, self._target)
+        decoded = decode(picture.data)
         resized = resize(decoded, self._target)
         self._cache.put(row, decoded, resized)
         return resized
-
-
-class _Threads:
-    """Runs calls on threads, a bounded number ahead, and hands out their results in order."""
-
-    def __init__(self, threads: int, prefetch: int) -> None:
-        assert threads >= 1
-        assert prefetch >= 1
-        self._count, self._prefetch = threads, prefetch
-        self._running: dict[threading.Event, ThreadPoolExecutor] = {}
-
-    def in_order(self, make: Callable[[int, threading.Event], Batch], indices: Iterable[int]) -> Iterator[Batch]:
-        """make(index, stop) for each index, in order; it must leave soon once `stop` is set."""
-        cv2.setNumThreads(1)  # the threads here are the parallelism; OpenCV's own would fight them for the cores
-        stop = threading.Event()
-        pool = self._running[stop] = ThreadPoolExecutor(self._count, thread_name_prefix="fer-reader")
-        ahead: deque[Future[Batch]] = deque()
-        try:
-            for index in indices:
-                ahead.append(pool.submit(make, index, stop))
-                if len(ahead) > self._prefetch:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        except Exception as error:
-            if stop.is_set():  # an epoch cut short must not look like a complete one
-                raise RuntimeError("the batches were closed while they were being read") from error
-            raise
-        finally:
-            self._end(stop)
-
-    def close(self) -> None:
-        """Ends the threads of every pass that is under way."""
-        for stop in list(self._running):
-            self._end(stop)
-
-    def _end(self, stop: threading.Event) -> None:
-        pool = self._running.pop(stop, None)
-        stop.set()
-        if pool is not None:
-            pool.shutdown(wait=True, cancel_futures=True)

@@ -25,7 +25,8 @@ class ShardError(ValueError):
 class ShardConfig(Config):
     """How faces are dealt into parts.
 
-    A part is chosen by a hash, never by a row's position: samples added later rewrite only the parts they fall in.
+    A part is chosen by a hash, never by a row's position: samples added later rewrite only the parts they fall in, and
+    those of the rows that they turn out to be duplicates of.
     """
 
     folds: int = Field(
@@ -39,6 +40,12 @@ class ShardConfig(Config):
     )
     test_parts: int = Field(
         default=2, ge=1, le=1000, description="files of the test split, and of a published validation split"
+    )
+    duplicates: Literal["off", "report", "drop", "group"] = Field(
+        default="report",
+        description="pictures of one photograph. off: equal pixels alone are looked for; report: near duplicates and "
+        "mirrored ones too; drop: rows of train and validation that show a test picture are left out, and doubles in "
+        "train; group: near duplicates fall in one fold",
     )
     rows_per_group: int = Field(
         default=512, ge=256, le=1024, description="pictures of a row group, the unit that is read and shuffled"
@@ -59,8 +66,8 @@ def shard_schema() -> pa.Schema:
         [
             pa.field("sample_id", pa.string(), nullable=False),
             pa.field("image", pa.binary(), nullable=False),
-            pa.field("label", pa.int8(), nullable=False),
-            pa.field("clean_label", pa.int8(), nullable=False),
+            pa.field("label", pa.int32(), nullable=False),
+            pa.field("clean_label", pa.int32(), nullable=False),
             pa.field("subject", pa.string()),
             pa.field("pose", pa.list_(pa.float32())),
             pa.field("distribution", pa.list_(pa.float32())),
@@ -113,8 +120,8 @@ def picture_schema() -> pa.Schema:
         [
             pa.field("box", pa.list_(pa.float32())),
             pa.field("landmarks", pa.list_(pa.float32())),
-            pa.field("label", pa.int8()),
-            pa.field("clean_label", pa.int8()),
+            pa.field("label", pa.int32()),
+            pa.field("clean_label", pa.int32()),
             pa.field("subject", pa.string()),
             pa.field("pose", pa.list_(pa.float32())),
             pa.field("distribution", pa.list_(pa.float32())),

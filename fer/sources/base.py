@@ -23,7 +23,7 @@ BLOCK_ROWS = 512
 LabelSpaceName = Literal["basic7", "basic8", "aihub7"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AnnotatedFace:
     """What a dataset publishes of one face.
 
@@ -66,7 +66,7 @@ class RawSample:
     origin: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Reject:
     """Something refused: a short stable reason for counting, and the details for a person."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,15 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path)
     Raises:
         ValueError: no usable data; what stood in the folder is unchanged.
     """
-    path = getattr(config, "path", None)  # generated datasets have none
-    if path is not None:
-        config = config.model_copy(update={"path": _absolute(path, root)})
+    keys = ("path", *getattr(config, "more_paths", ()))  # generated datasets have neither
+    given = {key: path for key in keys if (path := getattr(config, key, None)) is not None}
+    config = config.model_copy(update={key: _absolute(path, root) for key, path in given.items()})
     source = get_source(config, seed)
     final = root / "data" / "raw" / name
     if is_complete(final, source):
         log.info("%s: already complete", final.relative_to(root))
         return final
-    origin = str(path) if path is not None else ""
+    origin = " ".join(str(path) for path in given.values())
     cache = root / ".work" / "download" / f"{name}-{stable_hash(origin):016x}"
     cache.mkdir(parents=True, exist_ok=True)
     with publish_directory(final) as out:
@@ -48,8 +49,11 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path)
         listed = [
             {"file": str(path.relative_to(out)), "bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
         ]
-        write_json(out / "source.json", {"format": FORMAT, "request": source.request, "files": listed, **body})
-    _remove_empty(cache)
+        about = {"format": FORMAT, "request": source.request, "files": listed, **body}
+        write_json(out / "source.json", about, sealed=True)
+    shutil.rmtree(cache)  # what was fetched and unpacked is in `final` now
+    if not any(cache.parent.iterdir()):
+        cache.parent.rmdir()
     log.info(
         "%s: %d files, %.1f MB", final.relative_to(root), len(files), sum(int(str(f["bytes"])) for f in listed) / 1e6
     )
@@ -58,21 +62,24 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path)
 
 def is_complete(raw: Path, source: Source) -> bool:
     """Whether a folder holds what the source was asked for, every byte of it."""
-    if not (raw / "source.json").is_file():
+    try:
+        description = describe(raw)
+    except FileError:
         return False
-    description = read_json(raw / "source.json")
-    return bool(description.get("request") == source.request and not _damaged(raw, description["files"]))
+    return bool(description["request"] == source.request and not _damaged(raw, description["files"]))
 
 
 def describe(raw: Path) -> dict[str, Any]:
     """source.json of a downloaded folder.
 
     Raises:
-        FileError: it was not downloaded.
+        FileError: it was not downloaded, or source.json is not as it was written.
     """
     if not (raw / "source.json").is_file():
         raise FileError(f"{raw}: not downloaded; run `dvc repro download@{raw.name}`")
-    description: dict[str, Any] = read_json(raw / "source.json")
+    description = read_json(raw / "source.json")
+    if not isinstance(description, dict) or not {"request", "files"} <= description.keys():
+        raise FileError(f"{raw / 'source.json'}: not what download writes; run `dvc repro -f download@{raw.name}`")
     return description
 
 
@@ -90,10 +97,3 @@ def _damaged(raw: Path, files: list[dict[str, Any]]) -> list[str]:
         return path.is_file() and (path.stat().st_size, sha256(path)) == size_and_digest
 
     return [entry["file"] for entry in files if not good(entry)]
-
-
-def _remove_empty(folder: Path) -> None:
-    """Removes a folder that holds nothing any more, and so its parent."""
-    for path in (folder, folder.parent):
-        if not any(path.iterdir()):
-            path.rmdir()

@@ -3,7 +3,8 @@
 The form is told by content, never by the file's name. The csv has three columns in any order (`emotion`, `pixels`,
 `Usage`; `emotion, Usage, pixels` with spaces in icml_face_data.csv), 2,304 grey values a row. A byte order mark,
 Windows line ends, quotes and spaces around fields are taken. A row's position is its line after the header, blank and
-corrupt lines counted: the same position as in FERPlus, and the same whatever else is wrong with the file.
+corrupt lines counted: the same position as in FERPlus, and the same whatever else is wrong with the file. A Parquet
+file may say the position in the published csv in a column `row`, -1 where it is not known.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,8 @@ CLASSES = 7
 
 _PIXEL = {str(value).encode(): value for value in range(256)}
 _LONGEST_HEADER = 4096
+_LONGEST_LINE = 1 << 16
+"""Bytes; 2,304 values of three digits take 9,216."""
 
 
 class RowError(ValueError):
@@ -46,11 +50,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Line:
-    """Where a row stands: position (0 is the first after the header); of a csv also line number and byte offset."""
+    """Where a row stands.
+
+    Attributes:
+        position: in this file; 0 is the first after the header.
+        number, offset: line number and byte offset in a csv.
+        published: position in the file as it was published, or None where that is not known.
+    """
 
     position: int
     number: int
     offset: int
+    published: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,12 +81,8 @@ def form_of(path: Path) -> str:
     """
     refuse_impostor(path, path.name)
     with path.open("rb") as handle:
-        head = handle.read(8)
-    if head[:4] == b"PAR1":
-        return "parquet"
-    for magic, kind in ((b"\x1f\x8b", "a gzip archive"), (b"PK\x03\x04", "a zip archive")):
-        if head.startswith(magic):
-            raise FileError(f"{path.name}: this is {kind}; unpack it and name the csv that it holds")
+        if handle.read(4) == b"PAR1":
+            return "parquet"
     csv_columns(path)
     return "csv"
 
@@ -91,11 +98,25 @@ def csv_columns(path: Path) -> CsvColumns:
         shown = header[:60].decode("ascii", "replace").strip()
         raise FileError(
             f"{path.name}: not a FER2013 csv: its first line must name the columns emotion, pixels and Usage, "
-            f"found {shown!r}; the Kaggle competition's train.csv lacks Usage, take fer2013.csv or icml_face_data.csv"
+            f"found {shown!r}{_cause(header)}"
         ) from None
     if len(names) != 3:
         raise FileError(f"{path.name}: not a FER2013 csv: {len(names)} columns in its first line, expected 3")
     return columns
+
+
+def _cause(header: bytes) -> str:
+    """What is probably wrong with a header, and the remedy."""
+    text = header.lower()
+    if b"\0" in text:
+        return "; it holds NUL bytes: save it as plain text (ASCII or UTF-8), not as UTF-16"
+    if b"\r" in text.rstrip(b"\r\n"):
+        return "; its lines end in CR alone: convert it, e.g. with `tr '\\r' '\\n'`"
+    if b"emotion" in text and b"usage" in text:
+        return "; the fields must be separated by commas"
+    if b"emotion" in text and b"pixels" in text:
+        return "; the Kaggle competition's train.csv lacks Usage, take fer2013.csv or icml_face_data.csv"
+    return ""
 
 
 def csv_rows(
@@ -117,20 +138,32 @@ def csv_rows(
         handle.seek(start.offset)
         position, offset = start.position, start.offset
         while stop is None or position < stop:
-            text = handle.readline()
+            text, length, whole = _read_line(handle)
             if not text:
                 return
-            line = Line(position, start.number + position - start.position, offset)
+            line = Line(position, start.number + position - start.position, offset, position)
             try:
+                if length > _LONGEST_LINE:
+                    raise RowError("line_length", f"{length} bytes in one line, expected some 9,000")
                 yield line, parse_csv_row(text, columns) if text.strip() else None
             except RowError as error:
-                if not text.endswith(b"\n"):
+                if not whole:
                     raise FileError(
                         f"{path.name}: ends in the middle of a row (line {line.number}): the file is truncated; "
                         "fetch it again"
                     ) from None
                 yield line, error
-            position, offset = position + 1, offset + len(text)
+            position, offset = position + 1, offset + length
+
+
+def _read_line(handle: BinaryIO) -> tuple[bytes, int, bool]:
+    """The next line, or its beginning where it is beyond all measure; its length; whether a line end closes it."""
+    text = more = handle.readline(_LONGEST_LINE)
+    length = len(text)
+    while len(more) == _LONGEST_LINE and not more.endswith(b"\n"):
+        more = handle.readline(_LONGEST_LINE)
+        length += len(more)
+    return text, length, more.endswith(b"\n")
 
 
 def parse_csv_row(text: bytes, columns: CsvColumns) -> Row:
@@ -168,9 +201,12 @@ def parquet_rows(path: Path, start: int = 0, stop: int | None = None) -> Iterato
             "(Training, PublicTest, PrivateTest)"
         )
     stop = reader.rows if stop is None else stop
+    columns = ["image", "label", "usage", *({"row"} & set(reader.columns))]
     for first in range(start, stop, 512):
-        for step, record in enumerate(reader.slice(first, min(first + 512, stop), ["image", "label", "usage"])):
-            line = Line(first + step, first + step, 0)
+        for step, record in enumerate(reader.slice(first, min(first + 512, stop), columns)):
+            position = first + step
+            published = record.get("row", position)
+            line = Line(position, position, 0, published if isinstance(published, int) and published >= 0 else None)
             try:
                 yield line, _parse_record(record)
             except RowError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from fer.sources.base import AnnotatedFace, Reject
 BLOCK_ROWS, BLOCK_BYTES = 512, 64 << 20
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """One picture of a layout.
 
@@ -37,12 +37,12 @@ class Entry:
 
 
 def pack(
-    entries: Sequence[Entry | Reject], tree: Path, out: Path, title: str
+    entries: Sequence[Entry | Reject], read: Callable[[Entry], bytes], out: Path, title: str
 ) -> tuple[list[tuple[str, int]], list[Reject]]:
     """Writes pictures-*.parquet into `out`.
 
     Args:
-        tree: folder that the entries' paths start from.
+        read: the bytes of a picture; OSError, or ValueError that says what is wrong, where there are none.
         title: of the dataset, for the progress bar.
 
     Returns:
@@ -65,7 +65,7 @@ def pack(
 
     with progress(len(entries), f"pack {title}", "picture") as bar:
         for entry in entries:
-            row = _packed(entry, tree)
+            row = _packed(entry, read)
             if row["reason"] is not None:
                 rejects.append(
                     Reject(sample_id=row["key"], reason=row["reason"], detail=row["detail"], origin=row["path"])
@@ -80,19 +80,21 @@ def pack(
     return blocks, rejects
 
 
-def _packed(entry: Entry | Reject, tree: Path) -> dict[str, Any]:
+def _packed(entry: Entry | Reject, read: Callable[[Entry], bytes]) -> dict[str, Any]:
     """A row of `fer.shards.schema.picture_schema`."""
     empty = dict.fromkeys(("split", "image", "is_crop", "faces", "reason", "detail"))
     if isinstance(entry, Reject):
-        said = {"reason": entry.reason, "detail": entry.detail}
+        said = {"reason": entry.reason, "detail": nfc(entry.detail)}
         return empty | {"key": nfc(entry.sample_id), "path": nfc(entry.origin)} | said
     row = empty | {"key": nfc(entry.key), "path": nfc(entry.path)}
     try:
-        image = (tree / entry.path).read_bytes()
+        image = read(entry)
     except FileNotFoundError:
         return row | {"reason": "missing_file", "detail": "the annotations name it, and it is not there"}
     except OSError as error:
         return row | {"reason": "unreadable_file", "detail": error.strerror or str(error)}
+    except ValueError as error:
+        return row | {"reason": "unreadable_file", "detail": str(error)}
     faces = [
         {
             "box": face.box and list(face.box),
@@ -123,5 +125,8 @@ def unpacked(face: Mapping[str, Any]) -> AnnotatedFace:
 
 
 def nfc(text: str) -> str:
-    """The one spelling of names that differ in how accents and Korean syllables are encoded (macOS unzips to NFD)."""
-    return unicodedata.normalize("NFC", text)
+    """The one spelling of names that differ in how accents and Korean syllables are encoded (macOS unzips to NFD).
+
+    Bytes of a name that are no text become "?".
+    """
+    return unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode("utf-8"))

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +19,11 @@ from pydantic import Field, model_validator
 from fer import processes
 from fer.config import Config
 from fer.console import progress
-from fer.labels import LabelSpace, space, to_canonical
+from fer.labels import LabelSpace, identities, space, to_canonical
 from fer.sources.base import BLOCK_ROWS, AnnotatedFace, Block, RawSample, Reject
 from fer.synth.config import ClassWeights, Domain, LabelNoiseKind, SceneConfig
 from fer.synth.expressions import EXPRESSIONS
+from fer.synth.identity import subject_name
 from fer.synth.streams import GENERATOR_VERSION
 
 
@@ -31,6 +32,9 @@ class SyntheticConfig(Config):
 
     source: Literal["synthetic"]
     label_space: Literal["basic7", "basic8"] = Field(default="basic7", description="basic8 adds contempt")
+    labels: Literal["expression", "subject"] = Field(
+        default="expression", description="subject: who it is, for face recognition; label_space says what is shown"
+    )
     scenes: int = Field(
         default=8000, ge=1, le=100_000_000, description="pictures to render; a picture holds 0 to 3 faces"
     )
@@ -78,7 +82,7 @@ class SyntheticConfig(Config):
 
     def scene_config(self) -> SceneConfig:
         """The renderer's configuration; ValueError where it refuses a value."""
-        knobs = self.model_dump(exclude={"source", "label_space", "scenes", "landmark_error"})
+        knobs = self.model_dump(exclude={"source", "label_space", "labels", "scenes", "landmark_error"})
         return SceneConfig(num_classes=8 if self.label_space == "basic8" else 7, **knobs)
 
 
@@ -92,17 +96,29 @@ class SyntheticSource:
 
     def __init__(self, config: SyntheticConfig, seed: int) -> None:
         self.config = config
-        self.seed = seed
+        # Pretraining sees neither the people nor the scenes that expressions are learnt and tested on.
+        self.seed = seed if config.labels == "expression" else processes.stable_hash("subjects", seed, bits=32)
 
     @property
     def label_space(self) -> LabelSpace:
-        """As configured."""
-        return space(self.config.label_space)
+        """As configured. Of subjects: those of the training scenes, then those of the test scenes."""
+        if self.config.labels == "expression":
+            return space(self.config.label_space)
+        return identities(list(self._subjects))
+
+    @cached_property
+    def _subjects(self) -> dict[str, int]:
+        """The label of everybody, where labels are subjects."""
+        pools = (("train", self.config.train_subjects), ("test", self.config.test_subjects))
+        names = [subject_name(self.seed, pool, number) for pool, size in pools for number in range(size)]
+        return {name: label for label, name in enumerate(names)}
 
     @property
     def request(self) -> dict[str, Any]:
-        """Generator, seed and every knob of the renderer."""
+        """Generator, seed and every knob of the renderer; what the labels are, unless expressions."""
         scene = asdict(self.config.scene_config()) | {"face_size": list(self.config.face_size)}
+        if self.config.labels == "subject":
+            scene["labels"] = "subject"
         return {
             "source": "synthetic",
             "generator": self.generator,
@@ -114,7 +130,8 @@ class SyntheticSource:
     def download(self, out: Path, cache: Path) -> dict[str, Any]:
         """Renders every scene; see `fer.sources.base.Source.download`."""
         blocks = self._plan()
-        canonical = to_canonical(EXPRESSIONS[: len(self.label_space)], self.label_space)
+        shown = space(self.config.label_space)
+        canonical = to_canonical(EXPRESSIONS[: len(shown)], shown)
         task = partial(render_block, str(out), self.seed, self.config.scene_config(), canonical)
         counts: Counter[str] = Counter()
         with progress(self.config.scenes, "render", "scene") as bar:
@@ -122,7 +139,7 @@ class SyntheticSource:
                 counts.update(found)
                 bar.update(block.stop - block.start)
         splits = {
-            split: {label: counts[f"{split}/{index}"] for index, label in enumerate(self.label_space.labels)}
+            split: {label: counts[f"{split}/{index}"] for index, label in enumerate(shown.labels)}
             for split in ("train", "test")
         }
         return {"counts": splits, "scenes": self.config.scenes, "blocks": [[b.file, b.start, b.stop] for b in blocks]}
@@ -160,12 +177,15 @@ class SyntheticSource:
         found = misplaced(true, self.config.landmark_error, seed=self.seed, index=index, number=number)
         x1, y1, x2, y2 = record["box"]
         yaw, pitch, roll = record["pose"]
+        label, clean_label, subject = record["label"], record["clean_label"], record["subject"]
+        if self.config.labels == "subject":  # without a subject beside it, so that folds are dealt by picture
+            label, clean_label, subject = self._subjects[subject], self._subjects[subject], None
         return AnnotatedFace(
             box=(x1, y1, x2, y2),
             landmarks=tuple((float(x), float(y)) for x, y in found),
-            label=record["label"],
-            clean_label=record["clean_label"],
-            subject=record["subject"],
+            label=label,
+            clean_label=clean_label,
+            subject=subject,
             pose=(yaw, pitch, roll),
         )
 

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
@@ -22,6 +23,7 @@ from fer.config import Config
 from fer.console import log
 from fer.files import FileError, read_json, sha256
 from fer.labels import LabelSpace
+from fer.processes import stable_hash
 from fer.shards.schema import SPLITS
 from fer.sources.base import Block, RawSample, Reject
 from fer.sources.pack import Entry, nfc, pack, unpacked
@@ -31,6 +33,9 @@ _SHOWN_REJECTS = 8
 
 class TreeConfig(Config):
     """Where the user's copy of a dataset is, and how far it may differ from the published one."""
+
+    more_paths: ClassVar[tuple[str, ...]] = ()
+    """Other fields that name a file or folder of the user's."""
 
     path: str | list[str] | None = Field(
         default=None,
@@ -47,7 +52,7 @@ class TreeConfig(Config):
     @field_validator("path")
     @classmethod
     def _not_empty(cls, path: str | list[str] | None) -> str | list[str] | None:
-        if path is not None and (not path or "" in path):
+        if path is not None and (not path or (isinstance(path, list) and "" in path)):
             raise ValueError("an empty path; give a folder, an archive or a URL, or null")
         return path
 
@@ -87,6 +92,10 @@ class TreeSource(ABC):
     def label_space(self) -> LabelSpace:
         """What the labels of its faces index."""
 
+    def prepare(self, tree: Path, cache: Path) -> Path:
+        """The folder to scan. Readers whose layouts hold archives open them in `cache` here."""
+        return tree
+
     @abstractmethod
     def scan(self, tree: Path) -> Catalogue:
         """Reads the annotations of a layout, not its pictures.
@@ -103,13 +112,21 @@ class TreeSource(ABC):
         """The published number of faces of each split of this form: by class name, or altogether where the classes
         are not published. Empty where nothing is published."""
 
+    def read_picture(self, tree: Path, entry: Entry) -> bytes:
+        """A picture as published. Readers of layouts that keep many in one file find it there."""
+        return (tree / entry.path).read_bytes()
+
     @property
     def request(self) -> dict[str, Any]:
         """The configuration; of local paths only the last name."""
         path = self.config.path
         names = [_public_name(one) for one in ([path] if isinstance(path, str) else path or [])]
         named: Any = names if isinstance(path, list) else names[0] if names else None
-        return self.config.model_dump(mode="json") | {"path": named}
+        others = {key: getattr(self.config, key) for key in self.config.more_paths}
+        return self.config.model_dump(mode="json") | {
+            "path": named,
+            **{key: other and _public_name(other) for key, other in others.items()},
+        }
 
     def download(self, out: Path, cache: Path) -> dict[str, Any]:
         """Opens, scans, counts and packs; see `fer.sources.base.Source.download`."""
@@ -119,6 +136,10 @@ class TreeSource(ABC):
                 "`path` of this dataset in params.yaml (datasets.<name>.path) to the folder or the archive"
             )
         tree = open_tree(self.config.path, cache, sha256_hex=self.config.sha256)
+        return self.take(self.prepare(tree, cache), out)
+
+    def take(self, tree: Path, out: Path) -> dict[str, Any]:
+        """Scans, counts and packs a folder; returns what `download` does."""
         catalogue = self.scan(tree)
         doubles = Counter(nfc(entry.key) for entry in catalogue.entries if isinstance(entry, Entry))
         if twice := [key for key, count in doubles.items() if count > 1]:
@@ -126,7 +147,7 @@ class TreeSource(ABC):
         found = self._count(catalogue.entries)
         published = self.published(catalogue)
         self._compare(found, published, catalogue)
-        blocks, rejects = pack(catalogue.entries, tree, out, self.title)
+        blocks, rejects = pack(catalogue.entries, partial(self.read_picture, tree), out, self.title)
         self._judge(rejects, len(catalogue.entries))
         return {
             "form": catalogue.form,
@@ -134,6 +155,12 @@ class TreeSource(ABC):
             "published": published,
             "excluded": dict(catalogue.excluded),
             "rejects": dict(sorted(Counter(reject.reason for reject in rejects).items())),
+            "faces_to_find": sum(
+                face.box is None
+                for entry in catalogue.entries
+                if isinstance(entry, Entry) and not entry.is_crop
+                for face in entry.faces
+            ),
             "blocks": blocks,
             **catalogue.notes,
         }
@@ -251,7 +278,7 @@ def open_tree(path: str | Sequence[str], cache: Path, *, sha256_hex: str | None 
     from fer.transfer import download
 
     name = _public_name(path)
-    archive, tree = cache / name, cache / f"{_stem(name)}.tree"
+    archive = cache / name
     if "://" in path:
         if sha256_hex or not archive.exists():
             download(path, archive, sha256_hex=sha256_hex)
@@ -261,8 +288,15 @@ def open_tree(path: str | Sequence[str], cache: Path, *, sha256_hex: str | None 
             raise FileError(f"{path}: no such file or folder; set the key `path` of this dataset to where it is")
         if sha256_hex and (digest := sha256(archive)) != sha256_hex.lower():
             raise FileError(f"{path}: sha256 is {digest}, expected {sha256_hex}: another or a damaged file")
-    if not tree.is_dir():
-        extract(archive, tree)
+    found = archive.stat()
+    tree = cache / f"{_stem(name)}-{stable_hash(found.st_size, found.st_mtime_ns, bits=32):08x}.tree"
+    if not tree.is_dir():  # an archive that was replaced meanwhile has another name
+        try:
+            extract(archive, tree)
+        except FileError:
+            if "://" in path:
+                archive.unlink()  # another attempt must fetch it anew
+            raise
     return tree
 
 

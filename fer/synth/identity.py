@@ -72,6 +72,11 @@ def mix(first: Sequence[float], second: Sequence[float], share: float) -> Colour
     return r, g, b
 
 
+def subject_name(seed: int, split: str, number: int) -> str:
+    """What subject `number` of the pool of `split` is called."""
+    return f"s{seed}-{split}-{number:04d}"
+
+
 @lru_cache(maxsize=4096)
 def identity(seed: int, split: str, number: int) -> Identity:
     """Subject `number` of the pool of `split`; the two pools share nobody."""
@@ -94,7 +99,7 @@ def identity(seed: int, split: str, number: int) -> Identity:
     blush = mix(skin, (206, 104, 108) if tone > 3.5 else (176, 62, 70), stream.uniform(0.15, 0.55))
     painted = max(0.0, stream.uniform(-0.4, 0.9))
     return Identity(
-        subject=f"s{seed}-{split}-{number:04d}",
+        subject=subject_name(seed, split, number),
         skin=skin,
         hair=hair,
         eyes=eyes,

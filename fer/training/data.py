@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from fer.augment import Augmenter
 from fer.models import FerModel
@@ -57,8 +56,10 @@ def open_data(
             "change the recipe's batch_size or train.workers"
         )
     # The digests were verified before the workers started; reading each part once more on each rank would cost seconds.
-    shards = ShardSet.open(Path(folder), verify=False)
-    split = shards.split("train")
+    shards = ShardSet.open(folder, verify=False)
+    held = recipe.cross_validation
+    chosen = {} if held is None else {"folds": held.folds, "fold": held.fold, "repeat": held.repeat}
+    split = shards.split("train", **chosen)
     model_input = ModelInput.of(model)
     train = TrainBatches(
         split,
@@ -70,11 +71,12 @@ def open_data(
         world_size=peers.world_size,
         threads=threads,
         sampler=recipe.sampler,
+        soft_labels=recipe.labels == "soft",
     )
 
     def evaluation(name: Split) -> EvalBatches:
         return EvalBatches(
-            shards.split(name),
+            shards.split(name, **chosen),
             model_input=model_input,
             batch_size=recipe.eval_batch_size,
             rank=peers.rank,

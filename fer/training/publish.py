@@ -24,7 +24,8 @@ def publish(final: Path, model: FerModel, job: TrainJob, state: TrainState, fact
 
     Args:
         model: the recipe's model, for its description; its weights do not matter.
-        facts: `dataset` and `label_space`, and whatever else is worth keeping.
+        facts: `dataset` and `label_space`; `crop`, how the faces were cut out, for whoever uses the weights; and
+            whatever else is worth keeping.
     """
     with publish_directory(final) as folder:
         save_model(
@@ -32,7 +33,12 @@ def publish(final: Path, model: FerModel, job: TrainJob, state: TrainState, fact
             folder / "model.safetensors",
             job.labels,
             facts["label_space"],
-            {"dataset": facts["dataset"], "fingerprint": job.fingerprint, "epoch": state.best_epoch},
+            {
+                "dataset": facts["dataset"],
+                "fingerprint": job.fingerprint,
+                "epoch": state.best_epoch,
+                "crop": facts.get("crop", {}),
+            },
             name=job.recipe.last.model,
             options=job.recipe.last.options,
             weights=state.best_model,

@@ -84,6 +84,9 @@ class Recipe(Config):
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
     betas: tuple[float, float] = Field((0.9, 0.999), description="adam and adamw only")
     schedule: Schedule = Schedule()
+    labels: Literal["hard", "soft"] = Field(
+        "hard", description="soft: the shares that several people gave the classes, where the dataset knows them"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_weights: Literal["none", "inverse", "effective"] = Field(
         "none", description="weights of the loss, 1 in the mean: by 1 / rows of the class, or by their effective number"

@@ -31,30 +31,34 @@ class Targets:
         if recipe.class_weights != "none":
             self._weights = class_weights(class_histogram, effective=recipe.class_weights == "effective").to(device)
 
-    def __call__(self, images: Tensor, labels: Tensor, key: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, images: Tensor, labels: Tensor, key: tuple[Any, ...], distributions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """What the model is given, and what it should say.
 
         Args:
             images: float32 (B, 3, H, W).
             labels: int64 (B,).
             key: what the draws of `mix` depend on.
+            distributions: float32 (B, N), shares of the classes; None where only the labels are known.
 
         Returns:
             the images, mixed where the recipe says so; and int64 (B,), or float32 (B, N) where the recipe asks for more
             than the plain labels.
         """
         recipe = self._recipe
-        if not recipe.label_smoothing and self._weights is None and recipe.mix is None:
+        if distributions is None and not recipe.label_smoothing and self._weights is None and recipe.mix is None:
             return images, labels
-        wanted = soften(labels, self._classes, recipe.label_smoothing)
+        shares = F.one_hot(labels, self._classes).float() if distributions is None else distributions
+        wanted = soften(shares, recipe.label_smoothing)
         if self._weights is not None:
             wanted = wanted * self._weights[labels, None]
         return mixed(images, wanted, recipe.mix, key) if recipe.mix else (images, wanted)
 
 
-def soften(labels: Tensor, classes: int, smoothing: float) -> Tensor:
-    """Label smoothing (Szegedy et al., CVPR 2016): int64 (B,) -> float32 (B, classes)."""
-    return F.one_hot(labels, classes).float() * (1 - smoothing) + smoothing / classes
+def soften(shares: Tensor, smoothing: float) -> Tensor:
+    """Label smoothing (Szegedy et al., CVPR 2016): float32 (B, N) -> the same."""
+    return shares * (1 - smoothing) + smoothing / shares.shape[1]
 
 
 def class_weights(class_histogram: Sequence[int], *, effective: bool) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fer.files import FileError, sha256
 from fer.models import FerModel
 from fer.models.backbones.ir import IRFeatures
-from fer.models.backbones.mobilefacenet import LandmarkBackbone
+from fer.models.backbones.mobilefacenet import LandmarkBackbone, MobileFaceNetFeatures
 from fer.models.mfn import MFNFeatures
 from fer.weights.published import load_published
 from fer.weights.registry import find, register
@@ -27,6 +27,7 @@ DONORS: dict[type[nn.Module], str] = {
     IRFeatures: "ir50",
     LandmarkBackbone: "mobilefacenet_landmarks",
     MFNFeatures: "mfn",
+    MobileFaceNetFeatures: "mobilefacenet",
 }
 """The kinds of parts, and the model whose published files hold them."""
 
@@ -44,7 +45,7 @@ class PartSource:
 
 
 def list_parts(model: FerModel) -> list[str]:
-    """The parts of a model that weights can be loaded into."""
+    """The parts of a model that weights can be loaded into; those of a model within it with its name and a dot."""
     return [name for name, module in model.named_modules() if type(module) in DONORS]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from fer.files import FileError, refuse_impostor, write_atomic
+from fer.labels import is_identities, space
 from fer.models import FerModel, create_model
 
 SCHEMA = 1
@@ -27,8 +28,8 @@ class WeightsInfo:
 
     Attributes:
         model, options: arguments of `create_model`, but for the number of classes.
-        labels: names of the classes, in the order of the logits.
-        label_space: the space they are of, "basic7" or "basic8".
+        labels: names of the classes, in the order of the logits. Those of people are numbers, and not in the file.
+        label_space: the space they are of, "basic7" or "basic8", or of people (`fer.labels.identities`).
         input_size, mean, std, resize: what the model takes (`FerModel`); `colour` is always RGB.
         extra: anything else that its writer had to say; plain JSON.
     """
@@ -74,7 +75,7 @@ def save_model(
     info = WeightsInfo(
         model=name,
         options=dict(options or {}),
-        labels=tuple(labels),
+        labels=() if is_identities(label_space) else tuple(labels),
         label_space=label_space,
         input_size=model.input_size,
         mean=tuple(model.mean),
@@ -105,6 +106,8 @@ def read_info(path: Path) -> WeightsInfo:
         raise FileError(f"{path}: weights of schema {content.get('schema')}, this version reads {SCHEMA}")
     for key in ("labels", "mean", "std"):
         content[key] = tuple(content[key])
+    if is_identities(content["label_space"]):
+        content["labels"] = space(content["label_space"]).labels
     return WeightsInfo(**content)
 
 

@@ -24,7 +24,7 @@ datasets:
            broken_fraction: 0.1, no_face_probability: 0.1}}
   missing: {{source: fer2013}}
 models: {{nano: {{recipe: ddamfn/nano}}}}
-crop: {{size: 48}}
+crop: {{size: 48, max_bad_fraction: 0.5}}
 shard: {{folds: 3}}
 train: {{}}
 evaluate: {{}}
@@ -87,6 +87,10 @@ def test_every_scene_is_a_face_or_a_counted_reject(finished: Path) -> None:
     assert len(seen) == 60
     manifest = verify(finished / "data/shards/small")
     assert sum(manifest.rows(split) for split in ("train", "validation", "test")) == about["faces"]
+    assert manifest.crop == about["crop"]
+    assert set(manifest.near_pictures.values()) == {0}, "every drawn face is another"
+    summary = read_json(finished / "data/statistics/small/statistics.json")
+    assert summary["splits"]["train"]["rows"] == manifest.rows("train")
 
 
 def test_running_a_stage_again_gives_the_same_bytes(finished: Path, repo_root: Path) -> None:

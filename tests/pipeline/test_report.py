@@ -13,12 +13,15 @@ from toy_project import make_project, publish_training
 
 from fer import published
 from fer.evaluation.evaluate import run_evaluation
+from fer.files import write_json
 from fer.params import Params, load
-from fer.report import charts
+from fer.report import charts, rejects
 from fer.report.build import class_lines, duration, render, run_report
 from fer.report.collect import collect
+from fer.shards.manifest import load_manifest
 from fer.sources.fer2013 import Fer2013Config
 
+FER = Path(rejects.__file__).parents[1]
 BANNER = "SYNTHETIC: says nothing about accuracy on people."
 
 
@@ -83,8 +86,6 @@ def test_summary_and_details_show_every_result(page: str) -> None:
         "89,919",
         "7 / 8",
         "1 min 13 s",
-        "3 no face",
-        "1 truncated",
     ):
         assert text in page
     for text in (
@@ -94,6 +95,33 @@ def test_summary_and_details_show_every_result(page: str) -> None:
         "Accuracy by turn of the head",
     ):
         assert text in page
+
+
+def test_every_reason_for_a_refusal_is_counted_and_explained(project: Params, page: str, tmp_path: Path) -> None:
+    assert '<tr><th>no face</th><td class="n">3</td><td class="n">4.29</td><td>the dataset annotates no face' in page
+    assert '<tr><th>truncated</th><td class="n">1</td><td class="n">1.43</td><td>the file ends early' in page
+    assert "4, 5.7 % of the pictures and faces" in page
+    params = make_project(tmp_path)
+    faces = tmp_path / "data" / "faces" / "toy"
+    about = {
+        "source_digest": "0" * 64,
+        "rejects": {"no_face": 3, "truncated": 1},
+        "reject_examples": {"no_face": {"sample_id": "toy/0007", "detail": "no <face> in it"}},
+    }
+    write_json(faces / "faces.json", about)
+    shown = render(collect(params))
+    assert '<span class="mono">toy/0007</span><br><small>no &lt;face&gt; in it</small>' in shown
+    write_json(faces / "faces.json", about | {"source_digest": "1" * 64})
+    assert "toy/0007" not in render(collect(params)), "other faces than those of the shards"
+
+
+def test_reasons_of_refusals_have_a_meaning_in_words() -> None:
+    decoding = re.findall(
+        r'(?:ImageError|JpegError)\(\s*"(\w+)"',
+        "".join((FER / name).read_text() for name in ("pictures.py", "jpeg.py")),
+    )
+    assert {"empty", "truncated", "damaged"} <= set(decoding)
+    assert not set(decoding) - set(rejects._PICTURES)
 
 
 def test_synthetic_data_carries_its_banner_and_real_data_does_not(page: str, tmp_path: Path) -> None:
@@ -128,9 +156,8 @@ def test_outdated_results_are_marked(tmp_path: Path) -> None:
     run_evaluation(params, "toy", "nano")
     assert "Out of date" not in render(collect(params))
     shutil.copyfile(tmp_path / "params.yaml", tmp_path / "trained/toy/nano/model.safetensors")
-    (tmp_path / "data/shards/toy/manifest.json").write_text(
-        (tmp_path / "data/shards/toy/manifest.json").read_text() + " "
-    )
+    folder = tmp_path / "data/shards/toy"
+    replace(load_manifest(folder), seed=1).save(folder)
     page = render(collect(params))
     assert "Out of date: the data has changed since the training" in page
     assert "Out of date: the model has been trained again since the evaluation" in page

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fer.labels import SPACES
 from fer.shards.dataset import ShardSplit
-from fer.shards.manifest import Manifest, Part
+from fer.shards.manifest import FILE_NAME, Manifest, Part, manifest_text
 from fer.shards.schema import SCHEMA_VERSION, SPLITS, Split, shard_schema
 from fer.shards.table import write_table
 from fer.shards.write import describe_part
@@ -37,7 +37,7 @@ def png(image: npt.NDArray[np.uint8]) -> bytes:
     return cv2.imencode(".png", stored, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
 
 
-def write_part(folder: Path, name: str, split: Split, pictures: dict[int, bytes]) -> Part:
+def write_part(folder: Path, name: str, split: Split, pictures: dict[int, bytes], fold: int | None = None) -> Part:
     """A part that holds the given rows, and its entry in the manifest."""
     records = [
         {"sample_id": f"small/{row:04d}", "image": data, "label": label_of(row), "clean_label": label_of(row)}
@@ -45,7 +45,7 @@ def write_part(folder: Path, name: str, split: Split, pictures: dict[int, bytes]
     ]
     metadata = {"fer.schema": str(SCHEMA_VERSION), "fer.labels": json.dumps(LABELS), "fer.color": "RGB"}
     write_table(folder / name, records, shard_schema(), metadata=metadata, rows_per_group=ROWS_PER_GROUP)
-    return describe_part(folder / name, split, None, [label_of(row) for row in pictures], len(LABELS))
+    return describe_part(folder / name, split, fold, [label_of(row) for row in pictures], len(LABELS))
 
 
 def write_split(
@@ -65,15 +65,16 @@ def write_split(
 
 
 def write_set(folder: Path, *, size: int = 12) -> Path:
-    """A whole folder of shards with its manifest: train of 40 and 20 rows, validation of 20, test of 24."""
-    plan: list[tuple[str, Split, range]] = [
-        ("train-f1-0.parquet", "train", range(40)),
-        ("train-f2-0.parquet", "train", range(40, 60)),
-        ("train-f0-0.parquet", "validation", range(60, 80)),
-        ("test-0.parquet", "test", range(80, 104)),
+    """A whole folder of shards with its manifest: folds of 20 (validation), 40 and 20 rows, test of 24."""
+    plan: list[tuple[str, Split, int | None, range]] = [
+        ("train-f1-0.parquet", "train", 1, range(40)),
+        ("train-f2-0.parquet", "train", 2, range(40, 60)),
+        ("train-f0-0.parquet", "validation", 0, range(60, 80)),
+        ("test-0.parquet", "test", None, range(80, 104)),
     ]
     parts = [
-        write_part(folder, file, split, {row: png(picture(row, size)) for row in rows}) for file, split, rows in plan
+        write_part(folder, file, split, {row: png(picture(row, size)) for row in rows}, fold)
+        for file, split, fold, rows in plan
     ]
     sums = {s: np.sum([part.class_histogram for part in parts if part.split == s], axis=0).tolist() for s in SPLITS}
     Manifest(
@@ -98,3 +99,11 @@ def write_set(folder: Path, *, size: int = 12) -> Path:
         shared_pictures={},
     ).save(folder)
     return folder
+
+
+def change_manifest(folder: Path, **values: object) -> None:
+    """Other values in a manifest, written as if they had been meant."""
+    path = folder / FILE_NAME
+    data = json.loads(path.read_text())
+    del data["digest"]
+    path.write_text(manifest_text(data | values))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fer.faces import align
+from fer.synth.scene import describe
 
 
 def moved(points: np.ndarray, angle: float, scale: float, shift: tuple[float, float]) -> np.ndarray:
@@ -98,3 +99,99 @@ def test_a_box_without_landmarks_fills_the_crop_up_to_its_margin() -> None:
     matrix = align.box_similarity((10.0, 20.0, 50.0, 60.0), 100, 0.125)
     corners = align.transform(matrix, np.array([[10.0, 20.0], [50.0, 60.0]]))
     assert corners == pytest.approx(np.array([[10.0, 10.0], [90.0, 90.0]]))
+
+
+# ------------------------------------------------------------------------------------------------ five poses
+
+
+@pytest.mark.parametrize("pose", align.POSES)
+@pytest.mark.parametrize("size", [112, 224])
+def test_a_face_takes_the_pose_that_it_fits_best_in_every_size(pose: str, size: int) -> None:
+    target = (align.POSES[pose] + 0.5) * (size / 112)
+    random = np.random.default_rng(0)
+    face = moved(target, 0.3, 2.0, (40.0, 9.0)) + random.uniform(-2, 2, (5, 2))
+    assert align.pose_template(face, size) == pytest.approx(target)
+
+
+def test_a_mirrored_face_takes_the_mirrored_pose() -> None:
+    opposite = {"left": "right", "left profile": "right profile", "frontal": "frontal"}
+    for pose, other in opposite.items():
+        mirrored = (align.POSES[pose] * [-1, 1])[[1, 0, 2, 4, 3]]
+        assert align.pose_template(mirrored, 112) == pytest.approx(align.POSES[other] + 0.5)
+
+
+def test_the_best_pose_has_the_least_sum_of_distances() -> None:
+    random = np.random.default_rng(1)
+    for _ in range(20):
+        face = align.POSES["frontal"] + random.uniform(-15, 15, (5, 2))
+        sums = {
+            pose: np.linalg.norm(align.transform(align.similarity(face, points), face) - points, axis=1).sum()
+            for pose, points in align.POSES.items()
+        }
+        assert align.pose_template(face, 112) == pytest.approx(align.POSES[min(sums, key=sums.__getitem__)] + 0.5)
+    with pytest.raises(ValueError, match="landmarks"):
+        align.pose_template(np.zeros((5, 2)), 112)
+
+
+# ------------------------------------------------------------------------------------------------ borders
+
+
+@pytest.mark.parametrize("border", ["black", "replicate", "reflect"])
+@pytest.mark.parametrize("factor", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("shift", [(-20.0, -7.0), (9.0, 30.0), (-200.0, 5.0)], ids=str)
+def test_a_crop_beyond_the_picture_is_that_of_the_picture_with_its_border_added(
+    border: align.Border, factor: float, shift: tuple[float, float]
+) -> None:
+    random = np.random.default_rng(2)
+    small = random.integers(0, 256, (11, 14, 3), dtype=np.uint8)
+    image = cv2.resize(small, (13 * 14, 11 * 11), interpolation=cv2.INTER_CUBIC)  # smooth, no multiple of 2 or 3
+    matrix = np.array([[1 / factor, 0, shift[0]], [0, 1 / factor, shift[1]]])
+    crop = align.warp(image, matrix, 64, border)
+    kinds = {"black": cv2.BORDER_CONSTANT, "replicate": cv2.BORDER_REPLICATE, "reflect": cv2.BORDER_REFLECT}
+    rim = 660  # so wide that the crop lies inside; a multiple of every factor keeps the blocks where they are
+    padded = cv2.copyMakeBorder(image, rim, rim, rim, rim, kinds[border], value=0)
+    inside = matrix.copy()
+    inside[:, 2] -= rim / factor
+    difference = np.abs(align.warp(padded, inside, 64).astype(int) - crop)
+    assert difference.mean() < 2.5  # of 255; reflecting at a wrong place is 10 and more
+    if border == "black" and shift == (-200.0, 5.0):
+        assert crop.max() == 0
+
+
+def test_the_border_is_stated_and_black_where_nothing_is_said() -> None:
+    image = np.full((20, 20), 200, np.uint8)
+    matrix = np.array([[1.0, 0, 10], [0, 1, 10]])
+    assert (align.warp(image, matrix, 40) == align.warp(image, matrix, 40, "black")).all()
+    assert (align.warp(image, matrix, 40, "replicate") == 200).all()
+    assert (align.warp(image, matrix, 40, "reflect") == 200).all()
+
+
+# ------------------------------------------------------------------------------------------------ pose
+
+
+@pytest.mark.parametrize(
+    "angles", [(0, 0, 0), (30, 0, 0), (0, -20, 0), (0, 0, 40), (-50, 15, -25), (80, 0, 10)], ids=str
+)
+def test_the_pose_of_the_model_head_is_recovered_whatever_its_size_and_place(angles: tuple[float, ...]) -> None:
+    yaw, pitch, roll = np.radians(angles)
+    nod = np.array([[1, 0, 0], [0, np.cos(pitch), np.sin(pitch)], [0, -np.sin(pitch), np.cos(pitch)]])
+    turn = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
+    tilt = np.array([[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1]])
+    points = (align._HEAD @ (tilt @ turn @ nod).T)[:, :2] * 37.0 + [500.0, 90.0]
+    assert align.pose_of(points.tolist()) == pytest.approx(angles, abs=0.06)
+
+
+def test_the_pose_of_synthetic_faces_is_near_the_true_one() -> None:
+    faces = [face for index in range(250) for face in describe(3, index).faces]
+    true = np.array([face.pose for face in faces])
+    estimated = np.array([align.pose_of(face.landmarks) for face in faces])
+    yaw, pitch, roll = np.abs(estimated - true).mean(axis=0)
+    assert yaw < 3
+    assert roll < 2
+    assert pitch < 10  # their noses end lower than those of the model, which reads as 8 degrees of pitch
+    assert (estimated - true)[:, 1].std() < 9
+
+
+def test_landmarks_in_a_line_have_a_pose_too() -> None:
+    assert all(math.isfinite(angle) for angle in align.pose_of([(float(x), 2.0 * x) for x in range(5)]))
+    assert all(math.isfinite(angle) for angle in align.pose_of([(3.0, 3.0)] * 5))

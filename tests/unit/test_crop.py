@@ -1,7 +1,8 @@
-"""The crop of one picture: what comes out, what is refused, and why."""
+"""Crops of pictures: what comes out, what is refused, and why."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from fer.faces import align
+from fer.faces import crop as crop_module
 from fer.faces.config import CropConfig
-from fer.faces.crop import FaceCrop, crop_sample
+from fer.faces.crop import BATCH, FaceCrop, Finder, Unreadable, crop_sample, crop_samples, finder
+from fer.faces.detect import Detection, Image
 from fer.pictures import decode_image
 from fer.sources.base import AnnotatedFace, RawSample, Reject
 
@@ -88,7 +91,7 @@ def test_grey_pictures_are_stored_with_one_channel() -> None:
 
 def test_every_annotated_face_is_cropped_under_an_id_of_its_own() -> None:
     results = crop_sample(sample(face(label=1), face(shift=(80.0, 80.0), label=2)), CONFIG)
-    assert [(r.sample_id, r.detection.annotation.label) for r in results if isinstance(r, FaceCrop)] == [
+    assert [(r.sample_id, r.face.annotation.label) for r in results if isinstance(r, FaceCrop)] == [
         ("set/00000007#0", 1),
         ("set/00000007#1", 2),
     ]
@@ -144,3 +147,171 @@ def test_hostile_pictures_are_refused_or_cropped_never_an_exception(test_data: P
         if path.is_file() and path.suffix.lower() in (".jpg", ".png", ".tiff", ".gif", ""):
             results = crop_sample(sample(face(), image=path.read_bytes()), CONFIG)
             assert len(results) == 1, path.name
+
+
+# ------------------------------------------------------------------------------------------------ with a detector
+
+DETECT = CONFIG.model_copy(update={"detector": "yunet"})
+
+
+class Stub:
+    """Finds one face in every picture, at a place that the picture's size tells; keeps count of what it is given."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[tuple[int, ...]]] = []
+
+    def detect(self, images: Sequence[Image]) -> list[list[Detection]]:
+        self.calls.append([image.shape for image in images])
+        return [[self.face(image)] for image in images]
+
+    @staticmethod
+    def face(image: Image) -> Detection:
+        x, y = image.shape[1] / 8, image.shape[0] / 8
+        points = align.template(64) + np.array([x, y])
+        return Detection(
+            box=(x, y, x + 64, y + 64), landmarks=tuple((float(a), float(b)) for a, b in points), score=0.875
+        )
+
+
+def unboxed(index: int, height: int = 120, width: int = 160) -> RawSample:
+    one = replace(face(), box=None, landmarks=None, pose=None)
+    return replace(sample(one, image=picture(height, width)), key=f"set/{index:03d}", origin=f"file:{index}")
+
+
+def test_a_found_face_brings_box_score_and_landmarks_and_the_pose_that_they_show() -> None:
+    crop = only(crop_sample(unboxed(0), DETECT, Finder(detector=Stub(), min_score=0.6)))
+    row = crop.row()
+    assert row["box"] == [20.0, 15.0, 84.0, 79.0]
+    assert row["score"] == 0.875
+    assert np.array(crop.landmarks) == pytest.approx(align.template(64))
+    assert row["pose"] == list(align.pose_of(Stub.face(picture(120, 160)).landmarks or ()))
+
+
+def test_a_published_pose_stays() -> None:
+    crop = only(crop_sample(sample(face()), DETECT, Finder(detector=Stub(), min_score=0.6)))
+    assert crop.row()["pose"] == [1.0, 2.0, 3.0]
+    assert crop.row()["score"] == 0.875
+
+
+@pytest.mark.parametrize(
+    ("placing", "target"),
+    [("arcface", align.template(64)), ("poses", (align.POSES["left"] + 0.5) * 64 / align.TEMPLATE_SIZE)],
+)
+def test_landmarks_that_fit_a_template_land_on_it(placing: str, target: align.Points) -> None:
+    turned = align.transform(np.array([[0.9, -0.3, 60.0], [0.3, 0.9, 20.0]]), target)
+    one = replace(face(), landmarks=tuple((float(x), float(y)) for x, y in turned))
+    crop = only(crop_sample(sample(one), CONFIG.model_copy(update={"align": placing})))
+    assert np.array(crop.landmarks) == pytest.approx(target, abs=1e-6)
+
+
+def test_a_square_crop_follows_the_box_alone_and_keeps_the_landmarks() -> None:
+    config = CONFIG.model_copy(update={"align": "square", "box_margin": 0.0})
+    crop = only(crop_sample(sample(face(scale=1.5, shift=(10.0, 20.0))), config))
+    assert np.array(crop.landmarks) == pytest.approx(align.template(64))
+    bare = only(crop_sample(sample(replace(face(scale=1.5, shift=(10.0, 20.0)), landmarks=None)), config))
+    assert bare.image == crop.image
+    nowhere = replace(face(), landmarks=((float("nan"), 1.0),) * 5)
+    assert reject(crop_sample(sample(nowhere), config)).reason == "bad_landmarks"
+
+
+def test_beyond_the_picture_the_crop_shows_what_border_says() -> None:
+    bright = np.full((160, 160, 3), (200, 180, 160), np.uint8)
+    at_the_edge = face(shift=(-30.0, 40.0))
+    sides = {
+        border: decode_image(
+            only(crop_sample(sample(at_the_edge, image=bright), CONFIG.model_copy(update={"border": border}))).image
+        )[32, 2]
+        for border in ("black", "replicate", "reflect")
+    }
+    assert sides["black"].max() < 10
+    assert np.abs(sides["replicate"].astype(int) - [200, 180, 160]).max() < 4
+    assert (sides["replicate"] == sides["reflect"]).all()
+
+
+def test_pictures_are_searched_in_batches_and_few_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = 0
+
+    def endless() -> object:
+        nonlocal taken
+        for taken in range(1, 100):
+            yield unboxed(taken)
+
+    detector = Stub()
+    results = crop_samples(endless(), DETECT, Finder(detector=detector, min_score=0.6), threads=2)  # type: ignore[arg-type]
+    next(results)
+    assert taken <= BATCH + 3
+    assert [len(call) for call in detector.calls] == [BATCH]
+    monkeypatch.setattr(crop_module, "BATCH_PIXELS", 3 * 120 * 160)
+    detector.calls.clear()
+    assert len(list(crop_samples(map(unboxed, range(7)), DETECT, Finder(detector=detector, min_score=0.6)))) == 7
+    assert [len(call) for call in detector.calls] == [3, 3, 1]
+
+
+def test_only_pictures_with_a_label_to_place_are_searched() -> None:
+    detector = Stub()
+    plain = replace(sample(replace(face(), landmarks=None), image=picture(48, 48), is_crop=True), key="set/crop")
+    lost = Reject(sample_id="set/lost", reason="missing_file", detail="gone", origin="lost.jpg")
+    broken = replace(sample(face(), image=b"no picture"), key="set/broken")
+    given = [plain, lost, unboxed(1), broken, replace(sample(), key="set/empty"), unboxed(2, 200, 100)]
+    results = list(crop_samples(given, DETECT, Finder(detector=detector, min_score=0.6)))
+    assert detector.calls == [[(120, 160, 3), (200, 100, 3)]]
+    assert [one.sample_id for faces in results for one in faces] == [
+        "set/crop", "set/lost", "set/001", "set/broken", "set/empty", "set/002",
+    ]  # fmt: skip
+    assert results[1] == [lost]
+    assert isinstance(results[3][0], Unreadable)
+    assert [reject([results[4][0]]).reason] == ["no_face"]
+
+
+def test_any_number_of_decoding_threads_gives_the_same_crops() -> None:
+    def encoded(index: int) -> RawSample:
+        return replace(unboxed(index), image=cv2.imencode(".png", picture(100 + index, 160))[1].tobytes())
+
+    one, three = (
+        list(crop_samples(map(encoded, range(40)), DETECT, Finder(detector=Stub(), min_score=0.6), threads=threads))
+        for threads in (1, 3)
+    )
+    assert one == three
+
+
+def test_whatever_goes_wrong_with_a_picture_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fails(Stub):
+        def detect(self, images: Sequence[Image]) -> list[list[Detection]]:
+            if any(image.shape[0] == 77 for image in images):
+                raise cv2.error("out of luck")
+            return super().detect(images)
+
+    broken = [unboxed(1), unboxed(2), unboxed(3, height=77), unboxed(4)]
+    with pytest.raises(RuntimeError, match=r"error in set/003 \(file:3\): out of luck"):
+        list(crop_samples(broken, DETECT, Finder(detector=Fails(), min_score=0.6)))
+    with pytest.raises(ValueError, match=r"set/001 \(file:1\): a label without a box"):
+        crop_sample(unboxed(1), CONFIG)
+    monkeypatch.setattr(crop_module, "decode_image", lambda data: 1 / 0)
+    with pytest.raises(RuntimeError, match=r"ZeroDivisionError in set/00000007 \(file:7\)"):
+        crop_sample(sample(face(), image=b"data"), CONFIG)
+
+
+def test_a_picture_with_little_colour_keeps_it() -> None:
+    image = np.full((160, 160, 3), 100, np.uint8)
+    image[61, 61] = (200, 50, 50)
+    assert only(crop_sample(sample(face(), image=image), CONFIG)).channels == 3
+
+
+def test_a_finder_asks_its_detector_for_less_certain_faces_too_and_is_made_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[object] = []
+
+    def create(name: str, **settings: object) -> Stub:
+        asked.append((name, settings))
+        return Stub()
+
+    monkeypatch.setattr(crop_module, "create_detector", create)
+    assert finder(CONFIG, None) is None
+    config = DETECT.model_copy(update={"min_score": 0.7, "detector_side": 320})
+    first, second = (finder(config, str(tmp_path / "net")) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert first.min_score == 0.7
+    assert first.detector is second.detector
+    assert asked == [("yunet", {"weights": tmp_path / "net", "min_score": 0.35, "longest_side": 320})]

@@ -10,14 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from small_shards import LABELS, label_of, picture, write_split
+from small_shards import LABELS, label_of, picture, png, write_split
 
-from fer.augment import Augmenter, AugmentSpec
+from fer.augment import Apply, Augmenter, AugmentSpec
 from fer.models.base import Resize
 from fer.shards.dataset import RowGroups, ShardSplit
 from fer.shards.order import epoch_order
 from fer.shards.read import EvalBatches, SampleError, TrainBatches
-from fer.shards.schema import ShardError
+from fer.shards.schema import ShardError, shard_schema
+from fer.shards.table import write_table
 
 INPUT = (12, Resize())
 AUGMENT = [
@@ -25,11 +26,22 @@ AUGMENT = [
     AugmentSpec(name="Affine", options={"rotate": [-15, 15], "border_mode": "reflect"}),
     AugmentSpec(name="Erasing"),
 ]
+WITHOUT_FAST_FORM = [*AUGMENT, AugmentSpec(name="GaussNoise")]
 
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory) -> ShardSplit:
     return write_split(tmp_path_factory.mktemp("shards"))
+
+
+class Planned:
+    """Stands for an `Augmenter`: does the same to every picture."""
+
+    def __init__(self, apply: Apply) -> None:
+        self._apply = apply
+
+    def plan(self, keys: np.ndarray) -> Apply:
+        return self._apply
 
 
 def train_batches(split: ShardSplit, **options: object) -> TrainBatches:
@@ -59,8 +71,12 @@ def test_batches_hold_the_rows_of_the_epochs_order_with_their_pictures_and_label
 
 @pytest.mark.parametrize("sampler", ["shuffle", "balanced"])
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_all_ranks_together_take_what_one_takes_alone(split: ShardSplit, world_size: int, sampler: str) -> None:
-    augment = Augmenter(AUGMENT, 12)
+@pytest.mark.parametrize("recipe", [AUGMENT, WITHOUT_FAST_FORM], ids=["fast", "albumentations"])
+def test_all_ranks_together_take_what_one_takes_alone(
+    split: ShardSplit, world_size: int, sampler: str, recipe: list[AugmentSpec]
+) -> None:
+    augment = Augmenter(recipe, 12)
+    assert augment.fast == (recipe is AUGMENT)
     alone = list(train_batches(split, augment=augment, sampler=sampler).epoch(1))
     ranks = [
         list(train_batches(split, augment=augment, sampler=sampler, rank=r, world_size=world_size).epoch(1))
@@ -71,8 +87,9 @@ def test_all_ranks_together_take_what_one_takes_alone(split: ShardSplit, world_s
         assert torch.equal(whole.rows, torch.cat([part.rows for part in parts]))
 
 
-def test_results_do_not_depend_on_threads_prefetch_or_cache(split: ShardSplit) -> None:
-    augment = Augmenter(AUGMENT, 12)
+@pytest.mark.parametrize("recipe", [AUGMENT, WITHOUT_FAST_FORM], ids=["fast", "albumentations"])
+def test_results_do_not_depend_on_threads_prefetch_or_cache(split: ShardSplit, recipe: list[AugmentSpec]) -> None:
+    augment = Augmenter(recipe, 12)
     plain = train_batches(split, augment=augment, threads=1, prefetch=1, cache_bytes=0)
     expected = [bits(plain.epoch(epoch)) for epoch in range(3)]
     assert expected[0] != expected[1]
@@ -99,6 +116,37 @@ def test_a_row_that_is_drawn_twice_is_augmented_anew(split: ShardSplit) -> None:
     repeated = {row for row in rows if rows.count(row) > 1}
     assert repeated
     assert all(len(seen[row]) == rows.count(row) for row in repeated)
+
+
+def test_soft_labels_are_the_stored_shares_and_otherwise_all_of_the_label(tmp_path: Path) -> None:
+    shares = {3: [0.5, 0.5, 0, 0, 0, 0, 0], 17: [0.1, 0.2, 0.7, 0, 0, 0, 0]}
+    split = split_with_shares(tmp_path, shares)
+    seen = {}
+    for batch in train_batches(split, soft_labels=True).epoch(0):
+        assert batch.distributions is not None
+        assert batch.distributions.dtype == torch.float32
+        seen |= dict(zip(batch.rows.tolist(), batch.distributions, strict=True))
+    assert len(seen) == 24
+    for row, given in seen.items():
+        expected = torch.tensor(shares[row]) if row in shares else torch.eye(7)[label_of(row)]
+        assert torch.equal(given, expected)
+    assert next(train_batches(split).epoch(0)).distributions is None
+
+
+def test_shares_of_another_number_of_labels_are_refused(tmp_path: Path) -> None:
+    split = split_with_shares(tmp_path, {17: [0.5, 0.5]})
+    with pytest.raises(ShardError, match=r"soft\.parquet: sample 'small/17' has 2 shares.* 7: "):
+        train_batches(split, soft_labels=True)
+
+
+def split_with_shares(folder: Path, shares: dict[int, list[float]]) -> ShardSplit:
+    rows = [
+        {"sample_id": f"small/{row}", "image": png(picture(row, 12)), "label": label_of(row), "clean_label": 0}
+        | {"distribution": shares.get(row)}
+        for row in range(24)
+    ]
+    write_table(folder / "soft.parquet", rows, shard_schema(), rows_per_group=16)
+    return ShardSplit("train", [(folder / "soft.parquet", (16, 8))], LABELS)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
@@ -139,8 +187,8 @@ def test_more_data_takes_no_more_memory(tmp_path: Path) -> None:
 
     large = write_split(tmp_path, rows=1000, size=32)
     group = 16 * 32 * 32 * 3 * 1.1  # bytes; there are 64 of them
-    windows_of_two, being_read = 2 * 2 * group, 2 * group
-    assert 0 < peak(large) <= windows_of_two + being_read
+    window, being_read = 2 * group, 2 * group
+    assert 0 < peak(large) <= window + being_read
 
 
 def test_row_groups_are_read_once_for_all_threads_and_the_oldest_are_dropped(split: ShardSplit) -> None:
@@ -177,11 +225,11 @@ def test_a_broken_picture_is_named_within_seconds_and_no_thread_stays(tmp_path: 
 
 
 def test_an_error_inside_augmentation_names_the_sample(split: ShardSplit) -> None:
-    def fails(image: object, key: int) -> object:
+    def fails(position: int, image: np.ndarray, out: np.ndarray) -> None:
         raise KeyError("no such thing")
 
     with pytest.raises(SampleError, match=r"small/\d+.*no such thing"):
-        next(train_batches(split, augment=fails).epoch(0))
+        next(train_batches(split, augment=Planned(fails)).epoch(0))
 
 
 def test_a_file_that_changes_under_the_reader_is_an_error_that_names_it(tmp_path: Path) -> None:
@@ -215,14 +263,36 @@ def test_threads_end_when_an_epoch_is_left_exhausted_or_closed(split: ShardSplit
         list(running)
 
 
+def test_an_error_before_a_batch_is_begun_ends_the_epoch(split: ShardSplit) -> None:
+    class Unplanned:
+        def plan(self, keys: np.ndarray) -> Apply:
+            raise KeyError("no plan")
+
+    with pytest.raises(KeyError, match="no plan"):
+        list(train_batches(split, augment=Unplanned(), threads=3).epoch(0))
+    assert not reader_threads()
+
+
+def test_a_batch_keeps_its_memory_as_long_as_anything_of_it_is_in_use(split: ShardSplit) -> None:
+    batches = train_batches(split, threads=2)
+    expected = [batch.images.clone() for batch in batches.epoch(0)]
+    kept = [batch.images[3:5].numpy()[:, 2:] for batch in batches.epoch(0)]
+    for images, part in zip(expected, kept, strict=True):
+        assert (images[3:5, 2:].numpy() == part).all()
+    addresses = set()
+    for batch in batches.epoch(1):
+        addresses.add(batch.images.data_ptr())
+        del batch
+    assert len(addresses) < len(expected)
+
+
 def test_no_more_batches_are_made_ahead_than_asked_for(split: ShardSplit) -> None:
     made: list[int] = []
 
-    def count(image: np.ndarray, key: int) -> np.ndarray:
-        made.append(key)
-        return image
+    def count(position: int, image: np.ndarray, out: np.ndarray) -> None:
+        made.append(position)
 
-    epoch = train_batches(split, augment=count, threads=2, prefetch=3).epoch(0)
+    epoch = train_batches(split, augment=Planned(count), threads=2, prefetch=3).epoch(0)
     next(epoch)
     time.sleep(0.3)
     assert len(made) <= 8 * (1 + 3)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from small_shards import LABELS, picture, png, write_part, write_set
+from small_shards import LABELS, change_manifest, picture, png, write_part, write_set
 
 from fer.shards.read import ShardSet
 from fer.shards.schema import ShardError
@@ -90,9 +90,8 @@ def exchange_a_part_for_another_of_the_same_name(folder: Path) -> str:
 
 
 def change_the_manifest(folder: Path, **values: object) -> str:
-    path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-    return path.name
+    change_manifest(folder, **values)
+    return "manifest.json"
 
 
 @pytest.mark.parametrize(

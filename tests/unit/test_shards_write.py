@@ -12,11 +12,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from small_shards import change_manifest
 
 from fer.files import write_json
 from fer.pictures import decode_image
 from fer.shards.manifest import Manifest, load_manifest
-from fer.shards.schema import SPLITS, ShardConfig, ShardError, face_schema
+from fer.shards.schema import SCHEMA_VERSION, SPLITS, ShardConfig, ShardError, face_schema
 from fer.shards.table import TableReader, read_table, write_table
 from fer.shards.verify import verify
 from fer.shards.write import shard_dataset
@@ -38,6 +39,7 @@ def face(index: int, **changes: object) -> dict[str, object]:
         "clean_label": index % 7,
         "subject": f"s{index // 3}",
         "pose": [1.0, 2.0, 3.0] if index % 2 else None,
+        "distribution": [0.5, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0] if index % 3 == 0 else None,
         "height": 8,
         "width": 8,
         "channels": 3,
@@ -102,7 +104,7 @@ def test_every_face_stands_in_exactly_one_part_and_keeps_its_published_split(tmp
     assert {part.fold for part in manifest.parts if part.split == "validation"} == {0}
 
 
-def test_rows_keep_picture_label_subject_and_pose(tmp_path: Path) -> None:
+def test_rows_keep_picture_label_subject_pose_and_distribution(tmp_path: Path) -> None:
     folder, manifest = make(tmp_path, ROWS)
     by_id = {row["sample_id"]: row for row in ROWS}
     for part in manifest.parts:
@@ -155,13 +157,78 @@ def test_a_published_validation_split_is_kept_and_all_folds_train(tmp_path: Path
     assert {part.fold for part in manifest.parts if part.split == "train"} == {0, 1, 2, 3}
 
 
-def test_more_faces_change_only_the_parts_they_fall_in(tmp_path: Path) -> None:
-    folder, _ = make(tmp_path / "a", ROWS)
+def test_a_part_without_a_new_face_is_the_same_bytes_when_a_twentieth_more_faces_arrive(tmp_path: Path) -> None:
+    config = ShardConfig(folds=4, parts_per_fold=10, rows_per_group=256)
+    rows = [face(index, subject=f"s{index // 3}") for index in range(600)]
+    new = [face(index, subject=f"s{index // 3}") for index in range(1000, 1030)]
+    folder, _ = make(tmp_path / "a", rows, config)
     before = contents(folder)
-    more, _ = make(tmp_path / "b", [*ROWS, face(1000, subject="new", split="train")])
+    more, manifest = make(tmp_path / "b", [*new[:7], *rows, *new[7:]], config)
     after = contents(more)
-    changed = [name for name in before if name.endswith(".parquet") and before[name] != after[name]]
-    assert len(changed) == 1
+    new_ids = {row["sample_id"] for row in new}
+    touched = {part.file for part in manifest.parts if new_ids & set(ids_of(more, (part.file,)))}
+    parts = [name for name in before if name.endswith(".parquet")]
+    assert {name for name in parts if before[name] != after[name]} == touched & set(parts)
+    assert len(touched) < len(parts) * 0.7
+
+
+def test_a_new_face_that_joins_two_groups_moves_one_of_them_alone(tmp_path: Path) -> None:
+    rows = [face(index, split="train", subject=f"s{index // 10:02d}") for index in range(200)] + [
+        face(999, split="test")
+    ]
+    folder, before = make(tmp_path / "a", rows)
+    joint = [
+        face(500, split="train", subject="s03", image=png(3)),
+        face(501, split="train", subject="s17", image=png(3)),
+    ]
+    more, after = make(tmp_path / "b", [*rows, *joint])
+    fold_before, fold_after = fold_of_each(folder, before), fold_of_each(more, after)
+    moved = {sample for sample, fold in fold_before.items() if fold_after[sample] != fold}
+    subjects = {row["subject"] for row in rows if row["sample_id"] in moved}
+    assert subjects <= {"s17", "s03", "s00"}, "nobody else: s00 holds the picture, s03 and s17 its doubles"
+    assert len({fold_after[f"set/{index:05d}"] for index in (3, 30, 170, 500, 501)}) == 1
+
+
+def fold_of_each(folder: Path, manifest: Manifest) -> dict[str, int | None]:
+    return {sample: part.fold for part in manifest.parts for sample in ids_of(folder, (part.file,))}
+
+
+def test_grouped_near_duplicates_fall_in_one_fold(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        face(index, split="train", subject=None, image=spots(index)) for index in range(60)
+    ]
+    rows += [face(100 + index, split="train", subject=None, image=spots(index, brighter=20)) for index in range(30)]
+    rows += [face(200, split="test")]
+    apart, manifest = make(tmp_path / "report", rows)
+    assert manifest.near_pictures["train~train"] + 2 * manifest.near_pictures["validation~train"] >= 45
+    split = fold_of_each(apart, manifest)
+    assert any(split[f"set/{index:05d}"] != split[f"set/{100 + index:05d}"] for index in range(30))
+    config = ShardConfig(folds=4, rows_per_group=256, duplicates="group")
+    folder, manifest = make(tmp_path / "group", rows, config)
+    split = fold_of_each(folder, manifest)
+    assert all(split[f"set/{index:05d}"] == split[f"set/{100 + index:05d}"] for index in range(30))
+    assert manifest.near_pictures["validation~train"] == 0
+    assert manifest.duplicates == "group"
+
+
+def spots(seed: int, brighter: int = 0) -> bytes:
+    coarse = np.random.default_rng(seed).integers(30, 200, (8, 8), dtype=np.uint8)
+    image = cv2.resize(coarse, (40, 40), interpolation=cv2.INTER_CUBIC) // 2 + 20 + brighter
+    return cv2.imencode(".png", image)[1].tobytes()
+
+
+def test_with_duplicates_off_near_ones_are_not_looked_for(tmp_path: Path) -> None:
+    _, manifest = make(tmp_path, ROWS, ShardConfig(folds=4, rows_per_group=256, duplicates="off"))
+    assert set(manifest.near_pictures.values()) == {0}
+    assert set(manifest.shared_pictures.values()) == {0}
+
+
+def test_the_manifest_knows_how_the_faces_were_cropped(tmp_path: Path) -> None:
+    faces_folder(tmp_path, ROWS)
+    path = tmp_path / "data" / "faces" / "set" / "faces.json"
+    write_json(path, json.loads(path.read_text()) | {"crop": {"align": "arcface", "size": 112}})
+    folder = shard_dataset("set", CONFIG, seed=0, root=tmp_path)
+    assert load_manifest(folder).crop == {"align": "arcface", "size": 112}
 
 
 @pytest.mark.parametrize(
@@ -211,7 +278,7 @@ def test_row_groups_and_histograms_are_as_the_manifest_says(tmp_path: Path) -> N
         assert [labels.count(label) for label in range(7)] == list(part.class_histogram)
         said = reader.metadata
         assert json.loads(said["fer.labels"]) == list(LABELS)
-        assert (said["fer.schema"], said["fer.color"], said["fer.dataset"]) == ("1", "RGB", "set")
+        assert (said["fer.schema"], said["fer.color"], said["fer.dataset"]) == (str(SCHEMA_VERSION), "RGB", "set")
     assert manifest.image_size == (8, 8)
     assert manifest.synthetic
     assert manifest.rejects == {"no_face": 2}
@@ -270,9 +337,9 @@ def test_verify_accepts_what_was_written(tmp_path: Path) -> None:
         (lambda f: (f / "test-999.parquet").write_bytes(b""), r"test-999\.parquet: not in manifest"),
         (lambda f: (f / "manifest.json").unlink(), r"manifest\.json: no such file"),
         (lambda f: (f / "manifest.json").write_text("{}"), r"manifest\.json: not a manifest"),
-        (lambda f: change(f, "schema_version", 99), "schema version 99"),
-        (lambda f: change(f, "labels", list(reversed(LABELS))), "label"),
-        (lambda f: change(f, "splits", {"train": [], "validation": [], "test": []}), "splits"),
+        (lambda f: change_manifest(f, schema_version=99), "schema version 99"),
+        (lambda f: change_manifest(f, labels=list(reversed(LABELS))), "label"),
+        (lambda f: change_manifest(f, splits={"train": [], "validation": [], "test": []}), "splits"),
     ],
 )
 def test_verify_names_the_file_and_the_repairing_command(tmp_path: Path, damage: object, said: str) -> None:
@@ -281,11 +348,6 @@ def test_verify_names_the_file_and_the_repairing_command(tmp_path: Path, damage:
     with pytest.raises(ShardError, match=said) as error:
         verify(folder)
     assert "dvc repro -f shard@set" in str(error.value)
-
-
-def change(folder: Path, key: str, value: object) -> None:
-    path = folder / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
 
 
 def test_a_flipped_byte_is_found_by_the_page_checksum_without_the_manifest(tmp_path: Path) -> None:

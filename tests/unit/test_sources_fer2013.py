@@ -6,68 +6,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from small_fer2013 import USAGES, assert_rows, csv_file, fetch, parquet_file, read, text
 
 from fer.files import FileError, sha256
-from fer.labels import space
 from fer.sources.base import BLOCK_ROWS, RawSample, Reject
 from fer.sources.download import download_dataset
 from fer.sources.fer2013 import PUBLISHED, Fer2013Config, _check_counts
 from fer.sources.registry import get_source
-
-USAGES = ("Training", "PublicTest", "PrivateTest")
-
-
-def pixels(row: int) -> np.ndarray:
-    return np.random.default_rng(row).integers(0, 256, (48, 48), dtype=np.uint8)
-
-
-def text(row: int) -> str:
-    return " ".join(map(str, pixels(row).ravel()))
-
-
-def csv_file(path: Path, rows: int = 9, *, end: str = "\n", start: str = "") -> Path:
-    lines = [f"{row % 7},{text(row)},{USAGES[row % 3]}" for row in range(rows)]
-    path.write_bytes((start + end.join(["emotion,pixels,Usage", *lines]) + end).encode())
-    return path
-
-
-def parquet_file(path: Path, rows: int = 9, *, wrapped: bool = False) -> Path:
-    images = [cv2.imencode(".png", pixels(row))[1].tobytes() for row in range(rows)]
-    columns = {
-        "image": [{"bytes": image, "path": None} for image in images] if wrapped else images,
-        "label": [row % 7 for row in range(rows)],
-        "usage": [USAGES[row % 3] for row in range(rows)],
-    }
-    pq.write_table(pa.table(columns), path, row_group_size=4)
-    return path
-
-
-def fetch(root: Path, path: Path | str, **options: object) -> Path:
-    config = Fer2013Config(source="fer2013", path=str(path), **{"subset": True, **options})
-    return download_dataset("set", config, seed=0, root=root)
-
-
-def read(raw: Path) -> list[RawSample | Reject]:
-    source = get_source(Fer2013Config(source="fer2013"), 0)
-    return [sample for block in source.blocks(raw) for sample in source.read(raw, block)]
-
-
-def assert_rows(raw: Path, rows: int) -> None:
-    basic = space("basic7")
-    order = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
-    samples = read(raw)
-    assert [sample.key for sample in samples if isinstance(sample, RawSample)] == [
-        f"fer2013/{row:08d}" for row in range(rows)
-    ]
-    for row, sample in enumerate(samples):
-        assert isinstance(sample, RawSample)
-        assert (sample.image == pixels(row)).all()
-        assert sample.faces[0].label == basic.index(order[row % 7])
-        assert sample.split == ("train", "validation", "test")[row % 3]
-        assert sample.is_crop
 
 
 def test_the_original_csv_is_read_row_for_row(tmp_path: Path) -> None:
@@ -137,6 +84,25 @@ def test_allowed_corrupt_rows_become_rejects_and_leave_the_other_keys_alone(tmp_
     assert good == [f"fer2013/{row:08d}" for row in (0, 1, 3, 5, 6, 7, 8, 9)]
 
 
+def test_a_line_beyond_all_measure_is_one_bad_row_and_no_more(tmp_path: Path) -> None:
+    path = csv_file(tmp_path / "a.csv")
+    lines = path.read_text().splitlines()
+    lines[2] += "0 " * 500_000
+    lines[4] = lines[4].replace(" ", "\0", 1)
+    path.write_text("\n".join(lines) + "\n")
+    samples = read(fetch(tmp_path, path, max_bad_fraction=0.3))
+    bad = {sample.sample_id: sample.reason for sample in samples if isinstance(sample, Reject)}
+    assert bad == {"fer2013/00000001": "row_line_length", "fer2013/00000003": "row_pixel_count"}
+    assert len(samples) == 9
+
+
+def test_quoted_fields_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    rows = [f'"{row % 7}", "{text(row)}" ,"{USAGES[row % 3]}"' for row in range(9)]
+    path.write_text("\n".join(['"emotion","pixels","Usage"', *rows]) + "\n")
+    assert_rows(fetch(tmp_path, path), 9)
+
+
 def test_a_file_cut_in_the_middle_of_a_row_is_called_truncated(tmp_path: Path) -> None:
     path = csv_file(tmp_path / "a.csv")
     path.write_bytes(path.read_bytes()[:-700])
@@ -159,8 +125,12 @@ def test_a_truncated_parquet_is_an_error_that_names_it(tmp_path: Path) -> None:
         (b"\n\n  <!DOCTYPE html><html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "Git LFS pointer"),
         (b"emotion,pixels\n0,1 2 3\n", "Usage"),
-        (b"\x1f\x8b\x08\x00somegzip", "gzip"),
+        (b"\x1f\x8b\x08\x00somegzip", "cut off"),
         (b"PK\x03\x04zip", "zip"),
+        (b"emotion;pixels;Usage\n0;1 2 3;Training\n", "separated by commas"),
+        (b"emotion,pixels,Usage\r0,1 2 3,Training\r", "end in CR alone"),
+        ("emotion,pixels,Usage\n0,1 2 3,Training\n".encode("utf-16"), "NUL bytes"),
+        (b"emotion,pixels,Usage,more\n", "4 columns"),
         (b"\x00\x01\x02\x03" * 5000, "not a FER2013 csv"),
     ],
 )

@@ -12,8 +12,10 @@ import torch
 from tiny_training import TOY, assert_same_bits, elsewhere, final_state, kill_at_step, make_job, run_child
 
 from fer.models import create_model
+from fer.training.data import open_data
 from fer.training.learner import Learner, carry_over, freeze_all_but
 from fer.training.loop import build_model, train
+from fer.training.peers import Peers
 from fer.training.recipe import Recipe
 
 STAGES: list[dict[str, Any]] = [
@@ -113,3 +115,14 @@ def test_the_published_protocol_chooses_by_the_test_split_and_says_both(tmp_path
     assert all("val_accuracy" in row for row in state.history)
     honest = train(elsewhere(make_job(tmp_path, epochs=1), tmp_path / "honest"))
     assert "test_accuracy" not in honest.history[0]
+
+
+def test_a_cross_validation_holds_out_its_fold(tmp_path: Path) -> None:
+    held = [make_job(tmp_path, cross_validation={"folds": 2, "fold": fold}, epochs=1) for fold in (0, 1)]
+    sizes = [
+        open_data(job.shards, job.recipe, create_model("toy"), seed=1, peers=Peers(), threads=1).split.rows
+        for job in held
+    ]
+    assert sizes == [80, 40]  # the two folds of these shards: 40 rows of validation, 80 of training
+    with pytest.raises(ValueError, match="fold = 2: must be below folds = 2"):
+        _recipe(cross_validation={"folds": 2, "fold": 2})

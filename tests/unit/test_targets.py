@@ -23,7 +23,7 @@ def _recipe(**keys: Any) -> Recipe:
 
 
 def test_smoothed_targets_are_probabilities() -> None:
-    soft = soften(torch.tensor([1, 0]), 4, 0.2)
+    soft = soften(torch.eye(4)[[1, 0]], 0.2)
     torch.testing.assert_close(soft, torch.tensor([[0.05, 0.85, 0.05, 0.05], [0.85, 0.05, 0.05, 0.05]]))
 
 
@@ -31,6 +31,14 @@ def test_plain_labels_stay_labels() -> None:
     images, wanted = Targets(_recipe(), HISTOGRAM, "cpu")(IMAGES, LABELS, ("key",))
     assert images is IMAGES
     assert wanted is LABELS
+
+
+def test_shares_of_several_people_take_the_place_of_labels() -> None:
+    shares = torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.1, 0.2, 0.7], [1.0, 0.0, 0.0]])
+    _, wanted = Targets(_recipe(labels="soft"), HISTOGRAM, "cpu")(IMAGES, LABELS, ("key",), shares)
+    assert torch.equal(wanted, shares)
+    _, smoothed = Targets(_recipe(labels="soft", label_smoothing=0.3), HISTOGRAM, "cpu")(IMAGES, LABELS, ("k",), shares)
+    torch.testing.assert_close(smoothed, shares * 0.7 + 0.1)
 
 
 @pytest.mark.parametrize("kind", ["inverse", "effective"])
@@ -58,16 +66,16 @@ def test_pictures_and_targets_are_mixed_in_the_same_shares(kind: str) -> None:
     """Each picture is constant in its own class number, so that its mean tells what it is made of."""
     images = LABELS.float()[:, None, None, None].expand(4, 3, 40, 40).contiguous()
     mix = Mix(kind=kind, alpha=1.0)
-    found, wanted = mixed(images, soften(LABELS, 3, 0.0), mix, ("seed", 1))
+    found, wanted = mixed(images, torch.eye(3)[LABELS], mix, ("seed", 1))
     torch.testing.assert_close(wanted.sum(1), torch.ones(4))
     torch.testing.assert_close(found.mean((1, 2, 3)), wanted @ torch.arange(3.0))
-    again, _ = mixed(images, soften(LABELS, 3, 0.0), mix, ("seed", 1))
+    again, _ = mixed(images, torch.eye(3)[LABELS], mix, ("seed", 1))
     assert torch.equal(found, again)
-    assert not torch.equal(found, mixed(images, soften(LABELS, 3, 0.0), mix, ("seed", 2))[0])
+    assert not torch.equal(found, mixed(images, torch.eye(3)[LABELS], mix, ("seed", 2))[0])
     assert torch.equal(images[:, 0, 0, 0], LABELS.float())
 
 
 def test_mixtures_come_as_often_as_asked_for() -> None:
     mix = Mix(kind="mixup", alpha=1.0, p=0.25)
-    plain = sum(mixed(IMAGES, soften(LABELS, 3, 0.0), mix, (step,))[0] is IMAGES for step in range(400))
+    plain = sum(mixed(IMAGES, torch.eye(3)[LABELS], mix, (step,))[0] is IMAGES for step in range(400))
     assert 270 <= plain <= 330

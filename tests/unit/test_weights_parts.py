@@ -63,6 +63,7 @@ def test_a_file_that_is_not_there_is_told_with_the_names_that_could_be_meant(tmp
 def test_parts_are_the_backbones() -> None:
     with torch.device("meta"):
         assert list_parts(create_model("poster_v2")) == ["image", "landmarks"]
+        assert list_parts(create_model("btn")) == ["poster.image", "poster.landmarks"]
         assert list_parts(create_model("ddamfn")) == ["features"]
         assert list_parts(create_model("vit_b16")) == []
 

@@ -1,0 +1,90 @@
+"""`fer shards`: what stands in a dataset's shards, and which folds can be cut from them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fer.shards.manifest import Manifest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which dataset, and which cross-validation of it."""
+    parser.add_argument("dataset", metavar="DATASET", help="a folder of data/shards")
+    parser.add_argument("--folds", type=int, metavar="K", help="also the rows of a cross-validation of K folds")
+    parser.add_argument("--repeat", type=int, default=0, metavar="R", help="with --folds: its R-th repeat (default 0)")
+    parser.add_argument("--verify", action="store_true", help="also read every byte and compare it with the manifest")
+
+
+def main(args: argparse.Namespace) -> None:
+    """A table of classes and splits, what was refused, what leaks, and the folds."""
+    from fer import params
+    from fer.shards.verify import verify
+
+    if args.repeat and args.folds is None:
+        raise ValueError(f"--repeat {args.repeat} means nothing without --folds")
+    folder = params.load().root / "data" / "shards" / args.dataset
+    manifest = verify(folder, content=args.verify)
+    print("\n".join(describe(manifest)))
+    if args.folds is not None:
+        print("\n" + "\n".join(describe_folds(manifest, args.folds, args.repeat)))
+    if args.verify:
+        print("\nevery byte is as it was written")
+    print(f"\nsee data/statistics/{args.dataset}: samples.png, duplicates.csv, statistics.json")
+
+
+def describe(manifest: Manifest) -> list[str]:
+    """Lines: the dataset, its classes by split, what was refused, and what leaks from split to split."""
+    from fer.labels import is_identities
+    from fer.shards.schema import SPLITS
+
+    size = " x ".join(map(str, manifest.image_size)) + " px" if manifest.image_size else "pictures of several sizes"
+    lines = [
+        f"{manifest.dataset}: {sum(map(manifest.rows, SPLITS)):,} faces, {size}, label space {manifest.label_space}, "
+        f"{len(manifest.parts)} parts, {manifest.folds} base folds",
+        f"made by {manifest.generator}; seed {manifest.seed}; validation: {manifest.validation_source}",
+        "",
+        f"{'':<16}" + "".join(f"{split:>20}" for split in SPLITS),
+    ]
+    for index, label in enumerate(() if is_identities(manifest.label_space) else manifest.labels):
+        counts = {split: manifest.class_histogram[split][index] for split in SPLITS}
+        lines.append(f"{label:<16}" + "".join(_count(counts[split], manifest.rows(split)) for split in SPLITS))
+    lines += [f"{'all':<16}" + "".join(_count(manifest.rows(split), manifest.rows(split)) for split in SPLITS), ""]
+    lines.append(f"rejected:         {_counts(manifest.rejects)}")
+    lines.append(f"same pixels:      {_counts(manifest.shared_pictures)}")
+    near = _counts(manifest.near_pictures) if manifest.duplicates != "off" else "not looked for (shard.duplicates: off)"
+    lines.append(f"same photograph:  {near}")
+    lines.append(f"several labels:   {_counts(manifest.label_conflicts)}")
+    return lines
+
+
+def describe_folds(manifest: Manifest, folds: int, repeat: int) -> list[str]:
+    """Lines: rows of train and validation of each fold, with the validation rows of each class."""
+    lines = [f"{'fold':<6}{'train':>9}{'validation':>12}   validation rows of each class"]
+    for fold in range(folds):
+        train, held_out = (
+            [manifest.part(file) for file in manifest.files(split, folds=folds, fold=fold, repeat=repeat)]
+            for split in ("train", "validation")
+        )
+        classes = [sum(counts) for counts in zip(*(part.class_histogram for part in held_out), strict=True)]
+        named = ", ".join(f"{label} {count:,}" for label, count in zip(manifest.labels, classes, strict=True))
+        lines.append(f"{fold:<6}{sum(p.rows for p in train):>9,}{sum(p.rows for p in held_out):>12,}   {named}")
+    if manifest.validation_source == "published":
+        lines.append("the published validation split takes no part")
+    return lines
+
+
+def _count(count: int, total: int) -> str:
+    return f"{count:>12,}{100 * count / max(1, total):>6.1f} %"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    told = [f"{_in_words(name)} {count:,}" for name, count in counts.items() if count]
+    return ", ".join(told) or "none"
+
+
+def _in_words(name: str) -> str:
+    one, tilde, other = name.replace("_", " ").partition("~")
+    return name.replace("_", " ") if not tilde else f"within {one}" if one == other else f"{one} in {other}"

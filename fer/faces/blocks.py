@@ -1,0 +1,156 @@
+"""One block of a dataset's pictures to one file of faces, and what is known of the blocks that are finished.
+
+A finished block is a file of faces and, written after it, a file that describes it; so whoever finds the description
+and the digest that it names can go on from there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fer.faces.config import CropConfig
+from fer.faces.crop import FaceCrop, Unreadable, crop_samples, finder
+from fer.files import FileError, read_json, sha256, write_json
+from fer.sources.base import Block, Reject, Source
+
+MOST_ATTEMPTS = 4
+"""Times that one run of the stage begins a block. What ends four workers is no accident of theirs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockResult:
+    """What is told of a finished block.
+
+    Attributes:
+        file, rows, bytes, sha256: of the file of faces.
+        samples: pictures of the block.
+        unreadable: ids of the pictures that could not be decoded; they are among the rejects.
+        histogram: faces by "split/label".
+        rejects: what was refused, in the order of the pictures.
+    """
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+    samples: int
+    unreadable: tuple[str, ...]
+    histogram: dict[str, int]
+    rejects: tuple[Reject, ...]
+
+
+def crop_block(
+    source: Source, config: CropConfig, weights: str | None, threads: int, raw: str, out: str, block: Block
+) -> BlockResult:
+    """Crops one block's samples into one file, by rename; a worker's task, in any process on any node.
+
+    Args:
+        source, config: where pictures come from, how they are cropped.
+        weights: the detector's file; None for a detector that needs none.
+        threads: that decode; the result is the same for any number.
+        raw, out: absolute paths of the downloaded dataset and of the folder for the result.
+        block: the unit of work.
+
+    Raises:
+        ValueError: the downloaded files are damaged, or hold a label without a box where no detector looks for it.
+        RuntimeError: anything unforeseen; it names the picture. Or the block has ended too many workers.
+    """
+    if known := finished(Path(out), block):  # by a worker that was lost before it could tell
+        return known
+    attempts = _begin(Path(out), block)
+    from fer.shards.schema import face_schema
+    from fer.shards.table import write_table
+
+    rows: list[dict[str, Any]] = []
+    rejects: list[Reject] = []
+    histogram: Counter[str] = Counter()
+    unreadable: list[str] = []
+    samples = 0
+    with _one_thread(config):
+        for faces in crop_samples(source.read(Path(raw), block), config, finder(config, weights), threads=threads):
+            samples += 1
+            for face in faces:
+                if isinstance(face, FaceCrop):
+                    rows.append(face.row())
+                    histogram[f"{face.split}/{face.face.annotation.label}"] += 1
+                else:
+                    rejects.append(face)
+                    unreadable += [face.sample_id] if isinstance(face, Unreadable) else []
+    path = Path(out) / _file_name(block)
+    labels = json.dumps(list(source.label_space.labels))
+    metadata = {"fer.labels": labels, "fer.color": "RGB", "fer.generator": source.generator}
+    write_table(path, rows, face_schema(), metadata=metadata)
+    result = BlockResult(
+        file=path.name,
+        rows=len(rows),
+        bytes=path.stat().st_size,
+        sha256=sha256(path),
+        samples=samples,
+        unreadable=tuple(unreadable),
+        histogram=dict(histogram),
+        rejects=tuple(rejects),
+    )
+    write_json(path.with_suffix(".json"), asdict(result))
+    attempts.unlink()
+    return result
+
+
+def finished(out: Path, block: Block) -> BlockResult | None:
+    """What an earlier call has made of a block, or None where there is nothing, or nothing whole."""
+    path = out / _file_name(block)
+    try:
+        told = read_json(path.with_suffix(".json"))
+    except FileError:
+        return None
+    if not path.is_file() or sha256(path) != told["sha256"]:
+        return None
+    rejects = tuple(Reject(**reject) for reject in told["rejects"])
+    return BlockResult(**{**told, "rejects": rejects, "unreadable": tuple(told["unreadable"])})
+
+
+@contextmanager
+def _one_thread(config: CropConfig) -> Iterator[None]:
+    """One thread for OpenCV and torch: there is a task a CPU already, and other numbers give other last digits."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    if config.detector != "retinaface":
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def forget_attempts(out: Path) -> None:
+    """Gives every block of a folder new chances."""
+    for path in out.glob("*.attempts"):
+        path.unlink()
+
+
+def _begin(out: Path, block: Block) -> Path:
+    """Counts an attempt at a block, in a file of one byte each that goes when the block is finished."""
+    path = (out / _file_name(block)).with_suffix(".attempts")
+    with open(path, "ab") as handle:
+        if handle.tell() == MOST_ATTEMPTS:
+            raise RuntimeError(
+                f"{block.file}, rows {block.start} to {block.stop - 1}: given up, {MOST_ATTEMPTS} workers died of it; "
+                "as they do where memory is short (fewer cluster.crop_workers need less)"
+            )
+        handle.write(b".")
+    return path
+
+
+def _file_name(block: Block) -> str:
+    return f"faces-{block.index:05d}.parquet"

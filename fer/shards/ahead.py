@@ -1,0 +1,99 @@
+"""Work done ahead by threads: in order, a bounded number of pieces at once, in memory that is used again."""
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[np.uint8]
+T = TypeVar("T")
+
+
+class Threads:
+    """Runs calls on threads, a bounded number ahead, and hands out their results in order.
+
+    Calls start in order, so that each may wait for those before it.
+    """
+
+    def __init__(self, threads: int, prefetch: int | None) -> None:
+        assert threads >= 1
+        assert prefetch is None or prefetch >= 1
+        self._count, self._prefetch = threads, prefetch or threads + 1
+        self._running: dict[threading.Event, ThreadPoolExecutor] = {}
+
+    def in_order(self, make: Callable[[int, threading.Event], T], indices: Iterable[int]) -> Iterator[T]:
+        """make(index, stop) for each index, in order; it must leave soon once `stop` is set."""
+        cv2.setNumThreads(1)  # the threads here are the parallelism; OpenCV's own would fight them for the cores
+        stop = threading.Event()
+        pool = self._running[stop] = ThreadPoolExecutor(self._count, thread_name_prefix="fer-reader")
+        ahead: deque[Future[T]] = deque()
+        try:
+            for index in indices:
+                ahead.append(pool.submit(make, index, stop))
+                if len(ahead) > self._prefetch:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        except Exception as error:
+            if stop.is_set():  # an epoch cut short must not look like a complete one
+                raise RuntimeError("the batches were closed while they were being read") from error
+            raise
+        finally:
+            self._end(stop)
+
+    def close(self) -> None:
+        """Ends the threads of every pass that is under way."""
+        for stop in list(self._running):
+            self._end(stop)
+
+    def _end(self, stop: threading.Event) -> None:
+        pool = self._running.pop(stop, None)
+        stop.set()
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Turns:
+    """Lets threads through one after another, in the order of their numbers 0, 1, ..., all of which must come."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def of(self, number: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._next == number)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._next += 1
+                self._changed.notify_all()
+
+
+class Buffers:
+    """Memory of batches, used again when the batch it held is gone: fresh memory costs time at its first touch, and
+    what threads free may stay with the process.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[int, ...], list[Pixels]] = {}
+
+    def take(self, shape: tuple[int, ...]) -> Pixels:
+        """An array of any content; its memory comes back when no array or tensor uses it any more."""
+        free = self._free.setdefault(shape, [])
+        try:
+            memory = free.pop()
+        except IndexError:
+            memory = np.empty(shape, np.uint8)
+        lent = memory.view()
+        weakref.finalize(lent, free.append, memory).atexit = False
+        return lent

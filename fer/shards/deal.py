@@ -1,0 +1,91 @@
+"""Which part a face falls in: a function of the face's own group, its id and the seed.
+
+A group is a subject (a face's own pixels where no subject is known), merged with every group that holds a picture of
+the same pixels: nobody, and no picture that occurs twice, is in two folds. Folds are as even as the hash makes them:
+over many groups each class falls alike on every fold, which the manifest's histograms show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from fer.processes import stable_hash
+from fer.shards.schema import ShardConfig, Split
+from fer.shards.survey import Face
+
+T = TypeVar("T", int, str)
+
+
+class DisjointSets(Generic[T]):
+    """What has been joined, directly or through others, is one set; a set bears the name of its smallest member."""
+
+    def __init__(self) -> None:
+        self._parent: dict[T, T] = {}
+
+    def find(self, item: T) -> T:
+        """The name of the set that holds an item."""
+        while (parent := self._parent.setdefault(item, item)) != item:
+            self._parent[item] = item = self._parent[parent]
+        return item
+
+    def join(self, one: T, other: T) -> None:
+        """Makes one set of two."""
+        low, high = sorted((self.find(one), self.find(other)))
+        self._parent[high] = low
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A part; `fold` is None for test parts and parts of a published validation split."""
+
+    file: str
+    split: Split
+    fold: int | None
+
+
+def deal(
+    faces: Sequence[Face], config: ShardConfig, *, seed: int, together: Iterable[tuple[int, int]] = ()
+) -> list[Destination]:
+    """The part of each face.
+
+    Args:
+        together: numbers of faces that must share a fold, besides those that share a subject or their pixels.
+    """
+    published = has_published_validation(faces)
+    return [
+        _destination(face, group, config, seed, published)
+        for face, group in zip(faces, _groups(faces, together), strict=True)
+    ]
+
+
+def has_published_validation(faces: Iterable[Face]) -> bool:
+    """Whether the dataset brings a validation split; else it is fold 0 of the training rows."""
+    return any(face.split == "validation" for face in faces)
+
+
+def in_order(rows: Iterable[int], faces: Sequence[Face], seed: int) -> list[int]:
+    """The rows of one part as they are written: shuffled, once for all."""
+    return sorted(rows, key=lambda row: (stable_hash("order", seed, faces[row].sample_id), faces[row].sample_id))
+
+
+def _groups(faces: Sequence[Face], together: Iterable[tuple[int, int]]) -> list[str]:
+    own = [f"subject {face.subject}" if face.subject is not None else f"pixels {face.pixels.hex()}" for face in faces]
+    sets: DisjointSets[str] = DisjointSets()
+    first_with: dict[bytes, str] = {}
+    for face, name in zip(faces, own, strict=True):
+        sets.join(name, first_with.setdefault(face.pixels, name))
+    for one, other in together:
+        sets.join(own[one], own[other])
+    return [sets.find(name) for name in own]
+
+
+def _destination(face: Face, group: str, config: ShardConfig, seed: int, published: bool) -> Destination:
+    if face.split == "train":
+        fold = stable_hash("fold", seed, group) % config.folds
+        part = stable_hash("part", seed, face.sample_id) % config.parts_per_fold
+        split: Split = "train" if published or fold else "validation"
+        return Destination(f"train-f{fold:02d}-{part:03d}.parquet", split, fold)
+    part = stable_hash("part", seed, face.sample_id) % config.test_parts
+    return Destination(f"{face.split}-{part:03d}.parquet", face.split, None)

@@ -1,0 +1,135 @@
+"""Which rows show one photograph, in which splits they stand, and what becomes of them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fer.shards.deal import DisjointSets
+from fer.shards.duplicates import near_duplicates
+from fer.shards.schema import SPLITS, Split
+from fer.shards.survey import Face
+
+_ACROSS: tuple[tuple[Split, Split], ...] = (("validation", "train"), ("test", "train"), ("test", "validation"))
+
+
+class Twins(NamedTuple):
+    """Two rows of one photograph, by number. kind: "exact" (the same pixels), "near" or "mirrored"."""
+
+    first: int
+    second: int
+    kind: str
+    agreement: float
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """What was found among the rows of a dataset.
+
+    exact: numbers of the rows that share their pixels, ascending, two or more.
+    near: every two rows whose pictures, not their pixels, are of one photograph.
+    """
+
+    exact: tuple[tuple[int, ...], ...]
+    near: tuple[Twins, ...]
+
+    def pairs(self) -> list[Twins]:
+        """All of it as pairs; rows of the same pixels are each paired with the first of them."""
+        exact = [Twins(rows[0], other, "exact", 1.0) for rows in self.exact for other in rows[1:]]
+        return [*exact, *self.near]
+
+
+class Dropped(NamedTuple):
+    """A row that is left out: why, and the row that stays in its place."""
+
+    reason: str
+    kept: int
+
+
+def find_duplicates(faces: Sequence[Face], *, near: bool) -> Duplicates:
+    """Rows of one photograph; `near` False looks at equal pixels alone, which costs nothing."""
+    by_pixels: dict[bytes, list[int]] = defaultdict(list)
+    for row, face in enumerate(faces):
+        by_pixels[face.pixels].append(row)
+    pictures = list(by_pixels.values())
+    found = []
+    for pair in near_duplicates([faces[rows[0]].print for rows in pictures]) if near else ():
+        kind = "mirrored" if pair.mirrored else "near"
+        for one in pictures[pair.first]:
+            for other in pictures[pair.second]:
+                found.append(Twins(min(one, other), max(one, other), kind, pair.agreement))
+    return Duplicates(tuple(tuple(rows) for rows in pictures if len(rows) > 1), tuple(sorted(found)))
+
+
+def rows_to_drop(faces: Sequence[Face], duplicates: Duplicates) -> dict[int, Dropped]:
+    """Rows that must go so that no photograph is in two splits, or twice in training; rows of the test split never go.
+
+    Of the rows that show one photograph, where one of them stands in the test split, those of train and validation go
+    ("duplicate_of_test"); else, where one stands in a published validation split, those of train
+    ("duplicate_of_validation"); else all of train but one ("duplicate"): the first by id of those that bear the label
+    that most bear.
+    """
+    dropped = {}
+    for rows in _photographs(duplicates):
+        by_split = {split: [row for row in rows if faces[row].split == split] for split in SPLITS}
+        if by_split["test"]:
+            for row in by_split["train"] + by_split["validation"]:
+                dropped[row] = Dropped("duplicate_of_test", by_split["test"][0])
+        elif by_split["validation"]:
+            for row in by_split["train"]:
+                dropped[row] = Dropped("duplicate_of_validation", by_split["validation"][0])
+        else:
+            labels = Counter(faces[row].label for row in rows)
+            kept = min(rows, key=lambda row: (-labels[faces[row].label], faces[row].sample_id))
+            dropped |= {row: Dropped("duplicate", kept) for row in rows if row != kept}
+    return dropped
+
+
+def _photographs(duplicates: Duplicates) -> Iterable[list[int]]:
+    """The rows of each photograph that several show, ascending."""
+    together: DisjointSets[int] = DisjointSets()
+    pairs = duplicates.pairs()
+    for pair in pairs:
+        together.join(pair.first, pair.second)
+    rows_of: dict[int, list[int]] = defaultdict(list)
+    for row in sorted({row for pair in pairs for row in pair[:2]}):
+        rows_of[together.find(row)].append(row)
+    return rows_of.values()
+
+
+def rows_shared(split_of: Mapping[int, Split], alike: Iterable[Sequence[int]], *, within: bool) -> dict[str, int]:
+    """ "test~train": rows of test to which a row of train is alike, and so on for the other splits.
+
+    Args:
+        split_of: split of each row that counts.
+        alike: numbers of rows that are all alike.
+        within: also "train~train" and so on.
+    """
+    keys = [*_ACROSS, *((split, split) for split in SPLITS if within)]
+    rows: dict[tuple[Split, Split], set[int]] = {key: set() for key in keys}
+    for group in alike:
+        members = {split: [row for row in group if split_of.get(row) == split] for split in SPLITS}
+        for one, other in keys:
+            if len(members[other]) > (one == other):
+                rows[one, other].update(members[one])
+    return {f"{one}~{other}": len(found) for (one, other), found in rows.items()}
+
+
+def label_conflicts(faces: Sequence[Face], split_of: Mapping[int, Split], duplicates: Duplicates) -> dict[str, int]:
+    """Pictures that bear several labels though their pixels are equal: of "train", ... and "between splits".
+
+    A picture counts for a split where its rows there disagree, else between the splits.
+    """
+    counts: Counter[str] = Counter(dict.fromkeys([*SPLITS, "between splits"], 0))
+    for rows in duplicates.exact:
+        labels: dict[Split, set[int]] = defaultdict(set)
+        for row in rows:
+            if row in split_of:
+                labels[split_of[row]].add(faces[row].label)
+        within = [split for split, found in labels.items() if len(found) > 1]
+        counts.update(within)
+        if not within and len(set().union(*labels.values())) > 1:
+            counts["between splits"] += 1
+    return dict(counts)

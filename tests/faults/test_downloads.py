@@ -1,0 +1,103 @@
+"""A transfer or an extraction that is killed, or runs into a wall, leaves nothing under a final name; the same command
+goes on. The many ways in which servers fail and archives attack are in tests/unit/test_transfer.py, test_archives.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from flaky_server import BODY, Site, serve
+
+from fer.archives import extract
+from fer.files import FileError
+from fer.transfer import Patience, download
+
+DIGEST = hashlib.sha256(BODY).hexdigest()
+_FETCH = (
+    "import sys; from pathlib import Path; from fer.transfer import download; download(sys.argv[1], Path(sys.argv[2]))"
+)
+
+
+def fetching(url: str, target: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", _FETCH, url, str(target)])
+
+
+def test_killed_again_and_again_at_any_byte_the_file_has_no_name_until_it_is_whole(tmp_path: Path) -> None:
+    target, part = tmp_path / "data.bin", tmp_path / ".data.bin.part"
+    draw = random.Random(1)
+    with serve(Site(piece=1 << 15, pause=0.01)) as site:
+        for share in (0.0, 0.1, 0.3, 0.35, 0.8):
+            threshold = share * len(BODY) + draw.randrange(1 << 15)
+            child = fetching(f"{site.url}/a", target)
+            while not part.exists() or part.stat().st_size < threshold:
+                assert child.poll() is None, "it ended before it could be killed"
+                time.sleep(0.002)
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            assert not target.exists()
+        site.pause = 0.0
+        assert fetching(f"{site.url}/a", target).wait() == 0
+        assert hashlib.sha256(target.read_bytes()).hexdigest() == DIGEST
+        assert [path.name for path in tmp_path.iterdir()] == ["data.bin"]
+        assert site.starts == sorted(site.starts), "each went on from where the last was killed"
+        assert site.starts[-1] > 0.8 * len(BODY)
+
+
+def test_killed_before_the_rename_the_next_needs_no_byte(tmp_path: Path) -> None:
+    script = f"import os; os.replace = lambda *names: os.kill(os.getpid(), 9)\n{_FETCH}"
+    with serve(Site()) as site:
+        command = [sys.executable, "-c", script, f"{site.url}/a", str(tmp_path / "data.bin")]
+        # The record of the version is written by rename too: let that one through.
+        command[2] = script.replace(
+            "lambda *names: os", "lambda a, b, real=os.replace: real(a, b) if '.json' in str(b) else os"
+        )
+        assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+        assert not (tmp_path / "data.bin").exists()
+        download(f"{site.url}/a", tmp_path / "data.bin")
+        assert (tmp_path / "data.bin").read_bytes() == BODY
+        assert len(site.asked) == 1
+
+
+@pytest.mark.parametrize("fault", ["cut", "stall", 404, "page", "short"])
+def test_whatever_the_server_does_a_later_run_completes(tmp_path: Path, fault: str | int) -> None:
+    target = tmp_path / "data.bin"
+    with serve(Site(faults=[fault])) as site:
+        with pytest.raises(FileError):
+            download(f"{site.url}/a", target, patience=Patience(attempts=1, stall=0.2))
+        assert not target.exists()
+        download(f"{site.url}/a", target)
+    assert target.read_bytes() == BODY
+    assert [path.name for path in tmp_path.iterdir()] == ["data.bin"]
+
+
+def test_an_extraction_that_is_killed_at_any_file_is_done_anew_by_the_next(tmp_path: Path) -> None:
+    import zipfile
+
+    archive, out = tmp_path / "a.zip", tmp_path / "out"
+    names = [f"{number:04}" for number in range(1500)]
+    with zipfile.ZipFile(archive, "w") as writer:
+        for name in names:
+            writer.writestr(name, name * 10)
+    script = "import sys; from pathlib import Path; from fer.archives import extract; extract(*map(Path, sys.argv[1:]))"
+    for share in (0.0, 0.5, 0.9):
+        child = subprocess.Popen([sys.executable, "-c", script, str(archive), str(out)])
+        while len(list(tmp_path.glob(f".out.tmp-{child.pid}/*"))) < share * len(names):
+            if child.poll() is not None:
+                break
+            time.sleep(0.002)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        if out.exists():  # it was done before the signal came
+            assert len(list(out.iterdir())) == len(names)
+            return
+        assert len(list(tmp_path.iterdir())) <= 2, "one killed extraction at most is left"
+    extract(archive, out)
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "out"]
