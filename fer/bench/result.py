@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-MODULES = ("models", "ray_cost", "reader")
+MODULES = ("models", "ray_cost", "reader", "train")
 """Modules of this package that register benchmarks."""
 
 _PACKAGES = ("fer", "torch", "numpy", "pyarrow", "opencv-python-headless", "pillow", "albumentations", "ray")
