@@ -54,11 +54,11 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Draw with the style above, whatever the user's own matplotlibrc says."""
 
     @functools.wraps(draw)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+    def in_style(*args: P.args, **kwargs: P.kwargs) -> Figure:
         # Without a writable home matplotlib makes do with a temporary folder, and warns; nothing is wrong then.
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
         import matplotlib
@@ -66,14 +66,14 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
         with matplotlib.rc_context(_STYLE):
             return draw(*args, **kwargs)
 
-    return styled
+    return in_style
 
 
-@_styled
+@styled
 def confusion(matrix: npt.NDArray[np.int64], names: Sequence[str], title: str, *, normalised: bool) -> Figure:
     """The confusion matrix: counts, or shares of each actual class in per cent (the diagonal is the recall)."""
     side = 2.4 + 0.58 * len(names)
-    figure, axes = _blank(side + 0.6, side)
+    figure, axes = blank(side + 0.6, side)
     rows = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(matrix, rows, out=np.zeros(matrix.shape), where=rows > 0)
     axes.imshow(shares, cmap=SHADES, vmin=0, vmax=1)
@@ -93,10 +93,10 @@ def confusion(matrix: npt.NDArray[np.int64], names: Sequence[str], title: str, *
     return figure
 
 
-@_styled
+@styled
 def reliability(calibration: Sequence[Mapping[str, Any]], ece: float, title: str) -> Figure:
     """Accuracy against confidence in equal-width bins; a calibrated model lies on the diagonal. Below, the rows."""
-    figure, axes = _blank(5.2, 5.4, panels=2, heights=(3.2, 1.0))
+    figure, axes = blank(5.2, 5.4, panels=2, heights=(3.2, 1.0))
     upper, lower = axes
     starts = np.array([line["from"] for line in calibration])
     widths = np.array([line["to"] for line in calibration]) - starts
@@ -117,12 +117,12 @@ def reliability(calibration: Sequence[Mapping[str, Any]], ece: float, title: str
     return figure
 
 
-@_styled
+@styled
 def recalls(per_class: Sequence[Mapping[str, Any]], balanced: float, title: str) -> Figure:
     """Recall of each class as bars with Wilson's 95 % interval; classes without rows say so."""
     from fer.evaluation.metrics import wilson
 
-    figure, axes = _blank(6.4, 1.5 + 0.36 * len(per_class))
+    figure, axes = blank(6.4, 1.5 + 0.36 * len(per_class))
     for place, line in enumerate(per_class):
         if not line["rows"]:
             axes.text(0.01, place, "no rows in the split", va="center", color=MUTED, fontsize=9)
@@ -141,10 +141,10 @@ def recalls(per_class: Sequence[Mapping[str, Any]], balanced: float, title: str)
     return figure
 
 
-@_styled
+@styled
 def learning_curves(history: Mapping[str, Sequence[float]], best_epoch: int | None, title: str) -> Figure:
     """Loss and accuracy of training and validation by epoch, the selected epoch marked."""
-    figure, axes = _blank(9.2, 3.6, panels=2, side_by_side=True)
+    figure, axes = blank(9.2, 3.6, panels=2, side_by_side=True)
     for panel, what in zip(axes, ("loss", "accuracy"), strict=True):
         for part, colour in (("train", TRAIN), ("val", VALIDATION)):
             if values := history.get(f"{part}_{what}"):
@@ -173,7 +173,7 @@ def save(figure: Figure, path: Path) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def _blank(
+def blank(
     width: float,
     height: float,
     *,

@@ -151,6 +151,14 @@ class LHCBlock(nn.Module):
     def attention(self, x: Tensor) -> Tensor:
         """(B,C,H,W) -> (B,C,H,W), channels last in memory."""
         batch, channels, height, width = x.shape
+        weights = self.weights(x)
+        value = _mean_pool(self.value(x), 3).permute(0, 2, 3, 1).reshape(batch, self.num_heads, -1, channels)
+        attended = value @ weights.transpose(2, 3)  # (B,n,P,C)
+        return attended.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """What each head makes each query channel attend to: (B,C,H,W) -> (B,n,C,C), the keys last, of sum 1."""
+        batch, channels = x.shape[:2]
         heads = self.num_heads
         query = self._bands(_mean_pool(x, self.pool))  # (n,BC,P)
         key = self._bands(F.max_pool2d(x, self.pool, 1, self.pool // 2))
@@ -158,10 +166,7 @@ class LHCBlock(nn.Module):
         k = self.embed(key).view(heads * batch, channels, self.head_dim)
         q = q * self._inverse_temperature(q, k)
         weights = torch.softmax(q @ k.transpose(1, 2), dim=-1)  # (nB,C,C)
-        weights = weights.view(heads, batch, channels, channels).transpose(0, 1)  # (B,n,C,C)
-        value = _mean_pool(self.value(x), 3).permute(0, 2, 3, 1).reshape(batch, heads, -1, channels)  # (B,n,P,C)
-        attended = value @ weights.transpose(2, 3)  # (B,n,P,C)
-        return attended.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return weights.view(heads, batch, channels, channels).transpose(0, 1)
 
     def _bands(self, x: Tensor) -> Tensor:
         """(B,C,H,W) -> (n,BC,P): each channel cut into n horizontal bands, in row-major order."""

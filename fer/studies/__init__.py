@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -19,18 +19,29 @@ class Row(Config):
 
     row: str = Field(description="as printed")
     published: float | None = Field(None, description="accuracy in %, as printed; null where there is none")
+    printed: dict[str, float] = Field(default_factory=dict, description="kind lhc_sets: the printed columns, in %")
     set: dict[str, Any] = Field(
         default_factory=dict, description="keys of the recipe with their values; a dot leads into schedule and options"
     )
     smoke: dict[str, Any] = Field(default_factory=dict, description="further keys in the smoke mode")
+    dataset: str | None = Field(None, description="key of `datasets` in params.yaml; null: the study's")
+    stages: int | None = Field(None, ge=1, description="only so many of the recipe's stages; null: all")
+    series: str | None = Field(None, description="kind noise: line of the figure that it belongs to")
+    level: float | None = Field(None, ge=0, le=100, description="kind noise: wrong training labels in %")
 
 
 class Smoke(Config):
     """The same table in minutes, on the synthetic faces: shows that every row runs, and says nothing else."""
 
     dataset: str = "synthetic"
+    datasets: dict[str, str] = Field(default_factory=dict, description="in place of the dataset of a row")
     recipe: str
     set: dict[str, Any] = Field(default_factory=dict)
+
+
+Kind = Literal["table", "lhc_sets", "lhc_blocks", "noise"]
+"""What a study's trainings are read as: rows beside a baseline; LHC-Net's sets of runs; its blocks, switched off and
+reset after the training; or series of models over levels of label noise."""
 
 
 class Study(Config):
@@ -38,6 +49,7 @@ class Study(Config):
 
     title: str
     source: str = Field(description="work and table")
+    kind: Kind = "table"
     dataset: str = Field(description="key of `datasets` in params.yaml")
     recipe: str
     set: dict[str, Any] = Field(default_factory=dict, description="keys of the recipe, for all rows")
@@ -55,6 +67,58 @@ class Study(Config):
         if self.baseline is not None and self.baseline not in names:
             raise ValueError(f"baseline {self.baseline!r} is no row{nearest(self.baseline, names)}")
         return self
+
+    @model_validator(mode="after")
+    def _kind_has_what_it_needs(self) -> Self:
+        if self.kind == "lhc_sets" and self.baseline is None:
+            raise ValueError("kind lhc_sets: needs a baseline, the set of the host alone")
+        if self.kind == "noise":
+            places = [(row.series, row.level) for row in self.rows]
+            if any(None in place for place in places) or len(set(places)) < len(places):
+                raise ValueError("kind noise: each row needs a series and a level, and no two the same of both")
+            series, levels = self.series(), self.levels()
+            if len(series) != 2 or len(places) != 2 * len(levels):
+                raise ValueError("kind noise: compares two series, each with a row at every level")
+        return self
+
+    def series(self) -> list[str]:
+        """Kind noise: the names of the series, in order of their rows; the first is what the other is compared with."""
+        return list(dict.fromkeys(row.series for row in self.rows if row.series is not None))
+
+    def levels(self) -> list[float]:
+        """Kind noise: the levels, rising."""
+        return sorted({row.level for row in self.rows if row.level is not None})
+
+
+class StudyOptions(Config):
+    """What a person may say to `fer study`; None leaves it to the study."""
+
+    smoke: bool = False
+    dataset: str | None = None
+    recipe: str | None = None
+    seeds: tuple[int, ...] = (0,)
+    folds: int | None = None
+    rows: tuple[str, ...] | None = None
+    set: dict[str, Any] = Field(default_factory=dict)
+    workers: int | None = None
+
+    def chosen(self, study: Study) -> list[Row]:
+        """The rows that are asked for; ConfigError where one does not exist."""
+        if self.rows is None:
+            return study.rows
+        names = [row.row for row in study.rows]
+        if unknown := [name for name in self.rows if name not in names]:
+            raise ConfigError(f"fer study --rows: no row {unknown[0]!r}; the rows: {', '.join(names)}")
+        return [row for row in study.rows if row.row in self.rows]
+
+    def dataset_of(self, study: Study, row: Row) -> str:
+        """Key in params.yaml of what a row is trained on; ConfigError for one dataset where rows have their own."""
+        if self.dataset is not None:
+            if any(one.dataset for one in study.rows):
+                raise ConfigError(f"fer study --dataset {self.dataset}: the rows of this study name their own datasets")
+            return self.dataset
+        own = row.dataset or study.dataset
+        return study.smoke.datasets.get(own, study.smoke.dataset) if self.smoke else own
 
 
 def list_studies() -> list[str]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_training import make_project
+from tiny_training import make_project, make_shards
 
-from fer.cluster.study import StudyOptions, make_plan, markdown, row_recipe, run_study, summarise
+from fer.cluster.study import make_plan, row_recipe, run_study
+from fer.cluster.study_report import markdown, summarise
 from fer.config import ConfigError
 from fer.evaluation.aggregate import detectable_difference, spread
 from fer.files import read_json
 from fer.models import create_model
 from fer.params import Params, load
-from fer.studies import Study, list_studies, load_study
+from fer.studies import Study, StudyOptions, list_studies, load_study
+from fer.training.recipe import Recipe
 
 OWN = """
 title: A table of two
@@ -54,7 +58,12 @@ def test_every_row_is_a_recipe_whose_model_can_be_made(name: str) -> None:
 def test_rows_differ_in_what_the_table_varies() -> None:
     for name in list_studies():
         study = load_study(name, Path())
-        made = [row_recipe(study, row, StudyOptions(), Path()).model_dump_json() for row in study.rows]
+        options = StudyOptions()
+        made = [
+            (options.dataset_of(study, row), *map(Recipe.model_dump_json, recipe.in_stages))
+            for row in study.rows
+            for recipe in [row_recipe(study, row, options, Path())]
+        ]
         assert len(set(made)) == len(made), name
 
 
@@ -136,3 +145,105 @@ def test_an_interval_is_students() -> None:
     assert found.high == pytest.approx(0.2 + 4.302653 * 0.1 / 3**0.5, abs=1e-6)
     assert spread([0.4]).low is None
     assert detectable_difference(1.0, 8) == pytest.approx(2.8016 / 8**0.5, abs=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------ other kinds
+
+NOISE = """
+title: Noise
+source: A claim
+kind: noise
+dataset: tiny
+recipe: ddamfn/nano
+set: &short {epochs: 1, batch_size: 16, augment: [], schedule.warmup_epochs: 0.0}
+rows:
+  - {row: "A, 0 %", series: A, level: 0}
+  - {row: "B, 0 %", series: B, level: 0, set: {options.num_heads: 0}}
+  - {row: "A, 30 %", series: A, level: 30, dataset: noisy}
+  - {row: "B, 30 %", series: B, level: 30, dataset: noisy, set: {options.num_heads: 0}}
+smoke: {recipe: ddamfn/nano, dataset: tiny, datasets: {noisy: noisy}, set: *short}
+"""
+
+SETS = """
+title: Sets of runs
+source: A work
+kind: lhc_sets
+dataset: tiny
+recipe: lhc_net/nano
+baseline: ResNet34v2
+set:
+  epochs: 1
+  batch_size: 16
+  augment: []
+  schedule.warmup_epochs: 0.0
+  stages:
+    - {options: {blocks: [false, false, false, false, false]}}
+    - {learning_rate: 0.001}
+rows:
+  - {row: ResNet34v2, stages: 1, printed: {Best: 72.81}}
+  - {row: LHC-Net, printed: {Best: 73.39}}
+smoke: {dataset: tiny, recipe: lhc_net/nano}
+"""
+
+
+def test_rows_may_have_their_own_datasets(params: Params) -> None:
+    make_shards(params.root / "data" / "shards" / "noisy", seed=1)
+    noisy = replace(params, datasets={**params.datasets, "noisy": params.datasets["tiny"]})
+    (params.root / "noise.yaml").write_text(NOISE)
+    study = load_study("noise.yaml", params.root)
+    plan = make_plan(noisy, "noise.yaml", study, StudyOptions())
+    assert [cell.dataset for cell in plan.cells] == ["tiny", "tiny", "noisy", "noisy"]
+    assert len({cell.key for cell in plan.cells}) == 4
+    with pytest.raises(ConfigError, match="--dataset tiny: the rows of this study name their own datasets"):
+        make_plan(noisy, "noise.yaml", study, StudyOptions(dataset="tiny"))
+    results = read_json(run_study(noisy, "noise.yaml", StudyOptions(seeds=(0, 1), workers=0)) / "results.json")
+    assert [line["level"] for line in results["levels"]] == [0, 30]
+    for line in results["levels"]:
+        ending = f", {line['level']:g} %"
+        there = [cell for cell in results["cells"] if cell["row"].endswith(ending)]
+        cells = {(cell["row"][0], cell["seed"]): cell["test_accuracy"] for cell in there}
+        by_seed = [cells["B", seed] - cells["A", seed] for seed in (0, 1)]
+        assert line["difference"]["mean"] == pytest.approx(sum(by_seed) / 2)
+    assert (params.root / "studies" / "noise" / "noise.svg").is_file()
+    plan = make_plan(noisy, "noise.yaml", study, StudyOptions(seeds=(0, 1)))
+    labels, predicted = plan.predictions(plan.cells[0])
+    assert (labels == predicted).mean() == pytest.approx(results["cells"][0]["test_accuracy"])
+
+
+def test_a_training_in_stages_goes_on_from_one_that_is_the_same_so_far_to_the_same_bits(params: Params) -> None:
+    (params.root / "sets.yaml").write_text(SETS)
+    folder = run_study(params, "sets.yaml", StudyOptions(workers=0))
+    inherited = read_json(folder / "results.json")["cells"]
+    assert "| LHC-Net | 1 |" in (folder / "table.md").read_text()
+    assert "[73.39]" in (folder / "table.md").read_text()
+    assert (folder / "sets.svg").is_file()
+    shutil.rmtree(params.root / ".work")
+    only = StudyOptions(workers=0, rows=("LHC-Net",))
+    whole = read_json(run_study(params, "sets.yaml", only) / "results.json")["cells"]
+    assert {**whole[0], "seconds": 0} == {**inherited[1], "seconds": 0}
+
+
+def test_blocks_are_probed_in_the_trained_network(params: Params) -> None:
+    text = SETS.replace("lhc_sets", "lhc_blocks").replace("baseline: ResNet34v2", "baseline: LHC-Net")
+    (params.root / "blocks.yaml").write_text(text)
+    folder = run_study(params, "blocks.yaml", StudyOptions(workers=0))
+    host, whole = read_json(folder / "results.json")["cells"]
+    assert host["probes"]["off"] == {}
+    assert list(whole["probes"]["off"]) == ["1", "1+2+3+4+5", "2", "3", "3+4+5", "4", "5"]
+    assert {path.name for path in folder.glob("*.svg")} == {"blocks.svg", "efficiency.svg"}
+    assert "| 1 | 8 | 196 | 0.261 |" in (folder / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (NOISE.replace("B, level: 30", "B, level: 20"), "each with a row at every level"),
+        (NOISE.replace("series: B, level: 0", "series: A, level: 0"), "no two the same of both"),
+        (SETS.replace("baseline: ResNet34v2\n", ""), "kind lhc_sets: needs a baseline"),
+        (SETS.replace("stages: 1,", "stages: 3,"), "stages = 3, the recipe 'lhc_net/nano' has 2"),
+    ],
+)  # fmt: skip
+def test_a_study_that_lacks_what_its_kind_needs_is_refused(params: Params, wrong: str, message: str) -> None:
+    (params.root / "wrong.yaml").write_text(wrong)
+    with pytest.raises(ConfigError, match=message):
+        run_study(params, "wrong.yaml", StudyOptions(workers=0))

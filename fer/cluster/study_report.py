@@ -1,0 +1,275 @@
+"""What is made of a study's trainings: table and figures, each kind of study its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fer.cluster.study_cell import Plan
+from fer.config import ConfigError
+from fer.evaluation.aggregate import Spread, spread
+from fer.studies import Kind, Study, StudyOptions
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Results = Sequence[Mapping[str, Any]]
+_SMOKE = "**Smoke run: small models on synthetic faces. It shows that every row runs, and nothing else.**"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished study, for people and for results.json.
+
+    Attributes:
+        content: goes into results.json beside the cells.
+        figures: by file name without its suffix.
+    """
+
+    markdown: str
+    content: dict[str, Any]
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+
+
+def read(study: Study, options: StudyOptions, plan: Plan, results: Results) -> Report:
+    """Reads finished cells, `results` in the order of `plan.cells`, as the study's kind says."""
+    return _KINDS[study.kind](study, options, plan, results)
+
+
+# ------------------------------------------------------------------------------------------------ rows of a table
+
+
+def _table(study: Study, options: StudyOptions, plan: Plan, results: Results) -> Report:
+    table = summarise(study, options, results)
+    rows = [row | {name: asdict(row[name]) for name in ("test", "validation")} for row in table]
+    return Report(markdown(study, options, table), {"rows": rows})
+
+
+def summarise(study: Study, options: StudyOptions, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A line for each row with results: spreads over its cells, their difference to the baseline's pair by pair."""
+    by_row = {row.row: [one for one in results if one["row"] == row.row] for row in options.chosen(study)}
+    base = {(one["seed"], one["fold"]): one["test_accuracy"] for one in by_row.get(study.baseline or "", [])}
+    lines = []
+    for row in options.chosen(study):
+        if not (cells := by_row[row.row]):
+            continue
+        pairs = [one["test_accuracy"] - base[one["seed"], one["fold"]] for one in cells if base]
+        lines.append(
+            {
+                "row": row.row,
+                "published": row.published,
+                "test": spread([one["test_accuracy"] for one in cells]),
+                "validation": spread([one["val_accuracy"] for one in cells]),
+                "difference": asdict(spread(pairs)) if pairs and row.row != study.baseline else None,
+                "parameters": cells[0]["parameters"],
+                "seconds": sum(one["seconds"] for one in cells),
+            }
+        )
+    return lines
+
+
+def markdown(study: Study, options: StudyOptions, table: Sequence[Mapping[str, Any]]) -> str:
+    """The table for people."""
+    lines = _heading(study, options)
+    lines += [
+        "| row | test accuracy, % | 95 % interval of the mean | n | validation, % | against the baseline, points | "
+        "parameters | published, % |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for line in table:
+        test, validation, against = line["test"], line["validation"], line["difference"]
+        cells = [
+            line["row"],
+            _mean(test),
+            f"{100 * test.low:.2f} to {100 * test.high:.2f}" if test.low is not None else "-",
+            str(test.count),
+            _mean(validation),
+            _against(against),
+            f"{line['parameters']:,}",
+            f"{line['published']:g}" if line["published"] is not None else "-",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _heading(study: Study, options: StudyOptions) -> list[str]:
+    lines = [f"# {study.title}", "", f"{study.source}."]
+    return [*lines, *(line for note in _notes(study, options) for line in ("", note)), ""]
+
+
+def _notes(study: Study, options: StudyOptions) -> list[str]:
+    return [*([_SMOKE] if options.smoke else []), *([study.note] if study.note else [])]
+
+
+def _mean(value: Spread) -> str:
+    return f"{100 * value.mean:.2f}" + (f" ± {100 * value.std:.2f}" if value.std is not None else "")
+
+
+def _against(value: Mapping[str, Any] | None) -> str:
+    if value is None:
+        return "-"
+    interval = "" if value["low"] is None else f" ({100 * value['low']:+.2f} to {100 * value['high']:+.2f})"
+    return f"{100 * value['mean']:+.2f}{interval}"
+
+
+# ------------------------------------------------------------------------------------------------ label noise
+
+
+def _noise(study: Study, options: StudyOptions, plan: Plan, results: Results) -> Report:
+    from fer.evaluation import noise, study_figures
+
+    found: dict[tuple[str, float], noise.Answers] = {}
+    for row in options.chosen(study):
+        assert row.series is not None
+        assert row.level is not None
+        cells = sorted((cell for cell in plan.cells if cell.row == row.row), key=lambda cell: cell.seed)
+        answers = [plan.predictions(cell) for cell in cells]
+        right = np.stack([labels == predicted for labels, predicted in answers])
+        seeds = tuple(cell.seed for cell in cells)
+        found[row.series, row.level] = noise.Answers(seeds=seeds, labels=answers[0][0], right=right)
+    one, other = study.series()
+    whole = [level for level in study.levels() if (one, level) in found and (other, level) in found]
+    if not whole:
+        raise ConfigError(f"fer study --rows: {one} and {other} are compared level by level, and no level has both")
+    pairs = [(found[one, level], found[other, level]) for level in whole]
+    report = {
+        "series": [one, other],
+        "levels": [{"level": level, **noise.compare(*pair)} for level, pair in zip(whole, pairs, strict=True)],
+        "growth": noise.growth(pairs[0], pairs[-1]) if len(whole) > 1 else None,
+    }
+    text = noise.markdown(study.title, study.source, _notes(study, options), report)
+    return Report(text, report, {"noise": study_figures.noise(report, _titled("Label noise", options))})
+
+
+# ------------------------------------------------------------------------------------------------ LHC-Net
+
+
+_SET_COLUMNS = ("Top 40%", "Top 40% w/o best", "Top 25%", "Top 25% w/o best", "Best")
+
+
+def _lhc_sets(study: Study, options: StudyOptions, plan: Plan, results: Results) -> Report:
+    from fer.evaluation import study_figures
+    from fer.evaluation.lhc_analysis import set_summary
+
+    hosts = {one["seed"]: one for one in results if one["row"] == study.baseline}
+    lines = []
+    text = _heading(study, options)
+    text += [
+        "| set | runs | left out | mean, % | " + " | ".join(f"{name}, %" for name in _SET_COLUMNS) + " | "
+        "against the host at equal seeds, points |",
+        "|" + "---|" * (len(_SET_COLUMNS) + 5),
+    ]
+    for row in options.chosen(study):
+        runs = [one for one in results if one["row"] == row.row]
+        line = {"row": row.row, "printed": row.printed, **set_summary(runs, hosts)}
+        lines.append(line)
+        differences = line["differences"] if row.row != study.baseline else []
+        cells = [
+            row.row,
+            str(line["runs"]),
+            str(len(line["rejected"])),
+            _percent(line["mean"]),
+            *(f"{_percent(line[name])} [{row.printed.get(name, '-')}]" for name in _SET_COLUMNS),
+            _against(asdict(spread(differences)) if differences else None),
+        ]
+        text.append("| " + " | ".join(cells) + " |")
+    text += [
+        "",
+        "In brackets: as printed. The columns rank the runs on the test set, as the paper does, so that they are above "
+        "what one more run would reach; the mean of all, and the last column, are not. Left out: runs whose training "
+        "loss is not below that of their host plus 10 %.",
+    ]
+    figure = study_figures.lhc_sets(lines, _titled("LHC-Net: sets of runs", options))
+    return Report("\n".join(text) + "\n", {"sets": lines}, {"sets": figure})
+
+
+def _lhc_blocks(study: Study, options: StudyOptions, plan: Plan, results: Results) -> Report:
+    from fer.evaluation import study_figures
+    from fer.evaluation.lhc_analysis import break_even
+    from fer.models.lhc_net import PUBLISHED
+
+    base = _table(study, options, plan, results)
+    text = [base.markdown.rstrip(), "", "## Blocks switched off, or drawn anew, in the trained networks", ""]
+    text += [
+        "Test accuracy in %, mean over seeds; nothing is trained again.", "",
+        "| row | block | switched off | drawn anew |", "|---|---|---|---|",
+    ]  # fmt: skip
+    drawn: dict[str, Figure] = {}
+    for row in options.chosen(study):
+        cells = [one for one in results if one["row"] == row.row and one["probes"]]
+        if not cells:
+            continue
+        means = {
+            kind: {
+                name: fmean(cell["probes"][kind][name] for cell in cells) for name in cells[0]["probes"][kind]
+            }
+            for kind in ("off", "reset")
+        }  # fmt: skip
+        plain = fmean(cell["test_accuracy"] for cell in cells)
+        for name, off in means["off"].items():
+            text.append(f"| {row.row} | {name} | {_percent(off)} | {_percent(means['reset'][name])} |")
+        if not drawn:
+            drawn["blocks"] = study_figures.lhc_blocks(plain, means, _titled(row.row, options))
+    text += [
+        "",
+        "## Correlation between heads",
+        "",
+        "| row | block | heads | mean | highest |",
+        "|---|---|---|---|---|",
+    ]
+    for row in options.chosen(study):
+        probed = [one["probes"]["heads"] for one in results if one["row"] == row.row and one["probes"]]
+        for lines in zip(*probed, strict=True):
+            mean, highest = (
+                _percent(fmean(line[key] for line in lines)) + " %" if lines[0][key] is not None else "-"
+                for key in ("mean", "highest")
+            )
+            text.append(f"| {row.row} | {lines[0]['block']} | {lines[0]['heads']} | {mean} | {highest} |")
+    text += ["", "Printed (section 2.2): 63 % for LHC-Net, up to 93 % for language models.", ""]
+    published = list(zip(PUBLISHED.host.levels(), PUBLISHED.num_heads, PUBLISHED.head_dims, strict=True))
+    shares = [
+        {"block": number, "heads": n, "dim": d, "break_even": break_even(size, channels, n, d)}
+        for number, ((channels, size), n, d) in enumerate(published, start=1)
+    ]
+    text += [
+        "## Efficiency of local heads (equations 21 to 26)", "",
+        "Local heads add more for their cost than global ones where A > r B; A and B are what either adds.", "",
+        "| block | heads | d | r |", "|---|---|---|---|",
+        *(f"| {line['block']} | {line['heads']} | {line['dim']} | {line['break_even']:.3f} |" for line in shares), "",
+        "Printed for the first two blocks: 0.26. The equations are reconstructed: `fer.evaluation.lhc_analysis`.",
+    ]  # fmt: skip
+    heads = list(range(1, 17))
+    drawn["efficiency"] = study_figures.lhc_break_even(
+        [
+            {"name": f"block {number}: {channels} maps of {size} x {size}", "heads": n,
+             "value": break_even(size, channels, n, d)}
+            for number, ((channels, size), n, d) in enumerate(published, start=1) if number != 2
+        ],
+        heads,
+        [
+            [break_even(size, channels, n) for n in heads]
+            for number, ((channels, size), _, _) in enumerate(published, start=1) if number != 2
+        ],
+        "LHC-Net: where local heads pay",
+    )  # fmt: skip
+    return Report("\n".join(text) + "\n", {**base.content, "break_even": shares}, drawn)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _titled(title: str, options: StudyOptions) -> str:
+    return f"{title} (smoke run)" if options.smoke else title
+
+
+_KINDS: dict[Kind, Callable[[Study, StudyOptions, Plan, Results], Report]] = {
+    "table": _table,
+    "lhc_sets": _lhc_sets,
+    "lhc_blocks": _lhc_blocks,
+    "noise": _noise,
+}
