@@ -35,7 +35,7 @@ _OWN_PROCESSES = ("cluster", "faults", "pipeline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n 2 --dist loadgroup`: what starts clusters and stages stays in one line, and each other file in one piece.
+    """For `-n 2 --dist loadgroup`: what starts clusters and stages stays in one line, each other file in one piece.
 
     Two Ray clusters at once would take one another's processors, and look like hung ones to the tests.
     """
