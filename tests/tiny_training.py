@@ -183,6 +183,21 @@ def start_training(root: Path, *, code: str = "", **variables: str) -> subproces
     )
 
 
+def run_dvc(root: Path, *arguments: str) -> str:
+    """A dvc command in a project, which must end well; its output."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=root,
+        env=environment() | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def finish(child: subprocess.Popen[str], timeout: float = 120) -> str:
     """Waits for a child that must end well; its output."""
     output, _ = child.communicate(timeout=timeout)

@@ -18,16 +18,16 @@ from typing import Any, Literal
 from pydantic import Field
 
 from fer.console import log
-from fer.files import FileError, read_json
+from fer.files import FileError
 from fer.labels import DATASET_LABELS, LabelSpace, named, space, to_canonical
 from fer.shards.schema import Split
 from fer.sources.base import AnnotatedFace, Block, RawSample, Reject
 from fer.sources.entries import find_layout, folders, one_face
-from fer.sources.fer2013_file import block_rows, contents, fetch, file_blocks, file_name, keep_only_good, scan
+from fer.sources.fer2013_file import RowsSource, block_rows, contents, fetch, file_name, keep_only_good, scan
 from fer.sources.fer2013_rows import SIDE, USAGES, Line, Row, RowError
 from fer.sources.layout import PICTURE_ENDINGS, list_files, split_named
 from fer.sources.pack import Entry
-from fer.sources.tree import Catalogue, TreeConfig, TreeSource
+from fer.sources.tree import Catalogue, TreeConfig
 
 HOME_PAGE = (
     "https://www.kaggle.com/competitions/challenges-in-representation-learning-facial-expression-recognition-challenge"
@@ -61,7 +61,7 @@ class Fer2013Config(TreeConfig):
     subset: bool = Field(default=False, description="accept another number of rows than the published 35,887")
 
 
-class Fer2013Source(TreeSource):
+class Fer2013Source(RowsSource):
     """Reader of FER2013; see the module. Of a file of rows data/raw keeps the file, of folders their pictures."""
 
     config: Fer2013Config
@@ -102,16 +102,8 @@ class Fer2013Source(TreeSource):
             **found.description,
         }
 
-    def blocks(self, raw: Path) -> list[Block]:
-        """Runs of rows, or packed files."""
-        description = read_json(raw / "source.json")
-        return file_blocks(description) if "index" in description else super().blocks(raw)
-
-    def read(self, raw: Path, block: Block) -> Iterator[RawSample | Reject]:
-        """Every picture of a block, of a file of rows as (48, 48) grey pixels; or a Reject."""
-        if "index" not in read_json(raw / "source.json"):
-            yield from super().read(raw, block)
-            return
+    def read_rows(self, raw: Path, block: Block) -> Iterator[RawSample | Reject]:
+        """Every labelled picture of a block, as (48, 48) grey pixels; or a Reject."""
         canonical = to_canonical(CLASS_NAMES, self.label_space)
         for line, row in block_rows(raw, block):
             key = f"fer2013/{line.position:08d}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,16 +13,34 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from fer.console import log, progress
-from fer.files import FileError, refuse_impostor, sha256
-from fer.sources.base import BLOCK_ROWS, Block
+from fer.files import FileError, read_json, refuse_impostor, sha256
+from fer.sources.base import BLOCK_ROWS, Block, RawSample, Reject
 from fer.sources.fer2013_rows import Line, Row, RowError, csv_rows, form_of, parquet_rows
 from fer.sources.layout import list_files
-from fer.sources.tree import open_tree
+from fer.sources.tree import TreeSource, open_tree
 from fer.transfer import download
 
 _ARCHIVES = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
 _SHOWN_BAD_ROWS = 8
 _SHOWN_FILES = 6
+
+
+class RowsSource(TreeSource):
+    """A reader of one file of rows, or of packed pictures where the layout was folders; see `TreeSource`."""
+
+    def blocks(self, raw: Path) -> list[Block]:
+        """Runs of rows, or packed files."""
+        description = read_json(raw / "source.json")
+        return file_blocks(description) if "index" in description else super().blocks(raw)
+
+    def read(self, raw: Path, block: Block) -> Iterator[RawSample | Reject]:
+        """Every labelled picture of a block, of a file of rows as (48, 48) grey pixels; or a Reject."""
+        of_rows = "index" in read_json(raw / "source.json")
+        yield from self.read_rows(raw, block) if of_rows else super().read(raw, block)
+
+    @abstractmethod
+    def read_rows(self, raw: Path, block: Block) -> Iterator[RawSample | Reject]:
+        """The pictures of a block of rows."""
 
 
 @dataclass(kw_only=True)

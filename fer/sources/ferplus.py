@@ -16,17 +16,17 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from fer.files import FileError, read_json
+from fer.files import FileError
 from fer.labels import LabelSpace, space, to_canonical
 from fer.shards.schema import SPLITS, Split
 from fer.sources.base import AnnotatedFace, Block, RawSample, Reject
 from fer.sources.entries import find_layout, one_face
 from fer.sources.fer2013 import CLASS_NAMES, is_ferplus_layout
-from fer.sources.fer2013_file import block_rows, contents, fetch, file_blocks, file_name, keep_only_good, scan
+from fer.sources.fer2013_file import RowsSource, block_rows, contents, fetch, file_name, keep_only_good, scan
 from fer.sources.fer2013_rows import USAGES, Line, Row, RowError
 from fer.sources.ferplus_votes import EXPRESSIONS, Mode, Verdict, Votes, judge, read_labels, read_votes
 from fer.sources.pack import Entry
-from fer.sources.tree import Catalogue, TreeConfig, TreeSource
+from fer.sources.tree import Catalogue, TreeConfig
 
 VOTES_FILE = "fer2013new.csv"
 _FOLDERS: dict[str, Split] = {"FER2013Train": "train", "FER2013Valid": "validation", "FER2013Test": "test"}
@@ -66,7 +66,7 @@ class FerPlusConfig(TreeConfig):
     )
 
 
-class FerPlusSource(TreeSource):
+class FerPlusSource(RowsSource):
     """Reader of FERPlus; see the module."""
 
     config: FerPlusConfig
@@ -123,16 +123,8 @@ class FerPlusSource(TreeSource):
             **found.description,
         }
 
-    def blocks(self, raw: Path) -> list[Block]:
-        """Runs of rows, or packed files."""
-        description = read_json(raw / "source.json")
-        return file_blocks(description) if "index" in description else super().blocks(raw)
-
-    def read(self, raw: Path, block: Block) -> Iterator[RawSample | Reject]:
-        """Every labelled picture of a block, of a file of rows as (48, 48) grey pixels; or a Reject."""
-        if "index" not in read_json(raw / "source.json"):
-            yield from super().read(raw, block)
-            return
+    def read_rows(self, raw: Path, block: Block) -> Iterator[RawSample | Reject]:
+        """Every labelled picture of a block, as (48, 48) grey pixels; or a Reject."""
         votes = read_votes(raw / VOTES_FILE)
         for line, row in block_rows(raw, block):
             if row is None or line.published is None:

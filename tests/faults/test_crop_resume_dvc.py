@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 from tiny_crop import files
-from tiny_training import REPOSITORY, environment, make_project, still_alive
+from tiny_training import REPOSITORY, environment, make_project, run_dvc, still_alive
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -34,30 +34,16 @@ def make_repository(root: Path, workers: int) -> Path:
     for stage in stages.values():
         stage["cmd"] = stage["cmd"].replace("python ", f"{sys.executable} ", 1)
     (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
-    dvc(root, "init", "--no-scm")
-    dvc(root, "repro", "download@tiny")
+    run_dvc(root, "init", "--no-scm")
+    run_dvc(root, "repro", "download@tiny")
     return root
-
-
-def dvc(root: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments],
-        cwd=root,
-        env=environment() | {"PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.ray)])
 def test_a_stopped_repro_leaves_no_process_and_no_output_and_the_next_goes_on(workers: int, tmp_path: Path) -> None:
     whole, root = make_repository(tmp_path / "whole", workers), tmp_path / "stopped"
     shutil.copytree(whole, root)
-    dvc(whole, "repro")
+    run_dvc(whole, "repro")
     for signum in (signal.SIGKILL, signal.SIGTERM):
         repro = subprocess.Popen(
             [sys.executable, "-m", "dvc", "repro"],
@@ -78,7 +64,7 @@ def test_a_stopped_repro_leaves_no_process_and_no_output_and_the_next_goes_on(wo
         repro.wait(30)
         assert not [name for name in still_alive(children, 10) if not name.endswith("Agent")]
         assert not list(root.glob("data/faces/tiny/*")), "something looks finished"
-    assert "going on after" in dvc(root, "repro")
+    assert "going on after" in run_dvc(root, "repro")
     assert files(root / "data" / "faces" / "tiny") == files(whole / "data" / "faces" / "tiny")
     assert not (root / ".work" / "crop").exists()
-    assert "up to date" in dvc(root, "status")
+    assert "up to date" in run_dvc(root, "status")

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from tiny_training import REPOSITORY, environment, make_project, published, still_alive
+from tiny_training import REPOSITORY, environment, make_project, published, run_dvc, still_alive
 
 pytestmark = pytest.mark.slow
 
@@ -26,21 +26,8 @@ def make_repository(root: Path, **train: object) -> Path:
     stage["deps"] = [one for one in stage["deps"] if "{" in one or (root / one).exists()]
     make_project(root, epochs=6, **train)
     (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"train": stage}}))
-    dvc(root, "init", "--no-scm")
+    run_dvc(root, "init", "--no-scm")
     return root
-
-
-def dvc(root: Path, *arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments],
-        cwd=root,
-        env=environment() | {"PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def start_repro(root: Path) -> subprocess.Popen[bytes]:
@@ -61,7 +48,7 @@ def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 @pytest.mark.timeout(900)
 def test_a_stopped_repro_leaves_no_process_and_no_output_and_the_next_goes_on(workers: int, tmp_path: Path) -> None:
     whole = make_repository(tmp_path / "whole", workers=workers)
-    dvc(whole, "repro")
+    run_dvc(whole, "repro")
     root = make_repository(tmp_path / "stopped", workers=workers)
     for signum in (signal.SIGKILL, signal.SIGTERM):
         repro = start_repro(root)
@@ -76,7 +63,7 @@ def test_a_stopped_repro_leaves_no_process_and_no_output_and_the_next_goes_on(wo
         repro.wait(30)
         assert not still_alive(children, 5)
         assert not list(root.glob("trained/**/*.*")), "something looks finished"
-    dvc(root, "repro")
+    run_dvc(root, "repro")
     assert published(root) == published(whole)
     assert [path.name for path in (root / ".work").iterdir()] == ["locks"]
-    dvc(root, "repro")  # nothing has changed
+    run_dvc(root, "repro")  # nothing has changed
