@@ -34,6 +34,7 @@ def repo_root() -> Path:
 _OWN_PROCESSES = ("cluster", "faults", "pipeline")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For `-n 2 --dist loadgroup`: what starts clusters and stages stays in one line, each other file in one piece.
 

@@ -193,5 +193,5 @@ def test_the_command_prints_every_model_and_the_figures_beside_it(
 def test_without_the_option_the_command_prints_a_line_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     command.main(argparse.Namespace(num_classes=8, cost=False))
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == MODELS
+    assert set(MODELS) <= {line.split()[0] for line in lines[1:]}  # other tests register toys beside them
     assert any(line.startswith("poster_v2 ") and "43,754,710" in line and "cross-attention" in line for line in lines)
