@@ -22,7 +22,7 @@ run: install ## the main job: download, crop, shard, train, evaluate, report
 	@echo "Done. Open reports/index.html, and the runs with: make ui"
 
 test: install ## the tests
-	pytest -n 2 --dist loadgroup
+	pytest -n 2 --dist loadfile
 
 test-slow: install ## the tests that take minutes
 	pytest -m slow

@@ -31,20 +31,6 @@ def repo_root() -> Path:
     return Path(__file__).resolve().parents[1]
 
 
-_OWN_PROCESSES = ("cluster", "faults", "pipeline")
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `-n 2 --dist loadgroup`: what starts clusters and stages stays in one line, each other file in one piece.
-
-    Two Ray clusters at once would take one another's processors, and look like hung ones to the tests.
-    """
-    for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group("processes" if folder in _OWN_PROCESSES else str(item.path)))
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """A test of real data that was skipped although the data is there makes the run fail."""
