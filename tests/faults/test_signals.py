@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_resume_dvc import dvc, family, make_repository, start_repro
-from tiny_training import TOY, child, make_project, patience, published, run_child, run_stage, still_alive
+from test_resume_dvc import family, make_repository, start_repro
+from tiny_training import TOY, child, make_project, patience, published, run_child, run_dvc, run_stage, still_alive
 
 QUIET = {"recipe": TOY, "epochs": 2, "tracking": {"enabled": False}}
 
@@ -119,8 +119,8 @@ def test_a_repro_stopped_at_any_of_five_points_commits_nothing_and_the_next_succ
         assert not still_alive(children, patience(5)), f"point {point}"
         assert nothing_looks_finished(root)
         assert not (root / "dvc.lock").exists(), "nothing is committed"
-    dvc(root, "repro")
+    run_dvc(root, "repro")
     whole = make_repository(tmp_path / "whole", workers=0)
-    dvc(whole, "repro")
+    run_dvc(whole, "repro")
     assert published(root) == published(whole)
     assert not [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(root)]
