@@ -78,9 +78,8 @@ def train_cell(plan: Plan, cell: Cell) -> None:
     """Trains a cell, or goes on with it, opens the test split, and writes its predictions and its result."""
     import torch
 
-    from fer.evaluation.answers import answers
     from fer.training.data import open_data
-    from fer.training.loop import TrainJob, build_model, train
+    from fer.training.loop import TrainJob, answers, build_model, train
     from fer.training.metrics import classification_metrics
     from fer.training.peers import Peers
 
@@ -108,7 +107,7 @@ def train_cell(plan: Plan, cell: Cell) -> None:
     assert data.test is not None
     probes = {}
     try:
-        logits, targets = answers(model, data.test, recipe, device)
+        logits, targets, _ = answers(model, data.test, recipe, device)
         if plan.kind == "lhc_blocks":
             from fer.evaluation.lhc_analysis import probe
 

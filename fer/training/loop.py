@@ -187,6 +187,22 @@ def prepare(images: Tensor, model: FerModel, recipe: Recipe, device: str) -> Ten
 
 
 @torch.no_grad()
+def answers(model: FerModel, batches: EvalBatches, recipe: Recipe, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """What a model in memory says of one rank's batches of a split; it is left in evaluation mode.
+
+    Returns:
+        on the CPU: logits float32 (N, classes), labels int64 (N,), and the rows' numbers int64 (N,).
+    """
+    model.eval()
+    logits, targets, rows = [torch.empty(0, model.num_classes)], [torch.empty(0).long()], [torch.empty(0).long()]
+    for batch in batches:
+        with autocast(recipe, device):
+            logits.append(model(prepare(batch.images, model, recipe, device)).float().cpu())
+        targets.append(batch.targets)
+        rows.append(batch.rows)
+    return torch.cat(logits), torch.cat(targets), torch.cat(rows)
+
+
 def validate(
     model: FerModel, batches: EvalBatches, recipe: Recipe, peers: Peers, device: str, prefix: str = "val"
 ) -> Record:
@@ -195,14 +211,7 @@ def validate(
     Each rank computes its share of fixed batches; the logits are put in order of rows before anything is summed.
     """
     peers.broadcast_buffers(model)
-    model.eval()
-    logits, targets, rows = [torch.empty(0, model.num_classes)], [torch.empty(0).long()], [torch.empty(0).long()]
-    for batch in batches:
-        with autocast(recipe, device):
-            logits.append(model(prepare(batch.images, model, recipe, device)).float().cpu())
-        targets.append(batch.targets)
-        rows.append(batch.rows)
-    shares = peers.gather((torch.cat(logits), torch.cat(targets), torch.cat(rows)))
+    shares = peers.gather(answers(model, batches, recipe, device))
     all_logits, all_targets, all_rows = (torch.cat(parts) for parts in zip(*shares, strict=True))
     order = all_rows.argsort()
     metrics = classification_metrics(all_logits[order], all_targets[order])
