@@ -49,7 +49,6 @@ _CODE = (
     "transforms",
 )
 _POLL_SECONDS = 0.25
-_COLLECTIVE_TIMEOUT_SECONDS = 300
 
 
 class LostWorkersError(RuntimeError):
@@ -207,7 +206,7 @@ def _trainer(job: TrainJob, stage: TrainStageConfig, workers: int) -> Any:
     return TorchTrainer(
         _work,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if stage.gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_SECONDS),
+        torch_config=TorchConfig(backend="nccl" if stage.gpu else "gloo", timeout_s=stage.collective_timeout_seconds),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=stage.gpu,
@@ -275,8 +274,11 @@ def _fit(trainer: Any, follower: Follower) -> str | None:
 
 def _explained(error: BaseException) -> BaseException:
     """A worker's own ValueError in place of Ray's wrapping; other failures of workers in few words."""
+    from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
+    if isinstance(error, RayActorError):  # not of a worker: of Ray Train's own actor, and its workers end with it
+        return LostWorkersError("Ray Train's controller, which drives them, has died")
     failures = dict(getattr(error, "worker_failures", {}))
     causes = [
         getattr(one, "_base_exc", one) for one in failures.values()

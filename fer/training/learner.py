@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from fer.training.ema import Ema
 from fer.training.optimizer import build_optimizer, trainable
 from fer.training.passes import Passes
 from fer.training.recipe import Recipe
+from fer.training.recompute import recompute_activations
 from fer.training.sam import Sam, statistics_kept
 from fer.training.state import TrainState
 
@@ -50,6 +52,8 @@ class Learner:
         optimizer = build_optimizer(recipe, model)
         if recipe.compile:
             model.compile()
+        if recipe.gradient_checkpointing:
+            recompute_activations(model)
         parallel = data_parallel(model, device) if world_size > 1 else model
         sam = Sam(recipe.sam, trainable(model)) if recipe.sam else None
         return cls(recipe, model, parallel, optimizer, ema, sam, Passes(recipe, model, parallel, device))
@@ -138,8 +142,14 @@ def data_parallel(model: FerModel, device: str) -> DistributedDataParallel:
     After its first backward pass DDP sorts its buckets anew, and from three ranks on another layout rounds the sums
     differently: the first step after a resume would not be that of an undisturbed training. Where it looks for unused
     parameters it keeps its first layout; so it does on the CPU, where the same bits are promised.
+
+    Buffers are not exchanged at each step: a training pass reads none, and what is validated and saved is rank 0's.
     """
-    return DistributedDataParallel(model, find_unused_parameters=torch.device(device).type == "cpu")
+    # Of 1x1 and depthwise kernels, whose strides have two names; "not an error", it says of itself, at each first step.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    return DistributedDataParallel(
+        model, find_unused_parameters=torch.device(device).type == "cpu", broadcast_buffers=False
+    )
 
 
 def _is_frozen(module: nn.Module) -> bool:

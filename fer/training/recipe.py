@@ -98,6 +98,9 @@ class Recipe(Config):
         ge=1,
         description="parts that a worker's share of a batch is computed in, one after the other, to save memory",
     )
+    gradient_checkpointing: bool = Field(
+        False, description="computes activations again in the backward pass: less memory, a third more time, same bits"
+    )
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of the whole gradient; null: no limit")
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="decay of a moving average of the weights, which is then validated and kept"
@@ -136,6 +139,8 @@ class Recipe(Config):
             raise ValueError(f"schedule.warmup_epochs must be smaller than epochs = {self.epochs}")
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate = {self.accumulate} parts cannot be made of batch_size = {self.batch_size}")
+        if self.compile and self.gradient_checkpointing:
+            raise ValueError("compile and gradient_checkpointing exclude each other: torch.compile decides by itself")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError("betas must lie in [0, 1)")
         self.in_stages  # noqa: B018 - a mistake in a stage is one in the recipe
@@ -174,6 +179,9 @@ class TrainStageConfig(Config):
     gpu: bool = Field(False, description="one GPU a worker")
     checkpoint_every_steps: int = Field(200, ge=1, description="updates between checkpoints; each epoch ends with one")
     max_failures: int = Field(2, ge=0, description="lost workers after which the training gives up")
+    collective_timeout_seconds: int = Field(
+        300, ge=1, description="a worker that is silent for so long, while others wait for it, counts as lost"
+    )
 
 
 def list_recipes() -> list[str]:

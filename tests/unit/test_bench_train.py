@@ -9,7 +9,7 @@ import torch
 
 from fer import bench
 from fer.bench.result import REGISTRY, BenchResult
-from fer.bench.train import _Turns
+from fer.bench.steps import Turns
 from fer.models import FerModel, TrainOutput, register
 
 
@@ -40,7 +40,7 @@ def measure(monkeypatch: pytest.MonkeyPatch, *words: str) -> BenchResult:
 
 def test_each_figure_is_a_ratio_beside_its_goal(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = ["loop", "sam", "checkpoint", "bf16"]
-    result = measure(monkeypatch, "--parts", *parts, "--convolutional", "bench_toy")
+    result = measure(monkeypatch, "--parts", *parts, "--convolutional", "bench_toy", "--accuracy-of", "bench_toy")
     rows = {row["what"]: row for row in result.rows}
     assert [row["goal"] for row in result.rows] == ["<= 1.03", "<= 2.05", "<= 0.02", ">= 1.5", ""]
     assert rows["SAM's step / plain step"]["figure"] > 1
@@ -57,14 +57,14 @@ def test_two_workers_are_measured_beside_two_processes_and_one() -> None:
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
     words = ["train", "--batch", "8", "--seconds", "0", "--parts", "workers"]
-    together, apart, of_both = REGISTRY["train"].run(parser.parse_args(words)).rows
+    together, apart, halves, of_both = REGISTRY["train"].run(parser.parse_args(words)).rows
     assert together["figure"] > 0
-    assert apart["goal"] == of_both["goal"] == ""
-    assert of_both["figure"] == pytest.approx(together["figure"] / apart["figure"], rel=0.01)
+    assert apart["goal"] == halves["goal"] == of_both["goal"] == ""
+    assert of_both["figure"] == pytest.approx(together["figure"] / halves["figure"], rel=0.01)
 
 
 def test_the_ratio_is_the_median_of_the_ratios_of_neighbours() -> None:
-    turns = _Turns([2.0, 9.0, 3.0], [1.0, 3.0, 2.0], [1.0] * 3, [2.0] * 3)
+    turns = Turns([2.0, 9.0, 3.0], [1.0, 3.0, 2.0], [1.0] * 3, [2.0] * 3)
     assert (turns.ratio, turns.cpu) == (2.0, 0.5)
 
 
