@@ -130,6 +130,7 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions) ->
                     held = CrossValidation(folds=folds, fold=fold)
                     own = recipe.model_copy(update={"cross_validation": held})
                 what = [shards.digest, own.model_dump(mode="json"), [one.digest for one in pretrained], seed, code]
+                what += [] if study.tta == "none" else [study.tta]
                 digest = hashlib.sha256(json.dumps([*what, params.train.threads], sort_keys=True).encode()).hexdigest()
                 cells.append(
                     Cell(
@@ -149,6 +150,7 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions) ->
     return Plan(
         name=name,
         kind=study.kind,
+        tta=study.tta,
         folder=str((params.root / ".work" / f"study-{Path(name).stem}-{label}").resolve()),
         threads=params.train.threads,
         gpu=params.train.gpu,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from fer.files import read_json, write_atomic, write_json
 from fer.studies import Kind
 from fer.training.recipe import Recipe
 from fer.weights.parts import PartSource
+
+if TYPE_CHECKING:
+    from fer.evaluation.tta import TtaName
 
 RESULT = "result.json"
 PREDICTIONS = "predictions.npz"
@@ -55,6 +58,7 @@ class Plan:
 
     name: str
     kind: Kind
+    tta: TtaName
     folder: str
     threads: int
     gpu: bool
@@ -78,6 +82,7 @@ def train_cell(plan: Plan, cell: Cell) -> None:
     """Trains a cell, or goes on with it, opens the test split, and writes its predictions and its result."""
     import torch
 
+    from fer.evaluation.tta import WithViews
     from fer.training.data import open_data
     from fer.training.loop import TrainJob, answers, build_model, train
     from fer.training.metrics import classification_metrics
@@ -105,13 +110,16 @@ def train_cell(plan: Plan, cell: Cell) -> None:
     recipe = cell.recipe.last
     data = open_data(cell.shards, recipe, model, seed=cell.seed, peers=Peers(), threads=plan.threads, test=True)
     assert data.test is not None
-    probes = {}
+    more: dict[str, Any] = {}
     try:
         logits, targets, _ = answers(model, data.test, recipe, device)
+        if plan.tta != "none":
+            found = classification_metrics(*answers(WithViews(model, plan.tta), data.test, recipe, device)[:2])
+            more |= {f"test_tta_{name}": value for name, value in found.items()}
         if plan.kind == "lhc_blocks":
             from fer.evaluation.lhc_analysis import probe
 
-            probes = {"probes": probe(model, data.test, recipe, device, seed=cell.seed)}
+            more["probes"] = probe(model, data.test, recipe, device, seed=cell.seed)
     finally:
         data.close()
     best = state.history[state.best_epoch - 1]
@@ -129,7 +137,7 @@ def train_cell(plan: Plan, cell: Cell) -> None:
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "seconds": round(sum(timing["seconds"] for timing in state.timings), 1),
             "peak_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6) if plan.gpu else None,
-            **probes,
+            **more,
         },
     )
 

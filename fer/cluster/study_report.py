@@ -45,7 +45,8 @@ def read(study: Study, options: StudyOptions, plan: Plan, results: Results) -> R
 
 def _table(study: Study, options: StudyOptions, plan: Plan, results: Results) -> Report:
     table = summarise(study, options, results)
-    rows = [row | {name: asdict(row[name]) for name in ("test", "validation")} for row in table]
+    spreads = ("test", "validation", "tta", "tta_gain")
+    rows = [row | {name: asdict(row[name]) for name in spreads if name in row} for row in table]
     return Report(markdown(study, options, table), {"rows": rows})
 
 
@@ -58,6 +59,7 @@ def summarise(study: Study, options: StudyOptions, results: Sequence[Mapping[str
         if not (cells := by_row[row.row]):
             continue
         pairs = [one["test_accuracy"] - base[one["seed"], one["fold"]] for one in cells if base]
+        augmented = [one["test_tta_accuracy"] for one in cells if "test_tta_accuracy" in one]
         lines.append(
             {
                 "row": row.row,
@@ -69,30 +71,35 @@ def summarise(study: Study, options: StudyOptions, results: Sequence[Mapping[str
                 "seconds": sum(one["seconds"] for one in cells),
             }
         )
+        if augmented:
+            gains = [value - one["test_accuracy"] for value, one in zip(augmented, cells, strict=True)]
+            lines[-1] |= {"tta": spread(augmented), "tta_gain": spread(gains)}
     return lines
 
 
 def markdown(study: Study, options: StudyOptions, table: Sequence[Mapping[str, Any]]) -> str:
     """The table for people."""
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "row": lambda line: str(line["row"]),
+        "test accuracy, %": lambda line: _mean(line["test"]),
+        "95 % interval of the mean": lambda line: _bounds(line["test"]),
+        "n": lambda line: str(line["test"].count),
+        "validation, %": lambda line: _mean(line["validation"]),
+        "against the baseline, points": lambda line: _against(line["difference"]),
+    }
+    if study.tta != "none":
+        columns |= {
+            f"test with {study.tta} views, %": lambda line: _mean(line["tta"]),
+            "95 % interval": lambda line: _bounds(line["tta"]),
+            "gain, points": lambda line: _against(asdict(line["tta_gain"])),
+        }
+    columns |= {
+        "parameters": lambda line: f"{line['parameters']:,}",
+        "published, %": lambda line: "-" if line["published"] is None else f"{line['published']:g}",
+    }
     lines = _heading(study, options)
-    lines += [
-        "| row | test accuracy, % | 95 % interval of the mean | n | validation, % | against the baseline, points | "
-        "parameters | published, % |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for line in table:
-        test, validation, against = line["test"], line["validation"], line["difference"]
-        cells = [
-            line["row"],
-            _mean(test),
-            f"{100 * test.low:.2f} to {100 * test.high:.2f}" if test.low is not None else "-",
-            str(test.count),
-            _mean(validation),
-            _against(against),
-            f"{line['parameters']:,}",
-            f"{line['published']:g}" if line["published"] is not None else "-",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(text(line) for text in columns.values()) + " |" for line in table]
     return "\n".join(lines) + "\n"
 
 
@@ -107,6 +114,12 @@ def _notes(study: Study, options: StudyOptions) -> list[str]:
 
 def _mean(value: Spread) -> str:
     return f"{100 * value.mean:.2f}" + (f" ± {100 * value.std:.2f}" if value.std is not None else "")
+
+
+def _bounds(value: Spread) -> str:
+    if value.low is None or value.high is None:
+        return "-"
+    return f"{100 * value.low:.2f} to {100 * value.high:.2f}"
 
 
 def _against(value: Mapping[str, Any] | None) -> str:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fer.models import FerModel
+
 TtaName = Literal["none", "flip", "lhc"]
 
 _PUBLISHED_SIZE = 224
@@ -89,6 +91,20 @@ def predict_views(
         total = total.to(logits.device) + weight * logits.softmax(dim=1)
     assert plain is not None
     return plain, (total / sum(weight for _, weight in weighted)).log()
+
+
+class WithViews(FerModel):
+    """A trained model that judges a picture by all its views: (B, 3, S, S) -> logarithms of probabilities (B, N)."""
+
+    def __init__(self, model: FerModel, name: TtaName) -> None:
+        super().__init__(
+            model.num_classes, input_size=model.input_size, mean=model.mean, std=model.std, resize=model.resize
+        )
+        self.model = model
+        self._weighted = views(name, model.input_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return predict_views(self.model, x, self._weighted)[1]
 
 
 def _zoomed(x_BCHW: Tensor, share: float) -> Tensor:

@@ -55,6 +55,7 @@ class Study(Config):
     set: dict[str, Any] = Field(default_factory=dict, description="keys of the recipe, for all rows")
     baseline: str | None = Field(None, description="row that the others are compared with")
     folds: int | None = Field(None, ge=2, le=100, description="cross-validation over so many folds; null: none")
+    tta: Literal["none", "flip", "lhc"] = Field("none", description="a second figure, with test-time augmentation")
     note: str | None = None
     rows: list[Row] = Field(min_length=1)
     smoke: Smoke

@@ -87,6 +87,17 @@ def test_a_study_runs_goes_on_and_says_what_it_measured(params: Params, capsys: 
     assert len(list(Path(plan.folder).glob("*/result.json"))) == 6
 
 
+def test_a_second_figure_with_test_time_augmentation(params: Params) -> None:
+    (params.root / "own.yaml").write_text(OWN + "tta: flip\n")
+    folder = run_study(params, "own.yaml", StudyOptions(smoke=True, rows=("plain",), workers=0))
+    (cell,) = read_json(folder / "results.json")["cells"]
+    (row,) = read_json(folder / "results.json")["rows"]
+    assert row["tta"]["mean"] == cell["test_tta_accuracy"]
+    assert row["tta_gain"]["mean"] == pytest.approx(cell["test_tta_accuracy"] - cell["test_accuracy"])
+    assert cell["test_tta_loss"] != cell["test_loss"]
+    assert "| test with flip views, % | 95 % interval | gain, points |" in (folder / "table.md").read_text()
+
+
 def test_a_row_that_cannot_be_trained_is_told_and_the_others_are_kept(params: Params) -> None:
     text = OWN.replace("options.num_heads: 0", "options.num_heads: -1")
     (params.root / "own.yaml").write_text(text)
