@@ -32,6 +32,8 @@ from fer.processes import lock, set_environment
 from fer.studies import Row, Study, StudyOptions, list_studies, load_study
 from fer.training.recipe import CrossValidation, Recipe, load_recipe
 
+_OPTIONS = ("smoke", "dataset", "recipe", "seeds", "folds", "rows", "tta", "workers")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which table, on what."""
@@ -43,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folds", type=int, metavar="K", help="cross-validation over K folds")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows of the table")
     parser.add_argument("--set", nargs="+", metavar="KEY=VALUE", default=[], help="recipe keys for all rows")
+    parser.add_argument("--tta", choices=("none", "flip", "lhc"), help="a second figure, with test-time augmentation")
     parser.add_argument("--workers", type=int, metavar="N", help="trainings at once; 0: in this process, without Ray")
 
 
@@ -53,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
             study = load_study(name, Path())
             print(f"{name:<24}{study.source}: {study.title}")
         return
-    given = {name: getattr(args, name) for name in ("smoke", "dataset", "recipe", "seeds", "folds", "rows", "workers")}
+    given = {name: getattr(args, name) for name in _OPTIONS}
     changes = {name: value for name, value in given.items() if value is not None}
     options = parse(StudyOptions, changes | {"set": _assignments(args.set)}, "fer study")
     run_study(parameters.load(), args.name, options)
@@ -69,6 +72,8 @@ def run_study(params: Params, name: str, options: StudyOptions) -> Path:
         ValueError: a mistake in the study or the options, shards that cannot be used, or cells that failed.
     """
     study = load_study(name, params.root)
+    if options.tta is not None:
+        study = study.model_copy(update={"tta": options.tta})
     plan = make_plan(params, name, study, options)
     final = params.root / "studies" / (Path(name).stem + ("-smoke" if options.smoke else ""))
     work = Path(plan.folder)

@@ -212,7 +212,8 @@ def break_even(size: int, channels: int, heads: int, dim: float | None = None, *
         r = (2 d + k^2 C) / (2 n d + k^2 C),  and with d = HW / 2n:  r = (HW / n + k^2 C) / (HW + k^2 C)
 
     The paper prints r = 0.26 for the first two blocks, with d = HW / 2n and n = 8: (392 + 576) / (3136 + 576) = 0.2608.
-    Its equations themselves were not at hand. This account gives the printed figure; with the products of the scores
+    Its equations themselves were not at hand, and one figure does not settle them: this account gives it, and others of
+    the same terms may. With the products of the scores
     and of the values in it, r would be 0.279 (values cut into bands) or 0.250 (each head attends to whole maps).
 
     Args:

@@ -13,6 +13,9 @@ from pydantic import Field, model_validator
 
 from fer.config import Config, ConfigError, nearest, parse, read_yaml
 
+Tta = Literal["none", "flip", "lhc"]
+"""Test-time augmentations, see `fer.evaluation.tta`."""
+
 
 class Row(Config):
     """One row of a table."""
@@ -55,7 +58,7 @@ class Study(Config):
     set: dict[str, Any] = Field(default_factory=dict, description="keys of the recipe, for all rows")
     baseline: str | None = Field(None, description="row that the others are compared with")
     folds: int | None = Field(None, ge=2, le=100, description="cross-validation over so many folds; null: none")
-    tta: Literal["none", "flip", "lhc"] = Field("none", description="a second figure, with test-time augmentation")
+    tta: Tta = Field("none", description="a second figure, with test-time augmentation")
     note: str | None = None
     rows: list[Row] = Field(min_length=1)
     smoke: Smoke
@@ -101,6 +104,7 @@ class StudyOptions(Config):
     folds: int | None = None
     rows: tuple[str, ...] | None = None
     set: dict[str, Any] = Field(default_factory=dict)
+    tta: Tta | None = None
     workers: int | None = None
 
     def chosen(self, study: Study) -> list[Row]:

@@ -88,8 +88,7 @@ def test_a_study_runs_goes_on_and_says_what_it_measured(params: Params, capsys: 
 
 
 def test_a_second_figure_with_test_time_augmentation(params: Params) -> None:
-    (params.root / "own.yaml").write_text(OWN + "tta: flip\n")
-    folder = run_study(params, "own.yaml", StudyOptions(smoke=True, rows=("plain",), workers=0))
+    folder = run_study(params, "own.yaml", StudyOptions(smoke=True, rows=("plain",), tta="flip", workers=0))
     (cell,) = read_json(folder / "results.json")["cells"]
     (row,) = read_json(folder / "results.json")["rows"]
     assert row["tta"]["mean"] == cell["test_tta_accuracy"]
