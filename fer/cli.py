@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from fer import __version__, params, processes
+from fer import __version__, processes
 
 AddArguments = Callable[[argparse.ArgumentParser], None]
 
@@ -79,6 +79,8 @@ def stage_parser(doc: str | None, *, model: bool = False) -> argparse.ArgumentPa
         doc: the stage's docstring; its first line describes the command.
         model: whether the stage is for one model too.
     """
+    from fer import params  # here, so that signals are in our hands before it and all that it composes is imported
+
     parser = argparse.ArgumentParser(description=first_line(doc))
     parser.add_argument("--dataset", required=True, metavar="NAME", help=f"a key of `datasets` in {params.FILE_NAME}")
     if model:

@@ -48,6 +48,7 @@ _DEFAULTS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s by default, which every report() waits for
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # 60 s by default, which a busy machine exceeds; demand is checked
     "DVC_NO_ANALYTICS": "1",
     "TQDM_MININTERVAL": "0.5",
 }
@@ -61,41 +62,60 @@ class Interrupted(BaseException):
         self.signum = signum
 
 
+_arrived: Interrupted | None = None
+"""The first signal that asked this process to end."""
+
+
+class LostError(RuntimeError):
+    """What the work ran on was lost: no mistake of the user's and no defect, so it is told without a traceback."""
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Runs an entry point and ends the process with the right exit code.
 
-    0 (or what `main` returns); 1 for a user's mistake, told in one message, and for a defect, told with its traceback;
-    130 and 143 for SIGINT and SIGTERM, 141 where nobody reads the output any more.
+    0 (or what `main` returns); 1 for a user's mistake or a lost cluster, told in one message, and for a defect, told
+    with its traceback; 130 and 143 for SIGINT and SIGTERM, 141 where nobody reads the output any more.
     """
     try:
         prepare()
         code = main() or 0
         sys.stdout.flush()
-    except Interrupted as stop:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        console.log.warning("stopped by %s; the same command goes on from the last checkpoint", stop)
-        code = 128 + stop.signum
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 128 + signal.SIGPIPE
-    except (ValueError, FileNotFoundError, PermissionError) as error:
-        console.log.error("%s", error, exc_info=console.log.isEnabledFor(logging.DEBUG))
-        code = 1
-    except OSError as error:
-        console.log.error("%s; the outputs that stood before are unchanged", error, exc_info=True)
-        code = 1
+    except (Interrupted, Exception) as error:  # noqa: BLE001 - a defect is raised again
+        code = _code_after(error)
     sys.exit(code)
+
+
+def _code_after(error: Interrupted | Exception) -> int:
+    """Tells what ended the process, and returns its exit code; raises again what is a defect."""
+    stop = error if isinstance(error, Interrupted) else _arrived
+    if stop is not None:  # what a signal has broken, such as an import, may end as any error
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        console.log.debug("where the signal was met", exc_info=True)
+        console.log.warning("stopped by %s; the same command goes on from the last checkpoint", stop)
+        return 128 + stop.signum
+    if isinstance(error, BrokenPipeError):  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    if isinstance(error, ValueError | FileNotFoundError | PermissionError | LostError):
+        console.log.error("%s", error, exc_info=console.log.isEnabledFor(logging.DEBUG))
+        return 1
+    if isinstance(error, OSError):
+        console.log.error("%s; the outputs that stood before are unchanged", error, exc_info=True)
+        return 1
+    raise error
 
 
 def prepare() -> None:
     """Quiet libraries, readable logs, signals as exceptions, and an end together with the parent process."""
+    signal.signal(signal.SIGINT, _interrupt)  # first, for what is imported below takes seconds
+    signal.signal(signal.SIGTERM, _interrupt)
+    console.set_up()
+    quiet_libraries()
+    end_with_parent()
     from fer import params  # here, because what it composes imports this module
 
-    quiet_libraries()
-    console.set_up(logging.DEBUG if params.environment().debug else logging.INFO)
-    end_with_parent()
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
+    if params.environment().debug:
+        console.set_up(logging.DEBUG)
 
 
 def quiet_libraries() -> None:
@@ -133,8 +153,10 @@ def _is_orphan(parent: int) -> bool:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
+    global _arrived
     # A second signal while unwinding must not break the clean-up it asks for.
     signal.signal(signum, signal.SIG_IGN)
+    _arrived = _arrived or Interrupted(signum)
     # What runs just now may swallow the exception, as some modules do while they are imported: then it comes again.
     signal.signal(signal.SIGALRM, lambda *_: _insist(signum))
     signal.setitimer(signal.ITIMER_REAL, _INSIST_SECONDS, _INSIST_SECONDS)
@@ -142,12 +164,18 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 def _insist(signum: int) -> None:
+    if not on_its_way(Interrupted):
+        raise Interrupted(signum)
+
+
+def on_its_way(kind: type[BaseException]) -> bool:
+    """Whether an exception of that kind is being handled just now, on its own or under another."""
     error = sys.exception()
     while error is not None:
-        if isinstance(error, Interrupted):  # it is on its way
-            return
+        if isinstance(error, kind):
+            return True
         error = error.__context__
-    raise Interrupted(signum)
+    return False
 
 
 @contextmanager

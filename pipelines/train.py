@@ -5,12 +5,14 @@ Reads data/shards/<dataset>/, writes trained/<dataset>/<model>/. Stopped at any 
 
 from __future__ import annotations
 
-from fer import params, processes
+from fer import processes
 from fer.cli import stage_parser
 
 
 def main() -> None:
     """Reads the command line and params.yaml, and runs the stage under its lock."""
+    from fer import params  # here, so that signals are in our hands before what takes seconds to import
+
     args = stage_parser(__doc__, model=True).parse_args()
     loaded = params.load()
     with processes.stage(f"train@{args.dataset}-{args.model}", loaded.root):

@@ -23,6 +23,7 @@ import psutil
 import torch
 import torch.distributed as dist
 import yaml
+from limits import patience
 
 from fer import processes
 from fer.labels import SPACES
@@ -191,7 +192,7 @@ def run_dvc(root: Path, *arguments: str) -> str:
         env=environment() | {"PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=patience(280),
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -199,8 +200,8 @@ def run_dvc(root: Path, *arguments: str) -> str:
 
 
 def finish(child: subprocess.Popen[str], timeout: float = 120) -> str:
-    """Waits for a child that must end well; its output."""
-    output, _ = child.communicate(timeout=timeout)
+    """Waits for a child that must end well; its output. `timeout`: seconds of an idle machine, as all limits here."""
+    output, _ = child.communicate(timeout=patience(timeout))
     assert child.returncode == 0, output
     return output
 
@@ -360,7 +361,7 @@ def run_stage(root: str, output: str, code: str = "") -> None:
 def run_child(target: Callable[..., None], *arguments: Any, timeout: float = 100) -> int | None:
     """Runs a function in a process of its own; its exit code, negative where a signal ended it."""
     process = child(target, *arguments)
-    process.join(timeout)
+    process.join(patience(timeout))
     if process.exitcode is None:
         process.kill()
         raise AssertionError(f"{target.__name__}{arguments[1:]} did not end within {timeout} s")
@@ -369,9 +370,10 @@ def run_child(target: Callable[..., None], *arguments: Any, timeout: float = 100
 
 def run_ranks(job: TrainJob, world_size: int, meeting: Path, kill: tuple[int, int] | None = None) -> list[int | None]:
     """Runs `train_rank` in processes of their own; where one is killed, the others end with an error. Exit codes."""
-    processes_ = [child(train_rank, job, rank, world_size, str(meeting), kill) for rank in range(world_size)]
+    common = (world_size, str(meeting), kill, signal.SIGKILL, patience(60))
+    processes_ = [child(train_rank, job, rank, *common) for rank in range(world_size)]
     for process in processes_:
-        process.join(100)
+        process.join(patience(100))
     codes = [process.exitcode for process in processes_]
     for process in processes_:
         process.kill()
@@ -410,7 +412,7 @@ def assert_same(one: Any, other: Any, where: str) -> None:
 
 def still_alive(family: list[psutil.Process], seconds: float) -> list[str]:
     """Names of those that still run after so long. One that has ended and waits for its parent to notice does not."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patience(seconds)
     while True:
         names = [name for name in map(_name_if_running, family) if name]
         if not names or time.monotonic() > deadline:
@@ -423,11 +425,6 @@ def _name_if_running(process: psutil.Process) -> str | None:
         return None if process.status() == psutil.STATUS_ZOMBIE else process.name()
     except psutil.NoSuchProcess:
         return None
-
-
-def patience(seconds: float) -> float:
-    """So many seconds of an idle machine, on this one as busy as it is."""
-    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def no_leftovers(folder: Path) -> bool:

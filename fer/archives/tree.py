@@ -217,8 +217,6 @@ def decode_names(names: Sequence[str | bytes], encoding: str | None, archive: st
             return [name.decode(one) if isinstance(name, bytes) else name for name in names]
         except UnicodeDecodeError as error:
             wrong = error.object
-        except LookupError:
-            raise FileError(f"{archive}: no encoding is called {one!r}; for Korean Windows it is 'cp949'") from None
     raise FileError(f"{archive}: the name {wrong!r} is not in encoding {encoding!r}; give another, or none")
 
 

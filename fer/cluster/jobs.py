@@ -17,35 +17,30 @@ The same command while its job is running follows that job and starts no second 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import logging
-import re
-import shlex
-import sys
-import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
 
 from fer import params as parameters
 from fer import processes
+from fer.cluster.job_client import JobServer
+from fer.cluster.job_request import (
+    COMMAND,
+    FOLDER,
+    PARAMS,
+    Stage,
+    entrypoint,
+    free_id,
+    job_name,
+    project_folder,
+    running_job,
+    runtime_environment,
+    stage_command,
+)
 from fer.console import log
 from fer.files import sha256
-from fer.transfer import public_url
 
-Stage = Literal["download", "crop", "shard", "train", "evaluate", "repro"]
-
-# What never travels: data, results and caches, which belong on the shared storage, and what only this machine can use.
-EXCLUDES = (
-    "/data", "/trained", "/evaluated", "/reports", "/.work", "/.dvc/cache", "/.dvc/tmp", "/mlflow.db*", "/mlartifacts",
-    "/mlruns", "/.venv", "/venv", "/.git", "__pycache__", "*.pyc", "*.egg-info",
-    "/bench", "/build", "/dist", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis",
-    ".env", "/.dvc/config.local",
-)  # fmt: skip
-STOP_SECONDS = 40.0
-_FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 _PER_MODEL = ("train", "evaluate")
-_COMMAND, _PARAMS, _FOLDER = "fer.command", "fer.params_sha256", "fer.project_dir"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -138,36 +133,32 @@ def submit(
         ValueError: the cluster cannot be reached, refuses the token, or runs another job of this name.
         Interrupted, KeyboardInterrupt: stopped here, after the job was stopped too.
     """
-    folder = _folder(root, project_dir, upload)
-    command = _command(stage, arguments, python)
+    folder = project_folder(root, project_dir, upload)
+    command = stage_command(stage, arguments, python)
     digest = sha256(root / parameters.FILE_NAME)
-    client = _connect(address)
     name = job_name(stage, arguments)
-    metadata = {"name": name, _COMMAND: " ".join(command), _PARAMS: digest, _FOLDER: folder}
-    jobs = [job for job in _ask(client.list_jobs) if str(job.submission_id or "").startswith(name)]
-    submission = _running(jobs, name, metadata)
-    if submission is None:
-        submission = _ask(
-            client.submit_job,
-            entrypoint=_entrypoint(command, folder, digest, python, upload),
-            submission_id=_free_id(name, [str(job.submission_id) for job in jobs]),
-            runtime_env=_runtime_env(root, folder, upload, tracking_uri),
-            metadata=metadata,
-        )
-        log.info("job %s: submitted to %s, works in %s", submission, public_url(client.get_address()), folder)
-    else:
-        log.info("job %s: already running with the same parameters; following it", submission)
-    if detach:
-        log.info(
-            "follow it: the same command without --detach; stop it: ray job stop --address %s %s",
-            client.get_address(),
-            submission,
-        )
-        return 0
+    metadata = {"name": name, COMMAND: " ".join(command), PARAMS: digest, FOLDER: folder}
+    server = JobServer(address)
+    jobs = server.jobs(name)
+    running = running_job(jobs, name, metadata)
+    submission = running or free_id(name, jobs)
     try:
-        code = _follow(client, submission)
+        if running:
+            log.info("job %s: already running with the same parameters; following it", submission)
+        else:
+            line = entrypoint(command, folder, digest, python, upload)
+            server.submit(submission, line, runtime_environment(root, folder, upload, tracking_uri), metadata)
+            log.info("job %s: submitted to %s, works in %s", submission, server.address, folder)
+        if detach:
+            log.info(
+                "follow it: the same command without --detach; stop it: ray job stop --address %s %s",
+                server.address,
+                submission,
+            )
+            return 0
+        code = server.follow(submission)
     except (KeyboardInterrupt, processes.Interrupted):
-        _stop(client, submission)
+        server.stop(submission)
         raise
     if code == 0 and Path(folder) == root.resolve() and stage != "repro":
         target = "-".join([arguments[index + 1] for index, word in enumerate(arguments) if word.startswith("--")])
@@ -175,194 +166,6 @@ def submit(
     return code
 
 
-def job_name(stage: str, arguments: Sequence[str]) -> str:
-    """The stable part of a job's id: the same stage of the same dataset and model has the same."""
-    words = [word for word in arguments if not word.startswith("--")]
-    return "-".join(["fer", stage, *(re.sub(r"[^A-Za-z0-9_.]+", "_", word) for word in words)]) + "-"
-
-
 def _configured_address(address: str | None) -> str | None:
     # Ray's own variables win over params.yaml; None lets Ray read them.
     return None if parameters.environment().ray_address or address == "auto" else address
-
-
-def _folder(root: Path, project_dir: str | None, upload: bool) -> str:
-    if upload and project_dir is None:
-        raise ValueError("--upload needs --project-dir DIR: a folder on storage that every node of the cluster sees")
-    if project_dir is not None and not PurePosixPath(project_dir).is_absolute():
-        raise ValueError(f"--project-dir {project_dir}: give the absolute path that the cluster's nodes see")
-    return project_dir.rstrip("/") or "/" if project_dir else str(root.resolve())
-
-
-def _command(stage: Stage, arguments: Sequence[str], python: str) -> list[str]:
-    if stage == "repro":
-        return [python, "-m", "dvc", "repro", *arguments]
-    return [python, "-m", f"pipelines.{stage}", *arguments]
-
-
-def _entrypoint(command: Sequence[str], folder: str, digest: str, python: str, upload: bool) -> str:
-    """A line for the shell of the head node: into the folder, make sure it is the right one, become the stage.
-
-    `exec` matters: the stage must be the job's own process, so that its signals and exit code are the job's.
-    """
-    place = f"{shlex.quote(python)} -m fer.cluster.place {shlex.quote(folder)} && " if upload else ""
-    here = shlex.quote(folder)
-    name = parameters.FILE_NAME
-
-    def fail(text: str) -> str:
-        return f"{{ echo error: {shlex.quote(text)} >&2; exit 1; }}"
-
-    missing = fail(
-        f"{folder}: the head node sees no such folder; name the shared one: --project-dir DIR, add --upload to fill it"
-    )
-    other = fail(
-        f"{folder}/{name}: not the one this job was submitted with; add --upload, or submit from a copy of that folder"
-    )
-    return (
-        f"{place}cd {here} 2>/dev/null || {missing}; "
-        f"echo '{digest}  {name}' | sha256sum --check --status 2>/dev/null || {other}; "
-        f"exec {shlex.join(command)}"
-    )
-
-
-def _runtime_env(root: Path, folder: str, upload: bool, tracking_uri: str | None) -> dict[str, Any]:
-    env_vars = {} if upload else {"PYTHONPATH": folder}  # an uploaded copy is on every worker's path by itself
-    if parameters.environment().debug:
-        env_vars["FER_DEBUG"] = "1"
-    if tracking_uri and "@" in tracking_uri:
-        log.warning(
-            "the MLflow address holds a password and is not passed on; set MLFLOW_TRACKING_URI, "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on the cluster"
-        )
-    elif tracking_uri and tracking_uri.startswith(("http://", "https://")):
-        env_vars["MLFLOW_TRACKING_URI"] = tracking_uri
-    return {"env_vars": env_vars} | ({"working_dir": str(root), "excludes": list(EXCLUDES)} if upload else {})
-
-
-def _running(jobs: Sequence[Any], name: str, metadata: Mapping[str, str]) -> str | None:
-    """The id of the same job where it is still running; ValueError where it runs with something else."""
-    for job in jobs:
-        if job.status in _FINAL or (job.metadata or {}).get("name") != name:
-            continue
-        if all((job.metadata or {}).get(key) == value for key, value in metadata.items()):
-            return str(job.submission_id)
-        raise ValueError(
-            f"job {job.submission_id} is running with other parameters or in another folder "
-            f"({(job.metadata or {}).get(_FOLDER)}); wait for it, or stop it: ray job stop {job.submission_id}"
-        )
-    return None
-
-
-def _free_id(name: str, taken: Sequence[str]) -> str:
-    numbers = [int(one[len(name) :]) for one in taken if one[len(name) :].isdigit()]
-    return f"{name}{max(numbers, default=0) + 1}"
-
-
-# ------------------------------------------------------------------------------------------------ the cluster
-
-
-def _connect(address: str | None) -> Any:
-    processes.quiet_libraries()
-    if address is not None:
-        # Ray lets RAY_ADDRESS overrule the argument, and this variable overrule that: what was asked for wins.
-        processes.set_environment("RAY_API_SERVER_ADDRESS", address)
-    # A tuned recipe that params.yaml names is made by the pipeline, so git ignores it; the job needs it.
-    processes.set_environment("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")
-    from ray.job_submission import JobSubmissionClient
-
-    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it tells of its sockets
-    return _ask(JobSubmissionClient, address, shown=address)
-
-
-def _ask(call: Any, *args: Any, shown: str | None = None, **options: Any) -> Any:
-    """One request to the cluster; what goes wrong there becomes a ValueError that says what to set."""
-    from ray.exceptions import AuthenticationError
-
-    where = public_url(shown) if shown else "the Ray cluster"
-    try:
-        return call(*args, **options)
-    except AuthenticationError as error:
-        if "cannot be opened" in str(error):
-            raise ValueError("RAY_AUTH_TOKEN_PATH names a file that cannot be read or is empty") from None
-        if "nvalid" in str(error):
-            raise ValueError(
-                f"{where} refuses the token. Set RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH, a file that holds it) to the "
-                "token that the cluster was started with; on its head `ray get-auth-token` prints it"
-            ) from None
-        raise ValueError(
-            f"{where} asks for a token and none was sent. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
-            "RAY_AUTH_TOKEN_PATH, a file that holds it); on the cluster's head `ray get-auth-token` prints it"
-        ) from None
-    except ConnectionError as error:
-        raise ValueError(
-            f"{where} does not answer ({error}). Give the dashboard's address with --address http://HEAD:8265 or "
-            "RAY_ADDRESS; the head must run `ray start --head --dashboard-host 0.0.0.0` with the ray[default] packages"
-        ) from None
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ValueError(f"{where}: {error}") from None
-
-
-def _follow(client: Any, submission: str) -> int:
-    """Copies the job's log to standard output until the job ends; its exit code."""
-    copy = _LogCopy(client, submission)
-    while True:
-        try:
-            asyncio.run(copy.run())
-        except (OSError, RuntimeError) as error:
-            log.warning("the log of job %s broke off (%s); taking it up again", submission, error)
-            time.sleep(2)
-        info = _ask(client.get_job_info, submission)
-        if info.status in _FINAL:
-            return _exit_code(info, submission)
-        time.sleep(0.2)
-
-
-class _LogCopy:
-    """Writes each character of a job's log once, although every connection begins with the first one."""
-
-    def __init__(self, client: Any, submission: str) -> None:
-        self._client = client
-        self._submission = submission
-        self._written = 0
-
-    async def run(self) -> None:
-        """One connection, until the job ends or the connection breaks."""
-        seen = 0
-        async for chunk in self._client.tail_job_logs(self._submission):
-            if seen + len(chunk) > self._written:
-                sys.stdout.write(chunk[max(0, self._written - seen) :])
-                sys.stdout.flush()
-            seen += len(chunk)
-            self._written = max(self._written, seen)
-
-
-def _exit_code(info: Any, submission: str) -> int:
-    # Ray's own command line turns every failure into 1; the code of the process itself stands in the job's details.
-    code = info.driver_exit_code
-    if info.status == "STOPPED":
-        log.warning("job %s: stopped", submission)
-        return 143
-    if code is None:
-        log.error("job %s: did not start: %s", submission, info.message)
-        return 1
-    code = int(code) if code >= 0 else 128 - int(code)
-    if code:
-        log.error("job %s: failed with exit code %d", submission, code)
-    else:
-        log.info("job %s: done", submission)
-    return code
-
-
-def _stop(client: Any, submission: str) -> None:
-    log.warning("stopping job %s", submission)
-    deadline = time.monotonic() + STOP_SECONDS
-    while True:
-        _ask(client.stop_job, submission)  # again and again: one that has not started yet does not hear it
-        for _ in range(5):
-            if _ask(client.get_job_info, submission).status in _FINAL:
-                log.warning("job %s: stopped; nothing half-written was left under an output's name", submission)
-                return
-            time.sleep(0.2)
-        if time.monotonic() > deadline:
-            log.error("job %s: not stopped after %.0f s; look at the cluster's dashboard", submission, STOP_SECONDS)
-            return

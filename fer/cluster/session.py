@@ -26,10 +26,13 @@ from pathlib import Path
 
 from fer import processes
 from fer.cluster.config import ClusterConfig
+from fer.cluster.health import end_all_of, watched
 from fer.console import log
 
 # A Unix socket's path holds at most 107 bytes on Linux (103 on macOS), and Ray adds about 70 to its folder.
 _LONGEST_TEMPORARY_FOLDER = 28
+_STARTS = 5
+"""Attempts to start a local cluster on a machine that is too busy for Ray's fixed limit."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ def connect(config: ClusterConfig, *, dashboard: bool | None = None, worker_outp
 
     Raises:
         ValueError: the named cluster cannot be reached.
+        LostClusterError: it has lost its head or its raylet; the message says which.
     """
     _quiet()
     import ray
@@ -85,7 +89,13 @@ def connect(config: ClusterConfig, *, dashboard: bool | None = None, worker_outp
                 url = _join(str(address), worker_output)
         cluster = _describe(address, url)
         log.debug("ray: %s, %.1f s", cluster, time.monotonic() - started)
-        yield cluster
+        with watched(address):
+            yield cluster
+    except processes.LostError:
+        keep = True
+        if folder is not None:
+            end_all_of(folder)
+        raise
     except RayError:
         keep = True
         raise
@@ -143,10 +153,22 @@ def _quiet() -> None:
 
 
 def _start_local(config: ClusterConfig, folder: Path, dashboard: bool, worker_output: bool) -> str | None:
-    import ray
-
     # Ray 2.60 asks for a token even on one machine, and writes a new one to the home folder where it finds none.
     processes.set_environment("RAY_AUTH_TOKEN", _token())
+    for attempt in range(1, _STARTS + 1):
+        try:
+            return _start_once(config, folder, dashboard, worker_output)
+        except Exception as error:  # Ray raises nothing more special
+            if "timed out during startup" not in str(error) or attempt == _STARTS:
+                raise
+            log.warning("Ray has not started within the 30 s that it gives itself, on a busy machine; once more")
+            end_all_of(folder)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _start_once(config: ClusterConfig, folder: Path, dashboard: bool, worker_output: bool) -> str | None:
+    import ray
+
     context = ray.init(
         address="local",
         num_cpus=config.cpus,
@@ -205,13 +227,14 @@ def _describe(address: str | None, dashboard_url: str | None = None) -> Cluster:
 
 
 def _private_folder() -> Path:
-    """A new folder for a local cluster's files; those of killed processes are removed."""
+    """A new folder for a local cluster's files; what killed processes have left, running or lying, is removed."""
     parent = Path(tempfile.gettempdir()).resolve()
     if len(str(parent)) > _LONGEST_TEMPORARY_FOLDER:
         parent = Path("/tmp")
     for left in parent.glob("fer-ray-*-*"):
         owner = left.name.split("-")[2]
         if owner.isdecimal() and not _alive(int(owner)):
+            end_all_of(left)
             shutil.rmtree(left, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"fer-ray-{os.getpid()}-", dir=parent))
 

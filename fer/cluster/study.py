@@ -1,5 +1,6 @@
 """`fer study NAME`: the trainings of a published table, and their result beside what was printed.
 
+    .work/study-<name>-<digest>/plan.json which cells it is made of
     .work/study-<name>-<digest>/<cell>/   what a stopped study goes on from; a finished cell's result and answers stay
     studies/<name>/results.json           every cell, and what was made of them; written last
     studies/<name>/table.md, *.svg        the table, and the figures of studies that have some
@@ -78,6 +79,7 @@ def run_study(params: Params, name: str, options: StudyOptions) -> Path:
     final = params.root / "studies" / (Path(name).stem + ("-smoke" if options.smoke else ""))
     work = Path(plan.folder)
     with lock(work / "lock"):
+        plan.write()
         alone = {cell.key: cell for cell in plan.cells}.values()  # rows that are alike share a training
         waiting = [cell for cell in alone if plan.result(cell) is None]
         log.info("%s: %d trainings, %d of them done before", name, len(alone), len(alone) - len(waiting))
@@ -302,7 +304,7 @@ def _record(params: Params, plan: Plan, study: Study, results: Sequence[Mapping[
             with open_run(
                 params.tracking, params.root, experiment=experiment, run_name=cell.title, key=cell.key,
                 params={"recipe": cell.recipe.model_dump(mode="json"), "seed": cell.seed, "fold": cell.fold},
-                tags={"fer.kind": "cell", "row": cell.row, "model": cell.recipe.last.model}, parent=parent.run_id,
+                tags={"fer.kind": "cell", "row": cell.row, "model": cell.recipe.last.model}, parent=parent,
             ) as run:  # fmt: skip
                 numbers = {k: v for k, v in result.items() if isinstance(v, int | float) and k not in ("seed", "fold")}
                 run.log_metrics({key: float(value) for key, value in numbers.items()})

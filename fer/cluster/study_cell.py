@@ -1,5 +1,6 @@
 """A cell of a study: one training, its test split opened once, and what is kept of it.
 
+plan.json                the cells of the study as it was last started
 <cell>/result.json       its figures
 <cell>/predictions.npz   `labels` and `predicted` (int8), one a row of the test split, in its order
 """
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 RESULT = "result.json"
 PREDICTIONS = "predictions.npz"
+PLAN = "plan.json"
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,11 @@ class Plan:
             return None
         return {"row": cell.row, "seed": cell.seed, "fold": cell.fold, "key": cell.key, **read_json(path)}
 
+    def write(self) -> None:
+        """Leaves plan.json in the folder, for the report: what the study as it was last started is made of."""
+        cells = [{"row": cell.row, "seed": cell.seed, "fold": cell.fold, "key": cell.key} for cell in self.cells]
+        write_json(Path(self.folder, PLAN), {"study": self.name, "cells": cells})
+
     def predictions(self, cell: Cell) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Labels and predicted classes of a finished cell, int64 (N,) each, in the order of the test split."""
         with np.load(Path(self.folder, cell.key, PREDICTIONS)) as arrays:
@@ -82,6 +90,7 @@ def train_cell(plan: Plan, cell: Cell) -> None:
     """Trains a cell, or goes on with it, opens the test split, and writes its predictions and its result."""
     import torch
 
+    from fer.evaluation.protocols import both_protocols
     from fer.evaluation.tta import WithViews
     from fer.training.data import open_data
     from fer.training.loop import TrainJob, answers, build_model, train
@@ -123,6 +132,8 @@ def train_cell(plan: Plan, cell: Cell) -> None:
     finally:
         data.close()
     best = state.history[state.best_epoch - 1]
+    if protocols := both_protocols(state.history, cell.recipe, len(targets), CONFIDENCE):
+        more["protocols"] = protocols
     buffer = io.BytesIO()
     labels, predicted = (values.to(torch.int8).numpy() for values in (targets, logits.argmax(1)))
     np.savez_compressed(buffer, labels=labels, predicted=predicted)

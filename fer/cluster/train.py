@@ -26,7 +26,7 @@ from fer.cluster.shared import require_paths
 from fer.console import log
 from fer.lineage import digest_of_code, hardware, lineage, versions
 from fer.params import Params
-from fer.processes import lock
+from fer.processes import LostError, lock
 from fer.shards.read import ShardSet
 from fer.tracking import Run, open_run
 from fer.training.loop import DivergedError, TrainJob, build_model, train
@@ -190,7 +190,7 @@ def _train_on_ray(params: Params, job: TrainJob, follower: Follower) -> None:
                 failures += 1
                 if failures > stage.max_failures:
                     more = "the training lost more workers than train.max_failures allows; the same command goes on"
-                    raise RuntimeError(f"{error}\n{more}") from None
+                    raise LostError(f"{error}\n{more}") from None
                 workers = _as_many_as_fit(job.recipe, stage)
                 log.warning("lost workers (%s); going on from the last checkpoint with %d", error, workers)
     if diverged:
@@ -277,8 +277,8 @@ def _explained(error: BaseException) -> BaseException:
     from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
-    if isinstance(error, RayActorError):  # not of a worker: of Ray Train's own actor, and its workers end with it
-        return LostWorkersError("Ray Train's controller, which drives them, has died")
+    if isinstance(error, RayActorError):  # no worker: without it the room of the workers is freed by our end alone
+        return LostError("Ray Train's controller, which drives the workers, has died; the same command goes on")
     failures = dict(getattr(error, "worker_failures", {}))
     causes = [
         getattr(one, "_base_exc", one) for one in failures.values()

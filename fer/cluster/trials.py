@@ -23,12 +23,13 @@ from fer.config import ConfigError, parse
 from fer.console import log
 from fer.files import read_json, write_atomic, write_json
 from fer.tracking import Run
+from fer.tracking.run import Status
 from fer.training.recipe import Recipe
 from fer.weights.parts import PartSource
 
 NUMBER = "trial"
-HOPELESS_TRIALS = 3
-_DIVERGED = "diverged.txt"
+HOPELESS_TRIALS = 3  # that fail before any other ends: then the search is ended
+_DIVERGED = "diverged.txt"  # in a trial's folder: why it must not be trained again
 Values = dict[str, Any]
 
 
@@ -290,10 +291,11 @@ class TrialLog:
         ended = [trial for trial in self.trials.values() if trial.status != "running"]
         return len(ended) >= HOPELESS_TRIALS and all(trial.status == "failed" for trial in ended)
 
-    def _finish(self, trial: Trial, status: Any) -> None:
+    def _finish(self, trial: Trial, status: Status) -> None:
         run = self._runs[trial.number]
         run.set_tags({"trial.status": trial.status} | ({"trial.reason": trial.reason} if trial.reason else {}))
         run.finish(status)
+        trial.run_id = run.run_id  # not known before where MLflow was down when the trial began
         self._save()
 
     def _save(self) -> None:

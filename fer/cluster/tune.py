@@ -212,7 +212,7 @@ def _record(params: Params, plan: TrialPlan, parent: Run, dataset: str, model_ke
             key=trial.key,
             params={"trial": trial.values},
             tags={"fer.kind": "trial", "trial": trial.number, "dataset": dataset, "model": plan.recipe.model},
-            parent=parent.run_id,
+            parent=parent,
             run_id=run_id,
         )
 

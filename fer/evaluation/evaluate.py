@@ -1,12 +1,14 @@
-"""The evaluate stage: opens the test split, once, with the weights that validation chose.
+"""The evaluate stage: opens the test split, once, with the weights that the training chose.
 
     evaluated/<dataset>/<model>/      appears complete, by rename
-        test.json              all figures (fer.evaluation.metrics.summarise)
+        test.json              all figures (fer.evaluation.metrics.summarise); with test-time augmentation `tta`; where
+                               the training chose its epoch on the test split `protocols`
         predictions.parquet    one row a sample (fer.shards.predictions)
         confusion.csv          actual, predicted: names, one row a sample
         figures/*.svg
 
-Nothing before this stage reads the test split, and nothing after it chooses by what it finds.
+Nothing before this stage reads the test split, and nothing after it chooses by what it finds; but for a recipe with
+`protocol: published`, which chooses by it as the published code does, and is labelled so (fer.evaluation.protocols).
 """
 
 from __future__ import annotations
@@ -21,9 +23,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fer.cluster.predict import predict
+from fer.config import parse
 from fer.console import log
 from fer.evaluation import figures, metrics
+from fer.evaluation.noise import paired_bootstrap
 from fer.evaluation.predict import Predictions, PredictJob
+from fer.evaluation.protocols import both_protocols
+from fer.evaluation.record import record
 from fer.files import FileError, publish_directory, read_json, sha256, write_atomic, write_json
 from fer.labels import is_identities
 from fer.params import Params
@@ -32,8 +38,8 @@ from fer.shards.predictions import write_predictions
 from fer.shards.read import ShardSet
 from fer.shards.schema import Split
 from fer.shards.table import read_table
-from fer.tracking import Run, open_run
-from fer.weights.store import load_model, read_info
+from fer.training.recipe import Recipe
+from fer.weights.store import read_info
 
 SPLIT: Split = "test"
 
@@ -69,9 +75,12 @@ def run_evaluation(params: Params, dataset: str, model_key: str) -> Path:
         tta=params.evaluate.tta,
     )
     split = shards.split(SPLIT)
+    protocols = _protocols(trained, facts, split.rows, params)
     with lock(params.root / ".work" / f"evaluate-{dataset}-{model_key}.lock"):
         found = predict(job, params.evaluate, params.cluster, split.rows)
         summary = _summarise(found, shards, params)
+        if protocols:
+            summary["protocols"] = protocols
         assert int(np.sum(summary["confusion"])) == split.rows, "every row of the test split is counted once"
         summary["about"] = [
             {"key": "dataset", "value": dataset},
@@ -87,14 +96,19 @@ def run_evaluation(params: Params, dataset: str, model_key: str) -> Path:
             write_json(folder / "test.json", summary)
             _write_tables(folder, found, split.sample_ids(), shards)
             _draw(folder / "figures", summary, _history(trained), facts.get("best_epoch"), f"{model_key} on {dataset}")
-        _record(params, dataset, model_key, facts, summary, shards, final, weights)
+        record(params, dataset, model_key, facts, summary, shards, final, weights)
     low, high = summary["intervals"][0]["low"], summary["intervals"][0]["high"]
-    with_tta = f"; with {summary['tta']['name']} views {summary['tta']['accuracy']:.4f}" if "tta" in summary else ""
+    beside = f"; with {summary['tta']['name']} views {summary['tta']['accuracy']:.4f}" if "tta" in summary else ""
+    if protocols:
+        beside += (
+            f"; its epoch was chosen on the test split: {protocols['published']['accuracy']:.4f} there, "
+            f"{protocols['validation']['accuracy']:.4f} at the epoch that validation would have chosen"
+        )
     log.info(
         f"evaluate {model_key} on {dataset}: test accuracy {summary['accuracy']:.4f} "
         f"({100 * params.evaluate.confidence:g} % interval {low:.4f} to {high:.4f}, {split.rows} rows), "
         f"balanced {summary['balanced_accuracy']:.4f}, macro F1 {summary['macro_f1']:.4f}, ECE {summary['ece']:.4f}"
-        f"{with_tta} -> {final.relative_to(params.root)}"
+        f"{beside} -> {final.relative_to(params.root)}"
     )
     return final
 
@@ -131,13 +145,50 @@ def _summarise(found: Predictions, shards: ShardSet, params: Params) -> dict[str
     if params.evaluate.tta != "none":
         augmented = metrics.summarise(found.labels, found.tta, shards.labels, params.evaluate, params.seed)
         kept = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll", "intervals")
-        summary["tta"] = {"name": params.evaluate.tta, **{name: augmented[name] for name in kept}}
+        difference = _tta_difference(found, params)
+        summary["tta"] = {
+            "name": params.evaluate.tta,
+            **{name: augmented[name] for name in kept},
+            "difference": [difference],
+        }
     known = np.array([pose is not None for pose in poses])
     if known.any():
         yaw = np.array([abs(pose[0]) for pose in poses if pose is not None])
         right = predicted[known] == found.labels[known]
         summary["pose"] = metrics.accuracy_by_bin(yaw, right, params.evaluate.pose_bins)
     return summary
+
+
+def _tta_difference(found: Predictions, params: Params) -> dict[str, Any]:
+    """What the views change: accuracy with them minus without, on the same rows, and the rows turned either way."""
+    plain, augmented = (answers.argmax(axis=1) == found.labels for answers in (found.logits, found.tta))
+    turned = augmented.astype(np.int8) - plain.astype(np.int8)
+    samples = params.evaluate.bootstrap_samples
+    interval = paired_bootstrap(
+        turned[None], samples=samples, confidence=params.evaluate.confidence, seed=params.seed, seeds=False
+    )
+    return {
+        "metric": "accuracy",
+        "value": float(turned.mean()),
+        "gained": int((turned > 0).sum()),
+        "lost": int((turned < 0).sum()),
+        **vars(interval),
+        "confidence": params.evaluate.confidence,
+        "method": f"paired percentile bootstrap over rows, {samples} draws",
+    }
+
+
+def _protocols(trained: Path, facts: dict[str, Any], rows: int, params: Params) -> dict[str, Any] | None:
+    """Both protocols' test figures where the training chose its epoch on the test split."""
+    if facts.get("recipe", {}).get("protocol") != "published":
+        return None
+    recipe = parse(Recipe, facts["recipe"], str(trained / "train.json"), "recipe")
+    columns = _history(trained)
+    history = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    try:
+        return both_protocols(history, recipe, rows, params.evaluate.confidence)
+    except ValueError as error:
+        raise FileError(f"{trained / 'history.csv'}: {error}") from None
 
 
 def _write_tables(folder: Path, found: Predictions, sample_ids: Sequence[str], shards: ShardSet) -> None:
@@ -185,51 +236,3 @@ def _history(trained: Path) -> dict[str, list[float]]:
     with open(path, encoding="utf-8", newline="") as handle:
         rows = list(csv.DictReader(handle))
     return {key: [float(row[key]) for row in rows] for key in rows[0]} if rows else {}
-
-
-def _record(
-    params: Params,
-    dataset: str,
-    model_key: str,
-    facts: dict[str, Any],
-    summary: dict[str, Any],
-    shards: ShardSet,
-    folder: Path,
-    weights: Path,
-) -> None:
-    """Adds the evaluation to the training's own run: figures of merit, tables, figures, the data, and the model."""
-    key = str(facts.get("fingerprint") or sha256(weights))
-    run_id = facts.get("mlflow_run_id")
-    settings = {"evaluate": params.evaluate.model_dump(mode="json")}
-    tags = {"dataset": dataset, "data_digest": shards.digest, "weights_sha256": sha256(weights)}
-    if shards.manifest.synthetic:
-        tags |= {"synthetic": "true", "mlflow.note.content": "SYNTHETIC: says nothing about accuracy on people."}
-    with open_run(
-        params.tracking, params.root,
-        experiment=dataset, run_name=model_key, key=key, params=settings, tags=tags, run_id=run_id,
-    ) as run:  # fmt: skip
-        if not run.active:
-            return
-        numbers = {name: summary[name] for name in ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll")}
-        numbers |= {f"accuracy_{end}": summary["intervals"][0][end] for end in ("low", "high")}
-        if "tta" in summary:
-            numbers["tta_accuracy"] = summary["tta"]["accuracy"]
-        run.log_metrics({f"test_{name}": value for name, value in numbers.items()})
-        _log_data(run, dataset, shards)
-        lines = summary["per_class"]
-        run.log_table({name: [line[name] for line in lines] for name in lines[0]}, "test_per_class.json")
-        run.log_artifact(folder / "test.json", "evaluation")
-        for figure in sorted((folder / "figures").iterdir()):
-            run.log_artifact(figure, "figures")
-        model, _ = load_model(weights)
-        size = model.input_size
-        run.log_model(model, np.zeros((2, 3, size, size), np.float32), labels=shards.labels)
-
-
-def _log_data(run: Run, dataset: str, shards: ShardSet) -> None:
-    """The splits as the run's data, each with its number of rows."""
-    contexts: dict[Split, str] = {"train": "training", "validation": "validation", "test": "testing"}
-    for split, context in contexts.items():
-        profile = {"split": split, "rows": shards.manifest.rows(split)}
-        source = str(shards.folder)
-        run.log_dataset(f"{dataset}-{split}", shards.digest, source=source, context=context, profile=profile)

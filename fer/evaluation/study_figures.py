@@ -93,7 +93,7 @@ def lhc_sets(lines: Sequence[Mapping[str, Any]], title: str) -> Figure:
 def lhc_blocks(plain: float, probes: Mapping[str, Mapping[str, float]], title: str) -> Figure:
     """Test accuracy without each block, and with each drawn anew; dashed, of the whole network."""
     names = list(probes["off"])
-    figure, axes = blank(6.4, 1.6 + 0.5 * len(names))
+    figure, axes = blank(7.6, 1.6 + 0.5 * len(names))
     kinds = ((-0.18, "off", VALIDATION, "switched off"), (0.18, "reset", TRAIN, "drawn anew"))
     for offset, key, colour, label in kinds:
         axes.barh(
@@ -106,5 +106,5 @@ def lhc_blocks(plain: float, probes: Mapping[str, Mapping[str, float]], title: s
     axes.set(xlabel="test accuracy, %, without further training")
     axes.grid(axis="y", visible=False)
     axes.set_title(title)
-    axes.legend(fontsize=9, loc="lower left")
+    axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside the bars, which fill the axes
     return figure

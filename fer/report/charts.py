@@ -1,6 +1,6 @@
 """Line charts and reliability diagrams as SVG text, coloured by the page's own style sheet: light, dark and on paper.
 
-Only classes stand in the SVG, no colours: `line a`, `line b`, `mark`, `rule`, `column`, `tick`.
+Only classes stand in the SVG, no colours: `line a`, `line b`, `line c`, `mark`, `rule`, `column`, `tick`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class _Scale:
 
 
 def lines(history: Mapping[str, Sequence[float]], what: str, best: int | None, *, share: bool) -> Markup:
-    """Training and validation of `what` ("loss", "accuracy") by epoch, the selected epoch marked.
+    """Training and validation of `what` ("loss", "accuracy") by epoch, the selected epoch marked; test where it chose.
 
     share: whether the values are shares, shown in per cent.
     """
-    curves = {name: history.get(f"{part}_{what}", []) for part, name in (("train", "a"), ("val", "b"))}
+    curves = {name: history.get(f"{part}_{what}", []) for part, name in (("train", "a"), ("val", "b"), ("test", "c"))}
     values = [value for curve in curves.values() for value in curve if math.isfinite(value)]
     epochs = history.get("epoch", [])
     if not epochs or not values:

@@ -4,7 +4,7 @@ what is missing or out of date is part of what is told."""
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from fer.files import read_json, sha256
 from fer.lineage import lineage
 from fer.params import Params
 from fer.report.rejects import RejectLine, reject_lines
+from fer.report.studies import Studies, collect_studies
 from fer.shards.manifest import FILE_NAME, Manifest, digest, load_manifest
 
 
@@ -44,7 +45,42 @@ class Result:
 
     def interval(self, metric: str) -> Mapping[str, Any] | None:
         """The interval of a figure of the test split."""
-        return next((one for one in self.test.get("intervals", []) if one["metric"] == metric), None)
+        return _named(self.test.get("intervals", []), metric=metric)
+
+    @property
+    def chosen_on_test(self) -> bool:
+        """Whether the test split chose the epoch, as published code does it."""
+        return bool(self.train.get("recipe", {}).get("protocol") == "published")
+
+    @property
+    def selection_metric(self) -> str:
+        """What the epoch was chosen by: the last stage's word counts."""
+        recipe = self.train.get("recipe", {})
+        default = recipe.get("selection_metric", "accuracy")
+        return str(recipe["stages"][-1].get("selection_metric", default) if recipe.get("stages") else default)
+
+    @property
+    def protocols(self) -> Mapping[str, Any] | None:
+        """What `fer.evaluation.protocols` says; None where validation chose the epoch."""
+        return self.test.get("protocols")
+
+    def protocol_interval(self, protocol: str) -> Mapping[str, Any] | None:
+        """The interval of the accuracy under a protocol."""
+        return _named((self.protocols or {}).get("intervals", []), protocol=protocol)
+
+    @property
+    def tta(self) -> Mapping[str, Any] | None:
+        """The figures under test-time augmentation; None without."""
+        return self.test.get("tta")
+
+    def tta_interval(self, metric: str) -> Mapping[str, Any] | None:
+        """The interval of a figure under test-time augmentation."""
+        return _named((self.tta or {}).get("intervals", []), metric=metric)
+
+    @property
+    def tta_difference(self) -> Mapping[str, Any] | None:
+        """What the views change in the accuracy, with its interval; None without."""
+        return _named((self.tta or {}).get("difference", []), metric="accuracy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +111,7 @@ class Content:
     datasets: tuple[Dataset, ...]
     lineage: Mapping[str, str]
     files: Mapping[str, str] = field(default_factory=dict)
+    studies: Studies = field(default_factory=Studies)
 
     @property
     def results(self) -> list[Result]:
@@ -83,7 +120,7 @@ class Content:
 
 
 def collect(params: Params) -> Content:
-    """Every combination of `run` in params.yaml, and whatever else has been trained or evaluated."""
+    """Every combination of `run` in params.yaml, whatever else has been trained or evaluated, and the studies."""
     pairs = {(dataset, model): None for dataset in params.run.datasets for model in params.run.models}
     for stage in ("trained", "evaluated"):
         for path in sorted((params.root / stage).glob("*/*/*.json")):
@@ -92,7 +129,13 @@ def collect(params: Params) -> Content:
     datasets = (_dataset(params, key, [model for dataset, model in pairs if dataset == key]) for key in keys)
     names = ("params.yaml", "dvc.yaml", "dvc.lock")
     files = {name: sha256(path) for name in names if (path := params.root / name).is_file()}
-    return Content(title=params.report.title, datasets=tuple(datasets), lineage=lineage(params.root), files=files)
+    return Content(
+        title=params.report.title,
+        datasets=tuple(datasets),
+        lineage=lineage(params.root),
+        files=files,
+        studies=collect_studies(params),
+    )
 
 
 def _dataset(params: Params, key: str, models: list[str]) -> Dataset:
@@ -143,10 +186,20 @@ def _result(root: Path, dataset: str, model: str, data_digest: str | None) -> Re
     stale = []
     if train and train.get("data_digest") != data_digest:
         stale.append("the data has changed since the training")
+    if test and result.chosen_on_test and not result.protocols:
+        stale.append(
+            "the test split chose the epoch, and the evaluation does not say what validation would have chosen: "
+            f"dvc repro -sf evaluate@{dataset}-{model}"
+        )
     weights = trained / "model.safetensors"
     if test and weights.is_file() and result.about.get("weights_sha256") != sha256(weights):
         stale.append("the model has been trained again since the evaluation")
     return Result(**{**vars(result), "stale": tuple(stale)})
+
+
+def _named(lines: Sequence[Mapping[str, Any]], **what: str) -> Mapping[str, Any] | None:
+    """The line that says this of itself."""
+    return next((line for line in lines if what.items() <= line.items()), None)
 
 
 def _history(path: Path) -> dict[str, list[float]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from limits import patience
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -241,10 +242,10 @@ def test_interrupting_the_client_stops_the_job_and_leaves_no_process(
     if point == "stopping":
         time.sleep(0.05)
         process.send_signal(signum)  # an impatient user
-    output, _ = process.communicate(timeout=100)
+    output, _ = process.communicate(timeout=patience(100))
     assert process.returncode == expected, output
     assert line is None or "stopped; nothing half-written was left" in output
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + patience(5)
     while left := _stages_that_sleep():
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
@@ -254,7 +255,7 @@ def test_interrupting_the_client_stops_the_job_and_leaves_no_process(
 def _wait_for_handlers(process: subprocess.Popen[str]) -> None:
     """Until the client hears of signals: Linux lists what a process catches."""
     caught = (1 << (signal.SIGTERM - 1)) | (1 << (signal.SIGINT - 1))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience(60)
     while True:
         status = Path(f"/proc/{process.pid}/status").read_text()
         if int(re.findall(r"SigCgt:\s*([0-9a-f]+)", status)[0], 16) & caught == caught:

@@ -97,6 +97,16 @@ def test_a_second_figure_with_test_time_augmentation(params: Params) -> None:
     assert "| test with flip views, % | 95 % interval | gain, points |" in (folder / "table.md").read_text()
 
 
+def test_under_the_published_protocol_the_honest_figure_stands_beside(params: Params) -> None:
+    options = StudyOptions(smoke=True, rows=("plain",), set={"protocol": "published", "epochs": 2}, workers=0)
+    folder = run_study(params, "own.yaml", options)
+    content = read_json(folder / "results.json")
+    (cell,), (row,) = content["cells"], content["rows"]
+    assert row["honest"]["mean"] == cell["protocols"]["validation"]["accuracy"]
+    assert cell["protocols"]["published"]["accuracy"] == pytest.approx(cell["test_accuracy"])
+    assert "| test at validation's epoch, % |" in (folder / "table.md").read_text()
+
+
 def test_a_row_that_cannot_be_trained_is_told_and_the_others_are_kept(params: Params) -> None:
     text = OWN.replace("options.num_heads: 0", "options.num_heads: -1")
     (params.root / "own.yaml").write_text(text)

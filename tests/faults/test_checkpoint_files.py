@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import TOY, child, make_project, no_leftovers, published, run_child, run_stage
+from tiny_training import TOY, child, make_project, no_leftovers, patience, published, run_child, run_stage
 
 from fer.files import read_json
 from fer.training.state import StateError, TrainState, saved_states
@@ -107,7 +107,7 @@ def test_a_damaged_checkpoint_is_told_by_a_warning_and_a_metric_of_the_one_run(t
     die += "def deadly(*args):\n    updates.append(1)\n    len(updates) == 8 and os.kill(os.getpid(), signal.SIGKILL)\n"
     die += "    rate(*args)\nloop.set_learning_rate = deadly\n"
     killed = child(run_stage, str(root), str(tmp_path / "killed.txt"), die)
-    killed.join(100)
+    killed.join(patience(100))
     assert killed.exitcode == -signal.SIGKILL, (tmp_path / "killed.txt").read_text()
     newest = saved_states(next(root.glob(".work/[0-9a-f]*")))[0]
     data = bytearray(newest.read_bytes())

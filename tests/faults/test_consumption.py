@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_training import child, final_state, make_job, train_rank
+from tiny_training import child, final_state, make_job, patience, train_rank
 
 from fer.shards.order import balanced_weights, epoch_order
 from fer.shards.read import ShardSet, TrainBatches
@@ -43,7 +43,7 @@ def attempt(job: TrainJob, number: int, world_size: int, kill: tuple[int, int] |
         for rank in range(world_size)
     ]
     for rank in ranks:
-        rank.join(100)
+        rank.join(patience(100))
     codes = [rank.exitcode for rank in ranks]
     for rank in ranks:
         rank.kill()

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from tiny_crop import BLOCKS, CHANGES, CONFIG, TinySource, begun, crop, crop_until, files, make_raw, start
-from tiny_training import finish, run_child, still_alive
+from tiny_training import finish, patience, run_child, still_alive
 
 from fer.faces.blocks import MOST_ATTEMPTS, crop_block
 from fer.files import FileError
@@ -147,7 +147,7 @@ def test_a_killed_driver_leaves_no_worker_and_goes_on(undisturbed: dict[str, byt
     raw = make_raw(tmp_path)
     (raw / "wait-3").touch()
     stage = start(tmp_path, workers=2)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + patience(200)
     while len(list(tmp_path.glob(".work/crop/*/faces-*.json"))) < 3:
         assert stage.poll() is None, stage.communicate()[0]
         assert time.monotonic() < deadline
@@ -168,7 +168,7 @@ def test_a_killed_driver_leaves_no_worker_and_goes_on(undisturbed: dict[str, byt
 def test_a_block_that_kills_every_actor_ends_the_stage_with_its_name(tmp_path: Path) -> None:
     raw = make_raw(tmp_path)
     (raw / "poison-2").touch()
-    said, _ = start(tmp_path, workers=2).communicate(timeout=250)
+    said, _ = start(tmp_path, workers=2).communicate(timeout=patience(250))
     assert "RuntimeError" in said
     assert "tiny, rows 10 to 14: given up" in said
     assert begun(tmp_path)[2] == MOST_ATTEMPTS

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 from tiny_crop import files
-from tiny_training import REPOSITORY, environment, make_project, run_dvc, still_alive
+from tiny_training import REPOSITORY, environment, make_project, patience, run_dvc, still_alive
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -53,7 +53,7 @@ def test_a_stopped_repro_leaves_no_process_and_no_output_and_the_next_goes_on(wo
             stderr=subprocess.DEVNULL,
         )
         before = set(root.glob(".work/crop/*/faces-*.json"))
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + patience(200)
         while not set(root.glob(".work/crop/*/faces-*.json")) - before:
             assert repro.poll() is None, "it ended before it could be stopped"
             assert time.monotonic() < deadline
@@ -61,7 +61,7 @@ def test_a_stopped_repro_leaves_no_process_and_no_output_and_the_next_goes_on(wo
         children = psutil.Process(repro.pid).children(recursive=True)
         assert children
         repro.send_signal(signum)
-        repro.wait(30)
+        repro.wait(patience(30))
         assert not [name for name in still_alive(children, 10) if not name.endswith("Agent")]
         assert not list(root.glob("data/faces/tiny/*")), "something looks finished"
     assert "going on after" in run_dvc(root, "repro")

@@ -45,7 +45,7 @@ def telling_rank(job: TrainJob, rank: int, meeting: str, timeout: float, kill: t
 
 
 def wait_until_stopped(pid: int | None, timeout: float = 100) -> None:
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + patience(timeout)
     while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -56,14 +56,14 @@ def test_a_rank_that_stands_still_for_a_while_costs_that_while_and_no_bits(secon
     job = make_job(tmp_path, epochs=2)
     whole, held = elsewhere(job, tmp_path / "whole"), elsewhere(job, tmp_path / "held")
     assert run_ranks(whole, 2, tmp_path / "meeting-1") == [0, 0]
-    ranks = [child(telling_rank, held, rank, str(tmp_path / "meeting-2"), 60.0) for rank in range(2)]
+    ranks = [child(telling_rank, held, rank, str(tmp_path / "meeting-2"), patience(60)) for rank in range(2)]
     wait_until_stopped(ranks[1].pid)
     time.sleep(seconds)
     assert all(rank.is_alive() for rank in ranks)
     assert ranks[1].pid
     os.kill(ranks[1].pid, signal.SIGCONT)
     for rank in ranks:
-        rank.join(100)
+        rank.join(patience(100))
     assert [rank.exitcode for rank in ranks] == [0, 0]
     assert not list(Path(held.work_dir).glob("told-*"))
     assert_same_bits(final_state(held), final_state(whole))
@@ -71,9 +71,9 @@ def test_a_rank_that_stands_still_for_a_while_costs_that_while_and_no_bits(secon
 
 def test_a_rank_that_never_moves_again_ends_the_training_by_a_time_out_that_names_it(tmp_path: Path) -> None:
     job = make_job(tmp_path, epochs=2)
-    ranks = [child(telling_rank, job, rank, str(tmp_path / "meeting"), 4.0) for rank in range(2)]
+    ranks = [child(telling_rank, job, rank, str(tmp_path / "meeting"), patience(4)) for rank in range(2)]
     try:
-        ranks[0].join(100)
+        ranks[0].join(patience(100))
         assert ranks[0].exitcode == 0
         told = (Path(job.work_dir) / "told-0").read_text()
         assert re.match(r"rank 1 of 2, counted from 0, has ended or does not answer \(.*([Tt]imed out|timeout)", told)
@@ -97,11 +97,11 @@ def test_a_sample_that_cannot_be_read_is_named_by_the_stage_at_once(tmp_path: Pa
 def test_a_sample_that_one_rank_cannot_read_ends_the_others_too(tmp_path: Path) -> None:
     make_shards(tmp_path / "shards", broken=70)
     job = make_job(tmp_path)
-    ranks = [child(telling_rank, job, rank, str(tmp_path / "meeting"), 60.0, None) for rank in range(2)]
+    ranks = [child(telling_rank, job, rank, str(tmp_path / "meeting"), patience(60), None) for rank in range(2)]
     started = time.monotonic()
     try:
         for rank in ranks:
-            rank.join(100)
+            rank.join(patience(100))
         assert time.monotonic() - started < patience(10)
         assert all(rank.exitcode is not None for rank in ranks)
     finally:
@@ -115,11 +115,9 @@ def test_a_sample_that_one_rank_cannot_read_ends_the_others_too(tmp_path: Path) 
 
 # ---------------------------------------------------------------------------------------------- through Ray
 
-BRIEF = "import fer.cluster.train\nfer.cluster.train._COLLECTIVE_TIMEOUT_SECONDS = {seconds}\n"
-
 
 def pid_of_rank_1(root: Path, timeout: float = 250) -> int:
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + patience(timeout)
     while time.monotonic() < deadline:
         for path in root.glob(".work/*/progress.json"):
             progress = json.loads(path.read_text())
@@ -133,18 +131,21 @@ def pid_of_rank_1(root: Path, timeout: float = 250) -> int:
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_a_ray_worker_that_hangs_is_named_and_replaced_and_one_too_many_ends_the_training(tmp_path: Path) -> None:
-    root = make_project(tmp_path, recipe=NANO, epochs=400, workers=2, max_failures=1)
-    stage = start_training(root, code=BRIEF.format(seconds=10))
+    silence = round(patience(10))
+    root = make_project(
+        tmp_path, recipe=NANO, epochs=400, workers=2, max_failures=1, collective_timeout_seconds=silence
+    )
+    stage = start_training(root)
     hung = []
     try:
         for _ in range(2):
-            deadline = time.monotonic() + 250
+            deadline = time.monotonic() + patience(250)
             while (pid := pid_of_rank_1(root)) in hung or not psutil.pid_exists(pid):
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
             hung.append(pid)
             os.kill(pid, signal.SIGSTOP)
-        output, _ = stage.communicate(timeout=250)
+        output, _ = stage.communicate(timeout=patience(250))
     finally:
         stage.kill()
     assert stage.returncode == 1
@@ -165,7 +166,7 @@ def test_a_ray_worker_held_for_30_seconds_is_waited_for(tmp_path: Path) -> None:
     time.sleep(30)
     assert stage.poll() is None
     os.kill(pid, signal.SIGCONT)
-    output, _ = stage.communicate(timeout=400)
+    output, _ = stage.communicate(timeout=patience(400))
     assert stage.returncode == 0, output
     assert json.loads((root / "trained/tiny/toy/train.json").read_text())["resumes"] == 0
 
@@ -181,7 +182,7 @@ def test_a_sample_that_a_ray_worker_cannot_read_is_told_by_the_driver_and_not_tr
         assert stage.poll() is None, stage.communicate()[0]
         time.sleep(0.05)
     started = time.monotonic()
-    output, _ = stage.communicate(timeout=200)
+    output, _ = stage.communicate(timeout=patience(200))
     took = time.monotonic() - started
     assert stage.returncode == 1
     assert "error: sample 'tiny/train-0070'" in output
@@ -202,7 +203,7 @@ def test_more_than_the_cluster_has_is_refused_in_seconds_with_demand_and_supply(
     stamp += "def told(*a, **k):\n    print('connecting', time.time(), flush=True)\n    return open_(*a, **k)\n"
     stamp += "train.connect = told\n"
     stage = start_training(root, code=stamp)
-    output, _ = stage.communicate(timeout=200)
+    output, _ = stage.communicate(timeout=patience(200))
     took = time.time() - float(re.findall(r"connecting ([\d.]+)", output)[0])
     assert stage.returncode == 1
     assert re.search(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_training import TOY, child, environment, make_project, make_shards, published, run_child, run_stage
+from tiny_training import TOY, child, environment, make_project, make_shards, patience, published, run_child, run_stage
 
 QUIET = {"recipe": TOY, "epochs": 2, "tracking": {"enabled": False}}
 DIE = "import os, signal\nimport fer.training.loop as loop\nupdates, rate = [], loop.set_learning_rate\n"
@@ -33,7 +33,7 @@ def changed_data(root: Path) -> None:
 def test_a_killed_training_is_never_gone_on_with_under_other_data_or_parameters(change: Any, tmp_path: Path) -> None:
     root, fresh = make_project(tmp_path / "killed", **QUIET), make_project(tmp_path / "fresh", **QUIET)
     killed = child(run_stage, str(root), str(tmp_path / "said"), DIE)
-    killed.join(100)
+    killed.join(patience(100))
     assert killed.exitcode == -signal.SIGKILL
     before = set(root.glob(".work/*/state-*.pt"))
     assert before
@@ -81,7 +81,7 @@ def made(root: Path, below: str = ".", **variables: str) -> dict[str, bytes]:
         env=environment() | variables,
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=patience(250),
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

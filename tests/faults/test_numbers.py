@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import child, final_state, make_job, train_rank
+from tiny_training import child, final_state, make_job, patience, train_rank
 
 from fer.training.loop import DivergedError, TrainJob
 from fer.training.passes import Passes
@@ -46,7 +46,7 @@ def test_nan_in_the_second_pass_of_one_rank_stops_all_before_the_update(what: st
     job = make_job(tmp_path, options={"norm": False}, sam={"rho": 0.05})
     ranks = [child(poisoned_rank, job, rank, 2, str(tmp_path / "meeting"), what) for rank in range(2)]
     for rank in ranks:
-        rank.join(100)
+        rank.join(patience(100))
     assert [rank.exitcode for rank in ranks] == [0, 0]
     told = [(Path(job.work_dir) / f"told-{rank}").read_text() for rank in (0, 1)]
     assert told[0] == told[1]

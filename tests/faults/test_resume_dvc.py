@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from tiny_training import REPOSITORY, environment, make_project, published, run_dvc, still_alive
+from tiny_training import REPOSITORY, environment, make_project, patience, published, run_dvc, still_alive
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ def test_a_stopped_repro_leaves_no_process_and_no_output_and_the_next_goes_on(wo
     root = make_repository(tmp_path / "stopped", workers=workers)
     for signum in (signal.SIGKILL, signal.SIGTERM):
         repro = start_repro(root)
-        deadline, seen = time.monotonic() + 200, {path.name for path in root.glob(".work/*/state-*.pt")}
+        deadline, seen = time.monotonic() + patience(200), {path.name for path in root.glob(".work/*/state-*.pt")}
         while not {path.name for path in root.glob(".work/*/state-*.pt")} - seen:
             assert repro.poll() is None, "it ended before it could be stopped"
             assert time.monotonic() < deadline
@@ -60,7 +60,7 @@ def test_a_stopped_repro_leaves_no_process_and_no_output_and_the_next_goes_on(wo
         children = family(repro)
         assert children
         repro.send_signal(signum)
-        repro.wait(30)
+        repro.wait(patience(30))
         assert not still_alive(children, 5)
         assert not list(root.glob("trained/**/*.*")), "something looks finished"
     run_dvc(root, "repro")

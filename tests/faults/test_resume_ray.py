@@ -23,6 +23,7 @@ from tiny_training import (
     make_job,
     make_project,
     make_shards,
+    patience,
     run_ranks,
     start_training,
     still_alive,
@@ -56,7 +57,7 @@ def assert_published(root: Path, state: TrainState) -> None:
 
 def wait_for_worker(root: Path, child: subprocess.Popen[str], rank: int, timeout: float = 200) -> int:
     """The process of a rank that has trained for at least one epoch."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + patience(timeout)
     while time.monotonic() < deadline:
         assert child.poll() is None, child.communicate()[0]
         for path in root.glob(".work/*/progress.json"):

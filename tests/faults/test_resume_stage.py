@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_training import finish, make_project, published, start_training
+from tiny_training import finish, make_project, patience, published, start_training
 
 # Slow enough to be hit in the middle, in a child that knows nothing of tests.
 SLOWLY = "import fer.training.loop as loop, time\nstep = loop.set_learning_rate\n"
@@ -16,7 +16,7 @@ SLOWLY += "loop.set_learning_rate = lambda *args: (time.sleep(0.3), step(*args))
 
 
 def wait_for_checkpoint(root: Path, child: subprocess.Popen[str], timeout: float = 100) -> None:
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + patience(timeout)
     while not list(root.glob(".work/*/state-*.pt")):
         assert child.poll() is None, child.communicate()[0]
         assert time.monotonic() < deadline
@@ -39,7 +39,7 @@ def test_the_same_command_goes_on_to_the_same_files(
     child = start_training(root, code=SLOWLY)
     wait_for_checkpoint(root, child)
     child.send_signal(signum)
-    child.communicate(timeout=30)
+    child.communicate(timeout=patience(30))
     assert child.returncode == (-signum if signum == signal.SIGKILL else 128 + signum)
     assert not (root / "trained").exists()
     assert "going on after" in finish(start_training(root))
@@ -54,7 +54,7 @@ def test_a_second_process_at_the_same_training_is_refused(tmp_path: Path) -> Non
         wait_for_checkpoint(root, child)
         child.send_signal(signal.SIGSTOP)  # it holds the training for as long as this takes
         second = start_training(root)
-        output, _ = second.communicate(timeout=100)
+        output, _ = second.communicate(timeout=patience(100))
         assert second.returncode == 1
         assert f"held by process {child.pid}" in output
     finally:

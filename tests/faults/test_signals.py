@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,19 @@ from pathlib import Path
 import psutil
 import pytest
 from test_resume_dvc import family, make_repository, start_repro
-from tiny_training import TOY, child, make_project, patience, published, run_child, run_dvc, run_stage, still_alive
+from tiny_training import (
+    REPOSITORY,
+    TOY,
+    child,
+    environment,
+    make_project,
+    patience,
+    published,
+    run_child,
+    run_dvc,
+    run_stage,
+    still_alive,
+)
 
 QUIET = {"recipe": TOY, "epochs": 2, "tracking": {"enabled": False}}
 
@@ -46,7 +59,7 @@ setattr(owner, path[-1], slow)
 
 
 def wait_until(happened: Callable[[], object], still_going: Callable[[], bool], seconds: float = 200) -> None:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patience(seconds)
     while not happened():
         assert still_going(), "it ended before it could be stopped"
         assert time.monotonic() < deadline
@@ -69,7 +82,7 @@ def test_a_stage_stopped_at_any_of_five_points_leaves_nothing_half_done_and_goes
         wait_until(mark.exists, stage.is_alive)
         assert stage.pid
         os.kill(stage.pid, signum)
-        stage.join(30)
+        stage.join(patience(30))
         assert stage.exitcode == 128 + signum, said.read_text()
         assert f"stopped by {signum.name}" in said.read_text()
         assert nothing_looks_finished(root)
@@ -86,6 +99,41 @@ def catches_signals(process: psutil.Process) -> bool:
         return False
     caught = int(re.findall(r"SigCgt:\s*([0-9a-f]+)", status)[0], 16)
     return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.parametrize(
+    "entry", ["fer.cli", *(f"pipelines.{path.stem}" for path in REPOSITORY.glob("pipelines/*.py"))]
+)
+def test_signals_are_in_our_hands_before_anything_slow_is_imported(entry: str) -> None:
+    script = f"import sys, {entry}; print(sorted({{'pydantic', 'numpy', 'torch', 'ray'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_stopped_while_it_still_imports_ends_with_its_code_and_without_a_traceback(
+    signum: signal.Signals, tmp_path: Path
+) -> None:
+    root = make_project(tmp_path)
+    before = sorted(root.rglob("*"))
+    for moment in (0.0, 0.02, 0.05, 0.1, 0.2):
+        command = subprocess.Popen(
+            [sys.executable, "-c", "from fer.cli import main\nmain(['check'])"],
+            cwd=root,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        found = psutil.Process(command.pid)
+        wait_until(lambda found=found: catches_signals(found), lambda command=command: command.poll() is None)
+        time.sleep(moment)
+        command.send_signal(signum)
+        output, _ = command.communicate(timeout=patience(60))
+        assert command.returncode == 128 + signum, output
+        assert f"stopped by {signum.name}" in output
+        assert "Traceback" not in output
+    assert sorted(root.rglob("*")) == before
 
 
 def moments(root: Path, repro: subprocess.Popen[bytes]) -> dict[str, Callable[[], object]]:
@@ -115,8 +163,8 @@ def test_a_repro_stopped_at_any_of_five_points_commits_nothing_and_the_next_succ
         for process in children if signum == signal.SIGINT else []:  # as a terminal does, to all of them
             process.send_signal(signum)
         repro.send_signal(signum)
-        assert repro.wait(100) != 0
-        assert not still_alive(children, patience(5)), f"point {point}"
+        assert repro.wait(patience(100)) != 0
+        assert not still_alive(children, 5), f"point {point}"
         assert nothing_looks_finished(root)
         assert not (root / "dvc.lock").exists(), "nothing is committed"
     run_dvc(root, "repro")

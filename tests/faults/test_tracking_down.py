@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_training import NANO, child, environment, finish, make_project, published, start_training
+from tiny_training import NANO, child, environment, finish, make_project, patience, published, start_training
 
-from fer import tracking
-from fer.journal import left_journals
-from fer.tracking import Run, TrackingConfig, TrackingError, open_run
+from fer.tracking import Run, TrackingConfig, TrackingError, open_run, store
+from fer.tracking import run as run_module
+from fer.tracking.journal import left_journals
 
 
 @pytest.fixture(autouse=True)
@@ -34,14 +34,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def down(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """A store that does not answer as long as the list holds something."""
-    is_down, probe = [True], tracking._probe
+    is_down, probe = [True], store.probe
 
     def answer(uri: str) -> None:
         if is_down:
             raise TrackingError("the MLflow server does not answer")
         probe(uri)
 
-    monkeypatch.setattr(tracking, "_probe", answer)
+    monkeypatch.setattr(store, "probe", answer)
     return is_down
 
 
@@ -79,7 +79,7 @@ def test_down_at_the_start_the_figures_wait_in_a_file_and_are_sent_at_the_end(ro
         lines = [json.loads(line) for line in journal.read_text().splitlines()]
         assert lines[-1][0] == "log_metrics"
         assert lines[-1][1]["metrics"] == {"val_loss": 2.0}
-        assert not run.active
+        assert not run.connected
         down.clear()
         run.log_metrics({"val_loss": 1.0}, step=2)
     assert stored(root, "late") == [("FINISHED", {"val_loss": [(1, 2.0), (2, 1.0)]})]
@@ -90,7 +90,8 @@ def test_dead_in_the_middle_the_rest_is_sent_when_the_next_run_is_opened(root: P
     down.clear()
     with start(root, "dying") as run:
         run.log_metrics({"val_loss": 2.0}, step=1)
-        run._client = Dead()
+        assert run._stored is not None
+        run._stored.client = Dead()
         down.append(True)
         for step in (2, 3):
             run.log_metrics({"val_loss": 2.0 / step}, step=step)
@@ -113,10 +114,10 @@ def test_an_answer_after_a_minute_ends_the_waiting(
     with start(root, "back") as run:
         down.clear()
         run.log_metrics({"val_loss": 2.0}, step=1)
-        assert not run.active
-        monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.0)
+        assert not run.connected
+        monkeypatch.setattr(run_module, "RETRY_SECONDS", 0.0)
         run.log_metrics({"val_loss": 1.0}, step=2)
-        assert run.active
+        assert run.connected
     assert stored(root, "back") == [("FINISHED", {"val_loss": [(1, 2.0), (2, 1.0)]})]
 
 
@@ -169,20 +170,20 @@ def test_a_database_locked_for_15_seconds_holds_the_figures_up_and_loses_none(ro
         held.wait()
         started = time.monotonic()
         run.log_metrics({"val_loss": 1.0}, step=2)
-        assert time.monotonic() - started < 60
+        assert time.monotonic() - started < patience(60)
         holder.join()
     assert stored(root, "locked") == [("FINISHED", {"val_loss": [(1, 2.0), (2, 1.0)]})]
 
 
 def one_of_many(root: str, number: int, gate: str) -> None:
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    tracking._mlflow()
+    store.load_mlflow()
     Path(f"{gate}-{number}").touch()
     while not Path(gate).exists():
         time.sleep(0.005)
     with start(Path(root), f"starter {number}") as run:
         run.log_metrics({"val_loss": float(number)}, step=1)
-        assert run.active
+        assert run.connected
 
 
 @pytest.mark.slow
@@ -193,7 +194,7 @@ def test_six_that_start_at_once_on_a_fresh_database_all_have_their_run(tmp_path:
         time.sleep(0.05)
     gate.touch()
     for starter in starters:
-        starter.join(200)
+        starter.join(patience(200))
     assert [starter.exitcode for starter in starters] == [0] * 6
     for number in range(6):
         assert stored(tmp_path, f"starter {number}") == [("FINISHED", {"val_loss": [(1, float(number))]})]
@@ -222,10 +223,10 @@ class Server:
                 [*command, "--artifacts-destination", str(self._folder / "artifacts")],
                 cwd=self._folder, env=environment(), stdout=said, stderr=said, start_new_session=True,
             )  # fmt: skip
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + patience(200)
         while True:
             try:
-                tracking._probe(self.uri)
+                store.probe(self.uri)
                 return
             except TrackingError:
                 assert time.monotonic() < deadline, (self._folder / "server.txt").read_text()
@@ -247,7 +248,7 @@ def test_a_server_killed_in_the_middle_of_a_training_changes_no_bit_and_gets_eve
     root = make_project(tmp_path / "project", **settings)
     try:
         training = start_training(root, code=slowly)
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + patience(200)
         while not list(root.glob(".work/*/state-*.pt")):
             assert training.poll() is None, training.communicate()[0]
             assert time.monotonic() < deadline
@@ -272,7 +273,7 @@ def test_a_server_killed_in_the_middle_of_a_training_changes_no_bit_and_gets_eve
     assert not left_journals(root)
     required = make_project(tmp_path / "required", recipe=NANO, tracking={"uri": server.uri, "required": True})
     refused = start_training(required)
-    output, _ = refused.communicate(timeout=100)
+    output, _ = refused.communicate(timeout=patience(100))
     assert refused.returncode == 1
     assert "tracking.required" in output
     assert not (required / "trained").exists()

@@ -17,7 +17,17 @@ from typing import Any
 
 import psutil
 import pytest
-from tiny_training import TOY, environment, final_state, finish, make_job, make_project, run_ranks, start_training
+from tiny_training import (
+    TOY,
+    environment,
+    final_state,
+    finish,
+    make_job,
+    make_project,
+    patience,
+    run_ranks,
+    start_training,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -56,7 +66,7 @@ class Cluster:
             process = subprocess.Popen(
                 command, env=environment() | self.variables, stdout=output, stderr=output, start_new_session=True
             )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + patience(120)
         while b"Ray runtime started" not in said.read_bytes():
             assert process.poll() is None, said.read_text()
             assert time.monotonic() < deadline, said.read_text()
@@ -100,7 +110,7 @@ def test_a_lost_node_leaves_the_training_to_the_other_with_the_same_samples_and_
 ) -> None:
     root = make_project(tmp_path / "project", recipe=EXACT, epochs=EXACT["epochs"], workers=2, max_failures=2)
     stage = start_training(root, RAY_ADDRESS=cluster.address, **cluster.variables)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + patience(300)
     while progress(root)["epoch"] < 1:
         assert stage.poll() is None, stage.communicate()[0]
         assert time.monotonic() < deadline

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from limits import patience
 
 from fer.cluster.config import ClusterConfig
 from fer.faces.blocks import crop_block
@@ -173,7 +174,7 @@ def test_all_hostile_files_and_photographs_are_cropped_within_a_gigabyte(
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(repo_root)])},
             capture_output=True,
             text=True,
-            timeout=250,
+            timeout=patience(250),
             check=False,
         )
         assert done.returncode == 0, done.stderr

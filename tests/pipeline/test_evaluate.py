@@ -9,16 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_project import LABELS, make_project, publish_training
+from toy_project import LABELS, make_project, publish_training, publish_training_chosen_on_test
 
 from fer.cluster.predict import predict
-from fer.evaluation.evaluate import run_evaluation
-from fer.evaluation.predict import PredictJob, merge, predict_share
+from fer.evaluation.evaluate import _tta_difference, run_evaluation
+from fer.evaluation.predict import Predictions, PredictJob, merge, predict_share
+from fer.evaluation.record import numbers
 from fer.files import read_json
 from fer.params import Params
 from fer.shards.manifest import load_manifest
 from fer.shards.read import ShardSet
 from fer.shards.table import read_table
+from fer.tracking import Run
 
 ROWS = 45
 
@@ -61,7 +63,60 @@ def test_views_leave_the_plain_figures_as_they_are_and_come_beside_them(project:
     summary = read_json(run_evaluation(with_views, "toy", "nano") / "test.json")
     assert summary["tta"]["name"] == "flip"
     assert 0 <= summary["tta"]["accuracy"] <= 1
+    assert numbers(summary)["tta_accuracy_low"] == summary["tta"]["intervals"][0]["low"]
+    assert numbers(summary)["tta_accuracy_difference"] == summary["tta"]["difference"][0]["value"]
     assert "tta" not in read_json(run_evaluation(project, "toy", "nano") / "test.json")
+
+
+def test_what_views_change_is_paired_row_by_row(project: Params) -> None:
+    labels = np.arange(100) % 2
+    right, wrong = np.eye(2, dtype=np.float32)[labels], np.eye(2, dtype=np.float32)[1 - labels]
+    plain, views = right.copy(), right.copy()
+    plain[:9], views[9:12] = wrong[:9], wrong[9:12]  # 9 rows gained, 3 lost, 88 right either way
+    found = _tta_difference(Predictions(np.arange(100), labels, plain, views), project)
+    assert (found["gained"], found["lost"]) == (9, 3)
+    assert found["value"] == pytest.approx(0.06)
+    assert found["low"] == pytest.approx(0.0, abs=0.03), "0.06 - 1.96 * 0.034"
+    assert found["high"] == pytest.approx(0.127, abs=0.03)
+
+
+def test_an_epoch_chosen_on_test_is_told_beside_the_one_that_validation_would_have_chosen(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fer.console.log.propagate", True)
+    params = make_project(tmp_path)
+    publish_training_chosen_on_test(params)
+    with caplog.at_level("INFO", logger="fer"):
+        summary = read_json(run_evaluation(params, "toy", "nano") / "test.json")
+    assert summary["protocols"]["published"]["epoch"] == 7
+    assert summary["protocols"]["validation"] == {
+        "epoch": 8, "accuracy": 0.6, "balanced_accuracy": 0.5, "nll": 1.4
+    }  # fmt: skip
+    assert summary["protocols"]["difference"]["accuracy"] == pytest.approx(0.2)
+    assert (
+        "chosen on the test split: 0.8000 there, 0.6000 at the epoch that validation would have chosen" in caplog.text
+    )
+    told = numbers(summary)
+    assert told["accuracy_published_protocol"] == 0.8
+    assert told["accuracy_validation_protocol"] == 0.6
+    assert told["accuracy_protocol_difference"] == pytest.approx(0.2)
+    assert told["balanced_accuracy_protocol_difference"] == pytest.approx(0.2)
+
+
+def test_an_epoch_chosen_on_validation_has_one_figure(project: Params) -> None:
+    summary = read_json(run_evaluation(project, "toy", "nano") / "test.json")
+    assert "protocols" not in summary
+    assert not [name for name in numbers(summary) if "protocol" in name]
+
+
+def test_a_history_that_lacks_the_test_split_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    params = make_project(tmp_path)
+    folder = publish_training_chosen_on_test(params)
+    text = (folder / "history.csv").read_text().replace("test_accuracy", "accuracy_of_test")
+    (folder / "history.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"history\.csv: no column test_accuracy, though .* protocol: published"):
+        run_evaluation(params, "toy", "nano")
+    assert not (tmp_path / "evaluated").exists()
 
 
 def test_a_row_missing_or_twice_is_never_let_through(job: PredictJob) -> None:
@@ -134,6 +189,53 @@ def test_evaluation_is_recorded_in_the_run_of_the_training(tmp_path: Path, monke
     }
     assert {item.dataset.name for item in run.inputs.dataset_inputs} == {"toy-train", "toy-validation", "toy-test"}
     assert len(client.search_runs([run.info.experiment_id])) == 1
+
+
+@pytest.mark.parametrize("trained", ["recorded", "waiting"])
+def test_an_evaluation_waits_for_a_store_that_is_down_and_joins_its_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trained: str
+) -> None:
+    from mlflow import MlflowClient
+
+    from fer.tracking import TrackingConfig, open_run
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("fer.console.log.propagate", True)
+    up, down = TrackingConfig(log_model=False), TrackingConfig(uri="http://127.0.0.1:9")
+
+    def record(config: TrackingConfig, key: str) -> Run:
+        with open_run(config, tmp_path, experiment="toy", run_name="nano", key=key, params={}, tags={}) as run:
+            run.log_metrics({"val_accuracy": 0.8}, step=1)
+        return run
+
+    params = make_project(tmp_path)
+    training = record(up if trained == "recorded" else down, "f" * 64)
+    publish_training(params, mlflow_run_id=training.run_id)
+    folder = run_evaluation(replace(params, tracking=down), "toy", "nano")
+    assert "the model cannot wait for MLflow" in caplog.text
+
+    record(up, "another")  # the store answers again: what waits is sent
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("toy").experiment_id
+    (run,) = (run for run in client.search_runs([experiment]) if run.data.tags["fer.fingerprint"] == "f" * 64)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["val_accuracy"] == 0.8
+    summary = read_json(folder / "test.json")
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll"):
+        assert run.data.metrics[f"test_{name}"] == pytest.approx(summary[name])
+    assert {item.dataset.name for item in run.inputs.dataset_inputs} == {"toy-train", "toy-validation", "toy-test"}
+    assert {item.path for item in client.list_artifacts(run.info.run_id)} == {
+        "evaluation", "figures", "test_per_class.json"
+    }  # fmt: skip
+    kept = client.download_artifacts(run.info.run_id, "evaluation/test.json", str(tmp_path))
+    assert read_json(Path(kept)) == summary
+
+
+def test_an_evaluation_asks_nothing_of_a_store_that_is_turned_off(project: Params) -> None:
+    assert not project.tracking.enabled
+    run_evaluation(project, "toy", "nano")
+    assert not (project.root / ".work" / "unsent").exists()
+    assert not (project.root / "mlflow.db").exists()
 
 
 def test_weights_with_another_label_order_are_refused(tmp_path: Path) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 import shutil
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from toy_project import make_project, publish_training
+from page_outline import Outline
+from toy_project import make_project, publish_training, publish_training_chosen_on_test
 
 from fer import published
 from fer.evaluation.evaluate import run_evaluation
-from fer.files import write_json
+from fer.files import read_json, write_json
 from fer.params import Params, load
 from fer.report import charts, rejects
-from fer.report.build import class_lines, duration, render, run_report
+from fer.report.build import class_lines, duration, percent, points, render, run_report
 from fer.report.collect import collect
 from fer.shards.manifest import load_manifest
 from fer.sources.fer2013 import Fer2013Config
@@ -37,37 +37,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Params:
 @pytest.fixture(scope="module")
 def page(project: Params) -> str:
     return run_report(project).read_text(encoding="utf-8")
-
-
-class Outline(HTMLParser):
-    """Ids, links and addresses of a page, and whether its tags close."""
-
-    void = ("meta", "br")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.ids: list[str] = []
-        self.links: list[str] = []
-        self.addresses: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
-        if "id" in found:
-            self.ids.append(str(found["id"]))
-        if tag == "a":
-            self.links.append(str(found["href"]))
-        self.addresses += [str(found[key]) for key in ("src", "data", "xlink:href", "srcset") if key in found]
-        if tag not in self.void:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self.open.pop()
 
 
 def test_page_is_one_well_formed_file_without_requests(page: str) -> None:
@@ -150,6 +119,83 @@ def test_published_figures_stand_beside_ours_with_the_rows_they_are_on(tmp_path:
     assert "lower published figures are not shown" in page
 
 
+def test_both_protocols_and_what_lies_between_stand_on_the_page(tmp_path: Path) -> None:
+    params = make_project(tmp_path, dataset="fer2013", synthetic=False)
+    params = replace(params, datasets={"fer2013": Fer2013Config(source="fer2013")})
+    publish_training_chosen_on_test(params, "fer2013")
+    run_evaluation(params, "fer2013", "nano")
+    page = render(collect(params))
+    assert Outline(page).open == []
+    section = page[page.index('<article id="fer2013-nano">') : page.index('<h2 id="studies">')]
+    table = section[section.index("Both protocols") : section.index("Confusion")]
+    lines = [re.sub(r"<[^>]+>", "|", line) for line in re.findall("<tr>.*?</tr>", table, re.DOTALL)[1:]]
+    published, honest, difference = ([cell for cell in re.split(r"\|+", line) if cell.strip()] for line in lines)
+    assert published[:3] == ["published: the test split chose the epoch; optimistic", "7", "80.00"]
+    assert honest[:3] == ["honest: the epoch that validation would have chosen", "8", "60.00"]
+    assert difference[:2] == ["difference, published minus honest", "+20.00 points"]
+    assert "epoch 7, by accuracy on the test split, as the published code does it: optimistic" in section
+    assert section.count('class="line c"') == 2, "the test curve, in both charts"
+    assert "test rows, seen after every epoch" in section
+    summary = page[page.index('<h2 id="summary"') : page.index('<h2 id="fer2013">')]
+    assert "CHOSEN ON TEST" in summary
+    assert "honest <small> +20.0 points for choosing on test" in summary
+    ladder_ = page[page.index("Beside the published figures") : page.index('<article id="fer2013-nano">')]
+    assert "nano, honest" in ladder_
+    assert ladder_.count("optimistic") == 1
+    assert "epoch 8, which validation would have chosen" in ladder_
+    assert "For 1 of them the test split chose the epoch" in page
+    assert "opened once, after validation had chosen the epoch.</p>" not in page
+
+
+def test_a_training_that_validation_chose_has_one_figure_and_no_badge(page: str) -> None:
+    for text in ("CHOSEN ON TEST", "Both protocols", "optimistic", "honest", "chosen on test"):
+        assert text not in page
+
+
+def test_an_evaluation_that_does_not_know_of_the_protocol_is_out_of_date(tmp_path: Path) -> None:
+    params = make_project(tmp_path)
+    publish_training_chosen_on_test(params)
+    path = run_evaluation(params, "toy", "nano") / "test.json"
+    write_json(path, {name: value for name, value in read_json(path).items() if name != "protocols"})
+    page = render(collect(params))
+    assert "the evaluation does not say what validation would have chosen: dvc repro -sf evaluate@toy-nano" in page
+    assert "CHOSEN ON TEST" in page
+
+
+def test_the_metric_of_the_last_stage_is_the_one_that_chose(tmp_path: Path) -> None:
+    params = make_project(tmp_path)
+    recipe = params.recipe("nano").model_dump(mode="json")
+    recipe["stages"] = [{"epochs": 2}, {"epochs": 6, "selection_metric": "balanced_accuracy"}]
+    publish_training(params, recipe=recipe)
+    page = render(collect(params))
+    assert "epoch 7, by balanced accuracy on the validation split" in page
+    assert "2 stages, of which each changes some of:" in page
+
+
+def test_views_stand_beside_the_plain_figures_with_their_difference(tmp_path: Path) -> None:
+    params = make_project(tmp_path, dataset="fer2013", synthetic=False)
+    params = replace(params, datasets={"fer2013": Fer2013Config(source="fer2013")})
+    params = replace(params, evaluate=params.evaluate.model_copy(update={"tta": "flip"}))
+    publish_training(params, "fer2013")
+    summary = read_json(run_evaluation(params, "fer2013", "nano") / "test.json")
+    augmented, (difference,) = summary["tta"], summary["tta"]["difference"]
+    page = render(collect(params))
+    assert Outline(page).open == []
+    table = page[page.index("<h4>Test-time augmentation</h4>") : page.index("<h4>Loss</h4>")]
+    low, high = (percent(augmented["intervals"][0][end]) for end in ("low", "high"))
+    assert f"{percent(augmented['accuracy'], 2)}<br><small>{low} – {high}</small>" in re.sub(r"\n", "", table)
+    assert f">{points(difference['value'], 2)}<br><small>{points(difference['low'], 2)}" in table
+    assert f"turn {difference['gained']} wrong answer" in table
+    assert "paired percentile bootstrap over rows" in table
+    assert page.count("with the flip views") == 2, "in the summary, and as a tile"
+    assert "nano, flip views" in page, "beside the published figures"
+
+
+def test_pages_without_views_say_nothing_of_them(page: str) -> None:
+    assert "Test-time augmentation" not in page
+    assert "flip" not in page.partition('<h2 id="reading">')[0]
+
+
 def test_outdated_results_are_marked(tmp_path: Path) -> None:
     params = make_project(tmp_path)
     publish_training(params)
@@ -216,6 +262,10 @@ def test_durations_read_well() -> None:
         "59 min 59 s",
         "2 h 1 min",
     ]
+
+
+def test_differences_carry_their_sign() -> None:
+    assert [points(value) for value in (None, 0.0123, -0.0123, 0.0)] == ["–", "+1.2", "−1.2", "+0.0"]
 
 
 def test_class_shares() -> None:

@@ -174,6 +174,17 @@ def test_a_wrong_encoding_is_told(tmp_path: Path) -> None:
         extract(tmp_path / "deep/er/any name", tmp_path / "out", encoding="cp9949")
 
 
+def test_a_wrong_encoding_of_a_tar_is_told(tmp_path: Path) -> None:
+    path, name = tmp_path / "a.tar", "기쁨".encode("cp949") + b"\xff"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as archive:
+        archive.addfile(tarfile.TarInfo(name.decode("latin-1")))
+    for encoding, told in (("cp949", "is not in encoding 'cp949'"), ("hex", "no encoding is called 'hex'")):
+        with pytest.raises(FileError, match=told) as failure:
+            extract(path, tmp_path / "out", encoding=encoding)
+        assert str(path) in str(failure.value)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [

@@ -6,6 +6,7 @@ import argparse
 
 import pytest
 import torch
+from limits import patience
 
 from fer import bench
 from fer.bench.result import REGISTRY, BenchResult
@@ -52,7 +53,7 @@ def test_each_figure_is_a_ratio_beside_its_goal(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(patience(120))
 def test_two_workers_are_measured_beside_two_processes_and_one() -> None:
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)

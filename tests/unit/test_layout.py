@@ -14,7 +14,7 @@ FER = Path(__file__).resolve().parents[2] / "fer"
 # library -> the places under fer/ that may import it
 HOMES = {
     "ray": ["cluster/"],
-    "mlflow": ["tracking.py"],
+    "mlflow": ["tracking/"],
     "albumentations": ["augment.py"],
     "pyarrow": ["shards/"],
 }

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fer import tracking
 from fer.lineage import flatten, redact
-from fer.tracking import Run, TrackingConfig, TrackingError, open_run
+from fer.tracking import Run, TrackingConfig, TrackingError, open_run, store_uri
+from fer.tracking.stored_run import MODEL_TAG
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,8 @@ def test_unreachable_optional_server_costs_one_warning(root: Path, caplog: pytes
         run.log_params({"a": 1})
         run.set_tags({"a": 1})
     assert run.run_id is None
-    assert not run.active
+    assert run.active
+    assert not run.connected
     warnings_ = [record for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings_) == 1
     assert "pa55" not in caplog.text
@@ -163,7 +164,8 @@ def test_store_that_breaks_down_midway_ends_the_recording_not_the_training(
 
     for required in (False, True):
         run = start(root, f"breaking {required}", TrackingConfig(required=required))
-        run._client = Broken()
+        assert run._stored is not None
+        run._stored.client = Broken()
         if required:
             with pytest.raises(TrackingError, match="disk full"):
                 run.log_metrics({"a": 1.0}, step=1)
@@ -175,10 +177,10 @@ def test_store_that_breaks_down_midway_ends_the_recording_not_the_training(
 
 def test_environment_wins_over_params(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
-    assert tracking.store_uri(TrackingConfig(uri="http://params"), root) == "http://elsewhere"
+    assert store_uri(TrackingConfig(uri="http://params"), root) == "http://elsewhere"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert tracking.store_uri(TrackingConfig(uri="http://params"), root) == "http://params"
-    assert tracking.store_uri(TrackingConfig(), root) == f"sqlite:///{root.resolve()}/mlflow.db"
+    assert store_uri(TrackingConfig(uri="http://params"), root) == "http://params"
+    assert store_uri(TrackingConfig(), root) == f"sqlite:///{root.resolve()}/mlflow.db"
 
 
 def test_model_is_recorded_once_without_pickle_and_takes_any_batch(
@@ -206,7 +208,7 @@ def test_model_is_recorded_once_without_pickle_and_takes_any_batch(
     assert files.count("model.pt2") == 1
     assert not [name for name in files if name.endswith((".pkl", ".pth", ".pickle"))]
     assert [output.model_id for output in stored(root, run).outputs.model_outputs]
-    uri = stored(root, run).data.tags[tracking.MODEL_TAG]
+    uri = stored(root, run).data.tags[MODEL_TAG]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     loaded = mlflow.pytorch.load_model(uri)

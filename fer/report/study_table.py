@@ -1,0 +1,263 @@
+"""What results.json of a study says, checked, and as lines of one table whatever the study's kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+
+from fer.config import Config, ConfigError, parse
+from fer.evaluation import noise
+from fer.evaluation.aggregate import Spread, spread
+from fer.params import Params
+from fer.studies import Row, Study, StudyOptions
+
+MOST_FOLDS = 10_000
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Shares = list[Annotated[float, Field(ge=-1, le=1)]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Of a row to what it is compared with, in shares: mean of the pairs, and its 95 % interval where there is one."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A row of a study's table.
+
+    Attributes:
+        synthetic: whether it was trained and tested on drawn faces.
+        test, validation, tta: accuracies over its trainings, 0 .. 1, the last with test-time augmentation; None where
+            none is told.
+        tta_gain: of the augmentation, training by training.
+        honest: where the test split chose the epochs, test accuracy at those that validation would have chosen.
+        published: accuracy in %, as printed.
+        chosen_on_test: whether its recipe chooses the epoch on the test split; None where that cannot be told any more.
+        note: in words.
+    """
+
+    name: str
+    synthetic: bool
+    chosen_on_test: bool | None
+    published: float | None
+    test: Spread | None
+    validation: Spread | None = None
+    difference: Difference | None = None
+    tta: Spread | None = None
+    tta_gain: Difference | None = None
+    honest: Spread | None = None
+    parameters: int | None = None
+    note: str = ""
+
+
+class _Part(Config):
+    """A part of results.json: what is named must be right, the rest is not looked at."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Spread(_Part):
+    count: int = Field(ge=1, le=10**6)
+    mean: float = Field(ge=-1, le=1)
+    std: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def value(self) -> Spread:
+        return Spread(self.count, self.mean, self.std, self.low, self.high)
+
+
+class _Row(_Part):
+    row: str
+    published: float | None
+    test: _Spread
+    validation: _Spread
+    difference: _Spread | None
+    tta: _Spread | None = None
+    tta_gain: _Spread | None = None
+    honest: _Spread | None = None
+    parameters: int = Field(ge=0, le=10**15)
+
+
+class _Set(_Part):
+    row: str
+    printed: dict[str, float]
+    runs: int = Field(ge=0, le=10**6)
+    rejected: list[int]
+    accuracies: list[_Share]
+    differences: _Shares
+    top_40: _Share | None = Field(alias="Top 40%")
+    top_40_but_best: _Share | None = Field(alias="Top 40% w/o best")
+    top_25: _Share | None = Field(alias="Top 25%")
+    top_25_but_best: _Share | None = Field(alias="Top 25% w/o best")
+    best: _Share | None = Field(alias="Best")
+
+
+class _Ends(_Part):
+    low: float
+    high: float
+
+
+class _Difference(_Spread):
+    bootstrap: _Ends
+    detectable: float | None
+
+
+class _Level(_Part):
+    level: float
+    one: _Spread
+    other: _Spread
+    difference: _Difference
+
+
+class _Cell(_Part):
+    row: str
+    key: str
+
+
+class StudyFile(_Part):
+    """results.json, as far as the page needs it."""
+
+    study: Study
+    options: StudyOptions
+    cells: list[_Cell] = Field(min_length=1)
+    rows: list[_Row] = Field(default_factory=list)
+    sets: list[_Set] = Field(default_factory=list)
+    series: list[str] = Field(default_factory=list)
+    levels: list[_Level] = Field(default_factory=list)
+
+    @property
+    def folds(self) -> int | None:
+        """Of the cross-validation; None without one."""
+        return self.options.folds or self.study.folds
+
+    @property
+    def compared_with(self) -> str | None:
+        """What the differences are against, in words; None where nothing is compared."""
+        if self.study.kind == "lhc_sets":
+            return "the host at equal seeds"
+        if self.study.kind == "noise":
+            return f"{self.series[0]} at equal seeds"
+        return self.study.baseline
+
+    def lines(self, params: Params) -> list[Line]:
+        """The table, as the study's kind has it."""
+        rows = {row.row: row for row in self.study.rows}
+        drawn = {"lhc_sets": self._of_sets, "noise": self._of_levels}.get(self.study.kind, self._of_rows)
+        return [Line(name=name, **self._about(rows[name], params), **found) for name, found in drawn()]
+
+    def rankings(self) -> tuple[list[str], list[tuple[str, list[tuple[float | None, float | None]]]]]:
+        """LHC-Net's sets of runs: names of the columns; and of each set, ours (0 .. 1) and the printed figure (%)."""
+        fields = {name: field.alias for name, field in _Set.model_fields.items() if field.alias}
+        lines = [
+            (one.row, [(getattr(one, name), one.printed.get(str(alias))) for name, alias in fields.items()])
+            for one in self.sets
+        ]
+        return [str(alias) for alias in fields.values()], lines
+
+    def _of_rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for row in self.rows:
+            yield (
+                row.row,
+                {
+                    "test": row.test.value,
+                    "validation": row.validation.value,
+                    "difference": _difference(row.difference.value) if row.difference else None,
+                    "tta": row.tta.value if row.tta else None,
+                    "tta_gain": _difference(row.tta_gain.value) if row.tta_gain else None,
+                    "honest": row.honest.value if row.honest else None,
+                    "parameters": row.parameters,
+                },
+            )
+
+    def _of_sets(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for one in self.sets:
+            compared = one.differences and one.row != self.study.baseline
+            yield (
+                one.row,
+                {
+                    "test": spread(one.accuracies) if one.accuracies else None,
+                    "difference": _difference(spread(one.differences)) if compared else None,
+                    "note": f"{len(one.rejected)} of {one.runs} runs left out" if one.rejected else "",
+                },
+            )
+
+    def _of_levels(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        names = {(row.series, row.level): row.row for row in self.study.rows}
+        one, other = self.series
+        for level in self.levels:
+            yield names[one, level.level], {"test": level.one.value}
+            ends = level.difference.bootstrap
+            yield (
+                names[other, level.level],
+                {
+                    "test": level.other.value,
+                    "difference": Difference(mean=level.difference.mean, low=ends.low, high=ends.high),
+                    "note": noise.verdict(level.model_dump(), one, other),
+                },
+            )
+
+    def _about(self, row: Row, params: Params) -> dict[str, Any]:
+        """What a row's training was, whatever came of it."""
+        dataset = self.options.dataset_of(self.study, row)
+        source = params.datasets[dataset].source if dataset in params.datasets else None
+        return {
+            "published": row.published,
+            "synthetic": source == "synthetic",
+            "chosen_on_test": _chosen_on_test(self.study, row, self.options, params.root),
+        }
+
+
+def read_study_file(content: Any, where: str) -> StudyFile:
+    """results.json. Raises ConfigError, a ValueError, where it is not what `fer study` writes; `where` names it."""
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where}: expected the results of a study, found {type(content).__name__}")
+    file = parse(StudyFile, content, where)
+    if mistake := _mistake(file):
+        raise ConfigError(f"{where}: {mistake}")
+    return file
+
+
+def _mistake(file: StudyFile) -> str | None:
+    """What does not fit together, in words; None where all does."""
+    study, known = file.study, {row.row for row in file.study.rows}
+    tables: dict[str, tuple[str, Sequence[Any]]] = {"lhc_sets": ("sets", file.sets), "noise": ("levels", file.levels)}
+    name, lines = tables.get(study.kind, ("rows", file.rows))
+    if not lines:
+        return f"{name}: empty or not there, for a study of kind {study.kind}"
+    told = {row.row for row in file.rows} | {one.row for one in file.sets} | {cell.row for cell in file.cells}
+    if unknown := sorted((told | set(file.options.rows or ())) - known):
+        return f"a result of {unknown[0]!r}, which is no row of `study`"
+    if (file.folds or 0) > MOST_FOLDS:
+        return f"options.folds: more than {MOST_FOLDS:,}"
+    if study.kind == "noise":
+        if file.series != study.series():
+            return f"series = {file.series}: expected {study.series()}, as in `study`"
+        if extra := sorted({line.level for line in file.levels} - set(study.levels())):
+            return f"levels: a result at {extra[0]:g}, where `study` has no row"
+        if any(line.difference.count > 1 and line.difference.detectable is None for line in file.levels):
+            return "levels: difference.detectable is null, though there are several seeds"
+    return None
+
+
+def _difference(pairs: Spread) -> Difference:
+    return Difference(mean=pairs.mean, low=pairs.low, high=pairs.high)
+
+
+def _chosen_on_test(study: Study, row: Row, options: StudyOptions, root: Path) -> bool | None:
+    """Whether the row's recipe has the published protocol, by the recipes as they are now; None where one is gone."""
+    from fer.cluster.study import row_recipe
+
+    try:
+        return row_recipe(study, row, options, root).protocol == "published"
+    except ValueError:
+        return None

@@ -1,0 +1,37 @@
+"""Where runs are recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from fer.config import Config
+
+
+class TrackingConfig(Config):
+    """Where runs are recorded."""
+
+    enabled: bool = Field(default=True, description="false: nothing is recorded, and MLflow is not even loaded")
+    uri: str | None = Field(
+        default=None,
+        description="MLflow store, e.g. http://server:5000; null: the environment's MLFLOW_TRACKING_URI, "
+        "else sqlite:///<project>/mlflow.db",
+    )
+    required: bool = Field(
+        default=False,
+        description="true: an unreachable store is an error; false: a warning, and entries wait in .work/unsent",
+    )
+    log_model: bool = Field(default=True, description="record the best model of a training (torch.export, about 10 s)")
+
+
+def store_uri(config: TrackingConfig, root: Path) -> str:
+    """The store in use: MLFLOW_TRACKING_URI, else `config.uri`, else a SQLite file in the project's root (absolute)."""
+    from fer.params import environment  # fer.params holds a TrackingConfig, so it cannot be imported above
+
+    return environment().mlflow_tracking_uri or config.uri or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+
+
+def is_server(uri: str) -> bool:
+    """Whether a store is a server of MLflow; else it is a database or a folder, opened by this process itself."""
+    return uri.startswith(("http://", "https://"))

@@ -1,0 +1,149 @@
+"""The parts of `fer submit` that need no cluster: the line that starts a job, and a job server that fails."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fer.cluster import job_client, jobs
+from fer.cluster.job_client import JobServer
+from fer.cluster.job_request import entrypoint, free_id, job_name, running_job
+from fer.files import sha256
+
+
+def shell(line: str) -> tuple[int, str]:
+    done = subprocess.run(["/bin/sh", "-c", line], capture_output=True, text=True, timeout=20, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_line_becomes_the_stage_in_the_folder_with_the_validated_parameters(tmp_path: Path) -> None:
+    folder = tmp_path / "it's a folder"
+    folder.mkdir()
+    (folder / "params.yaml").write_text("seed: 0\n")
+    digest = sha256(folder / "params.yaml")
+    line = entrypoint(["sh", "-c", "pwd; exit 7"], str(folder), digest, "python", upload=False)
+    assert shell(line) == (7, f"{folder}\n")
+    code, said = shell(entrypoint(["pwd"], str(folder), "0" * 64, "python", upload=False))
+    assert code == 1
+    assert "not the one this job was submitted with" in said
+    code, said = shell(entrypoint(["pwd"], str(tmp_path / "nowhere"), digest, "python", upload=False))
+    assert code == 1
+    assert "the head node sees no such folder" in said
+
+
+def test_upload_that_fails_tells_its_own_reason_and_no_other(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("seed: 0\n")
+    line = entrypoint(["echo", "ran"], str(tmp_path), sha256(tmp_path / "params.yaml"), "false", upload=True)
+    assert shell(line) == (1, "")
+
+
+def test_ids_count_on_and_a_job_of_the_same_name_with_other_parameters_is_refused() -> None:
+    name = job_name("train", ["--dataset", "tiny", "--model", "a model"])
+    assert name == "fer-train-tiny-a_model-"
+    asked = {"name": name, "fer.params_sha256": "1"}
+    known = [
+        SimpleNamespace(submission_id=f"{name}9", status="FAILED", metadata=asked),
+        SimpleNamespace(submission_id=f"{name}10", status="RUNNING", metadata=asked),
+        SimpleNamespace(submission_id=f"{name}other-30", status="RUNNING", metadata={"name": f"{name}other-"}),
+    ]
+    assert free_id(name, known) == f"{name}11"
+    assert free_id(name, []) == f"{name}1"
+    assert running_job(known, name, asked) == f"{name}10"
+    assert running_job(known[:1], name, asked) is None
+    with pytest.raises(ValueError, match=f"ray job stop {name}10"):
+        running_job(known, name, asked | {"fer.params_sha256": "2"})
+
+
+class Client:
+    """A job server of Ray's, as its client shows it: knows the job after some requests to stop it, or never."""
+
+    def __init__(self, unknown: float) -> None:
+        self.unknown, self.stopped = unknown, False
+
+    def stop_job(self, submission: str) -> None:
+        self.unknown -= 1
+        if self.unknown >= 0:
+            raise RuntimeError(f"Job {submission} does not exist")
+        self.stopped = True
+
+    def get_job_info(self, submission: str) -> Any:
+        if self.unknown >= 0:
+            raise ConnectionError("refused")
+        return SimpleNamespace(status="STOPPED" if self.stopped else "RUNNING", driver_exit_code=None)
+
+    async def tail_job_logs(self, submission: str) -> Any:
+        from aiohttp import ClientError
+
+        yield "a line\n"
+        raise ClientError("no websocket here")
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> JobServer:
+    import ray.exceptions  # noqa: F401 - takes seconds, which a server that is connected has behind it
+
+    monkeypatch.setattr(job_client, "UNKNOWN_SECONDS", 2.0)
+    return JobServer.__new__(JobServer)  # without a connection
+
+
+def test_job_that_arrives_while_its_submission_is_interrupted_is_stopped_too(server: JobServer) -> None:
+    server._client = Client(unknown=2)
+    server.stop("fer-train-1")
+    assert server._client.stopped
+
+
+def test_job_that_cannot_be_stopped_is_said_aloud_and_takes_no_exceptions_place(
+    server: JobServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server._client = Client(unknown=float("inf"))
+    server.stop("fer-train-1")
+    assert "fer-train-1: not seen to stop" in caplog.text
+    assert "does not exist" in caplog.text
+
+
+def test_cluster_that_goes_away_while_a_job_is_followed_leaves_a_hint(
+    server: JobServer, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    server._client = Client(unknown=float("inf"))
+    with pytest.raises(ValueError, match="fer-train-1 may go on; the same command follows it again"):
+        server.follow("fer-train-1")
+    assert capsys.readouterr().out == "a line\n"
+    assert "no websocket here" in caplog.text
+
+
+class Cluster(Client):
+    """One that takes a job, while its user changes his mind."""
+
+    def __init__(self) -> None:
+        super().__init__(unknown=0)
+        self.taken: dict[str, Any] = {}
+
+    def list_jobs(self) -> list[Any]:
+        return []
+
+    def get_address(self) -> str:
+        return "http://head:8265"
+
+    def submit_job(self, **job: Any) -> str:
+        self.taken = job
+        raise KeyboardInterrupt
+
+
+def test_interruption_while_the_job_is_submitted_stops_the_job(
+    server: JobServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "params.yaml").write_text("seed: 0\n")
+    server._client = Cluster()
+    monkeypatch.setattr(jobs, "JobServer", lambda address: server)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.submit("train", ["--dataset", "tiny", "--model", "toy"], "http://head:8265", root=tmp_path)
+    taken = server._client.taken
+    assert taken["submission_id"] == "fer-train-tiny-toy-1"
+    assert taken["entrypoint"].endswith("exec python -m pipelines.train --dataset tiny --model toy")
+    assert taken["runtime_env"] == {"env_vars": {"PYTHONPATH": str(tmp_path)}}
+    assert taken["metadata"]["fer.project_dir"] == str(tmp_path)
+    assert server._client.stopped
