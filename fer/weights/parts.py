@@ -3,7 +3,8 @@
     for source in locate({"landmarks": "mobilefacenet_landmarks"}, root):
         load_part(model, source)
 
-Published face networks are rarely trained on expressions: what the models take of them is their convolutional part.
+Published face networks are rarely trained on expressions: what the models take of them is their convolutional part; of
+a ViT-B/16 it is the transformer, without the embedding of its patches.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from fer.files import FileError, sha256
 from fer.models import FerModel
 from fer.models.backbones.ir import IRFeatures
 from fer.models.backbones.mobilefacenet import LandmarkBackbone, MobileFaceNetFeatures
+from fer.models.layers.class_token import ClassTokenTransformer
 from fer.models.mfn import MFNFeatures
 from fer.weights.published import load_published
 from fer.weights.registry import find, register
 from fer.weights.store import load_model, read_info
 
 DONORS: dict[type[nn.Module], str] = {
+    ClassTokenTransformer: "vit_b16",
     IRFeatures: "ir50",
     LandmarkBackbone: "mobilefacenet_landmarks",
     MFNFeatures: "mfn",
@@ -31,8 +34,8 @@ DONORS: dict[type[nn.Module], str] = {
 }
 """The kinds of parts, and the model whose published files hold them."""
 
-_FEATURES = "features."
-"""What the donors call their convolutional part."""
+_FEATURES = ("features.", "transformer.")
+"""What the donors call the part that is taken of them."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ def load_part(model: FerModel, source: PartSource) -> None:
     """Fills a part with the features of a network of its kind; every tensor must be there, and fit.
 
     The file is one that this project wrote, or a published one of the part's kind. Of IR-50 with four stages a branch
-    of three takes the first three.
+    of three takes the first three; of ViT-B/16 a transformer of fewer blocks takes the first ones, and keeps its own
+    positions where it has another number of tokens (inferred: what POSTER V2's Table 7 loads of it is not told).
 
     Raises:
         FileError: no weights that can be read.
@@ -99,10 +103,21 @@ def load_part(model: FerModel, source: PartSource) -> None:
 
 def branch_state(module: nn.Module, donor: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of a part, out of the whole one of its donor."""
-    state = {key.removeprefix(_FEATURES): tensor for key, tensor in donor.items() if key.startswith(_FEATURES)}
+    state = {
+        key.removeprefix(prefix): tensor
+        for prefix in _FEATURES
+        for key, tensor in donor.items()
+        if key.startswith(prefix)
+    }
     if isinstance(module, IRFeatures):
         children = tuple(f"{name}." for name, _ in module.named_children())
         state = {key: tensor for key, tensor in state.items() if key.startswith(children)}
+    if isinstance(module, ClassTokenTransformer):
+        wanted = module.state_dict()
+        blocks = {key for key in state if key.startswith("blocks.")}
+        state = {key: tensor for key, tensor in state.items() if key not in blocks or key in wanted}
+        if "positions" in wanted and state["positions"].shape != wanted["positions"].shape:
+            state["positions"] = wanted["positions"]
     return state
 
 

@@ -60,12 +60,33 @@ def test_a_file_that_is_not_there_is_told_with_the_names_that_could_be_meant(tmp
         locate({"image": "ir_50"}, tmp_path)
 
 
+def test_the_transformer_takes_the_first_blocks_of_a_vit_and_keeps_its_own_positions(tmp_path: Path) -> None:
+    donor(tmp_path / "vit.safetensors", "vit_b16")
+    model = create_model("poster_v2", landmark_frozen=False)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    [source] = locate({"vit": "vit.safetensors"}, tmp_path)
+    load_part(model, source)
+    torch.manual_seed(1)
+    expected = create_model("vit_b16").state_dict()
+    for key, tensor in model.state_dict().items():
+        own = not key.startswith("vit.") or key == "vit.positions"
+        assert torch.equal(tensor, before[key] if own else expected[key.replace("vit.", "transformer.", 1)]), key
+
+
+def test_a_transformer_of_another_width_is_refused(tmp_path: Path) -> None:
+    donor(tmp_path / "vit.safetensors", "vit_b16")
+    [source] = locate({"vit": "vit.safetensors"}, tmp_path)
+    with pytest.raises(ValueError, match=r"(?s)not the weights of vit of poster_v2_nano.*blocks\.0\."):
+        load_part(create_model("poster_v2_nano"), source)
+
+
 def test_parts_are_the_backbones() -> None:
     with torch.device("meta"):
-        assert list_parts(create_model("poster_v2")) == ["image", "landmarks"]
-        assert list_parts(create_model("btn")) == ["poster.image", "poster.landmarks"]
+        assert list_parts(create_model("poster_v2")) == ["image", "landmarks", "vit"]
+        assert list_parts(create_model("btn")) == ["poster.image", "poster.landmarks", "poster.vit"]
         assert list_parts(create_model("ddamfn")) == ["features"]
-        assert list_parts(create_model("vit_b16")) == []
+        assert list_parts(create_model("vit_b16")) == ["transformer"]
+        assert list_parts(create_model("lhc_net")) == []
 
 
 def test_other_weights_are_another_training(tmp_path: Path) -> None:
