@@ -49,6 +49,7 @@ _DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s by default, which every report() waits for
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # 60 s by default, which a busy machine exceeds; demand is checked
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP warns on each rank that it looks for unused parameters, as it is told to
     "DVC_NO_ANALYTICS": "1",
     "TQDM_MININTERVAL": "0.5",
 }

@@ -82,7 +82,7 @@ def watched(address: str | None) -> Iterator[None]:
 
     def tell(*_: object) -> None:
         if not over.is_set() and not processes.on_its_way(processes.LostError):
-            raise LostClusterError(f"{found[0]}; what stood before is unchanged, and the same command goes on")
+            raise _lost(found[0])
 
     def watch(main: int) -> None:
         while not over.wait(_INSIST_SECONDS if found[0] else _LOOK_SECONDS):
@@ -99,6 +99,16 @@ def watched(address: str | None) -> Iterator[None]:
         over.set()
         watcher.join()
         signal.signal(signal.SIGUSR1, before)
+
+
+def lost_here() -> LostClusterError | None:
+    """What this process's own cluster has lost, if it has lost anything."""
+    loss = _local_loss()
+    return None if loss is None else _lost(loss)
+
+
+def _lost(what: str) -> LostClusterError:
+    return LostClusterError(f"{what}; what stood before is unchanged, and the same command goes on")
 
 
 def end_all_of(folder: Path) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from fer import processes
 from fer.cluster.config import ClusterConfig
-from fer.cluster.health import end_all_of, watched
+from fer.cluster.health import end_all_of, lost_here, watched
 from fer.console import log
 
 # A Unix socket's path holds at most 107 bytes on Linux (103 on macOS), and Ray adds about 70 to its folder.
@@ -91,11 +91,13 @@ def connect(config: ClusterConfig, *, dashboard: bool | None = None, worker_outp
         log.debug("ray: %s, %.1f s", cluster, time.monotonic() - started)
         with watched(address):
             yield cluster
-    except processes.LostError:
+    except processes.LostError as error:
         keep = True
-        if folder is not None:
-            end_all_of(folder)
-        raise
+        if folder is None:
+            raise
+        first = lost_here() or error  # what the others died of, before they are ended
+        end_all_of(folder)
+        raise first from None
     except RayError:
         keep = True
         raise

@@ -81,6 +81,23 @@ NANO = LHCConfig(
     residual_weights=(-1.5,) * NUM_BLOCKS,
 )
 
+SMALL = LHCConfig(
+    host=ResNetV2Config(
+        input_size=96,
+        stem_width=16,
+        depths=(2, 2, 2, 2),
+        widths=(16, 32, 64, 128),
+        hidden=(256, 64),
+        drop_rate=0.2,
+        bn_momentum=0.1,
+        antialias=False,
+    ),
+    num_heads=(8, 8, 8, 4, 1),
+    head_dims=(16, 16, 8, 4, 4),
+    residual_weights=(-1.5,) * NUM_BLOCKS,
+)
+"""For FER2013 from scratch: its 48 px enlarged to 96, so that the maps have 24, 24, 12, 6 and 3 px."""
+
 
 class HeadwiseLinear(nn.Module):
     """A linear layer a head, all at once: (n,M,P) -> (n,M,d)."""
@@ -189,6 +206,7 @@ def _mean_pool(x: Tensor, size: int) -> Tensor:
 
 
 @register("lhc_net_nano", config=NANO)
+@register("lhc_net_small", config=SMALL)
 @register("lhc_net", config=PUBLISHED)
 class LHCNet(ResNet34V2):
     """LHC-Net. The blocks follow the stem and each of the four stages.

@@ -148,7 +148,7 @@ def data_parallel(model: FerModel, device: str) -> DistributedDataParallel:
     # Of 1x1 and depthwise kernels, whose strides have two names; "not an error", it says of itself, at each first step.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return DistributedDataParallel(
-        model, find_unused_parameters=torch.device(device).type == "cpu", broadcast_buffers=False
+        model, find_unused_parameters=torch.device(device).type == "cpu", forward_sync_buffers=False
     )
 
 
