@@ -15,7 +15,7 @@ from fer.training.passes import autocast
 from fer.training.recipe import Recipe
 
 _SEEDS = range(3)
-_STEPS = 80
+_STEPS = 30
 """Of each training whose accuracy is compared."""
 
 
