@@ -62,6 +62,11 @@ def authentication() -> Authentication:
     return Authentication(wanted=native.get_authentication_mode() == native.AuthenticationMode.TOKEN, token=token)
 
 
+def forget_token() -> None:
+    """Makes Ray read its token anew: it keeps the first answer that this process got, that there is none included."""
+    import_module("ray._raylet").AuthenticationTokenLoader.instance().reset_cache()
+
+
 @contextmanager
 def watched(address: str | None) -> Iterator[None]:
     """Ends the block with an error once the cluster that this process is connected to has lost its head or its raylet.

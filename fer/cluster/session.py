@@ -26,7 +26,7 @@ from pathlib import Path
 
 from fer import processes
 from fer.cluster.config import ClusterConfig
-from fer.cluster.health import end_all_of, lost_here, watched
+from fer.cluster.health import end_all_of, forget_token, lost_here, watched
 from fer.console import log
 
 # A Unix socket's path holds at most 107 bytes on Linux (103 on macOS), and Ray adds about 70 to its folder.
@@ -157,6 +157,7 @@ def _quiet() -> None:
 def _start_local(config: ClusterConfig, folder: Path, dashboard: bool, worker_output: bool) -> str | None:
     # Ray 2.60 asks for a token even on one machine, and writes a new one to the home folder where it finds none.
     processes.set_environment("RAY_AUTH_TOKEN", _token())
+    forget_token()
     for attempt in range(1, _STARTS + 1):
         try:
             return _start_once(config, folder, dashboard, worker_output)
@@ -187,7 +188,7 @@ def _start_once(config: ClusterConfig, folder: Path, dashboard: bool, worker_out
 
 @cache
 def _token() -> str:
-    """One for the life of this process: Ray remembers the first that it saw."""
+    """One for the life of this process: its workers have seen the first."""
     return secrets.token_hex(32)
 
 
