@@ -163,11 +163,9 @@ class _HeadOf:
         """Says that it has been away for too long."""
         if self._where is None:  # through a `ray://` proxy, which has its own way to tell
             return None
-        try:
+        with suppress(OSError):  # away, perhaps to be started again: what counts is since when
             socket.create_connection(self._where, timeout=_INSIST_SECONDS).close()
             self._answered = time.monotonic()
-        except OSError:
-            pass
         if time.monotonic() - self._answered < _HEAD_SECONDS:
             return None
         return f"the head of the Ray cluster at {self._name} has not answered for {_HEAD_SECONDS:.0f} s"

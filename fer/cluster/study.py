@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from fer import params as parameters
 from fer.cluster.study_cell import Cell, Plan, train_cell
@@ -30,7 +30,7 @@ from fer.evaluation.figures import save
 from fer.files import write_atomic, write_json
 from fer.params import Params
 from fer.processes import lock, set_environment
-from fer.studies import Row, Study, StudyOptions, list_studies, load_study
+from fer.studies import Row, Study, StudyOptions, Tta, list_studies, load_study
 from fer.training.recipe import CrossValidation, Recipe, load_recipe
 
 _OPTIONS = ("smoke", "dataset", "recipe", "seeds", "folds", "rows", "tta", "workers")
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folds", type=int, metavar="K", help="cross-validation over K folds")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows of the table")
     parser.add_argument("--set", nargs="+", metavar="KEY=VALUE", default=[], help="recipe keys for all rows")
-    parser.add_argument("--tta", choices=("none", "flip", "lhc"), help="a second figure, with test-time augmentation")
+    parser.add_argument("--tta", choices=get_args(Tta), help="a second figure, with test-time augmentation")
     parser.add_argument("--workers", type=int, metavar="N", help="trainings at once; 0: in this process, without Ray")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from fer.archives.tars import is_tar
 from fer.console import log, progress
 from fer.files import FileError, read_json, refuse_impostor, sha256
 from fer.sources.base import BLOCK_ROWS, Block, RawSample, Reject
@@ -136,7 +137,7 @@ def _is_fer2013_parquet(path: Path) -> bool:
 def _is_archive(path: Path) -> bool:
     with path.open("rb") as handle:
         head = handle.read(512)
-    return head.startswith(_ARCHIVES) or head[257:262] == b"ustar"
+    return head.startswith(_ARCHIVES) or is_tar(head)
 
 
 def contents(tree: Path) -> str:
