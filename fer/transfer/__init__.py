@@ -51,8 +51,9 @@ def download(source: str, destination: Path, *, sha256_hex: str | None = None, p
         return
     destination.parent.mkdir(parents=True, exist_ok=True)
     with part.held() as waited:
-        if waited and destination.exists() and (sha256_hex is None or _is_wanted(destination, sha256_hex)):
-            return  # another process has just brought it
+        # Another process may have brought it just now, also between the look above and the lock, without a wait.
+        if _is_wanted(destination, sha256_hex) or (waited and sha256_hex is None and destination.exists()):
+            return
         resumed = part.usable()[0] > 0
         _fetch(source, part, name, patience)
         found = _check(part, name, sha256_hex)

@@ -13,6 +13,7 @@ import threading
 import urllib.request
 import zipfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import fsspec
@@ -98,15 +99,32 @@ def test_a_file_of_unknown_length_is_taken_as_it_comes(site: Site, target: Path)
     assert target.read_bytes() == BODY
 
 
-def test_two_at_once_fetch_once(site: Site, target: Path) -> None:
-    site.piece, site.pause = 1 << 19, 0.05
-    threads = [threading.Thread(target=download, args=(f"{site.url}/a", target)) for _ in range(3)]
+@pytest.mark.parametrize("digest", [None, DIGEST])
+def test_those_who_ask_at_once_share_a_fetch(site: Site, target: Path, digest: str | None) -> None:
+    site.piece, site.pause = 1 << 17, 0.05
+    wanted = {"sha256_hex": digest}
+    threads = [threading.Thread(target=download, args=(f"{site.url}/a", target), kwargs=wanted) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert target.read_bytes() == BODY
     assert len(site.asked) == 1
+    assert in_folder(target) == ["data.bin"]
+
+
+def test_a_file_that_came_between_the_look_and_the_lock_is_not_fetched_again(
+    site: Site, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = transfer_part.Part.held
+
+    def late(part: transfer_part.Part) -> AbstractContextManager[bool]:
+        target.write_bytes(BODY)  # by another process, which has let go of the lock
+        return held(part)
+
+    monkeypatch.setattr(transfer_part.Part, "held", late)
+    download(f"{site.url}/a", target, sha256_hex=DIGEST)
+    assert site.asked == []
     assert in_folder(target) == ["data.bin"]
 
 
