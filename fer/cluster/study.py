@@ -152,6 +152,7 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions) ->
                         pretrained=pretrained,
                     )
                 )
+    cells.sort(key=lambda cell: options.seeds.index(cell.seed))  # a study that is stopped has whole comparisons
     datasets = " ".join(dict.fromkeys(cell.dataset for cell in cells))
     label = hashlib.sha256(f"{name} {datasets}".encode()).hexdigest()[:8]
     return Plan(

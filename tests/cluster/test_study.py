@@ -72,7 +72,7 @@ def test_a_study_runs_goes_on_and_says_what_it_measured(params: Params, capsys: 
     folder = run_study(params, "own.yaml", options)
     results = read_json(folder / "results.json")
     assert [(cell["row"], cell["seed"]) for cell in results["cells"]] == [
-        ("plain", 0), ("plain", 1), ("without heads", 0), ("without heads", 1),
+        ("plain", 0), ("without heads", 0), ("plain", 1), ("without heads", 1),
     ]  # fmt: skip
     assert all(0 <= cell["test_accuracy"] <= 1 and cell["best_epoch"] == 1 for cell in results["cells"])
     table = (folder / "table.md").read_text()
