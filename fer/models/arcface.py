@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from fer.models.backbones.ir import IR50
 from fer.models.backbones.mobilefacenet import PUBLISHED as MOBILEFACENET
 from fer.models.base import FerModel, TrainOutput, at_least_float32, cross_entropy
-from fer.models.ddamfn import NANO as MFN_NANO
 from fer.models.ir import IR
 from fer.models.mfn import MFN, MFNConfig
+from fer.models.mfn import NANO as MFN_NANO
 from fer.models.mfn import PUBLISHED as MFN_PUBLISHED
 from fer.models.mobilefacenet import MobileFaceNet
 from fer.models.registry import register

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from fer.models.base import FerModel, TrainOutput, at_least_float32, cross_entropy
 from fer.models.layers.conv import ConvBNAct, global_depthwise
-from fer.models.mfn import PUBLISHED, CoordinateGate, MFNConfig, MFNFeatures, Stage
+from fer.models.mfn import NANO, PUBLISHED, CoordinateGate, MFNConfig, MFNFeatures, Stage
 from fer.models.registry import register
 
 MAX_HEADS = 4
@@ -51,18 +51,6 @@ SMALL = MFNConfig(
         Stage(width=96, down=((3, 64), (5, 32), (7, 32)), depth=5, residual=((3, 108), (5, 36))),
     ),
     out_width=256,
-)
-
-NANO = MFNConfig(
-    input_size=64,
-    stem_width=16,
-    stem_stride=2,
-    stages=(
-        Stage(width=16, down=((3, 16), (5, 8), (7, 8)), depth=1, residual=((3, 24), (5, 8))),
-        Stage(width=32, down=((3, 32), (5, 16), (7, 16)), depth=2, residual=((3, 48), (5, 16))),
-        Stage(width=64, down=((3, 64), (5, 32), (7, 32)), depth=1, residual=((3, 64), (5, 32), (7, 32))),
-    ),
-    out_width=128,
 )
 
 

@@ -28,11 +28,9 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fer.models.backbones.ir import IR18, IR50, IRConfig, IRFeatures
+from fer.models.backbones.ir import IR18, IR50, NANO, IRConfig, IRFeatures
 from fer.models.base import FerModel, TrainOutput
 from fer.models.registry import register
-
-INPUT_SIZE = 112
 
 
 class EmbeddingHead(nn.Sequential):
@@ -57,6 +55,7 @@ class MeanHead(nn.Sequential):
         self.drop = nn.Dropout(drop_rate)
 
 
+@register("ir_nano", config=NANO, embedding_width=64, input_size=64)
 @register("ir18", config=IR18, embedding_width=256, stages=4)
 @register("ir50", config=IR50, embedding_width=512)
 class IR(FerModel):
@@ -74,6 +73,7 @@ class IR(FerModel):
         *,
         config: IRConfig,
         embedding_width: int,
+        input_size: int = 112,
         stages: int = 4,
         drop_rate: float = 0.0,
     ) -> None:
@@ -81,7 +81,7 @@ class IR(FerModel):
             raise ValueError(f"ir: num_classes = {num_classes}: 0 (the embedding) or the number of classes is allowed")
         if stages not in (3, 4):
             raise ValueError(f"ir: stages = {stages!r}: 3 or 4 is allowed")
-        super().__init__(num_classes, input_size=INPUT_SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        super().__init__(num_classes, input_size=input_size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
         self.features = IRFeatures(replace(config, depths=config.depths[:stages], widths=config.widths[:stages]))
         channels = config.widths[stages - 1]
         self.head: nn.Module
@@ -89,7 +89,7 @@ class IR(FerModel):
             embedding_width = channels
             self.head = MeanHead(drop_rate)
         else:
-            self.head = EmbeddingHead(channels, INPUT_SIZE // 2**stages, embedding_width, drop_rate)
+            self.head = EmbeddingHead(channels, input_size // 2**stages, embedding_width, drop_rate)
         self.fc = nn.Linear(embedding_width, num_classes) if num_classes else None
 
     def forward(self, x: Tensor) -> Tensor | TrainOutput:

@@ -84,6 +84,18 @@ PUBLISHED = MFNConfig(
     out_width=512,
 )
 
+NANO = MFNConfig(
+    input_size=64,
+    stem_width=16,
+    stem_stride=2,
+    stages=(
+        Stage(width=16, down=((3, 16), (5, 8), (7, 8)), depth=1, residual=((3, 24), (5, 8))),
+        Stage(width=32, down=((3, 32), (5, 16), (7, 16)), depth=2, residual=((3, 48), (5, 16))),
+        Stage(width=64, down=((3, 64), (5, 32), (7, 32)), depth=1, residual=((3, 64), (5, 32), (7, 32))),
+    ),
+    out_width=128,
+)
+
 
 class MixConv(nn.Module):
     """Depthwise convolutions of several kernel sizes, each on its share of the channels: (B,E,H,W) -> (B,E,H/s,W/s).
@@ -198,6 +210,7 @@ class MFNFeatures(nn.Sequential):
         self.out = ConvBNAct(width, config.out_width)
 
 
+@register("mfn_nano", config=NANO)
 @register("mfn", config=PUBLISHED)
 class MFN(FerModel):
     """MFN with a classifier on its 256-d embedding; with `num_classes=0` the L2-normalised embedding itself, (B, 256).

@@ -39,6 +39,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fer.models.backbones.ir import IR50_THREE_STAGES, IRConfig, IRFeatures
+from fer.models.backbones.mobilefacenet import NANO as MOBILEFACENET_NANO
 from fer.models.backbones.mobilefacenet import PUBLISHED as MOBILEFACENET
 from fer.models.backbones.mobilefacenet import LandmarkBackbone, MobileFaceNetConfig
 from fer.models.base import FerModel, TrainOutput, at_least_float32, cross_entropy
@@ -90,6 +91,15 @@ class PosterV1Config:
 TINY = PosterV1Config(depth=4)
 SMALL = replace(TINY, depth=6)
 LARGE = replace(TINY, depth=8)
+NANO = PosterV1Config(
+    input_size=64,
+    inner_size=64,
+    image=IRConfig(depths=(1, 1, 1), widths=(8, 16, 32), stem_width=8),
+    landmarks=MOBILEFACENET_NANO,
+    dim=64,
+    num_heads=4,
+    depth=2,
+)
 
 
 class Stream(nn.Module):
@@ -157,11 +167,12 @@ class PyramidBlock(nn.Module):
         return xs
 
 
+@register("poster_v1_nano", config=NANO, landmark_frozen=False)
 @register("poster_v1_tiny", config=TINY)
 @register("poster_v1_small", config=SMALL)
 @register("poster_v1_large", config=LARGE)
 class PosterV1(FerModel):
-    """POSTER V1, of 4 (tiny), 6 (small) or 8 (large) pyramid blocks.
+    """POSTER V1, of 4 (tiny), 6 (small) or 8 (large) pyramid blocks; 2 small ones (nano) for tests and trials.
 
     streams: "both", "landmark_to_image" (landmark queries update the image tokens) or "image_to_landmark". Accuracy on
         RAF-DB and AffectNet-7 in Table 1 of POSTER V2's paper; no code of it is published:
@@ -175,7 +186,7 @@ class PosterV1(FerModel):
     pyramid: three levels of token widths D, D/2 and D/4; otherwise D alone.
     token_mixing: as in the published model for RAF-DB; False: the one for AffectNet.
     drop_path_rate: stochastic depth grows linearly from 0 at the first block to this rate at the last.
-    landmark_frozen: the landmark network takes no gradient and needs loaded weights.
+    landmark_frozen: the landmark network takes no gradient and needs loaded weights; the nano always trains it along.
     landmark_bn: in training, a frozen landmark network's BatchNorm is "frozen", or lets its statistics "drift" as in
         the published training.
 

@@ -184,7 +184,8 @@ def test_another_models_weights_are_refused_by_their_keys(tmp_path: Path, publis
 
 
 def test_a_model_without_a_name_cannot_be_looked_up(tmp_path: Path, published: dict[str, Tensor]) -> None:
-    from fer.models.ddamfn import DDAMFN, NANO
+    from fer.models.ddamfn import DDAMFN
+    from fer.models.mfn import NANO
 
     with pytest.raises(ValueError, match="not made by create_model"):
         load_published(DDAMFN(7, config=NANO), tmp_path / "a.pth")

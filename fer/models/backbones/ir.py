@@ -35,6 +35,7 @@ IR18 = IRConfig(depths=(2, 2, 2, 2), widths=(64, 128, 256, 512), stem_width=64)
 IR50 = IRConfig(depths=(3, 4, 14, 3), widths=(64, 128, 256, 512), stem_width=64)
 IR50_THREE_STAGES = IRConfig(depths=(3, 4, 14), widths=(64, 128, 256), stem_width=64)
 """What POSTER and POSTER V2 keep of IR-50: 17,611,968 parameters."""
+NANO = IRConfig(depths=(1, 1, 1, 1), widths=(8, 16, 32, 64), stem_width=8)
 
 
 class IRUnit(nn.Module):

@@ -60,6 +60,16 @@ PUBLISHED = MobileFaceNetConfig(
     out_width=512,
 )
 
+NANO = MobileFaceNetConfig(
+    stem_width=16,
+    stages=(
+        Stage(width=16, down=32, depth=1, residual=32),
+        Stage(width=32, down=64, depth=1, residual=64),
+        Stage(width=32, down=64, depth=1, residual=64),
+    ),
+    out_width=64,
+)
+
 
 class InvertedResidual(nn.Module):
     """Expand, depthwise 3x3, project; residual at stride 1: (B,C,H,W) -> E channels -> (B,C',H/s,W/s)."""
