@@ -39,13 +39,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fer.models.backbones.ir import IR50_THREE_STAGES, IRConfig, IRFeatures
-from fer.models.backbones.mobilefacenet import NANO as MOBILEFACENET_NANO
 from fer.models.backbones.mobilefacenet import PUBLISHED as MOBILEFACENET
 from fer.models.backbones.mobilefacenet import LandmarkBackbone, MobileFaceNetConfig
 from fer.models.base import FerModel, TrainOutput, at_least_float32, cross_entropy
 from fer.models.layers.cross_attention import CrossAttention
 from fer.models.layers.drop_path import DropPath
 from fer.models.layers.linear import MLP
+from fer.models.poster_v2 import NANO as POSTER_V2_NANO
 from fer.models.poster_v2 import Gate
 from fer.models.registry import register
 
@@ -92,14 +92,15 @@ TINY = PosterV1Config(depth=4)
 SMALL = replace(TINY, depth=6)
 LARGE = replace(TINY, depth=8)
 NANO = PosterV1Config(
-    input_size=64,
-    inner_size=64,
-    image=IRConfig(depths=(1, 1, 1), widths=(8, 16, 32), stem_width=8),
-    landmarks=MOBILEFACENET_NANO,
-    dim=64,
+    input_size=POSTER_V2_NANO.input_size,
+    inner_size=POSTER_V2_NANO.inner_size,
+    image=POSTER_V2_NANO.image,
+    landmarks=POSTER_V2_NANO.landmarks,
+    dim=32,
     num_heads=4,
     depth=2,
 )
+"""On the branches of `poster_v2_nano`."""
 
 
 class Stream(nn.Module):
