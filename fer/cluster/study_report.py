@@ -121,7 +121,7 @@ def _heading(study: Study, options: StudyOptions) -> list[str]:
 
 
 def _notes(study: Study, options: StudyOptions) -> list[str]:
-    return [*([_SMOKE] if options.smoke else []), *([study.note] if study.note else [])]
+    return [note for note in (_SMOKE if options.smoke else None, options.departure(study), study.note) if note]
 
 
 def _mean(value: Spread) -> str:

@@ -116,6 +116,15 @@ class StudyOptions(Config):
             raise ConfigError(f"fer study --rows: no row {unknown[0]!r}; the rows: {', '.join(names)}")
         return [row for row in study.rows if row.row in self.rows]
 
+    def departure(self, study: Study) -> str | None:
+        """What a person changed of the study, so that the published figures are of another training; None: nothing."""
+        own = {"dataset": study.dataset, "recipe": study.recipe}
+        changes = [f"{key} {value}" for key in own if (value := getattr(self, key)) not in (None, own[key])]
+        changes += [f"{key} = {value}" for key, value in self.set.items()]
+        if self.smoke or not changes:
+            return None
+        return f"Trained here with {', '.join(changes)}; the published figures are those of the source."
+
     def dataset_of(self, study: Study, row: Row) -> str:
         """Key in params.yaml of what a row is trained on; ConfigError for one dataset where rows have their own."""
         if self.dataset is not None:

@@ -87,6 +87,20 @@ def test_a_study_runs_goes_on_and_says_what_it_measured(params: Params, capsys: 
     assert len(list(Path(plan.folder).glob("*/result.json"))) == 6
 
 
+def test_what_was_changed_stands_above_the_published_figures(params: Params) -> None:
+    study = load_study("ddamfn_attention_loss", Path())
+    assert StudyOptions(seeds=(0, 1), dataset=study.dataset).departure(study) is None
+    assert StudyOptions(smoke=True, dataset="tiny").departure(study) is None, "the smoke mode has its own words"
+    changed = StudyOptions(dataset="fer2013", recipe="ddamfn/fer2013", set={"epochs": 3}).departure(study)
+    assert changed == (
+        "Trained here with dataset fer2013, recipe ddamfn/fer2013, epochs = 3; "
+        "the published figures are those of the source."
+    )
+    options = StudyOptions(rows=("plain",), set={"epochs": 1}, workers=0)
+    table = (run_study(params, "own.yaml", options) / "table.md").read_text()
+    assert "Trained here with epochs = 1; the published figures" in table
+
+
 def test_a_second_figure_with_test_time_augmentation(params: Params) -> None:
     folder = run_study(params, "own.yaml", StudyOptions(smoke=True, rows=("plain",), tta="flip", workers=0))
     (cell,) = read_json(folder / "results.json")["cells"]
