@@ -11,7 +11,7 @@ import numpy as np
 
 from fer.cluster.study_cell import Plan
 from fer.config import ConfigError
-from fer.evaluation.aggregate import Spread, spread
+from fer.evaluation.aggregate import Spread, percent, spread
 from fer.studies import Kind, Study, StudyOptions
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 Results = Sequence[Mapping[str, Any]]
 _SMOKE = "**Smoke run: small models on synthetic faces. It shows that every row runs, and nothing else.**"
-
-
 _PUBLISHED_PROTOCOL = (
     "Test accuracy is that of the epoch which the test split chose (protocol: published), above what the model reaches "
     "on other pictures; beside it the test accuracy of the epoch that validation would have chosen."
@@ -125,13 +123,11 @@ def _notes(study: Study, options: StudyOptions) -> list[str]:
 
 
 def _mean(value: Spread) -> str:
-    return f"{100 * value.mean:.2f}" + (f" ± {100 * value.std:.2f}" if value.std is not None else "")
+    return percent(value.mean) + (f" ± {percent(value.std)}" if value.std is not None else "")
 
 
 def _bounds(value: Spread) -> str:
-    if value.low is None or value.high is None:
-        return "-"
-    return f"{100 * value.low:.2f} to {100 * value.high:.2f}"
+    return "-" if value.low is None else f"{percent(value.low)} to {percent(value.high)}"
 
 
 def _against(value: Mapping[str, Any] | None) -> str:
@@ -197,8 +193,8 @@ def _lhc_sets(study: Study, options: StudyOptions, plan: Plan, results: Results)
             row.row,
             str(line["runs"]),
             str(len(line["rejected"])),
-            _percent(line["mean"]),
-            *(f"{_percent(line[name])} [{row.printed.get(name, '-')}]" for name in _SET_COLUMNS),
+            percent(line["mean"]),
+            *(f"{percent(line[name])} [{row.printed.get(name, '-')}]" for name in _SET_COLUMNS),
             _against(asdict(spread(differences)) if differences else None),
         ]
         text.append("| " + " | ".join(cells) + " |")
@@ -213,79 +209,30 @@ def _lhc_sets(study: Study, options: StudyOptions, plan: Plan, results: Results)
 
 
 def _lhc_blocks(study: Study, options: StudyOptions, plan: Plan, results: Results) -> Report:
-    from fer.evaluation import study_figures
-    from fer.evaluation.lhc_analysis import break_even
-    from fer.models.lhc_net import PUBLISHED
+    from fer.evaluation import lhc_tables, study_figures
 
     base = _table(study, options, plan, results)
-    text = [base.markdown.rstrip(), "", "## Blocks switched off, or drawn anew, in the trained networks", ""]
-    text += [
-        "Test accuracy in %, mean over seeds; nothing is trained again.", "",
-        "| row | block | switched off | drawn anew |", "|---|---|---|---|",
-    ]  # fmt: skip
-    drawn: dict[str, Figure] = {}
+    probes: dict[str, list[Mapping[str, Any]]] = {}
     for row in options.chosen(study):
-        cells = [one for one in results if one["row"] == row.row and one["probes"]]
-        if not cells:
-            continue
-        means = {
-            kind: {
-                name: fmean(cell["probes"][kind][name] for cell in cells) for name in cells[0]["probes"][kind]
-            }
-            for kind in ("off", "reset")
-        }  # fmt: skip
-        plain = fmean(cell["test_accuracy"] for cell in cells)
-        for name, off in means["off"].items():
-            text.append(f"| {row.row} | {name} | {_percent(off)} | {_percent(means['reset'][name])} |")
-        if not drawn:
-            drawn["blocks"] = study_figures.lhc_blocks(plain, means, _titled(row.row, options))
-    text += [
-        "",
-        "## Correlation between heads",
-        "",
-        "| row | block | heads | mean | highest |",
-        "|---|---|---|---|---|",
+        found = [one["probes"] for one in results if one["row"] == row.row]
+        if found and found[0]["off"]:  # a network without blocks has nothing to switch off
+            probes[row.row] = found
+    without = {row: lhc_tables.without_blocks(found) for row, found in probes.items()}
+    efficiency = lhc_tables.published_efficiency()
+    text = [
+        base.markdown,
+        *lhc_tables.without_blocks_table(without),
+        *lhc_tables.heads_table(probes),
+        *lhc_tables.efficiency_table(efficiency),
     ]
-    for row in options.chosen(study):
-        probed = [one["probes"]["heads"] for one in results if one["row"] == row.row and one["probes"]]
-        for lines in zip(*probed, strict=True):
-            mean, highest = (
-                _percent(fmean(line[key] for line in lines)) + " %" if lines[0][key] is not None else "-"
-                for key in ("mean", "highest")
-            )
-            text.append(f"| {row.row} | {lines[0]['block']} | {lines[0]['heads']} | {mean} | {highest} |")
-    text += ["", "Printed (section 2.2): 63 % for LHC-Net, up to 93 % for language models.", ""]
-    published = list(zip(PUBLISHED.host.levels(), PUBLISHED.num_heads, PUBLISHED.head_dims, strict=True))
-    shares = [
-        {"block": number, "heads": n, "dim": d, "break_even": break_even(size, channels, n, d)}
-        for number, ((channels, size), n, d) in enumerate(published, start=1)
-    ]
-    text += [
-        "## Efficiency of local heads (equations 21 to 26)", "",
-        "Local heads add more for their cost than global ones where A > r B; A and B are what either adds.", "",
-        "| block | heads | d | r |", "|---|---|---|---|",
-        *(f"| {line['block']} | {line['heads']} | {line['dim']} | {line['break_even']:.3f} |" for line in shares), "",
-        "Printed for the first two blocks: 0.26. The equations are reconstructed: `fer.evaluation.lhc_analysis`.",
-    ]  # fmt: skip
-    heads = list(range(1, 17))
-    drawn["efficiency"] = study_figures.lhc_break_even(
-        [
-            {"name": f"block {number}: {channels} maps of {size} x {size}", "heads": n,
-             "value": break_even(size, channels, n, d)}
-            for number, ((channels, size), n, d) in enumerate(published, start=1) if number != 2
-        ],
-        heads,
-        [
-            [break_even(size, channels, n) for n in heads]
-            for number, ((channels, size), _, _) in enumerate(published, start=1) if number != 2
-        ],
-        "LHC-Net: where local heads pay",
-    )  # fmt: skip
-    return Report("\n".join(text) + "\n", {**base.content, "break_even": shares}, drawn)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
+    heads = range(1, 17)
+    blocks, curves = lhc_tables.efficiency_curves(heads)
+    figures = {"efficiency": study_figures.lhc_break_even(blocks, heads, curves, "LHC-Net: where local heads pay")}
+    if probes:
+        first = next(iter(probes))
+        plain = fmean(one["test_accuracy"] for one in results if one["row"] == first)
+        figures["blocks"] = study_figures.lhc_blocks(plain, without[first], _titled(first, options))
+    return Report("\n".join(text) + "\n", {**base.content, "break_even": efficiency}, figures)
 
 
 def _titled(title: str, options: StudyOptions) -> str:

@@ -48,3 +48,8 @@ def detectable_difference(std: float, pairs: int, *, confidence: float = 0.95, p
     """
     normal = NormalDist()
     return (normal.inv_cdf(0.5 + confidence / 2) + normal.inv_cdf(power)) * std / math.sqrt(pairs)
+
+
+def percent(value: float | None) -> str:
+    """0.6535 -> "65.35"; "-" where there is none."""
+    return "-" if value is None else f"{100 * value:.2f}"

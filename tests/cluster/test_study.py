@@ -265,7 +265,13 @@ def test_blocks_are_probed_in_the_trained_network(params: Params) -> None:
     assert host["probes"]["off"] == {}
     assert list(whole["probes"]["off"]) == ["1", "1+2+3+4+5", "2", "3", "3+4+5", "4", "5"]
     assert {path.name for path in folder.glob("*.svg")} == {"blocks.svg", "efficiency.svg"}
-    assert "| 1 | 8 | 196 | 0.261 |" in (folder / "table.md").read_text()
+    table = (folder / "table.md").read_text()
+    assert "| 1 | 8 | 196 | 0.261 |" in table
+    off, reset = (100 * whole["probes"][kind]["1"] for kind in ("off", "reset"))
+    assert f"| {whole['row']} | 1 | {off:.2f} | {reset:.2f} |" in table
+    # The host has no block: the figure is the first row's that has.
+    figure = (folder / "blocks.svg").read_text()
+    assert f"<!-- {whole['row']} -->" in figure
 
 
 @pytest.mark.parametrize(
