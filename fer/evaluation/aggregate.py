@@ -41,13 +41,34 @@ def spread(values: Sequence[float], confidence: float = 0.95) -> Spread:
 
 
 def detectable_difference(std: float, pairs: int, *, confidence: float = 0.95, power: float = 0.8) -> float:
-    """The smallest true difference that a paired comparison finds with the given power.
+    """The smallest true difference that Student's test of paired differences finds with the given power.
+
+    Exact for normal differences, by the noncentral t distribution: with few pairs Student's factor is what costs most.
 
     Args:
         std: of the differences of the pairs.
+        pairs: at least two.
     """
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
+
+    freedom = pairs - 1
+    bound = float(t.ppf(0.5 + confidence / 2, freedom))
+
+    def excess(shift: float) -> float:
+        return float(nct.sf(bound, freedom, shift)) - power  # on the right side; to find the contrary is no finding
+
+    return float(brentq(excess, 0, 10 * bound)) * std / math.sqrt(pairs)
+
+
+def pairs_needed(std: float, difference: float, *, confidence: float = 0.95, power: float = 0.8) -> int:
+    """Pairs after which `detectable_difference` is as small as `difference`; at least two."""
     normal = NormalDist()
-    return (normal.inv_cdf(0.5 + confidence / 2) + normal.inv_cdf(power)) * std / math.sqrt(pairs)
+    known_std = (normal.inv_cdf(0.5 + confidence / 2) + normal.inv_cdf(power)) * std  # never enough: std is estimated
+    pairs = max(2, math.ceil((known_std / difference) ** 2))
+    while detectable_difference(std, pairs, confidence=confidence, power=power) > difference:
+        pairs += 1
+    return pairs
 
 
 def percent(value: float | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fer.evaluation.aggregate import detectable_difference, spread
+from fer.evaluation.aggregate import detectable_difference, pairs_needed, spread
 from fer.evaluation.metrics import Interval
 
 Right = npt.NDArray[np.bool_]
@@ -44,7 +44,7 @@ def paired_bootstrap(
 
     Each draw takes as many test faces as there are, with replacement; and as many seeds, which makes it an interval for
     other faces and other trainings alike. With few seeds their part is too narrow: five seeds lie about 10 % closer
-    together than their population.
+    together than their population; see `interval`.
 
     Args:
         differences: (S, N), of two trainings with the same seed on the same face.
@@ -119,26 +119,29 @@ def growth(low: tuple[Answers, Answers], high: tuple[Answers, Answers]) -> dict[
     return {**asdict(over_seeds), "bootstrap": asdict(paired_bootstrap(differences))}
 
 
+def interval(difference: Mapping[str, Any]) -> Interval:
+    """What an answer rests on: the union of Student's interval over seeds and the bootstrap's over faces and seeds.
+
+    The bootstrap's is too narrow where seeds are few; Student's where they happen to be alike, for it knows nothing of
+    other faces.
+
+    Args:
+        difference: of `compare` or `growth`.
+    """
+    both = [difference["bootstrap"]] if difference["low"] is None else [difference["bootstrap"], difference]
+    return Interval(min(one["low"] for one in both), max(one["high"] for one in both))
+
+
 def verdict(line: Mapping[str, Any], one: str, other: str) -> str:
     """What a level's difference says, either way, in points."""
     found = line["difference"]
-    low, high = (100 * found["bootstrap"][end] for end in ("low", "high"))
     if found["count"] < 2:
         return "one seed: nothing can be said of other trainings"
-    if low > 0 or high < 0:
-        better, by = (other, found["mean"]) if low > 0 else (one, -found["mean"])
+    ends = interval(found)
+    if ends.low > 0 or ends.high < 0:
+        better, by = (other, found["mean"]) if ends.low > 0 else (one, -found["mean"])
         return f"{better} is better, by {100 * by:.2f} points"
     return f"no difference found; one of {100 * found['detectable']:.2f} points would have been, four times in five"
-
-
-def seeds_needed(std: float, difference: float, *, confidence: float = 0.95, power: float = 0.8) -> int:
-    """Seeds after which a paired comparison finds a true difference with the given power.
-
-    Args:
-        std: of the paired differences over seeds. The normal approximation, and two seeds more for Student's.
-    """
-    single = detectable_difference(std, 1, confidence=confidence, power=power)
-    return max(2, int(np.ceil((single / difference) ** 2)) + 2)
 
 
 def markdown(title: str, source: str, notes: Sequence[str], report: Mapping[str, Any]) -> str:
@@ -146,7 +149,7 @@ def markdown(title: str, source: str, notes: Sequence[str], report: Mapping[str,
     one, other = report["series"]
     lines = [f"# {title}", "", f"{source}.", *(line for note in notes for line in ("", note)), ""]
     lines += [
-        f"| wrong labels, % | {one}, % | {other}, % | seeds | {other} minus {one}, points | 95 % (bootstrap) | "
+        f"| wrong labels, % | {one}, % | {other}, % | seeds | {other} minus {one}, points | 95 % | "
         "sd of the pairs | found 4 times in 5 from | says |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -157,7 +160,7 @@ def markdown(title: str, source: str, notes: Sequence[str], report: Mapping[str,
             *(_spread(line[key]) for key in ("one", "other")),
             str(found["count"]),
             f"{100 * found['mean']:+.2f}",
-            _interval(found["bootstrap"]),
+            _interval(found),
             "-" if found["std"] is None else f"{100 * found['std']:.2f}",
             "-" if found["detectable"] is None else f"{100 * found['detectable']:.2f}",
             verdict(line, one, other),
@@ -165,21 +168,22 @@ def markdown(title: str, source: str, notes: Sequence[str], report: Mapping[str,
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"{report['levels'][0]['faces']:,} test faces with right labels; ± is the standard deviation over seeds.",
+        f"{report['levels'][0]['faces']:,} test faces with right labels; ± is the standard deviation over seeds. "
+        "95 %: the union of Student's interval over seeds and the paired bootstrap's over faces and seeds.",
     ]
     if report["growth"] is not None:
         grown, levels = report["growth"], [line["level"] for line in report["levels"]]
         lines += [
             "",
             f"From {levels[0]:g} to {levels[-1]:g} % wrong labels, {other} gains {100 * grown['mean']:+.2f} points on "
-            f"{one} ({_interval(grown['bootstrap'])}).",
+            f"{one} ({_interval(grown)}).",
         ]
     stds = [line["difference"]["std"] for line in report["levels"] if line["difference"]["std"] is not None]
     if stds:
         lines += [
             "",
             f"Power: pairs differ by {100 * max(stds):.2f} points (standard deviation over seeds, at the worst level); "
-            f"a true difference of 1 point is found four times in five with {seeds_needed(max(stds), 0.01)} seeds.",
+            f"a true difference of 1 point is found four times in five with {pairs_needed(max(stds), 0.01)} seeds.",
         ]
     return "\n".join(lines) + "\n"
 
@@ -188,5 +192,6 @@ def _spread(value: Mapping[str, Any]) -> str:
     return f"{100 * value['mean']:.2f}" + ("" if value["std"] is None else f" ± {100 * value['std']:.2f}")
 
 
-def _interval(value: Mapping[str, float]) -> str:
-    return f"{100 * value['low']:+.2f} to {100 * value['high']:+.2f}"
+def _interval(difference: Mapping[str, Any]) -> str:
+    ends = interval(difference)
+    return f"{100 * ends.low:+.2f} to {100 * ends.high:+.2f}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fer.evaluation.figures import ACCENT, INK, MUTED, TRAIN, VALIDATION, blank, styled
+from fer.evaluation.noise import interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,8 +33,8 @@ def noise(report: Mapping[str, Any], title: str) -> Figure:
     upper.legend()
     for level, line in zip(levels, report["levels"], strict=True):
         found = line["difference"]
-        ends = [100 * found["bootstrap"][end] for end in ("low", "high")]
-        lower.plot([level, level], ends, color=INK, linewidth=1.4)
+        ends = interval(found)
+        lower.plot([level, level], [100 * ends.low, 100 * ends.high], color=INK, linewidth=1.4)
         lower.plot(level, 100 * found["mean"], "o", color=INK, markersize=5)
     lower.axhline(0, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
     lower.set_xticks(levels)

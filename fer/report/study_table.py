@@ -196,7 +196,7 @@ class StudyFile(_Part):
         one, other = self.series
         for level in self.levels:
             yield names[one, level.level], {"test": level.one.value}
-            ends = level.difference.bootstrap
+            ends = noise.interval(level.difference.model_dump())
             yield (
                 names[other, level.level],
                 {

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_training import make_project, make_shards
@@ -14,7 +15,7 @@ from tiny_training import make_project, make_shards
 from fer.cluster.study import make_plan, row_recipe, run_study
 from fer.cluster.study_report import markdown, summarise
 from fer.config import ConfigError
-from fer.evaluation.aggregate import detectable_difference, spread
+from fer.evaluation.aggregate import detectable_difference, pairs_needed, spread
 from fer.files import read_json
 from fer.models import create_model
 from fer.params import Params, load
@@ -178,7 +179,19 @@ def test_an_interval_is_students() -> None:
     assert (found.mean, found.std) == (pytest.approx(0.2), pytest.approx(0.1))
     assert found.high == pytest.approx(0.2 + 4.302653 * 0.1 / 3**0.5, abs=1e-6)
     assert spread([0.4]).low is None
-    assert detectable_difference(1.0, 8) == pytest.approx(2.8016 / 8**0.5, abs=1e-3)
+
+
+def test_the_power_of_a_paired_comparison_is_students() -> None:
+    # Tables of the paired t test at 5 % and a power of 80 %: an effect of 1.0 needs 10 pairs, of 0.5 needs 34.
+    assert pairs_needed(0.01, 0.01) == 10
+    assert pairs_needed(0.02, 0.01) == 34
+    assert detectable_difference(0.02, 34) <= 0.01 < detectable_difference(0.02, 33)
+    assert detectable_difference(0.0, 3) == 0
+    random = np.random.default_rng(0)
+    std, pairs, runs = 0.02, 3, 20_000
+    drawn = random.normal(detectable_difference(std, pairs), std, (runs, pairs))
+    found = drawn.mean(1) > 4.302653 * drawn.std(1, ddof=1) / pairs**0.5
+    assert found.mean() == pytest.approx(0.8, abs=0.012)  # four standard errors
 
 
 # ------------------------------------------------------------------------------------------------ other kinds

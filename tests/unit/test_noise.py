@@ -9,7 +9,7 @@ import pytest
 
 from fer.evaluation import study_figures
 from fer.evaluation.figures import save
-from fer.evaluation.noise import Answers, compare, growth, markdown, paired_bootstrap, seeds_needed, verdict
+from fer.evaluation.noise import Answers, compare, growth, interval, markdown, paired_bootstrap, verdict
 
 
 def answers(right: list[list[int]], seeds: tuple[int, ...] = (0, 1)) -> Answers:
@@ -83,9 +83,22 @@ def test_series_of_other_faces_or_without_a_common_seed_are_refused() -> None:
         compare(answers([[1, 0]], (0,)), answers([[1, 0]], (1,)))
 
 
-def test_the_seeds_for_one_point_are_worked_out() -> None:
-    assert seeds_needed(0.01, 0.01) == 10  # (1.960 + 0.842)^2 = 7.85, so 8, and two for Student's
-    assert seeds_needed(0.02, 0.01) == 34
+def test_an_answer_rests_on_the_wider_of_both_intervals() -> None:
+    faces = 4000
+    right = np.arange(faces) < 0.6 * faces
+    # Two seeds that gain 2 and 6 points: the bootstrap is sure, Student with one degree of freedom is not.
+    gains = [np.arange(faces) < share * faces for share in (0.62, 0.66)]
+    labels = np.zeros(faces, np.int64)
+    one = Answers(seeds=(0, 1), labels=labels, right=np.stack([right, right]))
+    few = compare(one, Answers(seeds=(0, 1), labels=labels, right=np.stack(gains)))["difference"]
+    assert few["bootstrap"]["low"] > 0
+    assert (interval(few).low, interval(few).high) == (few["low"], few["high"])
+    assert few["low"] == pytest.approx(0.04 - 12.706 * 0.02, abs=1e-4)  # t of one degree of freedom
+    assert verdict({"difference": few}, "V2", "BTN").startswith("no difference found")
+    # Two seeds alike to the face: Student's interval is a point, other faces are not.
+    alike = compare(one, Answers(seeds=(0, 1), labels=labels, right=np.stack([gains[0], gains[0]])))["difference"]
+    assert alike["low"] == pytest.approx(alike["high"])
+    assert interval(alike).high - interval(alike).low > 0.005
 
 
 def test_the_report_is_a_table_and_a_figure(tmp_path: Path) -> None:
