@@ -153,7 +153,8 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions) ->
                     )
                 )
     cells.sort(key=lambda cell: options.seeds.index(cell.seed))  # a study that is stopped has whole comparisons
-    datasets = " ".join(dict.fromkeys(cell.dataset for cell in cells))
+    # Of all rows, so that a choice of rows and the whole table share their trainings.
+    datasets = " ".join(dict.fromkeys(options.dataset_of(study, row) for row in study.rows))
     label = hashlib.sha256(f"{name} {datasets}".encode()).hexdigest()[:8]
     return Plan(
         name=name,

@@ -241,6 +241,8 @@ def test_rows_may_have_their_own_datasets(params: Params) -> None:
     plan = make_plan(noisy, "noise.yaml", study, StudyOptions())
     assert [cell.dataset for cell in plan.cells] == ["tiny", "tiny", "noisy", "noisy"]
     assert len({cell.key for cell in plan.cells}) == 4
+    some = make_plan(noisy, "noise.yaml", study, StudyOptions(rows=("A, 30 %", "B, 30 %")))
+    assert some.folder == plan.folder, "what is trained for some rows is there for all of them"
     with pytest.raises(ConfigError, match="--dataset tiny: the rows of this study name their own datasets"):
         make_plan(noisy, "noise.yaml", study, StudyOptions(dataset="tiny"))
     results = read_json(run_study(noisy, "noise.yaml", StudyOptions(seeds=(0, 1), workers=0)) / "results.json")
