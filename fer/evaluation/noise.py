@@ -173,10 +173,11 @@ def markdown(title: str, source: str, notes: Sequence[str], report: Mapping[str,
     ]
     if report["growth"] is not None:
         grown, levels = report["growth"], [line["level"] for line in report["levels"]]
+        alone = "; one seed, so for other faces alone" if grown["count"] < 2 else ""
         lines += [
             "",
             f"From {levels[0]:g} to {levels[-1]:g} % wrong labels, {other} gains {100 * grown['mean']:+.2f} points on "
-            f"{one} ({_interval(grown)}).",
+            f"{one} ({_interval(grown)}{alone}).",
         ]
     stds = [line["difference"]["std"] for line in report["levels"] if line["difference"]["std"] is not None]
     if stds:

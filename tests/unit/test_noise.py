@@ -116,3 +116,12 @@ def test_the_report_is_a_table_and_a_figure(tmp_path: Path) -> None:
     path = tmp_path / "noise.svg"
     save(study_figures.noise(report, "A title"), path)
     assert path.read_text().startswith("<?xml")
+
+
+def test_what_one_seed_cannot_say_is_said() -> None:
+    pairs = [(drawn(0.7, seeds=1), drawn(0.7, seeds=1, seed=1)), (drawn(0.6, seeds=1), drawn(0.65, seeds=1, seed=1))]
+    levels = [{"level": level, **compare(*pair)} for level, pair in zip((0.0, 30.0), pairs, strict=True)]
+    text = markdown("A title", "A source", [], {"series": ["V2", "BTN"], "levels": levels, "growth": growth(*pairs)})
+    assert text.count("one seed: nothing can be said of other trainings") == 2
+    assert "; one seed, so for other faces alone)." in text
+    assert "Power:" not in text
