@@ -38,6 +38,7 @@ def noise(report: Mapping[str, Any], title: str) -> Figure:
         lower.plot(level, 100 * found["mean"], "o", color=INK, markersize=5)
     lower.axhline(0, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
     lower.set_xticks(levels)
+    lower.set_xlim(upper.get_xlim())
     one, other = report["series"]
     lower.set(xlabel="wrong training labels, %", ylabel=f"{other} minus\n{one}, points")
     return figure
