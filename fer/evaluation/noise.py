@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fer.evaluation.aggregate import detectable_difference, pairs_needed, spread
+from fer.evaluation.aggregate import detectable_difference, pairs_needed, percent, spread
 from fer.evaluation.metrics import Interval
 
 Right = npt.NDArray[np.bool_]
@@ -161,8 +161,8 @@ def markdown(title: str, source: str, notes: Sequence[str], report: Mapping[str,
             str(found["count"]),
             f"{100 * found['mean']:+.2f}",
             _interval(found),
-            "-" if found["std"] is None else f"{100 * found['std']:.2f}",
-            "-" if found["detectable"] is None else f"{100 * found['detectable']:.2f}",
+            percent(found["std"]),
+            percent(found["detectable"]),
             verdict(line, one, other),
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -183,14 +183,14 @@ def markdown(title: str, source: str, notes: Sequence[str], report: Mapping[str,
     if stds:
         lines += [
             "",
-            f"Power: pairs differ by {100 * max(stds):.2f} points (standard deviation over seeds, at the worst level); "
+            f"Power: pairs differ by {percent(max(stds))} points (standard deviation over seeds, at the worst level); "
             f"a true difference of 1 point is found four times in five with {pairs_needed(max(stds), 0.01)} seeds.",
         ]
     return "\n".join(lines) + "\n"
 
 
 def _spread(value: Mapping[str, Any]) -> str:
-    return f"{100 * value['mean']:.2f}" + ("" if value["std"] is None else f" ± {100 * value['std']:.2f}")
+    return percent(value["mean"]) + ("" if value["std"] is None else f" ± {percent(value['std'])}")
 
 
 def _interval(difference: Mapping[str, Any]) -> str:
