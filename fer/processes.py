@@ -81,6 +81,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         prepare()
         code = main() or 0
         sys.stdout.flush()
+        if _arrived is not None:  # swallowed on the way, and the work ended before it came again
+            raise _arrived
     except (Interrupted, Exception) as error:  # noqa: BLE001 - a defect is raised again
         code = _code_after(error)
     sys.exit(code)
@@ -158,7 +160,8 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     # A second signal while unwinding must not break the clean-up it asks for.
     signal.signal(signum, signal.SIG_IGN)
     _arrived = _arrived or Interrupted(signum)
-    # What runs just now may swallow the exception, as some modules do while they are imported: then it comes again.
+    # What runs just now may swallow the exception, as NumPy's extension modules do while they are imported: then it
+    # comes again.
     signal.signal(signal.SIGALRM, lambda *_: _insist(signum))
     signal.setitimer(signal.ITIMER_REAL, _INSIST_SECONDS, _INSIST_SECONDS)
     raise Interrupted(signum)

@@ -50,6 +50,24 @@ def test_signals_unwind_and_end_with_their_code(signum: signal.Signals, code: in
     assert "cleaned" in out
 
 
+def test_a_signal_that_is_swallowed_decides_the_code_of_work_that_ends_before_it_comes_again() -> None:
+    body = """
+    try:
+        print('up', flush=True); time.sleep(60)
+    except BaseException:
+        pass
+    print('done')"""
+    process = _start(body)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "done" in out
+    assert "stopped by SIGTERM" in out
+    assert "Traceback" not in out
+
+
 def test_a_signal_that_is_swallowed_comes_again_but_never_into_the_clean_up() -> None:
     body = """
     try:
