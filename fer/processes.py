@@ -112,6 +112,7 @@ def prepare() -> None:
     """Quiet libraries, readable logs, signals as exceptions, and an end together with the parent process."""
     signal.signal(signal.SIGINT, _interrupt)  # first, for what is imported below takes seconds
     signal.signal(signal.SIGTERM, _interrupt)
+    sys.unraisablehook = _tell_unraisable
     console.set_up()
     quiet_libraries()
     end_with_parent()
@@ -165,6 +166,12 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGALRM, lambda *_: _insist(signum))
     signal.setitimer(signal.ITIMER_REAL, _INSIST_SECONDS, _INSIST_SECONDS)
     raise Interrupted(signum)
+
+
+def _tell_unraisable(what: sys.UnraisableHookArgs) -> None:
+    """Where nothing can be raised, as in a destructor, Python tells the error with its traceback and goes on."""
+    if what.exc_type is not Interrupted:  # which comes again
+        sys.__unraisablehook__(what)
 
 
 def _insist(signum: int) -> None:

@@ -68,6 +68,34 @@ def test_a_signal_that_is_swallowed_decides_the_code_of_work_that_ends_before_it
     assert "Traceback" not in out
 
 
+def test_a_signal_met_where_nothing_can_be_raised_is_not_told_as_a_defect_and_comes_again() -> None:
+    body = """
+    import os, signal, weakref
+    class Module: pass
+    module = Module()
+    reference = weakref.ref(module, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    del module
+    time.sleep(60)"""
+    process = _start(body)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert "stopped by SIGTERM" in out
+    assert "Traceback" not in out
+
+
+def test_another_error_where_nothing_can_be_raised_is_told() -> None:
+    body = """
+    import weakref
+    class Module: pass
+    module = Module()
+    reference = weakref.ref(module, lambda _: 1 / 0)
+    del module"""
+    process = _start(body)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "ZeroDivisionError" in out
+
+
 def test_a_signal_that_is_swallowed_comes_again_but_never_into_the_clean_up() -> None:
     body = """
     try:
