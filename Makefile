@@ -17,7 +17,7 @@ install: .venv/installed ## make .venv and install everything that was tested to
 	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-run: install ## the main job: download, crop, shard, train, evaluate, report
+run: install ## the main job: plan, download, crop, shard, train, evaluate, report
 	dvc repro
 	@echo "Done. Open reports/index.html, and the runs with: make ui"
 

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -101,13 +101,17 @@ def _seal_of(value: Any) -> str | None:
 
 
 @contextmanager
-def publish_directory(final: Path, *, many_files: bool = False) -> Iterator[Path]:
+def publish_directory(
+    final: Path, *, keep: Callable[[Path], Iterable[Path]] = lambda final: (), many_files: bool = False
+) -> Iterator[Path]:
     """A folder that appears complete, by rename, replacing what stood there.
 
     Yields a temporary folder beside `final`; when the block ends without an error its files are synced and it takes
-    the name. On an error it is removed and what stood at `final` stays as it was.
+    the name. On an error it is removed and what stood at `final` stays as it was. Whether that may be replaced is for
+    the caller to know (`fer.outputs`).
 
     Args:
+        keep: names what stood in the old folder and shall stand in the new one too.
         many_files: sync everything at once, which for thousands of files is far quicker than one after the other.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -116,16 +120,19 @@ def publish_directory(final: Path, *, many_files: bool = False) -> Iterator[Path
     temporary.mkdir()
     try:
         yield temporary
+        for path in keep(final) if final.is_dir() else ():
+            _copy(path, temporary / path.name)
         if many_files:
             os.sync()
         for folder, _, names in () if many_files else os.walk(temporary):
-            for name in names:
-                with open(Path(folder) / name, "rb") as handle:
-                    os.fsync(handle.fileno())
+            for path in (Path(folder, name) for name in names):
+                if not path.is_symlink():
+                    with open(path, "rb") as handle:
+                        os.fsync(handle.fileno())
             fsync_directory(Path(folder))
         if final.exists():
             # A rename cannot replace a full folder: move the old one aside first, so that a crash between the two
-            # renames leaves a folder missing, which is noticed, and never one that is half old and half new.
+            # renames leaves a folder missing, which the next writer mends, and never one that is half old and half new.
             old = final.parent / f".{final.name}.tmp-{os.getpid()}-old"
             os.rename(final, old)
             os.rename(temporary, final)
@@ -138,13 +145,26 @@ def publish_directory(final: Path, *, many_files: bool = False) -> Iterator[Path
     fsync_directory(final.parent)
 
 
+def _copy(path: Path, target: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.copytree(path, target, symlinks=True)
+    else:
+        shutil.copy2(path, target, follow_symlinks=False)
+
+
 def remove_leftovers(folder: Path, name: str) -> None:
-    """Removes what killed writers of `folder/name` left behind; what a living process is writing stays."""
+    """Removes what killed writers of `folder/name` left behind; what a living process is writing stays.
+
+    A folder that was moved aside for one that never took its name comes back.
+    """
     pattern = re.compile(re.escape(f".{name}.tmp-") + r"(\d+)(-old)?")
-    for path in folder.glob(f".{_escape_glob(name)}.tmp-*"):
+    for path in sorted(folder.glob(f".{_escape_glob(name)}.tmp-*")):
         match = pattern.fullmatch(path.name)
         if match and (int(match[1]) == os.getpid() or not _alive(int(match[1]))):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            if match[2] and not (folder / name).exists():
+                os.rename(path, folder / name)
+            else:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _escape_glob(name: str) -> str:

@@ -17,6 +17,7 @@ from fer.cluster.config import ClusterConfig, TuneConfig
 from fer.config import Config, ConfigError, nearest, parse, read_yaml
 from fer.evaluation.config import EvaluateConfig
 from fer.faces.config import CropConfig
+from fer.names import check_keys
 from fer.report.config import ReportConfig
 from fer.shards.schema import ShardConfig
 from fer.sources.registry import DatasetConfig
@@ -136,6 +137,7 @@ def load(path: Path | None = None) -> Params:
     """
     path = path or project_root() / FILE_NAME
     document = parse(_Document, read_yaml(path), str(path))
+    check_keys(document.datasets, document.models, str(path))
     root = path.resolve().parent
     for kind, names, known in (
         ("datasets", document.run.datasets, document.datasets),

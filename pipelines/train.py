@@ -15,6 +15,8 @@ def main() -> None:
 
     args = stage_parser(__doc__, model=True).parse_args()
     loaded = params.load()
+    loaded.dataset(args.dataset)  # an unknown name names no lock
+    loaded.recipe(args.model)
     with processes.stage(f"train@{args.dataset}-{args.model}", loaded.root):
         from fer.cluster.train import run_training
 

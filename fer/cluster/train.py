@@ -25,6 +25,7 @@ from fer.cluster.session import connect, require, room
 from fer.cluster.shared import require_paths
 from fer.console import log
 from fer.lineage import digest_of_code, hardware, lineage, versions
+from fer.outputs import TRAINED
 from fer.params import Params
 from fer.processes import LostError, lock
 from fer.shards.read import ShardSet
@@ -67,6 +68,7 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
     """
     recipe = params.recipe(model_key)
     params.dataset(dataset)
+    published = TRAINED.folder(params.root, dataset, model_key)
     folder = (params.root / "data" / "shards" / dataset).resolve()
     shards = ShardSet.open(folder)
     code = code_digest()
@@ -118,7 +120,6 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
         for record in state.records():  # what a driver that was killed could not log any more; points are logged once
             log_record(run, record)
         run.log_metrics({"checkpoint_fallbacks": state.fallbacks}, step=state.epoch)
-        published = params.root / "trained" / dataset / model_key
         publish(published, model, job, state, {**facts, **settings, **_circumstances(params, state, run)})
         for name in ("history.csv", "train.json"):
             run.log_artifact(published / name, "training")

@@ -30,8 +30,9 @@ from fer.evaluation.noise import paired_bootstrap
 from fer.evaluation.predict import Predictions, PredictJob
 from fer.evaluation.protocols import both_protocols
 from fer.evaluation.record import record
-from fer.files import FileError, publish_directory, read_json, sha256, write_atomic, write_json
+from fer.files import FileError, read_json, sha256, write_atomic, write_json
 from fer.labels import is_identities
+from fer.outputs import EVALUATED
 from fer.params import Params
 from fer.processes import lock
 from fer.shards.predictions import write_predictions
@@ -57,7 +58,7 @@ def run_evaluation(params: Params, dataset: str, model_key: str) -> Path:
     params.dataset(dataset)
     params.recipe(model_key)
     trained = params.root / "trained" / dataset / model_key
-    final = params.root / "evaluated" / dataset / model_key
+    final = EVALUATED.folder(params.root, dataset, model_key)
     shards = ShardSet.open((params.root / "data" / "shards" / dataset).resolve())
     if is_identities(shards.label_space):
         raise ValueError(
@@ -92,7 +93,7 @@ def run_evaluation(params: Params, dataset: str, model_key: str) -> Path:
             {"key": "threads", "value": params.evaluate.threads},
             {"key": "device", "value": "gpu" if params.evaluate.gpu else "cpu"},
         ]
-        with publish_directory(final) as folder:
+        with EVALUATED.publish(final) as folder:
             write_json(folder / "test.json", summary)
             _write_tables(folder, found, split.sample_ids(), shards)
             _draw(folder / "figures", summary, _history(trained), facts.get("best_epoch"), f"{model_key} on {dataset}")

@@ -24,8 +24,9 @@ from fer.cluster.config import ClusterConfig
 from fer.console import log, progress
 from fer.faces.blocks import BlockResult, crop_block, finished, forget_attempts
 from fer.faces.config import CropConfig
-from fer.files import FileError, publish_directory, sha256, write_json
+from fer.files import FileError, sha256, write_json
 from fer.lineage import digest_of_code, versions
+from fer.outputs import FACES
 from fer.sources.base import Reject, Source
 from fer.sources.download import describe
 from fer.sources.registry import DatasetConfig, get_source
@@ -52,7 +53,7 @@ def crop_dataset(
         ValueError: nothing was downloaded, another configuration was, labels without a box and no detector, no weights
             of the detector, too many pictures that cannot be decoded, or no face came out.
     """
-    raw, final = root / "data" / "raw" / name, root / "data" / "faces" / name
+    raw, final = root / "data" / "raw" / name, FACES.folder(root, name)
     source = get_source(dataset, seed)
     description = describe(raw)
     if description["request"] != source.request:
@@ -72,7 +73,7 @@ def crop_dataset(
     for result in results:
         histogram.update(result.histogram)
     labels = source.label_space.labels
-    with publish_directory(final) as out:
+    with FACES.publish(final) as out:
         for result in results:
             _take(work / result.file, out / result.file)
         _write_rejects(out / "rejects.parquet", rejects)

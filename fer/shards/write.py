@@ -17,8 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from fer.console import log, progress
-from fer.files import FileError, publish_directory, read_json, sha256
+from fer.files import FileError, read_json, sha256
 from fer.labels import is_identities
+from fer.outputs import SHARDS, STATISTICS
 from fer.shards.deal import Destination, deal, has_published_validation, in_order
 from fer.shards.leakage import Dropped, Duplicates, find_duplicates, label_conflicts, rows_shared, rows_to_drop
 from fer.shards.manifest import Manifest, Part
@@ -39,7 +40,8 @@ def shard_dataset(name: str, config: ShardConfig, *, seed: int, root: Path) -> P
     Raises:
         ValueError: no or damaged faces, or a split without rows.
     """
-    source, final = root / "data" / "faces" / name, root / "data" / "shards" / name
+    source, final = root / "data" / "faces" / name, SHARDS.folder(root, name)
+    statistics = STATISTICS.folder(root, name)
     if not (source / "faces.json").is_file():
         raise FileError(f"{source}: no faces; run `dvc repro crop@{name}`")
     about = read_json(source / "faces.json")
@@ -51,8 +53,7 @@ def shard_dataset(name: str, config: ShardConfig, *, seed: int, root: Path) -> P
     places = {
         row: place for row, place in enumerate(deal(faces, config, seed=seed, together=together)) if row not in dropped
     }
-    statistics = root / "data" / "statistics" / name
-    with publish_directory(final) as out, publish_directory(statistics) as told:
+    with SHARDS.publish(final) as out, STATISTICS.publish(statistics) as told:
         spill = _Spill(out / ".spill.arrow", files)
         parts = _write_parts(out, name, about, faces, places, spill, config, seed)
         manifest = _manifest(name, about, faces, places, parts, duplicates, dropped, config, seed)

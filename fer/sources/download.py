@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fer.console import log
-from fer.files import FileError, publish_directory, read_json, sha256, write_json
+from fer.files import FileError, read_json, sha256, write_json
+from fer.outputs import RAW
 from fer.processes import stable_hash
 from fer.sources.base import Source
 from fer.sources.registry import DatasetConfig, get_source
@@ -36,14 +37,14 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path)
     given = {key: path for key in keys if (path := getattr(config, key, None)) is not None}
     config = config.model_copy(update={key: _absolute(path, root) for key, path in given.items()})
     source = get_source(config, seed)
-    final = root / "data" / "raw" / name
+    final = RAW.folder(root, name)
     if is_complete(final, source):
         log.info("%s: already complete", final.relative_to(root))
         return final
     origin = " ".join(str(path) for path in given.values())
     cache = root / ".work" / "download" / f"{name}-{stable_hash(origin):016x}"
     cache.mkdir(parents=True, exist_ok=True)
-    with publish_directory(final) as out:
+    with RAW.publish(final) as out:
         body = source.download(out, cache)
         files = sorted(path for path in out.rglob("*") if path.is_file())
         listed = [

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fer.files import publish_directory, write_atomic, write_json
+from fer.files import write_atomic, write_json
 from fer.models import FerModel
+from fer.outputs import TRAINED
 from fer.training.loop import TrainJob
 from fer.training.state import TrainState
 from fer.weights.store import save_model
@@ -27,7 +28,7 @@ def publish(final: Path, model: FerModel, job: TrainJob, state: TrainState, fact
         facts: `dataset` and `label_space`; `crop`, how the faces were cut out, for whoever uses the weights; and
             whatever else is worth keeping.
     """
-    with publish_directory(final) as folder:
+    with TRAINED.publish(final) as folder:
         save_model(
             model,
             folder / "model.safetensors",

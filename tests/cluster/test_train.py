@@ -69,7 +69,7 @@ def test_the_published_folder_says_how_it_came_to_be(tmp_path: Path) -> None:
     root = make_project(tmp_path, epochs=1)
     stale = root / "trained" / "tiny" / "toy"
     stale.mkdir(parents=True)
-    (stale / "stale.txt").write_text("of an earlier version")
+    (stale / "train.json").write_text("of an earlier version")
     child = start_training(root)
     output, _ = child.communicate(timeout=200)
     assert child.returncode == 0, output

@@ -17,7 +17,7 @@ from tiny_training import REPOSITORY, environment, make_project, patience, run_d
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-STAGES = ("download", "crop")
+STAGES = ("plan", "download", "crop")
 
 
 def make_repository(root: Path, workers: int) -> Path:

@@ -18,14 +18,14 @@ pytestmark = pytest.mark.slow
 
 
 def make_repository(root: Path, **train: object) -> Path:
-    """A copy of the code with a tiny dataset and the train stage of dvc.yaml; the training takes some seconds."""
+    """A copy of the code with a tiny dataset and dvc.yaml with plan and train; it trains for some seconds."""
     for folder in ("fer", "pipelines"):
         shutil.copytree(REPOSITORY / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    stage = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]["train"]
-    stage["cmd"] = stage["cmd"].replace("python ", f"{sys.executable} ", 1)
-    stage["deps"] = [one for one in stage["deps"] if "{" in one or (root / one).exists()]
+    stages = {name: yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"][name] for name in ("plan", "train")}
+    for stage in stages.values():
+        stage["cmd"] = stage["cmd"].replace("python ", f"{sys.executable} ", 1)
     make_project(root, epochs=6, **train)
-    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"train": stage}}))
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
     run_dvc(root, "init", "--no-scm")
     return root
 

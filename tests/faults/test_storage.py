@@ -56,6 +56,7 @@ def published_before(root: Path) -> Path:
     old = root / "trained" / "tiny" / "toy" / "model.safetensors"
     old.parent.mkdir(parents=True)
     old.write_bytes(b"of an earlier training")
+    (old.parent / "train.json").touch()  # by which it is known for ours
     return old
 
 
