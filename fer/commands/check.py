@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-import yaml
-
-from fer import params
+from fer import params, yaml12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +16,6 @@ def main(args: argparse.Namespace) -> None:
     loaded = params.load()
     for key in loaded.run.models:
         recipe = loaded.recipe(key).model_dump(mode="json")
-        print(f"# models.{key}, complete:\n{yaml.safe_dump({key: recipe}, sort_keys=False, allow_unicode=True)}")
+        print(f"# models.{key}, complete:\n{yaml12.dump({key: recipe})}")
     datasets, models = ", ".join(loaded.run.datasets), ", ".join(loaded.run.models)
     print(f"{loaded.root / params.FILE_NAME} is right: {models} on {datasets}. Next: dvc repro")
