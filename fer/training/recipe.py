@@ -23,6 +23,9 @@ MOST_EPOCHS = 10_000
 MOST_IMAGES = 65_536
 """Of a batch: 50 times what any published training of these models takes, and 9 GB of pixels."""
 
+_MOST_OPTION = 10_000
+"""Of a number among a model's options, which count blocks, heads, classes of tokens, channels or pixels."""
+
 _MOST_FILES = 10
 """Recipe files that start from each other; more go round in a circle."""
 
@@ -109,7 +112,9 @@ class Recipe(Config):
     gradient_checkpointing: bool = Field(
         False, description="computes activations again in the backward pass: less memory, a third more time, same bits"
     )
-    gradient_clip: float | None = Field(None, gt=0, description="largest norm of the whole gradient; null: no limit")
+    gradient_clip: float | None = Field(
+        None, gt=0, le=1e6, description="largest norm of the whole gradient; null: no limit"
+    )
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="decay of a moving average of the weights, which is then validated and kept"
     )
@@ -152,6 +157,12 @@ class Recipe(Config):
             raise ValueError(f"accumulate = {self.accumulate} parts cannot be made of batch_size = {self.batch_size}")
         if self.compile and self.gradient_checkpointing:
             raise ValueError("compile and gradient_checkpointing exclude each other: torch.compile decides by itself")
+        for name, option in self.options.items():
+            numbers = option if isinstance(option, list) else [option]
+            if any(isinstance(one, int | float) and abs(one) > _MOST_OPTION for one in numbers):
+                raise ValueError(
+                    f"options.{brief(name)} = {brief(repr(option))}: numbers up to {_MOST_OPTION} are allowed"
+                )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError("betas must lie in [0, 1)")
         self.in_stages  # noqa: B018 - a mistake in a stage is one in the recipe
