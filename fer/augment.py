@@ -96,7 +96,8 @@ class AugmentSpec(Config):
         if isinstance(own.get("transforms"), list):
             own["transforms"] = tuple(own["transforms"])  # what passed through here is no longer read as JSON
         beside = {key: value for key, value in data.items() if key not in cls.model_fields}
-        return own | {"options": {**own.get("options", {}), **beside}} if beside else own
+        nested = own.get("options", {})
+        return own | {"options": {**nested, **beside}} if beside and isinstance(nested, Mapping) else own
 
     @model_validator(mode="after")
     def _known(self) -> "AugmentSpec":

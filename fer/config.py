@@ -13,7 +13,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_args
 
 import pydantic
-import yaml
+
+from fer import yaml12
+from fer.yaml12 import brief
+
+MOST_LINES = 20
+"""Mistakes that are told of one file."""
 
 
 class ConfigError(ValueError):
@@ -47,36 +52,27 @@ def parse(kind: type[C], data: Mapping[str, Any], where: str, prefix: str = "") 
         # JSON mode is strict about numbers and texts, yet takes a list where a tuple is meant and 1 for 1.0.
         return kind.model_validate_json(json.dumps(data, default=_no_json_form))
     except pydantic.ValidationError as error:
-        lines = [_explain(kind, detail, where, prefix) for detail in error.errors()]
+        lines = [_explain(kind, detail, where, prefix) for detail in error.errors()[:MOST_LINES]]
+        if error.error_count() > MOST_LINES:
+            lines.append(f"{where}: {error.error_count() - MOST_LINES} more mistakes")
         raise ConfigError("\n".join(lines)) from None
 
 
 def read_yaml(path: Any) -> dict[str, Any]:
     """The mapping in a YAML file; anything else in it is a `ConfigError`."""
     try:
-        with open(path, encoding="utf-8") as handle:
-            data = yaml.load(handle, Loader=_Loader)
+        with open(path, "rb") as handle:
+            data = yaml12.load(handle.read(yaml12.MOST_BYTES + 1))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except yaml12.YamlError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys to values, found {type(data).__name__}")
+        found = "nothing" if data is None else type(data).__name__
+        raise ConfigError(f"{path}: expected a mapping of keys to values, found {found}")
     return data
-
-
-_MERGE = "tag:yaml.org,2002:merge"
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, which YAML would silently overwrite."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: key {key!r} is given more than once")
-        return super().construct_mapping(node, deep)
 
 
 def nearest(word: str, words: Sequence[str]) -> str:
@@ -91,7 +87,7 @@ def _no_json_form(value: object) -> object:
 
 
 def _explain(kind: type[Config], detail: Any, where: str, prefix: str) -> str:
-    path = ".".join([*([prefix] if prefix else []), *(str(part) for part in detail["loc"])])
+    path = brief(".".join([*([prefix] if prefix else []), *(str(part) for part in detail["loc"])]))
     value = detail.get("input")
     if detail["type"] == "extra_forbidden":
         allowed = _keys_at(kind, detail["loc"][:-1])
@@ -101,10 +97,12 @@ def _explain(kind: type[Config], detail: Any, where: str, prefix: str) -> str:
     if detail["type"] == "missing":
         return f"{where}: key {path!r} is missing"
     message = str(detail["msg"]).removeprefix("Value error, ")
+    if isinstance(value, dict) and detail["type"] == "value_error":  # the message names the keys that do not agree
+        return f"{where}: {path}: {message}" if path else f"{where}: {message}"
     hint = ""
     if detail["type"] == "literal_error" and isinstance(value, str):
         hint = nearest(value, detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", "))
-    return f"{where}: {path} = {value!r}: {message}{hint}"
+    return f"{where}: {path} = {brief(repr(value))}: {message}{hint}"
 
 
 def _keys_at(kind: Any, location: Sequence[Any]) -> list[str]:

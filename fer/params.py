@@ -13,16 +13,18 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from fer.cluster.config import ClusterConfig, TuneConfig
+from fer.cluster.config import ClusterConfig, TuneConfig, check_space
 from fer.config import Config, ConfigError, nearest, parse, read_yaml
 from fer.evaluation.config import EvaluateConfig
 from fer.faces.config import CropConfig
 from fer.names import check_keys
 from fer.report.config import ReportConfig
+from fer.shards.folds import group_folds
 from fer.shards.schema import ShardConfig
 from fer.sources.registry import DatasetConfig
 from fer.tracking import TrackingConfig
 from fer.training.recipe import Recipe, TrainStageConfig, load_recipe
+from fer.yaml12 import brief
 
 FILE_NAME = "params.yaml"
 V = TypeVar("V")
@@ -146,12 +148,42 @@ def load(path: Path | None = None) -> Params:
         for name in names:
             if name not in known:
                 raise ConfigError(
-                    f"{path}: run.{kind} names {name!r}, which is no key of {kind!r}{nearest(name, list(known))}; "
-                    f"known: {', '.join(known)}"
+                    f"{path}: run.{kind} names {brief(name)!r}, which is no key of {kind!r}"
+                    f"{nearest(name, list(known))}; known: {', '.join(known)}"
                 )
+            if names.count(name) > 1:
+                raise ConfigError(f"{path}: run.{kind} names {name!r} more than once; each runs once")
     recipes = {key: load_recipe(entry, root, f"{path}", f"models.{key}") for key, entry in document.models.items()}
     fields = {name: getattr(document, name) for name in _Document.model_fields if name != "models"}
-    return Params(root=root, recipes=recipes, **fields)
+    loaded = Params(root=root, recipes=recipes, **fields)
+    _check_together(loaded, str(path))
+    return loaded
+
+
+def _check_together(params: Params, where: str) -> None:
+    """ConfigError where sections are each right, and a stage of what `run` names would refuse them together."""
+    workers = max(params.train.workers, 1)
+    for key in params.run.models:
+        for recipe in params.recipe(key).in_stages:
+            if recipe.batch_size % workers:
+                raise ConfigError(
+                    f"{where}: models.{key}.batch_size = {recipe.batch_size} cannot be dealt evenly to {workers} "
+                    "workers; change it or train.workers"
+                )
+            if (held := recipe.cross_validation) is not None:
+                try:
+                    group_folds(params.shard.folds, held.folds, held.repeat)
+                except ValueError as error:
+                    raise ConfigError(f"{where}: models.{key}.cross_validation: {error}") from None
+    refused: ConfigError | None = None
+    for key in dict.fromkeys([*params.run.models, *params.recipes]):
+        try:
+            check_space(params.recipe(key), params.tune, where)
+            return
+        except ConfigError as error:  # a space of one model's options means nothing to another
+            refused = refused or error
+    if refused is not None:
+        raise refused
 
 
 def _pick(known: Mapping[str, V], key: str, section: str) -> V:

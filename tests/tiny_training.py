@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
-import yaml
+import yaml_text
 from limits import patience
 
 from fer import processes
@@ -160,7 +160,7 @@ def make_project(
         "tracking": {"log_model": False, **(tracking or {})},
         "tune": {},
     }
-    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    (root / "params.yaml").write_text(yaml_text.dump(params))
     return root
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from fer.config import Config
+from fer.config import Config, ConfigError
+from fer.training.recipe import Recipe, vary
+from fer.yaml12 import brief
+
+_NOT_SEARCHED = ("epochs", "pretrained", "protocol", "cross_validation", "stages")
+"""Keys of a recipe that are alike for all trials: of the first, `tune.epochs` is the value."""
 
 
 class ClusterConfig(Config):
@@ -40,7 +45,7 @@ class SearchRange(Config):
     high: float | None = Field(default=None, description="upper end")
     log: bool = Field(default=False, description="draw evenly on a logarithmic scale")
     choices: list[int | float | str | bool] | None = Field(
-        default=None, min_length=1, description="the values to choose from"
+        default=None, min_length=1, max_length=1000, description="the values to choose from"
     )
 
     @model_validator(mode="after")
@@ -60,12 +65,17 @@ class TuneConfig(Config):
 
     trials: int = Field(default=8, ge=1, le=100_000, description="how many sets of parameters are tried")
     epochs: int = Field(default=6, ge=1, le=10_000, description="epochs of a trial that is not stopped")
-    grace_epochs: int = Field(default=2, ge=1, description="epochs before a trial may be stopped")
+    grace_epochs: int = Field(default=2, ge=1, le=10_000, description="epochs before a trial may be stopped")
     reduction_factor: int = Field(default=3, ge=2, le=100, description="one in so many trials goes on at each rung")
-    workers_per_trial: int = Field(default=1, ge=1, le=1024, description="training workers of one trial")
-    max_concurrent: int | None = Field(default=None, ge=1, description="trials at once; null: as many as the CPUs hold")
+    workers_per_trial: int = Field(default=1, description="training workers of one trial; 1")
+    max_concurrent: int | None = Field(
+        default=None, ge=1, le=4096, description="trials at once; null: as many as the CPUs hold"
+    )
     time_budget_minutes: float | None = Field(
-        default=None, gt=0, description="the search ends after so long, with what it has by then; null: no limit"
+        default=None,
+        gt=0,
+        le=525_600,
+        description="the search ends after so long, with what it has by then; null: no limit",
     )
     metric: Literal["val_accuracy", "val_balanced_accuracy", "val_loss"] = Field(
         default="val_balanced_accuracy", description="what decides; always of the validation split"
@@ -79,8 +89,38 @@ class TuneConfig(Config):
         description="recipe key (dotted where nested) -> what it may be",
     )
 
+    @field_validator("workers_per_trial")
+    @classmethod
+    def _one_worker(cls, workers: int) -> int:
+        if workers != 1:
+            raise ValueError(
+                "a trial is one worker; set 1, and give it more CPUs with train.threads where the trials are few"
+            )
+        return workers
+
+    @model_validator(mode="after")
+    def _keys_are_searched(self) -> TuneConfig:
+        for name in self.space:
+            if name.partition(".")[0] in _NOT_SEARCHED:
+                raise ValueError(f"space.{brief(name)}: is the same for all trials, so it cannot be searched")
+        return self
+
     @model_validator(mode="after")
     def _grace_within_epochs(self) -> TuneConfig:
         if self.grace_epochs > self.epochs:
             raise ValueError(f"grace_epochs = {self.grace_epochs}: must be at most epochs = {self.epochs}")
         return self
+
+
+def check_space(recipe: Recipe, config: TuneConfig, where: str) -> None:
+    """ConfigError where a key of `tune.space` is none of a recipe, or some value of its range is refused there."""
+    for name, span in config.space.items():
+        low, high = float(span.low or 0), float(span.high or 0)
+        # Somewhere between the ends, so that no whole number is met where only whole numbers are right.
+        for value in span.choices or (low, high, low + (high - low) / 2**0.5):
+            try:
+                vary(recipe, {name: value, "epochs": config.epochs}, "a recipe")
+            except ConfigError as error:
+                hint = "; for whole numbers give choices" if span.choices is None else ""
+                reason = "; ".join(str(error).splitlines())
+                raise ConfigError(f"{where}: tune.space.{brief(name)}: {reason}{hint}") from None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import shutil
 import threading
 import time
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from fer import params as parameters
+from fer import yaml12
 from fer.cluster.study_cell import Cell, Plan, train_cell
 from fer.cluster.study_report import read
 from fer.config import ConfigError, parse
@@ -31,7 +33,7 @@ from fer.files import write_atomic, write_json
 from fer.params import Params
 from fer.processes import lock, set_environment
 from fer.studies import Row, Study, StudyOptions, Tta, list_studies, load_study
-from fer.training.recipe import CrossValidation, Recipe, load_recipe
+from fer.training.recipe import CrossValidation, Recipe, load_recipe, vary
 
 _OPTIONS = ("smoke", "dataset", "recipe", "seeds", "folds", "rows", "tta", "workers")
 
@@ -170,8 +172,6 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions) ->
 
 def row_recipe(study: Study, row: Row, options: StudyOptions, root: Path) -> Recipe:
     """The complete recipe of a row."""
-    from fer.cluster.trials import vary
-
     where = f"study row {row.row!r}"
     base = options.recipe or (study.smoke.recipe if options.smoke else study.recipe)
     recipe = load_recipe({"recipe": base}, root, where)
@@ -187,12 +187,13 @@ def row_recipe(study: Study, row: Row, options: StudyOptions, root: Path) -> Rec
 
 
 def _assignments(texts: Sequence[str]) -> dict[str, Any]:
-    import yaml
-
     pairs = [text.partition("=") for text in texts]
     if wrong := [key for key, sign, _ in pairs if not sign]:
         raise ConfigError(f"fer study --set {wrong[0]}: expected KEY=VALUE")
-    return {key: yaml.safe_load(value) for key, _, value in pairs}
+    try:
+        return {key: yaml12.load(os.fsencode(value)) for key, _, value in pairs}
+    except yaml12.YamlError as error:
+        raise ConfigError(f"fer study --set: {error}") from None
 
 
 # ------------------------------------------------------------------------------------------------ where it runs

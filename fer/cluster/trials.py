@@ -19,12 +19,11 @@ from typing import Any
 
 from fer import processes
 from fer.cluster.config import SearchRange
-from fer.config import ConfigError, parse
 from fer.console import log
 from fer.files import read_json, write_atomic, write_json
 from fer.tracking import Run
 from fer.tracking.run import Status
-from fer.training.recipe import Recipe
+from fer.training.recipe import Recipe, vary
 from fer.weights.parts import PartSource
 
 NUMBER = "trial"
@@ -68,24 +67,6 @@ class TrialPlan:
     def trial_recipe(self, values: Values) -> Recipe:
         """The recipe of a trial: the values laid over the base, at the length of a trial."""
         return vary(self.recipe, {**values, "epochs": self.epochs}, "tune.space")
-
-
-def vary(recipe: Recipe, values: Mapping[str, Any], where: str) -> Recipe:
-    """A recipe with other values of some keys; a dot leads into `schedule` and `options`.
-
-    Raises:
-        ConfigError: a key that a recipe does not have, or a value that it refuses.
-    """
-    keys = recipe.model_dump(mode="json")
-    for name, value in values.items():
-        inner = keys
-        *path, last = name.split(".")
-        for part in path:
-            if not isinstance(inner.get(part), dict):
-                raise ConfigError(f"{where}: {name!r} is no key of a recipe")
-            inner = inner[part]
-        inner[last] = value
-    return parse(Recipe, keys, where)
 
 
 def own_values(recipe: Recipe, space: Mapping[str, SearchRange]) -> Values | None:

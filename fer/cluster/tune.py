@@ -18,15 +18,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from fer import params as parameters
-from fer.cluster.config import TuneConfig
-from fer.config import ConfigError, parse
+from fer import yaml12
+from fer.cluster.config import TuneConfig, check_space
+from fer.config import parse
 from fer.console import log
 from fer.files import read_json, sha256, write_atomic, write_json
 from fer.params import Params
 from fer.processes import lock, set_environment
+from fer.yaml12 import brief
 
 if TYPE_CHECKING:
     from fer.cluster.trials import Trial, TrialLog, TrialPlan
@@ -89,11 +89,6 @@ def search(params: Params, dataset: str, model_key: str, config: TuneConfig | No
     where = str(params.root / parameters.FILE_NAME)
     params.dataset(dataset)
     recipe = params.recipe(model_key)
-    if config.workers_per_trial > 1:
-        raise ConfigError(
-            f"{where}: tune.workers_per_trial = {config.workers_per_trial}: a trial is one worker; set 1, and give it "
-            "more CPUs with train.threads where the trials are few"
-        )
     check_space(recipe, config, where)
     shards = ShardSet.open((params.root / "data" / "shards" / dataset).resolve())
     plan = _plan(params, config, recipe, dataset, shards)
@@ -134,19 +129,6 @@ def search(params: Params, dataset: str, model_key: str, config: TuneConfig | No
     log.info("%s", table(record, plan.metric))
     _print_next_step(params, dataset, model_key, written)
     return written
-
-
-def check_space(recipe: Recipe, config: TuneConfig, where: str) -> None:
-    """ConfigError where a key of `tune.space` is none of a recipe, or an end of its range is refused there."""
-    from fer.cluster.trials import vary
-
-    for name, span in config.space.items():
-        for value in span.choices if span.choices is not None else (span.low, span.high):
-            try:
-                vary(recipe, {name: value, "epochs": config.epochs}, where)
-            except ConfigError as error:
-                hint = "; for whole numbers give choices" if span.choices is None else ""
-                raise ConfigError(f"{where}: tune.space.{name}: {error}{hint}") from None
 
 
 def table(record: TrialLog, metric: str) -> str:
@@ -243,8 +225,7 @@ def _write(
     written: Path, params: Params, plan: TrialPlan, config: TuneConfig, record: TrialLog, best: Trial, data_digest: str
 ) -> None:
     """The evidence first, the recipe last; the same search writes the same recipe, byte by byte."""
-    from fer.cluster.trials import vary
-    from fer.training.recipe import Recipe
+    from fer.training.recipe import Recipe, vary
 
     recipe = vary(plan.recipe, best.values, "tune.space")
     first = record.trials.get(1)
@@ -256,8 +237,8 @@ def _write(
         f"Chosen: {', '.join(f'{name} {_short(value)}' for name, value in sorted(best.values.items()))}.",
         f"Seed {params.seed}, data {data_digest[:16]}.",
     ]
-    text = "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-    parse(Recipe, yaml.safe_load(text), str(written))
+    text = "".join(f"# {line}\n" for line in lines) + yaml12.dump(recipe.model_dump(mode="json"))
+    parse(Recipe, yaml12.load(text.encode()), str(written))
     evidence = {
         "best_trial": best.number,
         "metric": plan.metric,
@@ -294,4 +275,4 @@ def _print_next_step(params: Params, dataset: str, model_key: str, written: Path
 
 
 def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else brief(str(value))

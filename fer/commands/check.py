@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-import yaml
+from fer import params, yaml12
+from fer.config import ConfigError, nearest
 
-from fer import params
+if TYPE_CHECKING:
+    from fer.training.recipe import Recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,8 +19,67 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Prints each model's complete recipe as YAML; a mistake is told as an error."""
     loaded = params.load()
+    where = str(loaded.root / params.FILE_NAME)
+    for key in loaded.run.datasets:
+        if getattr(loaded.dataset(key), "path", "") is None and not (loaded.root / "data" / "raw" / key).is_dir():
+            raise ConfigError(f"{where}: datasets.{key}.path = null: this data is yours; say where it is")
+    for key, recipe in loaded.recipes.items():
+        try:
+            check_training(recipe)
+        except ValueError as error:
+            raise ConfigError(f"{where}: models.{key}: {error}") from None
+    _check_searched_options(loaded, where)
     for key in loaded.run.models:
-        recipe = loaded.recipe(key).model_dump(mode="json")
-        print(f"# models.{key}, complete:\n{yaml.safe_dump({key: recipe}, sort_keys=False, allow_unicode=True)}")
+        print(f"# models.{key}, complete:\n{yaml12.dump({key: loaded.recipe(key).model_dump(mode='json')})}")
     datasets, models = ", ".join(loaded.run.datasets), ", ".join(loaded.run.models)
-    print(f"{loaded.root / params.FILE_NAME} is right: {models} on {datasets}. Next: dvc repro")
+    print(f"{where} is right: {models} on {datasets}. Next: dvc repro")
+
+
+def check_training(recipe: Recipe) -> None:
+    """Makes what a training makes of a recipe, without memory for the weights.
+
+    Raises:
+        ValueError: the model, its options or parts, `trainable`, a stage or a transform is refused.
+    """
+    import torch
+
+    from fer.augment import Augmenter
+    from fer.models import create_model
+    from fer.training.learner import carry_over, freeze_all_but
+    from fer.training.recompute import recompute_activations
+    from fer.weights.parts import list_parts
+    from fer.weights.registry import register
+
+    weights = None
+    for number, stage in enumerate(recipe.in_stages):
+        with torch.device("meta"):
+            model = create_model(stage.model, **stage.options)
+        if number == 0:
+            parts, known = list_parts(model), list(register())
+            for part, source in stage.pretrained.items():
+                if part not in parts:
+                    raise ValueError(
+                        f"pretrained.{part}: {model.name} has no such part; its parts: {', '.join(parts) or 'none'}"
+                    )
+                if source not in known and "/" not in source and "." not in source:  # a path may be made yet
+                    raise ValueError(
+                        f"pretrained.{part} = {source!r}: no name of `fer weights list`{nearest(source, known)}"
+                    )
+        freeze_all_but(model, stage.trainable)
+        if stage.gradient_checkpointing:
+            recompute_activations(model)
+        if weights is not None:
+            carry_over(model, weights)
+        weights = model.state_dict()
+        Augmenter(stage.augment, model.input_size)
+
+
+def _check_searched_options(loaded: params.Params, where: str) -> None:
+    """ConfigError where `tune.space` names an option that no model has."""
+    from fer.models import model_options
+
+    known = sorted({option for recipe in loaded.recipes.values() for option in model_options(recipe.last.model)})
+    for name in loaded.tune.space:
+        section, _, option = name.partition(".")
+        if section == "options" and option.partition(".")[0] not in known:
+            raise ConfigError(f"{where}: tune.space.{name}: no model here has this option{nearest(option, known)}")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import yaml
-
+from fer import yaml12
 from fer.files import FileError, sha256
 from fer.labels import DATASET_LABELS
 from fer.weights import registry
@@ -47,9 +46,7 @@ def main(args: argparse.Namespace) -> int | None:
 
 def _list(args: argparse.Namespace) -> None:
     if args.name:
-        print(
-            yaml.safe_dump(registry.entry(args.name).model_dump(exclude_none=True), sort_keys=False, width=120), end=""
-        )
+        print(yaml12.dump(registry.entry(args.name).model_dump(exclude_none=True)), end="")
         return
     print(f"{'weights':<30}{'model':<25}{'dataset':<14}{'accuracy':>8}  {'label order':<13}{'here':<6}licence")
     for name, entry in registry.register().items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -29,9 +29,10 @@ class EvaluateConfig(Config):
         default=2000, ge=100, le=100_000, description="draws behind the intervals of balanced accuracy and macro F1"
     )
     confidence: float = Field(default=0.95, gt=0.5, lt=1.0, description="coverage of all intervals")
-    pose_bins: tuple[float, ...] = Field(
+    pose_bins: tuple[Annotated[float, Field(ge=0, le=180)], ...] = Field(
         default=(0.0, 10.0, 20.0, 30.0, 90.0),
         min_length=2,
+        max_length=100,
         description="edges in degrees of |yaw| for the table of accuracy by pose, where the dataset knows the pose",
     )
 

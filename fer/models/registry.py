@@ -54,14 +54,20 @@ def model_options(name: str) -> dict[str, Any]:
 def create_model(name: str, num_classes: int = 7, **options: Any) -> FerModel:
     """A freshly initialised model, in training mode; the weights are a function of torch's global seed.
 
-    Raises ValueError for an unknown name or option, naming the valid ones; the model itself checks the values.
+    Raises ValueError for an unknown name or option, naming the valid ones, and for values that the model refuses.
     """
     builder, fixed = _entry(name)
     valid = model_options(name)
     for option in options:
         if option not in valid:
             raise ValueError(_unknown(f"option of model {name!r}", option, valid))
-    model = builder(num_classes, **fixed, **options)
+    try:
+        model = builder(num_classes, **fixed, **options)
+    except (TypeError, RuntimeError, ArithmeticError, LookupError, AssertionError) as error:
+        if not options:
+            raise
+        given = ", ".join(f"{option} = {value!r}" for option, value in options.items())
+        raise ValueError(f"model {name!r} cannot be made with {given}: {str(error).partition(chr(10))[0]}") from error
     model.name, model.options = name, options
     return model
 

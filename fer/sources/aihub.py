@@ -36,6 +36,7 @@ from fer.sources.pack import Entry, nfc
 from fer.sources.tree import Catalogue, TreeConfig, TreeSource
 
 _SHOWN = 5
+_Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class AiHubConfig(TreeConfig):
@@ -53,7 +54,7 @@ class AiHubConfig(TreeConfig):
         default="published", description="published: VALID is the test split; person: by a hash of the person alone"
     )
     test_fraction: float = Field(default=0.1, gt=0, lt=1, description="share of the persons who are test, by `person`")
-    per_class: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = Field(
+    per_class: tuple[_Count, _Count] | None = Field(
         default=None,
         description="as many training and test pictures a class, by a hash of their names, and no person in both; "
         "[9000, 1000] as in the slides; null: all",

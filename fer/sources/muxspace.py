@@ -39,7 +39,7 @@ class MuxspaceConfig(TreeConfig):
         default="basic8", description="basic7 leaves the pictures of contempt out"
     )
     legend: str = Field(default=_LEGEND, min_length=1, description="the list of labels, relative to the folder")
-    test_fraction: float = Field(default=0.2, ge=0, lt=1, description="share of the people who are test")
+    test_fraction: float = Field(default=0.2, gt=0, lt=1, description="share of the people who are test")
 
 
 class MuxspaceSource(TreeSource):

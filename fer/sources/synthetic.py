@@ -46,11 +46,15 @@ class SyntheticConfig(Config):
     face_size: tuple[float, float] = Field(
         default=SceneConfig.face_size, description="range of the height in px of a frontal face, 10 .. scene_size"
     )
-    train_subjects: int = Field(default=SceneConfig.train_subjects, description="identities of the training scenes")
-    test_subjects: int = Field(
-        default=SceneConfig.test_subjects, description="identities of the test scenes, unseen in training"
+    train_subjects: int = Field(
+        default=SceneConfig.train_subjects, le=1_000_000, description="identities of the training scenes"
     )
-    test_fraction: float = Field(default=SceneConfig.test_fraction, description="share of test scenes, 0 .. 1")
+    test_subjects: int = Field(
+        default=SceneConfig.test_subjects, le=1_000_000, description="identities of the test scenes, unseen in training"
+    )
+    test_fraction: float = Field(
+        default=SceneConfig.test_fraction, gt=0, lt=1, description="share of test scenes; both splits are needed"
+    )
     multi_face_probability: float = Field(default=SceneConfig.multi_face_probability, description="0 .. 1")
     no_face_probability: float = Field(default=SceneConfig.no_face_probability, description="0 .. 1")
     strength: float = Field(

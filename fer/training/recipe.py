@@ -6,8 +6,8 @@ Recipes are package data, `fer/recipes/<file>.yaml`, one section each; `ddamfn/n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,6 +17,17 @@ from pydantic import Field, model_validator
 from fer.augment import AugmentSpec
 from fer.config import Config, ConfigError, nearest, parse, read_yaml
 from fer.files import sha256
+from fer.yaml12 import brief
+
+MOST_EPOCHS = 10_000
+MOST_IMAGES = 65_536
+"""Of a batch: 50 times what any published training of these models takes, and 9 GB of pixels."""
+
+_MOST_OPTION = 10_000
+"""Of a number among a model's options, which count blocks, heads, classes of tokens, channels or pixels."""
+
+_MOST_FILES = 10
+"""Recipe files that start from each other; more go round in a circle."""
 
 
 class Schedule(Config):
@@ -25,7 +36,7 @@ class Schedule(Config):
     kind: Literal["constant", "cosine", "step", "exponential"] = "cosine"
     warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear rise from 0; fractions are allowed")
     gamma: float = Field(0.1, gt=0, le=1, description="step, exponential: factor of each decay")
-    step_epochs: int = Field(10, ge=1, description="step: epochs between two decays")
+    step_epochs: int = Field(10, ge=1, le=MOST_EPOCHS, description="step: epochs between two decays")
     final_fraction: float = Field(0.0, ge=0, le=1, description="cosine: rate at the end, as a fraction of the first")
 
 
@@ -54,7 +65,7 @@ class CrossValidation(Config):
 
     folds: int = Field(ge=2, le=100)
     fold: int = Field(0, ge=0, description="that is held out, and chooses the epoch; below `folds`")
-    repeat: int = Field(0, ge=0, description="another way of putting the shards' folds together")
+    repeat: int = Field(0, ge=0, lt=1000, description="another way of putting the shards' folds together")
 
     @model_validator(mode="after")
     def _fold_is_there(self) -> Self:
@@ -72,9 +83,9 @@ class Recipe(Config):
         default_factory=dict,
         description="part of the model -> weights it starts from: a name in `fer weights list`, or a path",
     )
-    epochs: int = Field(ge=1, le=10_000)
-    batch_size: int = Field(ge=1, description="images of one update, over all workers together")
-    eval_batch_size: int = Field(256, ge=1, description="images of one forward pass of the validation")
+    epochs: int = Field(ge=1, le=MOST_EPOCHS)
+    batch_size: int = Field(ge=1, le=MOST_IMAGES, description="images of one update, over all workers together")
+    eval_batch_size: int = Field(256, ge=1, le=MOST_IMAGES, description="images of one forward pass of the validation")
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
     learning_rate: float = Field(gt=0, le=10)
     weight_decay: float = Field(0.0, ge=0, le=1)
@@ -101,12 +112,17 @@ class Recipe(Config):
     gradient_checkpointing: bool = Field(
         False, description="computes activations again in the backward pass: less memory, a third more time, same bits"
     )
-    gradient_clip: float | None = Field(None, gt=0, description="largest norm of the whole gradient; null: no limit")
+    gradient_clip: float | None = Field(
+        None, gt=0, le=1e6, description="largest norm of the whole gradient; null: no limit"
+    )
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="decay of a moving average of the weights, which is then validated and kept"
     )
     patience: int | None = Field(
-        None, ge=1, description="epochs without a better selection metric after which it stops; null: all epochs"
+        None,
+        ge=1,
+        le=MOST_EPOCHS,
+        description="epochs without a better selection metric after which it stops; null: all epochs",
     )
     sampler: Literal["shuffle", "balanced"] = "shuffle"
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -141,6 +157,12 @@ class Recipe(Config):
             raise ValueError(f"accumulate = {self.accumulate} parts cannot be made of batch_size = {self.batch_size}")
         if self.compile and self.gradient_checkpointing:
             raise ValueError("compile and gradient_checkpointing exclude each other: torch.compile decides by itself")
+        for name, option in self.options.items():
+            numbers = option if isinstance(option, list) else [option]
+            if any(isinstance(one, int | float) and abs(one) > _MOST_OPTION for one in numbers):
+                raise ValueError(
+                    f"options.{brief(name)} = {brief(repr(option))}: numbers up to {_MOST_OPTION} are allowed"
+                )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError("betas must lie in [0, 1)")
         self.in_stages  # noqa: B018 - a mistake in a stage is one in the recipe
@@ -157,7 +179,10 @@ class Recipe(Config):
             if fixed := {"stages", "pretrained", "protocol"} & set(stage):
                 raise ValueError(f"stages[{number}]: {', '.join(sorted(fixed))} holds for all stages alike")
             own = base if "model" not in stage else {**base, "options": {}}  # options are a model's own
-            made.append(Recipe.model_validate_json(json.dumps(overlaid(own, stage))))
+            try:
+                made.append(parse(Recipe, overlaid(own, stage), f"stages[{number}]"))
+            except ConfigError as error:
+                raise ValueError("; ".join(str(error).splitlines())) from None
         return made
 
     @property
@@ -174,20 +199,37 @@ class Recipe(Config):
 class TrainStageConfig(Config):
     """Section `train` of params.yaml: where and how a training runs; `Recipe` says what it does."""
 
-    workers: int = Field(2, ge=0, description="data-parallel Ray workers; 0 trains in this process, without Ray")
-    threads: int = Field(1, ge=1, description="CPU threads of one worker; other counts give other bits")
+    workers: int = Field(
+        2, ge=0, le=1024, description="data-parallel Ray workers; 0 trains in this process, without Ray"
+    )
+    threads: int = Field(1, ge=1, le=256, description="CPU threads of one worker; other counts give other bits")
     gpu: bool = Field(False, description="one GPU a worker")
-    checkpoint_every_steps: int = Field(200, ge=1, description="updates between checkpoints; each epoch ends with one")
-    max_failures: int = Field(2, ge=0, description="lost workers after which the training gives up")
+    checkpoint_every_steps: int = Field(
+        200, ge=1, le=10_000_000, description="updates between checkpoints; each epoch ends with one"
+    )
+    max_failures: int = Field(2, ge=0, le=1000, description="lost workers after which the training gives up")
     collective_timeout_seconds: int = Field(
-        300, ge=1, description="a worker that is silent for so long, while others wait for it, counts as lost"
+        300,
+        ge=1,
+        le=7 * 24 * 3600,
+        description="a worker that is silent for so long, while others wait for it, counts as lost",
     )
 
 
 def list_recipes() -> list[str]:
     """The recipes that come with the package, as `file/section`, sorted."""
+    return sorted(_package())
+
+
+@cache
+def _package() -> Mapping[str, Mapping[str, Any]]:
+    """The recipes that come with the package, read once: every entry under `models` asks for them."""
     files = [entry for entry in resources.files("fer.recipes").iterdir() if entry.name.endswith(".yaml")]
-    return sorted(f"{entry.name.removesuffix('.yaml')}/{section}" for entry in files for section in read_yaml(entry))
+    return {
+        f"{entry.name.removesuffix('.yaml')}/{section}": content
+        for entry in files
+        for section, content in read_yaml(entry).items()
+    }
 
 
 def load_recipe(entry: Mapping[str, Any], root: Path, where: str, prefix: str = "") -> Recipe:
@@ -208,7 +250,9 @@ def load_recipe(entry: Mapping[str, Any], root: Path, where: str, prefix: str = 
     return parse(Recipe, _resolve(entry, root, where, prefix), where, prefix)
 
 
-def _resolve(entry: Mapping[str, Any], root: Path, where: str, prefix: str) -> dict[str, Any]:
+def _resolve(
+    entry: Mapping[str, Any], root: Path, where: str, prefix: str, above: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """The keys of an entry laid over those of the recipe it names; each file's own mistakes are told in its name."""
     if "recipe" not in entry:
         return dict(entry)
@@ -217,18 +261,20 @@ def _resolve(entry: Mapping[str, Any], root: Path, where: str, prefix: str) -> d
         raise ConfigError(f"{place} = {name!r}: expected file/section of a recipe, or the path of a .yaml file")
     name, _, pinned = name.partition("#")
     if name.endswith(".yaml"):
+        if len(above) == _MOST_FILES:
+            raise ConfigError(f"{place} = {name!r}: more than {_MOST_FILES} files that start from each other")
         content = read_yaml(root / name)
         if pinned and not (found := sha256(root / name)).startswith(pinned):
             raise ConfigError(f"{place} = '{name}#{pinned}': the file has changed; to use it, write {name}#{found[:8]}")
         content.pop("evidence", None)
-        base, file, section = _resolve(content, root, name, ""), name, ""
+        base, file, section = _resolve(content, root, name, "", (*above, name)), name, ""
     else:
-        known = list_recipes()
+        known = _package()
         if name not in known:
-            raise ConfigError(f"{place} = {name!r}: no such recipe{nearest(name, known)}; known: {', '.join(known)}")
+            listing = f"known: {', '.join(sorted(known))}"
+            raise ConfigError(f"{place} = {brief(name)!r}: no such recipe{nearest(name, sorted(known))}; {listing}")
         stem, _, section = name.partition("/")
-        file = f"fer/recipes/{stem}.yaml"
-        base = dict(read_yaml(resources.files("fer.recipes").joinpath(f"{stem}.yaml"))[section])
+        base, file = dict(known[name]), f"fer/recipes/{stem}.yaml"
     parse(Recipe, base, file, section)
     base = overlaid(base, entry)
     del base["recipe"]
@@ -242,3 +288,21 @@ def overlaid(base: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any
         merged = key in ("schedule", "options") and isinstance(value, Mapping)
         result[key] = {**result.get(key, {}), **value} if merged else value
     return result
+
+
+def vary(recipe: Recipe, values: Mapping[str, Any], where: str) -> Recipe:
+    """A recipe with other values of some keys; a dot leads into `schedule` and `options`.
+
+    Raises:
+        ConfigError: a key that a recipe does not have, or a value that it refuses.
+    """
+    keys = recipe.model_dump(mode="json")
+    for name, value in values.items():
+        inner = keys
+        *path, last = name.split(".")
+        for part in path:
+            if not isinstance(inner.get(part), dict):
+                raise ConfigError(f"{where}: {name!r} is no key of a recipe")
+            inner = inner[part]
+        inner[last] = value
+    return parse(Recipe, keys, where)

@@ -16,7 +16,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-import yaml
+import yaml_text
 
 from fer.cluster.job_request import EXCLUDES
 
@@ -26,7 +26,7 @@ KUBERAY = ("raycluster.yaml", "rayjob-train.yaml")
 
 
 def _documents(path: Path) -> list[dict[str, Any]]:
-    return [one for one in yaml.safe_load_all(path.read_text(encoding="utf-8")) if one]
+    return [one for one in yaml_text.load_all(path.read_text(encoding="utf-8")) if one]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(INFRA)))
@@ -64,7 +64,7 @@ def test_shell_scripts_parse(path: Path) -> None:
 def test_manifests_follow_kuberays_own_schema(name: str, test_data: Path) -> None:
     for document in _documents(INFRA / "kuberay" / name):
         path = test_data / "schemas" / f"ray.io_{document['kind'].lower()}s.yaml"
-        definition = yaml.safe_load(path.read_text(encoding="utf-8"))
+        definition = yaml_text.load(path.read_text(encoding="utf-8"))
         (version,) = [one for one in definition["spec"]["versions"] if one["name"] == "v1"]
         assert document["apiVersion"] == "ray.io/v1"
         schema = _closed(version["schema"]["openAPIV3Schema"])
@@ -90,7 +90,7 @@ def _closed(schema: Any) -> Any:
 
 
 def test_a_misspelt_key_in_a_manifest_would_be_noticed(test_data: Path) -> None:
-    definition = yaml.safe_load((test_data / "schemas" / "ray.io_rayjobs.yaml").read_text(encoding="utf-8"))
+    definition = yaml_text.load((test_data / "schemas" / "ray.io_rayjobs.yaml").read_text(encoding="utf-8"))
     (version,) = [one for one in definition["spec"]["versions"] if one["name"] == "v1"]
     (job,) = _documents(INFRA / "kuberay" / "rayjob-train.yaml")
     job["spec"]["shutdownAfterJobFinish"] = True

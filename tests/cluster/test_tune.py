@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import yaml_text
 from tiny_training import TOY, environment, make_project
 
 from fer.cluster.config import SearchRange, TuneConfig
@@ -82,7 +82,7 @@ def _pids_of_first_trial(root: Path) -> list[int]:
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Searched:
     """Three trials, one at a time, of which the third cannot be built; the driver is killed after the first."""
     root = make_project(tmp_path_factory.mktemp("search"))
-    params = yaml.safe_load((root / "params.yaml").read_text())
+    params = yaml_text.load((root / "params.yaml").read_text())
     params["tune"] = {
         "trials": 3,
         "epochs": 2,
@@ -94,7 +94,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Searched:
             "options.drop_rate": {"choices": [0.2, 5.0]},  # no dropout probability: the model refuses it
         },
     }
-    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    (root / "params.yaml").write_text(yaml_text.dump(params))
     first = _tune(root)
     assert first.stdout is not None
     lines = []
@@ -158,7 +158,7 @@ def test_the_printed_line_makes_params_use_the_best_recipe(searched: Searched) -
     written = searched.root / "tuned" / "tiny" / "toy.yaml"
     line = f"recipe: tuned/tiny/toy.yaml#{sha256(written)[:8]}"
     assert line in searched.output
-    tuned = load_recipe(yaml.safe_load(line), searched.root, "params.yaml", "models.toy")
+    tuned = load_recipe(yaml_text.load(line), searched.root, "params.yaml", "models.toy")
     evidence = read_json(written.with_suffix(".json"))
     best = next(one for one in evidence["trials"] if one["number"] == evidence["best_trial"])
     assert tuned.learning_rate == best["values"]["learning_rate"]

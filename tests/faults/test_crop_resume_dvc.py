@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
+import yaml_text
 from tiny_crop import files
 from tiny_training import REPOSITORY, environment, make_project, patience, run_dvc, still_alive
 
@@ -26,14 +26,14 @@ def make_repository(root: Path, workers: int) -> Path:
     shutil.rmtree(root / "data")
     for folder in ("fer", "pipelines"):
         shutil.copytree(REPOSITORY / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    params = yaml.safe_load((root / "params.yaml").read_text())
+    params = yaml_text.load((root / "params.yaml").read_text())
     params["datasets"] = {"tiny": {"source": "synthetic", "scenes": 1300, "scene_size": 96, "face_size": [50.0, 80.0]}}
     params["cluster"]["crop_workers"] = workers
-    (root / "params.yaml").write_text(yaml.safe_dump(params))
-    stages = {name: yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"][name] for name in STAGES}
+    (root / "params.yaml").write_text(yaml_text.dump(params))
+    stages = {name: yaml_text.load((REPOSITORY / "dvc.yaml").read_text())["stages"][name] for name in STAGES}
     for stage in stages.values():
         stage["cmd"] = stage["cmd"].replace("python ", f"{sys.executable} ", 1)
-    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    (root / "dvc.yaml").write_text(yaml_text.dump({"stages": stages}))
     run_dvc(root, "init", "--no-scm")
     run_dvc(root, "repro", "download@tiny")
     return root

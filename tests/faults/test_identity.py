@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import yaml_text
 from tiny_training import TOY, child, environment, make_project, make_shards, patience, published, run_child, run_stage
 
 QUIET = {"recipe": TOY, "epochs": 2, "tracking": {"enabled": False}}
@@ -74,7 +74,7 @@ PARAMS = {
 def made(root: Path, below: str = ".", **variables: str) -> dict[str, bytes]:
     """Runs the stages in a project at `root`, from the folder `below` it; the bytes of shards and training."""
     (root / below).mkdir(parents=True)
-    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    (root / "params.yaml").write_text(yaml_text.dump(PARAMS))
     done = subprocess.run(
         [sys.executable, "-c", CHAIN],
         cwd=root / below,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
+import yaml_text
 from tiny_training import REPOSITORY, environment, make_project, patience, published, run_dvc, still_alive
 
 pytestmark = pytest.mark.slow
@@ -21,11 +21,11 @@ def make_repository(root: Path, **train: object) -> Path:
     """A copy of the code with a tiny dataset and dvc.yaml with plan and train; it trains for some seconds."""
     for folder in ("fer", "pipelines"):
         shutil.copytree(REPOSITORY / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    stages = {name: yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"][name] for name in ("plan", "train")}
+    stages = {name: yaml_text.load((REPOSITORY / "dvc.yaml").read_text())["stages"][name] for name in ("plan", "train")}
     for stage in stages.values():
         stage["cmd"] = stage["cmd"].replace("python ", f"{sys.executable} ", 1)
     make_project(root, epochs=6, **train)
-    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    (root / "dvc.yaml").write_text(yaml_text.dump({"stages": stages}))
     run_dvc(root, "init", "--no-scm")
     return root
 

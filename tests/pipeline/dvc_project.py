@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import yaml
+import yaml_text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -46,13 +46,13 @@ class Project:
 
     def set(self, dotted: str, value: object) -> None:
         path = self.root / "params.yaml"
-        document = yaml.safe_load(path.read_text())
+        document = yaml_text.load(path.read_text())
         *parents, last = dotted.split(".")
         place = document
         for key in parents:
             place = place[key]
         place[last] = value
-        path.write_text(yaml.safe_dump(document))
+        path.write_text(yaml_text.dump(document))
 
     def _environment(self) -> dict[str, str]:
         # As on a fresh machine without a home; `python` is that of the tests.

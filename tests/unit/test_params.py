@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
+import yaml_text
 
 from fer import params
 from fer.config import ConfigError
@@ -20,13 +20,13 @@ def project(tmp_path: Path, repo_root: Path) -> Path:
 
 def _edit(project: Path, dotted: str, value: object) -> None:
     path = project / "params.yaml"
-    document = yaml.safe_load(path.read_text())
+    document = yaml_text.load(path.read_text())
     *parents, last = dotted.split(".")
     place = document
     for key in parents:
         place = place[key]
     place[last] = value
-    path.write_text(yaml.safe_dump(document))
+    path.write_text(yaml_text.dump(document))
 
 
 def test_the_shipped_file_is_right_and_complete(project: Path) -> None:

@@ -1,0 +1,27 @@
+"""YAML in tests, by the library itself and not by ours."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from ruamel.yaml import YAML
+
+
+def load(text: str) -> Any:
+    """The value of a document."""
+    return YAML(typ="safe").load(text)
+
+
+def load_all(text: str) -> list[Any]:
+    """The values of several documents."""
+    return list(YAML(typ="safe").load_all(text))
+
+
+def dump(value: Any) -> str:
+    """A document."""
+    yaml: Any = YAML(typ="safe")
+    yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False
+    stream = io.StringIO()
+    yaml.dump(value, stream)
+    return stream.getvalue()
