@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from fer.files import FileError, read_json, sha256, write_json
 from fer.outputs import RAW
 from fer.processes import stable_hash
 from fer.sources.base import Source
+from fer.sources.origin import changed, given_paths, look, with_absolute_paths
 from fer.sources.registry import DatasetConfig, get_source
 
 FORMAT = 1
@@ -19,8 +21,9 @@ FORMAT = 1
 def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path) -> Path:
     """Brings one dataset into `root`/data/raw/<name>, complete or not at all.
 
-    Nothing is done where the folder holds all that is asked for. A broken transfer leaves its part in .work/download,
-    and the same command goes on from there; so does a whole file that was refused for its counts.
+    Nothing is done where the folder holds all that is asked for, and what it was made of has not changed. A broken
+    transfer leaves its part in .work/download, and the same command goes on from there; so does a whole file that was
+    refused for its counts.
 
     Args:
         name: key under `datasets`; names the folder.
@@ -33,17 +36,16 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path)
     Raises:
         ValueError: no usable data; what stood in the folder is unchanged.
     """
-    keys = ("path", *getattr(config, "more_paths", ()))  # generated datasets have neither
-    given = {key: path for key in keys if (path := getattr(config, key, None)) is not None}
-    config = config.model_copy(update={key: _absolute(path, root) for key, path in given.items()})
+    origin = look(name, config, root)  # first: what changes from here on is noticed the next time
+    config = with_absolute_paths(config, root)
     source = get_source(config, seed)
     final = RAW.folder(root, name)
-    if is_complete(final, source):
+    if is_complete(final, source, origin):
         log.info("%s: already complete", final.relative_to(root))
         return final
-    origin = " ".join(str(path) for path in given.values())
-    cache = root / ".work" / "download" / f"{name}-{stable_hash(origin):016x}"
-    cache.mkdir(parents=True, exist_ok=True)
+    known = {key: digest for key, digest in origin.items() if digest is not None}
+    paths = " ".join(str(path) for path in given_paths(config).values())
+    cache = _cache_of(root / ".work" / "download" / f"{name}-{stable_hash(paths):016x}", known)
     with RAW.publish(final) as out:
         body = source.download(out, cache)
         files = sorted(path for path in out.rglob("*") if path.is_file())
@@ -51,6 +53,7 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path)
             {"file": str(path.relative_to(out)), "bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
         ]
         about = {"format": FORMAT, "request": source.request, "files": listed, **body}
+        about |= {"origin": known} if known else {}
         write_json(out / "source.json", about, sealed=True)
     shutil.rmtree(cache)  # what was fetched and unpacked is in `final` now
     if not any(cache.parent.iterdir()):
@@ -61,13 +64,19 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path)
     return final
 
 
-def is_complete(raw: Path, source: Source) -> bool:
-    """Whether a folder holds what the source was asked for, every byte of it."""
+def is_complete(raw: Path, source: Source, origin: Mapping[str, str | None]) -> bool:
+    """Whether a folder holds what the source was asked for, every byte of it.
+
+    Args:
+        origin: what `fer.sources.origin.look` finds now. A folder of an earlier version says nothing of it: then local
+            data are read again, and a URL is taken for unchanged.
+    """
     try:
         description = describe(raw)
     except FileError:
         return False
-    return bool(description["request"] == source.request and not _damaged(raw, description["files"]))
+    same = description["request"] == source.request and not changed(description.get("origin", {}), origin)
+    return same and not _damaged(raw, description["files"])
 
 
 def describe(raw: Path) -> dict[str, Any]:
@@ -84,11 +93,13 @@ def describe(raw: Path) -> dict[str, Any]:
     return description
 
 
-def _absolute(path: str | list[str], root: Path) -> str | list[str]:
-    """Paths as written in params.yaml start at `root`; URLs stay."""
-    if isinstance(path, list):
-        return [str(_absolute(one, root)) for one in path]
-    return path if "://" in path else str(root / Path(path).expanduser())
+def _cache_of(folder: Path, origin: Mapping[str, str]) -> Path:
+    """A folder for what is fetched and unpacked, emptied where it holds that of other data."""
+    note = folder / ".origin.json"
+    if folder.is_dir() and changed(read_json(note) if note.is_file() else {}, origin):
+        shutil.rmtree(folder)
+    write_json(note, origin)
+    return folder
 
 
 def _damaged(raw: Path, files: list[dict[str, Any]]) -> list[str]:

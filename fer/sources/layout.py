@@ -44,35 +44,39 @@ _SPLITS: dict[str, Split] = {
 }
 
 
-def list_files(tree: Path, endings: Sequence[str]) -> list[str]:
-    """Paths below `tree` whose lower-case names end in one of `endings`, with "/", in natural order.
+def walk(tree: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Everything below a folder, in no order, with its path relative to it, with "/".
 
-    Links are followed, but for one that leads back to a folder it lies in. What operating systems leave behind is not
-    listed.
+    Links are followed, but for one that leads back to a folder it lies in. What is hidden and what operating systems
+    leave behind is not listed.
 
     Raises:
         FileError: a folder may not be read.
     """
-    found: list[str] = []
-    wanted = tuple(endings)
-
-    def look(folder: str, prefix: str, above: tuple[str, ...]) -> None:
-        real = os.path.realpath(folder)
+    pending = [(os.fspath(tree), "", os.path.realpath(tree), frozenset[str]())]
+    while pending:
+        folder, prefix, real, above = pending.pop()
         if real in above:
-            return
+            continue
         try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            with os.scandir(folder) as found:
+                entries = list(found)
         except OSError as error:
             raise FileError(f"{folder}: cannot be listed: {error.strerror}") from None
+        within = above | {real}
         for entry in entries:
             if entry.name.startswith(".") or entry.name.lower() in _JUNK:
                 continue
+            yield prefix + entry.name, entry
             if entry.is_dir():
-                look(entry.path, f"{prefix}{entry.name}/", (*above, real))
-            elif entry.name.lower().endswith(wanted):
-                found.append(prefix + entry.name)
+                below = os.path.realpath(entry.path) if entry.is_symlink() else f"{real}/{entry.name}"
+                pending.append((entry.path, f"{prefix}{entry.name}/", below, within))
 
-    look(os.fspath(tree), "", ())
+
+def list_files(tree: Path, endings: Sequence[str]) -> list[str]:
+    """Paths below `tree` whose lower-case names end in one of `endings`, with "/", in natural order; see `walk`."""
+    wanted = tuple(endings)
+    found = (path for path, entry in walk(tree) if entry.name.lower().endswith(wanted) and not entry.is_dir())
     return sorted(found, key=natural)
 
 

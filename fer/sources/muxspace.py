@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fer.files import FileError
 from fer.labels import LabelSpace, named, space
@@ -40,6 +40,13 @@ class MuxspaceConfig(TreeConfig):
     )
     legend: str = Field(default=_LEGEND, min_length=1, description="the list of labels, relative to the folder")
     test_fraction: float = Field(default=0.2, gt=0, lt=1, description="share of the people who are test")
+
+    @field_validator("legend")
+    @classmethod
+    def _inside(cls, legend: str) -> str:
+        if legend.startswith("/") or ".." in legend.split("/"):
+            raise ValueError("leads out of the dataset's folder; give a path that starts there")
+        return legend
 
 
 class MuxspaceSource(TreeSource):

@@ -10,9 +10,11 @@ picture's path, deals `test_fraction` of the pictures to test.
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -92,10 +94,37 @@ class TableSource(TreeSource):
             return super().download(out, cache)
         if self.config.sha256 and (digest := sha256(table)) != self.config.sha256.lower():
             raise FileError(f"{table}: sha256 is {digest}, expected {self.config.sha256}: another or a damaged file")
-        root = table.parent if self.config.root is None else Path(self.config.root)
+        root = self._root(table)
         if not root.is_dir():
             raise FileError(f"{root}: no such folder; set the key `root` of this dataset to where the pictures are")
         return self.take(root, out)
+
+    def inputs(self) -> Iterator[tuple[str, str, str]]:
+        """The table and the images that it names: much else may lie in the folder that its paths start from."""
+        table = self._given()
+        if table is None:
+            yield from super().inputs()
+            return
+        yield "path", "", str(table)
+        root = self._root(table)
+        if not root.is_dir():
+            yield "root", "", str(root)
+            return
+        files = _Files(root, Path())
+        try:
+            named = {
+                row[self.config.columns.path]
+                for _, row in table_rows(table, [self.config.columns.path])
+                if isinstance(row, dict)
+            }
+        except FileError:  # `download` tells what is wrong with the table
+            return
+        for name in named:
+            with suppress(BadRowError):
+                path = files.wanted(name)
+                if not os.access(f"{root}/{path}", os.F_OK):
+                    path = files.find(name)
+                yield "root", path, f"{root}/{path}"
 
     def scan(self, tree: Path) -> Catalogue:
         """One entry a picture, with all its rows; see `TreeSource.scan`."""
@@ -139,6 +168,10 @@ class TableSource(TreeSource):
             return None
         return Path(path)
 
+    def _root(self, table: Path) -> Path:
+        """Where the paths of a table start."""
+        return table.parent if self.config.root is None else Path(self.config.root)
+
     def _picture(self, path: str, faces: list[Face], base: Path, excluded: Counter[str]) -> Entry | Reject:
         """All rows of one picture as an entry."""
         inside = Path(path).relative_to(base) if Path(path).is_relative_to(base) else Path(path)
@@ -165,16 +198,16 @@ class _Files:
     """The files below a folder, whatever the Unicode form of their names."""
 
     def __init__(self, tree: Path, base: Path) -> None:
-        self._tree, self._base = tree, base
+        self._tree, self._base = tree, "" if base == Path() else base.as_posix()
         self._names: dict[str, str] | None = None
 
-    def find(self, path: str) -> str:
-        """A path of the table relative to the tree, as it is spelt on disk.
+    def wanted(self, path: str) -> str:
+        """A path of the table relative to the tree.
 
         Raises:
             BadRowError: it leads out of the tree.
         """
-        wanted = posixpath.normpath((self._base / posix(path)).as_posix())
+        wanted = posixpath.normpath(posixpath.join(self._base, posix(path)))
         if wanted.startswith("/"):
             absolute = Path(wanted)
             if not absolute.is_relative_to(self._tree):
@@ -182,6 +215,11 @@ class _Files:
             wanted = absolute.relative_to(self._tree).as_posix()
         if wanted.split("/")[0] == "..":
             raise BadRowError("outside_root", f"path {path!r} leads out of {self._tree.name}/")
+        return wanted
+
+    def find(self, path: str) -> str:
+        """The same, as it is spelt on disk; BadRowError as for `wanted`."""
+        wanted = self.wanted(path)
         if (self._tree / wanted).is_file():
             return wanted
         if self._names is None:

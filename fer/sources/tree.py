@@ -116,6 +116,20 @@ class TreeSource(ABC):
         """A picture as published. Readers of layouts that keep many in one file find it there."""
         return (tree / entry.path).read_bytes()
 
+    def inputs(self) -> Iterator[tuple[str, str, str]]:
+        """What of the user's the dataset is made of: a key of the configuration, numbered where it is a list; a name
+        below it, "" for the whole; and a path or URL. A folder stands for all in it. Nothing where `path` is null."""
+        path = self.config.path
+        if path is None:
+            return
+        if isinstance(path, str):
+            yield "path", "", path
+        else:
+            yield from ((f"path/{index}", "", one) for index, one in enumerate(path))
+        for key in self.config.more_paths:
+            if other := getattr(self.config, key):
+                yield key, "", other
+
     @property
     def request(self) -> dict[str, Any]:
         """The configuration; of local paths only the last name."""

@@ -28,6 +28,8 @@ def run_plan(params: Params) -> Path:
     Raises:
         ValueError: an output folder is not ours to replace.
     """
+    from fer.sources.origin import origin_digest
+
     items: dict[str, dict[str, Any]] = {"report": {}}
     for stages, keys in (
         (_OF_DATASET, [(dataset,) for dataset in params.run.datasets]),
@@ -37,6 +39,9 @@ def run_plan(params: Params) -> Path:
             for output in outputs:
                 output.folder(params.root, *names)
             items[f"{stage}/{'-'.join(names)}"] = {}
+    for dataset in params.run.datasets:
+        digest = origin_digest(dataset, params.dataset(dataset), params.root, params.root)
+        items[f"download/{dataset}"]["origin"] = digest
     final = PLAN.folder(params.root)
     with PLAN.publish(final) as out:
         for item, content in items.items():

@@ -13,9 +13,9 @@ from fer.console import log
 from fer.disk import disk_errors, refuse_full_disk
 from fer.files import FileError, fsync_directory, refuse_impostor, sha256
 from fer.transfer import http, store
-from fer.transfer.part import Part, Patience, persist, public_url
+from fer.transfer.part import InterruptionError, Part, Patience, persist, public_url
 
-__all__ = ["PATIENCE", "Patience", "download", "public_url"]
+__all__ = ["PATIENCE", "Patience", "download", "local_path", "public_url", "validator"]
 
 PATIENCE = Patience()
 
@@ -72,6 +72,25 @@ def download(source: str, destination: Path, *, sha256_hex: str | None = None, p
         fsync_directory(destination.parent)
 
 
+def validator(url: str, *, timeout: float = 5.0) -> str:
+    """What a server or store says of the version of a file, without fetching it: its ETag or checksum, else its date
+    of change; "" where it says nothing.
+
+    Args:
+        url: of any kind that `download` takes, but a local one.
+        timeout: seconds that the other side may be silent.
+
+    Raises:
+        FileError: no answer, or a refusal.
+    """
+    name = public_url(url)
+    ask = http.validator if urlsplit(url).scheme in ("http", "https") else store.validator
+    try:
+        return ask(url, name, timeout)
+    except InterruptionError as broken:
+        raise FileError(f"{name}: {broken}") from None
+
+
 def _is_wanted(destination: Path, sha256_hex: str | None) -> bool:
     return sha256_hex is not None and destination.exists() and sha256(destination) == sha256_hex.lower()
 
@@ -81,7 +100,7 @@ def _fetch(source: str, part: Part, name: str, patience: Patience) -> None:
     if scheme in ("http", "https"):
         persist(lambda: http.fetch(source, part, name, patience.stall), part, patience, name)
     elif scheme in ("", "file"):
-        _copy(_local_path(source) if scheme else Path(source).expanduser(), part)
+        _copy(local_path(source) if scheme else Path(source).expanduser(), part)
     else:
         persist(lambda: store.fetch(source, part, name), part, patience, name)
 
@@ -100,7 +119,8 @@ def _check(part: Part, name: str, sha256_hex: str | None) -> str | None:
         raise
 
 
-def _local_path(url: str) -> Path:
+def local_path(url: str) -> Path:
+    """Of a file URL; FileError where it is of another machine."""
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost"):
         raise FileError(f"{public_url(url)}: a file URL of another machine; give a path, or file:///path")

@@ -11,6 +11,8 @@ import ssl
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -41,11 +43,45 @@ def fetch(url: str, part: Part, name: str, stall: float) -> None:
     if have and version is not None and have == version.total:
         return  # whole already: the process ended before it could say so
     request = _request(url, have, version)
+    with _troubles(url, name, stall):
+        try:
+            with urllib.request.build_opener(_Redirects(name)).open(request, timeout=stall) as response:
+                _receive(response, part, have, version, name)
+        except urllib.error.HTTPError as error:
+            _refused(error, part, name)
+
+
+def validator(url: str, name: str, timeout: float) -> str:
+    """What tells the version of a file that a server has now from others, without fetching it: its ETag, else its date
+    of change and its length; "" where the server says neither.
+
+    Args:
+        timeout: seconds without a byte after which the connection is given up.
+
+    Raises:
+        InterruptionError, FileError: as `fetch`.
+    """
+    for method in ("HEAD", "GET"):  # links that are signed for GET refuse HEAD; of a GET only the head is read
+        request = _request(url, 0, None)
+        request.method = method
+        with _troubles(url, name, timeout):
+            try:
+                with urllib.request.build_opener(_Redirects(name)).open(request, timeout=timeout) as response:
+                    _refuse_page(response.headers, name)
+                    length = response.headers.get("Content-Length") or ""
+                    date = response.headers.get("Last-Modified") or ""
+                    return str(response.headers.get("ETag") or f"{date} {length}".strip())
+            except urllib.error.HTTPError as error:
+                error.close()
+                answer = f"the server answered {error.code}"
+    raise InterruptionError(answer)
+
+
+@contextmanager
+def _troubles(url: str, name: str, stall: float) -> Iterator[None]:
+    """What goes wrong with a connection, as an InterruptionError where it may work later, else as a FileError."""
     try:
-        with urllib.request.build_opener(_Redirects(name)).open(request, timeout=stall) as response:
-            _receive(response, part, have, version, name)
-    except urllib.error.HTTPError as error:
-        _refused(error, part, name)
+        yield
     except (http.client.InvalidURL, UnicodeError):
         raise FileError(f"{name}: not a valid URL") from None
     except (OSError, EOFError, http.client.HTTPException) as error:
@@ -129,10 +165,7 @@ def _receive(response: Any, part: Part, have: int, version: Version | None, name
             part.empty()
             raise InterruptionError("the server sent another range than it was asked for")
     elif response.status == 200:
-        if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
-            raise FileError(
-                f"{name}: the server sent a web page, not the data; the link probably needs a login: fetch it by hand"
-            )
+        _refuse_page(response.headers, name)
         have, total = 0, left
         part.start(Version(source=name, validator=_validator(response.headers), total=total))
     else:
@@ -156,6 +189,13 @@ def _receive(response: Any, part: Part, have: int, version: Version | None, name
         part.empty()
         raise FileError(
             f"{name}: the server says that the file has {total:,} bytes, and sends more: its copy is broken"
+        )
+
+
+def _refuse_page(headers: Any, name: str) -> None:
+    if headers.get_content_type() in ("text/html", "application/xhtml+xml"):
+        raise FileError(
+            f"{name}: the server sent a web page, not the data; the link probably needs a login: fetch it by hand"
         )
 
 

@@ -73,6 +73,22 @@ def fetch(url: str, part: Part, name: str) -> None:
         raise InterruptionError("it changed while it was fetched")
 
 
+def validator(url: str, name: str, timeout: float) -> str:
+    """What tells the version of an object that a store has now from others, without fetching it.
+
+    Args:
+        timeout: seconds that the store may take, where its driver knows one.
+
+    Raises:
+        InterruptionError, FileError: as `fetch`.
+    """
+    system, path = open_store(url, name)
+    with store_errors(url, name):
+        system.invalidate_cache()
+        version = _version(system, path, name, timeout)
+    return version.validator or str(version.total)
+
+
 def open_store(url: str, name: str) -> tuple[Any, str]:
     """The store of a URL, and the path in it.
 
@@ -114,8 +130,13 @@ def store_errors(url: str, name: str) -> Iterator[None]:
         raise InterruptionError(said) from None
 
 
-def _version(system: Any, path: str, name: str) -> Version:
-    info = system.info(path)
+def _version(system: Any, path: str, name: str, timeout: float | None = None) -> Version:
+    if timeout is not None and system.async_impl:
+        from fsspec.asyn import sync  # type: ignore[import-untyped]
+
+        info = sync(system.loop, system._info, path, timeout=timeout)
+    else:
+        info = system.info(path)
     if info["type"] == "directory" or info.get("size") is None:
         raise IsADirectoryError(path)
     found = next((info[key] for key in _VALIDATORS if info.get(key)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -57,3 +58,16 @@ def test_a_folder_of_the_users_is_not_removed_for_an_output(project: Project, tm
     assert project.started(done.stdout) == ["plan"]
     assert f"{own}: was not made by this project" in done.stdout
     assert files(tmp_path) == before
+
+
+@pytest.mark.timeout(600)
+def test_changed_data_is_downloaded_again_and_unchanged_data_is_not(project: Project) -> None:
+    def repro() -> list[str]:
+        return project.started(project.dvc("repro", "download@mine"))
+
+    assert repro() == ["plan", "download@mine"]
+    (project.root / "photos" / "train" / "sad" / "0.png").touch()
+    assert repro() == ["plan"], "another time is no other data"
+    shutil.rmtree(project.root / "photos" / "train" / "happy")
+    assert repro() == ["plan", "download@mine"]
+    assert repro() == ["plan"]
