@@ -16,6 +16,15 @@ from fer.models import (  # noqa: F401 - importing a model file registers its na
     vit,
 )
 from fer.models.base import FerModel, Resize, TrainOutput
-from fer.models.registry import create_model, list_models, model_options, register
+from fer.models.registry import create_model, list_models, model_loss, model_options, register
 
-__all__ = ["FerModel", "Resize", "TrainOutput", "create_model", "list_models", "model_options", "register"]
+__all__ = [
+    "FerModel",
+    "Resize",
+    "TrainOutput",
+    "create_model",
+    "list_models",
+    "model_loss",
+    "model_options",
+    "register",
+]

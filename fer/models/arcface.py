@@ -80,6 +80,8 @@ class ArcFace(FerModel):
     Parameters: of the backbone up to its embedding, and E a person.
     """
 
+    loss_is = "cross-entropy with an angular margin"
+
     def __init__(
         self,
         num_classes: int = 7,

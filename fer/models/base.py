@@ -10,7 +10,7 @@ The trainer, the evaluator and the exporter know a model only through `FerModel`
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,8 +44,11 @@ class FerModel(nn.Module, ABC):
     Input: float (B, 3, input_size, input_size), RGB in [0, 1], then `(x - mean) / std` per channel.
 
     Attributes:
+        loss_is: what `loss` computes, in words; "cross-entropy" where it is that of the logits, as in validation.
         name, options: what `create_model` was asked for, set by it; the name is None where the class was called itself.
     """
+
+    loss_is: ClassVar[str] = "cross-entropy"
 
     def __init__(
         self,

@@ -225,6 +225,8 @@ class BTN(FerModel):
     Parameters, published configuration, 7 classes: POSTER V2's 43,753,941 and 700,382 for training only.
     """
 
+    loss_is = "sum of three cross-entropies"
+
     def __init__(
         self,
         num_classes: int = 7,

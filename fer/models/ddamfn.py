@@ -85,6 +85,8 @@ class DDAMFN(FerModel):
     Parameters, published configuration with two heads: 4,105,999 for 7 classes, 4,106,512 for 8.
     """
 
+    loss_is = "cross-entropy and attention loss"
+
     def __init__(
         self,
         num_classes: int = 7,

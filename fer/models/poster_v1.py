@@ -195,6 +195,8 @@ class PosterV1(FerModel):
     landmark network's.
     """
 
+    loss_is = "sum of two cross-entropies, one of them smoothed and doubled"
+
     def __init__(
         self,
         num_classes: int = 7,

@@ -51,6 +51,11 @@ def model_options(name: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in fixed}
 
 
+def model_loss(name: str) -> str:
+    """What the model minimises in training, in words: `FerModel.loss_is`."""
+    return str(getattr(_entry(name).builder, "loss_is", "the model's own loss"))
+
+
 def create_model(name: str, num_classes: int = 7, **options: Any) -> FerModel:
     """A freshly initialised model, in training mode; the weights are a function of torch's global seed.
 

@@ -6,7 +6,7 @@ Only classes stand in the SVG, no colours: `line a`, `line b`, `line c`, `mark`,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +29,20 @@ class _Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def lines(history: Mapping[str, Sequence[float]], what: str, best: int | None, *, share: bool) -> Markup:
+def lines(
+    history: Mapping[str, Sequence[float]],
+    what: str,
+    best: int | None,
+    *,
+    share: bool,
+    of: Collection[str] = ("train", "val", "test"),
+) -> Markup:
     """Training and validation of `what` ("loss", "accuracy") by epoch, the selected epoch marked; test where it chose.
 
-    share: whether the values are shares, shown in per cent.
+    share: whether the values are shares, shown in per cent. of: the splits that are drawn, on one axis.
     """
-    curves = {name: history.get(f"{part}_{what}", []) for part, name in (("train", "a"), ("val", "b"), ("test", "c"))}
+    names = {"train": "a", "val": "b", "test": "c"}
+    curves = {names[part]: history.get(f"{part}_{what}", []) for part in of}
     values = [value for curve in curves.values() for value in curve if math.isfinite(value)]
     epochs = history.get("epoch", [])
     if not epochs or not values:

@@ -12,6 +12,7 @@ from typing import Any
 from fer import published
 from fer.files import read_json, sha256
 from fer.lineage import lineage
+from fer.models import list_models, model_loss
 from fer.params import Params
 from fer.report.rejects import RejectLine, reject_lines
 from fer.report.studies import Studies, collect_studies
@@ -60,6 +61,13 @@ class Result:
         return str(recipe["stages"][-1].get("selection_metric", default) if recipe.get("stages") else default)
 
     @property
+    def training_loss(self) -> str | None:
+        """What was minimised, in words, stage by stage; None where it is what validation counts, the cross-entropy."""
+        recipe = self.train.get("recipe", {})
+        told = "; then ".join(dict.fromkeys(_loss({**recipe, **stage}) for stage in recipe.get("stages") or [{}]))
+        return None if told == "cross-entropy" else told
+
+    @property
     def protocols(self) -> Mapping[str, Any] | None:
         """What `fer.evaluation.protocols` says; None where validation chose the epoch."""
         return self.test.get("protocols")
@@ -101,6 +109,18 @@ class Dataset:
     def synthetic(self) -> bool:
         """Whether its pictures are drawn."""
         return self.manifest is not None and self.manifest.synthetic
+
+    @property
+    def recipe_differences(self) -> tuple[str, ...]:
+        """In what its trainings differ besides the model, in words."""
+        recipes = [result.train["recipe"] for result in self.results if result.train.get("recipe")]
+        found = []
+        for key in dict.fromkeys(key for recipe in recipes for key in recipe if key not in ("model", "options")):
+            values = [recipe.get(key) for recipe in recipes]
+            if any(value != values[0] for value in values):
+                epochs = f" ({', '.join(map(str, sorted(set(values))))})" if key == "epochs" else ""
+                found.append(key.replace("_", " ") + epochs)
+        return tuple(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +215,21 @@ def _result(root: Path, dataset: str, model: str, data_digest: str | None) -> Re
     if test and weights.is_file() and result.about.get("weights_sha256") != sha256(weights):
         stale.append("the model has been trained again since the evaluation")
     return Result(**{**vars(result), "stale": tuple(stale)})
+
+
+def _loss(recipe: Mapping[str, Any]) -> str:
+    """What a training of one stage minimises, in words."""
+    model = recipe.get("model")
+    told = [model_loss(model) if model in list_models() else "the model's own"]
+    if smoothing := recipe.get("label_smoothing"):
+        told.append(f"labels smoothed by {smoothing:g}")
+    if recipe.get("labels") == "soft":
+        told.append("soft labels")
+    if recipe.get("class_weights", "none") != "none":
+        told.append("weighted classes")
+    if mix := recipe.get("mix"):
+        told.append(str(mix["kind"]))
+    return ", ".join(told)
 
 
 def _named(lines: Sequence[Mapping[str, Any]], **what: str) -> Mapping[str, Any] | None:

@@ -29,7 +29,8 @@ class Duplicates:
     """What was found among the rows of a dataset.
 
     exact: numbers of the rows that share their pixels, ascending, two or more.
-    near: every two rows whose pictures, not their pixels, are of one photograph.
+    near: every two pictures of one photograph that are not the same pixels, each by the first of its rows: what holds
+        for that row holds for its copies in `exact`, so that many copies of two such pictures are one pair.
     """
 
     exact: tuple[tuple[int, ...], ...]
@@ -54,13 +55,14 @@ def find_duplicates(faces: Sequence[Face], *, near: bool) -> Duplicates:
     for row, face in enumerate(faces):
         by_pixels[face.pixels].append(row)
     pictures = list(by_pixels.values())
-    found = []
-    for pair in near_duplicates([faces[rows[0]].print for rows in pictures]) if near else ():
-        kind = "mirrored" if pair.mirrored else "near"
-        for one in pictures[pair.first]:
-            for other in pictures[pair.second]:
-                found.append(Twins(min(one, other), max(one, other), kind, pair.agreement))
-    return Duplicates(tuple(tuple(rows) for rows in pictures if len(rows) > 1), tuple(sorted(found)))
+    pairs = near_duplicates([faces[rows[0]].print for rows in pictures]) if near else []
+    found = [
+        Twins(
+            pictures[pair.first][0], pictures[pair.second][0], "mirrored" if pair.mirrored else "near", pair.agreement
+        )
+        for pair in pairs
+    ]
+    return Duplicates(tuple(tuple(rows) for rows in pictures if len(rows) > 1), tuple(found))
 
 
 def rows_to_drop(faces: Sequence[Face], duplicates: Duplicates) -> dict[int, Dropped]:
@@ -99,22 +101,44 @@ def _photographs(duplicates: Duplicates) -> Iterable[list[int]]:
     return rows_of.values()
 
 
-def rows_shared(split_of: Mapping[int, Split], alike: Iterable[Sequence[int]], *, within: bool) -> dict[str, int]:
-    """ "test~train": rows of test to which a row of train is alike, and so on for the other splits.
+def rows_shared(split_of: Mapping[int, Split], duplicates: Duplicates) -> dict[str, int]:
+    """ "test~train": rows of test whose pixels a row of train has too, and so on for the other splits.
 
     Args:
         split_of: split of each row that counts.
-        alike: numbers of rows that are all alike.
-        within: also "train~train" and so on.
     """
-    keys = [*_ACROSS, *((split, split) for split in SPLITS if within)]
-    rows: dict[tuple[Split, Split], set[int]] = {key: set() for key in keys}
-    for group in alike:
-        members = {split: [row for row in group if split_of.get(row) == split] for split in SPLITS}
-        for one, other in keys:
-            if len(members[other]) > (one == other):
-                rows[one, other].update(members[one])
-    return {f"{one}~{other}": len(found) for (one, other), found in rows.items()}
+    return _rows_alike(split_of, ((rows, _splits(split_of, rows)) for rows in duplicates.exact), _ACROSS)
+
+
+def rows_near(split_of: Mapping[int, Split], duplicates: Duplicates) -> dict[str, int]:
+    """ "test~train": rows of test with a near duplicate in train, and so on; also "train~train" and so on."""
+    rows_of = {rows[0]: rows for rows in duplicates.exact}
+    pictures = {first: rows_of.get(first, (first,)) for pair in duplicates.near for first in pair[:2]}
+    splits = {first: _splits(split_of, rows) for first, rows in pictures.items()}
+    beside: dict[int, set[Split]] = defaultdict(set)
+    for pair in duplicates.near:
+        beside[pair.first] |= splits[pair.second]
+        beside[pair.second] |= splits[pair.first]
+    within = [(split, split) for split in SPLITS]
+    return _rows_alike(split_of, ((pictures[first], found) for first, found in beside.items()), [*_ACROSS, *within])
+
+
+def _splits(split_of: Mapping[int, Split], rows: Iterable[int]) -> set[Split]:
+    return {split_of[row] for row in rows if row in split_of}
+
+
+def _rows_alike(
+    split_of: Mapping[int, Split],
+    pictures: Iterable[tuple[Sequence[int], set[Split]]],
+    keys: Iterable[tuple[Split, Split]],
+) -> dict[str, int]:
+    """Of each picture: its rows, and the splits that hold what is alike."""
+    counts = dict.fromkeys(keys, 0)
+    for rows, splits in pictures:
+        members = Counter(split_of[row] for row in rows if row in split_of)
+        for one, other in counts:
+            counts[one, other] += members[one] if other in splits else 0
+    return {f"{one}~{other}": count for (one, other), count in counts.items()}
 
 
 def label_conflicts(faces: Sequence[Face], split_of: Mapping[int, Split], duplicates: Duplicates) -> dict[str, int]:

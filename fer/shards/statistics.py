@@ -1,7 +1,8 @@
 """What a dataset looks like: data/statistics/<dataset>, for people and for DVC's plots and metrics.
 
 classes.csv: rows of each class and split. statistics.json: sizes, subjects, brightness, poses, scores, leaks.
-samples.png: some faces of each class and split. duplicates.csv: every pair of rows found to show one photograph.
+samples.png: some faces of each class and split. duplicates.csv: pairs of rows found to show one photograph; rows of the
+same pixels are each paired with the first of them, which stands for all of them in the other pairs.
 dropped.csv: rows that `shard.duplicates: drop` left out.
 """
 

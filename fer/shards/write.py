@@ -21,7 +21,15 @@ from fer.files import FileError, read_json, sha256
 from fer.labels import is_identities
 from fer.outputs import SHARDS, STATISTICS
 from fer.shards.deal import Destination, deal, has_published_validation, in_order
-from fer.shards.leakage import Dropped, Duplicates, find_duplicates, label_conflicts, rows_shared, rows_to_drop
+from fer.shards.leakage import (
+    Dropped,
+    Duplicates,
+    find_duplicates,
+    label_conflicts,
+    rows_near,
+    rows_shared,
+    rows_to_drop,
+)
 from fer.shards.manifest import Manifest, Part
 from fer.shards.schema import SCHEMA_VERSION, SPLITS, ShardConfig, ShardError, Split, shard_schema
 from fer.shards.statistics import write_statistics
@@ -200,8 +208,8 @@ def _manifest(
         std=std,
         rejects=dict(sorted(reasons.items())),
         validation_source="published" if has_published_validation(faces) else "fold 0",
-        shared_pictures=rows_shared(split_of, duplicates.exact, within=False),
-        near_pictures=rows_shared(split_of, [pair[:2] for pair in duplicates.near], within=True),
+        shared_pictures=rows_shared(split_of, duplicates),
+        near_pictures=rows_near(split_of, duplicates),
         label_conflicts=label_conflicts(faces, split_of, duplicates),
         duplicates=config.duplicates,
         crop=about.get("crop", {}),

@@ -18,9 +18,10 @@ from fer.config import ConfigError
 from fer.evaluation.aggregate import detectable_difference, pairs_needed, spread
 from fer.files import read_json
 from fer.models import create_model
+from fer.models.ddamfn import attention_loss
 from fer.params import Params, load
 from fer.studies import Study, StudyOptions, list_studies, load_study
-from fer.training.recipe import Recipe
+from fer.training.recipe import Recipe, load_recipe
 
 OWN = """
 title: A table of two
@@ -100,6 +101,20 @@ def test_what_was_changed_stands_above_the_published_figures(params: Params) -> 
     options = StudyOptions(rows=("plain",), set={"epochs": 1}, workers=0)
     table = (run_study(params, "own.yaml", options) / "table.md").read_text()
     assert "Trained here with epochs = 1; the published figures" in table
+
+
+def test_the_weight_of_the_attention_loss_stands_wherever_its_printed_gain_does() -> None:
+    """The paper's default is 0.1 of its own definition (section 2.3); what was run is 0.01 of the published code's."""
+    study = load_study("ddamfn_attention_loss", Path())
+    ours = load_recipe({"recipe": "ddamfn/fer2013"}, Path(), "here").options["attention_loss_weight"]
+    maps = torch.rand(2, 2, 4, 3, 3, dtype=torch.float64)
+    papers = 0.1 * (attention_loss(maps, "paper") / attention_loss(maps, "code")).item()
+    assert papers == pytest.approx(5 * ours, rel=1e-6), "five times as much"
+    repository = Path(__file__).parents[2]
+    readme = next(line for line in (repository / "README.md").read_text().splitlines() if "+0.49" in line)
+    figures = next(part for part in (repository / "docs/figures.md").read_text().split("\n\n") if "+0.49" in part)
+    for text, times in ((readme, "five times"), (figures, "five times"), (str(study.note), "a fifth")):
+        assert all(words in text for words in (f"{ours:g}", "0.1 of its own definition", times))
 
 
 def test_a_second_figure_with_test_time_augmentation(params: Params) -> None:

@@ -19,7 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fer.models import FerModel, Resize, TrainOutput, create_model, list_models, model_options, register
+from fer.models import (
+    FerModel,
+    Resize,
+    TrainOutput,
+    create_model,
+    list_models,
+    model_loss,
+    model_options,
+    register,
+    registry,
+)
 
 MODELS = list_models()
 
@@ -248,3 +258,10 @@ def test_models_import_only_torch() -> None:
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert set(loaded) <= allowed
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_with_a_loss_of_its_own_says_what_it_is(name: str) -> None:
+    """Else the report would draw it on the axis of the validation's cross-entropy."""
+    own = registry._REGISTRY[name].builder.loss is not FerModel.loss
+    assert (model_loss(name) != "cross-entropy") == own

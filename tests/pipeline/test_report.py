@@ -6,6 +6,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from page_outline import Outline
@@ -49,7 +50,7 @@ def test_page_is_one_well_formed_file_without_requests(page: str) -> None:
 
 
 def test_summary_and_details_show_every_result(page: str) -> None:
-    assert page.count("<svg viewBox") == 3, "two learning curves and a reliability diagram"
+    assert page.count("<svg viewBox") == 4, "training loss, validation loss, accuracy and a reliability diagram"
     for text in (
         "not trained yet: dvc repro train@toy-other",
         "89,919",
@@ -97,6 +98,61 @@ def test_synthetic_data_carries_its_banner_and_real_data_does_not(page: str, tmp
     assert page.count(BANNER) == 2, "in the summary, where nothing else is shown, and in the section"
     real = make_project(tmp_path, dataset="fer2013", synthetic=False)
     assert "SYNTHETIC" not in run_report(real).read_text()
+
+
+def charts_of(page: str, heading: str) -> list[str]:
+    """The curves of the chart below a heading, by their classes."""
+    chart = page[page.index(f"<h4>{heading}</h4>") :]
+    return re.findall(r'<polyline class="line (\w)"', chart[: chart.index("</svg>")])
+
+
+@pytest.mark.parametrize(
+    ("changes", "heading"),
+    [
+        ({"model": "btn_nano", "label_smoothing": 0.0}, "sum of three cross-entropies"),
+        ({"model": "poster_v2_nano"}, "cross-entropy, labels smoothed by 0.1"),
+        ({"model": "gone_since", "label_smoothing": 0.0}, "the model&#39;s own"),
+        ({"stages": [{"model": "poster_v2_nano", "label_smoothing": 0.0}, {"model": "btn_nano"}]},
+         "cross-entropy; then sum of three cross-entropies, labels smoothed by 0.1"),
+    ],
+)  # fmt: skip
+def test_a_training_loss_that_is_not_the_validations_has_its_own_axis_and_name(
+    changes: dict[str, Any], heading: str, tmp_path: Path
+) -> None:
+    params = make_project(tmp_path)
+    publish_training(params, recipe=params.recipe("nano").model_dump(mode="json") | changes)
+    page = render(collect(params))
+    assert Outline(page).open == []
+    assert charts_of(page, f"Training loss: {heading}") == ["a"]
+    assert charts_of(page, "Validation loss: cross-entropy") == ["b"]
+    assert charts_of(page, "Accuracy") == ["a", "b"]
+
+
+def test_a_training_loss_that_is_the_validations_shares_its_axis(tmp_path: Path) -> None:
+    params = make_project(tmp_path)
+    same = {"model": "poster_v2_nano", "label_smoothing": 0.0}
+    publish_training(params, recipe=params.recipe("nano").model_dump(mode="json") | same)
+    page = render(collect(params))
+    assert charts_of(page, "Loss: cross-entropy") == ["a", "b"]
+    assert "Validation loss" not in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({}, None), ({"epochs": 3, "learning_rate": 0.5}, "besides the model, in epochs (3, 7), learning rate. Their")],
+)
+def test_figures_of_different_recipes_do_not_claim_to_rank_the_models(
+    changes: dict[str, Any], told: str | None, tmp_path: Path
+) -> None:
+    params = make_project(tmp_path)
+    recipe = params.recipe("nano").model_dump(mode="json")
+    publish_training(params, "toy", "nano", recipe=recipe)
+    publish_training(params, "toy", "other", recipe=recipe | {"model": "mfn_nano", "options": {}} | changes)
+    page = render(collect(params))
+    summary = page[page.index('id="summary"') : page.index('<h2 id="toy">')]
+    assert "let models be compared" not in page
+    assert ("do not rank the models" in summary) == (told is not None)
+    assert told is None or told in summary
 
 
 def test_lineage_names_commit_data_and_parameters(project: Params, page: str) -> None:
@@ -181,7 +237,7 @@ def test_views_stand_beside_the_plain_figures_with_their_difference(tmp_path: Pa
     augmented, (difference,) = summary["tta"], summary["tta"]["difference"]
     page = render(collect(params))
     assert Outline(page).open == []
-    table = page[page.index("<h4>Test-time augmentation</h4>") : page.index("<h4>Loss</h4>")]
+    table = page[page.index("<h4>Test-time augmentation</h4>") : page.index("<h4>Training loss")]
     low, high = (percent(augmented["intervals"][0][end]) for end in ("low", "high"))
     assert f"{percent(augmented['accuracy'], 2)}<br><small>{low} – {high}</small>" in re.sub(r"\n", "", table)
     assert f">{points(difference['value'], 2)}<br><small>{points(difference['low'], 2)}" in table

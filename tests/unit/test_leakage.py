@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 
 from fer.shards import leakage
-from fer.shards.deal import DisjointSets
+from fer.shards.deal import DisjointSets, deal
 from fer.shards.duplicates import Fingerprint, Pair
-from fer.shards.leakage import Duplicates, Twins, find_duplicates, label_conflicts, rows_shared, rows_to_drop
-from fer.shards.schema import Split
+from fer.shards.leakage import (
+    Duplicates,
+    Twins,
+    find_duplicates,
+    label_conflicts,
+    rows_near,
+    rows_shared,
+    rows_to_drop,
+)
+from fer.shards.schema import SPLITS, ShardConfig, Split
 from fer.shards.survey import Face
 
 EMPTY = Fingerprint(np.zeros(64, np.float32), np.zeros((32, 32), np.uint8))
@@ -59,16 +67,16 @@ def test_of_doubles_in_train_the_first_with_the_commonest_label_stays() -> None:
 
 def test_rows_are_counted_once_however_many_doubles_they_have() -> None:
     split_of: dict[int, Split] = {0: "train", 1: "train", 2: "test", 3: "validation"}
-    groups = [(0, 1, 2), (2, 0), (1, 3), (2, 9)]
-    assert rows_shared(split_of, groups, within=True) == {
+    duplicates = Duplicates(exact=((0, 1, 2), (5, 6)), near=near((0, 3), (3, 9)))
+    assert rows_shared(split_of, duplicates) == {"validation~train": 0, "test~train": 1, "test~validation": 0}
+    assert rows_near(split_of, duplicates) == {
         "validation~train": 1,
-        "test~train": 1,
-        "test~validation": 0,
-        "train~train": 2,
+        "test~train": 0,
+        "test~validation": 1,
+        "train~train": 0,
         "validation~validation": 0,
         "test~test": 0,
     }
-    assert set(rows_shared(split_of, groups, within=False)) == {"validation~train", "test~train", "test~validation"}
 
 
 def test_conflicting_labels_are_counted_by_picture_within_a_split_or_between_splits() -> None:
@@ -83,13 +91,66 @@ def test_conflicting_labels_are_counted_by_picture_within_a_split_or_between_spl
     }
 
 
-def test_pairs_of_pictures_hold_for_every_row_that_has_these_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_of_two_near_duplicates_are_one_pair_of_their_first_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leakage, "near_duplicates", lambda prints: [Pair(0, 1, 0.95, True)])
     faces = [face("a", pixels=b"1"), face("b", pixels=b"2"), face("c", "test", pixels=b"1")]
     found = find_duplicates(faces, near=True)
     assert found.exact == ((0, 2),)
-    assert found.near == (Twins(0, 1, "mirrored", 0.95), Twins(1, 2, "mirrored", 0.95))
+    assert found.near == (Twins(0, 1, "mirrored", 0.95),)
     assert find_duplicates(faces, near=False) == Duplicates(found.exact, ())
+
+
+def test_four_thousand_copies_of_two_near_duplicates_make_pairs_by_their_sum_not_their_product(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(leakage, "near_duplicates", lambda prints: [Pair(0, 1, 0.95, False)])
+    copies = 4_000
+    faces = [
+        face(f"{row:04}", "test" if row % 5 == 0 else "train", pixels=b"%d" % (row % 2)) for row in range(2 * copies)
+    ]
+    duplicates = find_duplicates(faces, near=True)
+    assert len(duplicates.pairs()) == 2 * (copies - 1) + 1
+    split_of: dict[int, Split] = {row: one.split for row, one in enumerate(faces)}
+    counts = rows_near(split_of, duplicates)
+    assert (counts["test~train"], counts["train~train"], counts["test~test"]) == (1_600, 6_400, 1_600)
+    assert len(rows_to_drop(faces, duplicates)) == 6_400
+    config = ShardConfig(duplicates="group")
+    places = deal(faces, config, seed=0, together=[pair[:2] for pair in duplicates.near])
+    assert len({place.fold for place in places if place.split == "train"}) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_counted_dropped_and_grouped_is_that_of_all_pairs_of_rows(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    pictures, rows = 9, 24
+    shown = [*range(pictures), *random.integers(0, pictures, rows - pictures).tolist()]
+    near_pairs = [(a, b) for a in range(pictures) for b in range(a + 1, pictures) if random.random() < 0.12]
+    monkeypatch.setattr(leakage, "near_duplicates", lambda prints: [Pair(a, b, 0.9, False) for a, b in near_pairs])
+    splits = [SPLITS[choice] for choice in random.integers(0, 3, rows)]
+    faces = [
+        face(f"{random.integers(10**6):06}-{row}", splits[row], int(random.integers(2)), pixels=b"%d" % picture)
+        for row, picture in enumerate(shown)
+    ]
+    duplicates = find_duplicates(faces, near=True)
+    all_pairs = [
+        (one, other)
+        for one in range(rows)
+        for other in range(one + 1, rows)
+        if tuple(sorted((shown[one], shown[other]))) in near_pairs
+    ]
+    split_of = {row: split for row, split in enumerate(splits) if random.random() < 0.8}
+    for key, count in rows_near(split_of, duplicates).items():
+        here, there = key.split("~")
+        ways = [*all_pairs, *((other, one) for one, other in all_pairs)]
+        assert count == len({a for a, b in ways if split_of.get(a) == here and split_of.get(b) == there}), key
+    of_rows = Duplicates(duplicates.exact, near(*all_pairs))
+    assert rows_to_drop(faces, duplicates) == rows_to_drop(faces, of_rows)
+    grouped, of_all = (
+        deal(faces, ShardConfig(), seed=0, together=[pair[:2] for pair in one.near]) for one in (duplicates, of_rows)
+    )
+    assert grouped == of_all
 
 
 def test_a_set_is_named_by_its_smallest_member_in_whatever_order_it_was_joined() -> None:
