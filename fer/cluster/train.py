@@ -38,15 +38,20 @@ from fer.weights.parts import PartSource, locate
 
 _CODE = (
     "augment.py",
+    "hashing.py",
+    "labels.py",
     "models",
     "shards/ahead.py",
     "shards/dataset.py",
     "shards/folds.py",
+    "shards/manifest.py",
     "shards/order.py",
     "shards/pixels.py",
     "shards/read.py",
+    "shards/schema.py",
     "training",
     "transforms",
+    "weights",
 )
 _POLL_SECONDS = 0.25
 

@@ -22,6 +22,7 @@ from fer.cluster.config import SearchRange
 from fer.config import ConfigError, parse
 from fer.console import log
 from fer.files import read_json, write_atomic, write_json
+from fer.hashing import stable_hash
 from fer.tracking import Run
 from fer.tracking.run import Status
 from fer.training.recipe import Recipe
@@ -63,7 +64,7 @@ class TrialPlan:
     def key(self, number: int, values: Values) -> str:
         """Identity of a trial: the same proposal of the same search has the same."""
         texts = [f"{name}={value!r}" for name, value in sorted(values.items())]
-        return f"{number:03d}-{processes.stable_hash(self.fingerprint, number, *texts):016x}"
+        return f"{number:03d}-{stable_hash(self.fingerprint, number, *texts):016x}"
 
     def trial_recipe(self, values: Values) -> Recipe:
         """The recipe of a trial: the values laid over the base, at the length of a trial."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from fer.console import log
 from fer.files import FileError, publish_directory, read_json, sha256, write_json
-from fer.processes import stable_hash
+from fer.hashing import stable_hash
 from fer.sources.base import Source
 from fer.sources.registry import DatasetConfig, get_source
 
