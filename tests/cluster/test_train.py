@@ -76,6 +76,7 @@ def test_the_published_folder_says_how_it_came_to_be(tmp_path: Path) -> None:
     assert sorted(path.name for path in stale.iterdir()) == [
         "history.csv",
         "model.safetensors",
+        "run.json",
         "train.json",
         "val.json",
     ]
@@ -83,8 +84,11 @@ def test_the_published_folder_says_how_it_came_to_be(tmp_path: Path) -> None:
     facts = json.loads((stale / "train.json").read_text())
     assert info.extra["fingerprint"] == facts["fingerprint"]
     assert facts["recipe"] == recipe(epochs=1).model_dump(mode="json")
-    assert facts["versions"]["torch"]
-    assert facts["mlflow_run_id"]
+    circumstances = json.loads((stale / "run.json").read_text())
+    assert circumstances["versions"]["torch"]
+    assert circumstances["mlflow_run_id"]
+    assert circumstances["train"]["workers"] == 0
+    assert not facts.keys() & circumstances.keys()
     assert "epoch 1/1: loss" in output
 
 

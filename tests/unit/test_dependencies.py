@@ -76,6 +76,12 @@ def test_every_module_that_decides_a_resumed_result_is_in_the_digest_of_its_code
     assert [one for one in listed if not (repo_root / "fer" / one).exists()] == []
 
 
+def test_no_stage_depends_on_the_circumstances_of_a_training(repo_root: Path) -> None:
+    stages = yaml.safe_load((repo_root / "dvc.yaml").read_text())["stages"]
+    (run,) = (out for out in stages["train"]["outs"] if out.endswith("/run.json"))
+    assert [name for name, stage in stages.items() if run in stage["deps"]] == []
+
+
 def test_a_module_that_no_list_names_is_found_through_lazy_imports(tmp_path: Path) -> None:
     (tmp_path / "fer/models").mkdir(parents=True)
     (tmp_path / "fer/start.py").write_text("def f():\n    from fer.models import net\n")
