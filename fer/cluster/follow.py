@@ -60,6 +60,11 @@ class Follower:
         self.on_step(Progress(**content))
 
 
+def best_metrics(best: Record) -> dict[str, float]:
+    """The row of the best epoch by the names that runs are ranked by: `best_epoch`, `best_val_accuracy`, ..."""
+    return {"best_epoch": best["epoch"], **{f"best_{k}": v for k, v in best.items() if k.startswith("val_")}}
+
+
 def log_record(run: Run, record: Record) -> None:
     """Logs one epoch's row; what the run has already is not logged twice."""
     run.log_metrics({key: value for key, value in record.items() if key != "epoch"}, step=int(record["epoch"]))

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fer.cluster.follow import Follower, log_record
+from fer.cluster.follow import Follower, best_metrics, log_record
 from fer.cluster.session import connect, require, room
 from fer.cluster.shared import require_paths
 from fer.console import log
@@ -123,13 +123,13 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
         assert state.stage_is_over(recipe.last.epochs, recipe.last.patience), "a training ends at its end"
         for record in state.records():  # what a driver that was killed could not log any more; points are logged once
             log_record(run, record)
-        run.log_metrics({"checkpoint_fallbacks": state.fallbacks}, step=state.epoch)
+        best = state.history[state.best_epoch - 1]
+        run.log_metrics({**best_metrics(best), "checkpoint_fallbacks": state.fallbacks}, step=state.epoch)
         published = params.root / "trained" / dataset / model_key
         publish(published, model, job, state, facts | settings, stage | _circumstances(params, state, run))
         for name in ("history.csv", "train.json", "run.json"):
             run.log_artifact(published / name, "training")
         shutil.rmtree(work)
-    best = state.history[state.best_epoch - 1]
     log.info(
         f"{title}: best epoch {state.best_epoch} of {state.epoch}, validation accuracy {best['val_accuracy']:.4f}, "
         f"balanced {best['val_balanced_accuracy']:.4f} -> {published.relative_to(params.root)}"
