@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import fer
-from fer.files import sha256
+from fer.files import read_json, sha256
 
 
 def redact(text: str) -> str:
@@ -46,6 +46,15 @@ def lineage(root: Path) -> dict[str, str]:
         if value:
             tags[tag] = value
     return tags | {f"version.{name}": version for name, version in versions().items()}
+
+
+def training_facts(folder: Path) -> dict[str, Any]:
+    """What trained/<dataset>/<model> tells of its training: train.json, and run.json beside it.
+
+    What stands in run.json stood in train.json in older projects.
+    """
+    facts: dict[str, Any] = read_json(folder / "train.json")
+    return facts | read_json(run) if (run := folder / "run.json").is_file() else facts
 
 
 def versions() -> dict[str, str]:

@@ -209,7 +209,9 @@ def finish(child: subprocess.Popen[str], timeout: float = 120) -> str:
 def published(root: Path) -> dict[str, bytes]:
     """The files of the finished training that must not depend on how it went."""
     folder = root / "trained" / "tiny" / "toy"
-    return {name: (folder / name).read_bytes() for name in ("model.safetensors", "history.csv", "val.json")}
+    return {
+        name: (folder / name).read_bytes() for name in ("model.safetensors", "history.csv", "val.json", "train.json")
+    }
 
 
 # ------------------------------------------------------------------------------------------------ the loop alone

@@ -96,7 +96,7 @@ def _train(params: "Params", root: Path, args: argparse.Namespace, *, workers: i
     started = time.perf_counter()
     published = run_training(here, _DATASET, args.model)
     wall = time.perf_counter() - started
-    return wall, float(read_json(published / "train.json")["seconds"])
+    return wall, float(read_json(published / "run.json")["seconds"])
 
 
 def _input_size(params: "Params", model: str) -> int:

@@ -3,7 +3,7 @@
     .work/<fingerprint>/          what a killed training goes on from; removed when it is published
         state-*.pt, progress.json     written by rank 0 (fer.training)
         lock                          held by the driver
-    trained/<dataset>/<model>/    appears complete, by rename
+    trained/<dataset>/<model>/    appears complete, by rename; run.json alone differs between equal trainings
 
 The fingerprint is taken over data, recipe, seed and code: another training never goes on from this one's state. The
 driver follows it by `progress.json`, so all nodes must see the driver's work folder; it alone talks to MLflow.
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fer.cluster.follow import Follower, log_record
+from fer.cluster.follow import Follower, best_metrics, log_record
 from fer.cluster.session import connect, require, room
 from fer.cluster.shared import require_paths
 from fer.console import log
@@ -39,15 +39,20 @@ from fer.weights.parts import PartSource, locate
 
 _CODE = (
     "augment.py",
+    "hashing.py",
+    "labels.py",
     "models",
     "shards/ahead.py",
     "shards/dataset.py",
     "shards/folds.py",
+    "shards/manifest.py",
     "shards/order.py",
     "shards/pixels.py",
     "shards/read.py",
+    "shards/schema.py",
     "training",
     "transforms",
+    "weights",
 )
 _POLL_SECONDS = 0.25
 
@@ -60,7 +65,7 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
     """Trains `models.<model_key>` on a dataset, or goes on with it, and publishes `trained/<dataset>/<model_key>/`.
 
     Returns:
-        The published folder: model.safetensors, history.csv, val.json, train.json.
+        The published folder: model.safetensors, history.csv, val.json, train.json, run.json.
 
     Raises:
         ValueError: a mistake in params, shards that cannot be used, resources that do not exist, another process at the
@@ -86,7 +91,8 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
         pretrained=pretrained,
     )
     model, work, title = build_model(job), Path(job.work_dir), f"train {model_key} on {dataset}"
-    settings = {"recipe": recipe.model_dump(mode="json"), "seed": params.seed, "train": params.train.model_dump()}
+    settings = {"recipe": recipe.model_dump(mode="json"), "seed": params.seed}
+    stage = {"train": params.train.model_dump()}
     facts = {
         "dataset": dataset,
         "model": recipe.last.model,
@@ -108,7 +114,7 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
             experiment=dataset,
             run_name=model_key,
             key=whole,
-            params=settings,
+            params=settings | stage,
             tags=tags,
         ) as run,
     ):
@@ -119,12 +125,12 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
         assert state.stage_is_over(recipe.last.epochs, recipe.last.patience), "a training ends at its end"
         for record in state.records():  # what a driver that was killed could not log any more; points are logged once
             log_record(run, record)
-        run.log_metrics({"checkpoint_fallbacks": state.fallbacks}, step=state.epoch)
-        publish(published, model, job, state, {**facts, **settings, **_circumstances(params, state, run)})
-        for name in ("history.csv", "train.json"):
+        best = state.history[state.best_epoch - 1]
+        run.log_metrics({**best_metrics(best), "checkpoint_fallbacks": state.fallbacks}, step=state.epoch)
+        publish(published, model, job, state, facts | settings, stage | _circumstances(params, state, run))
+        for name in ("history.csv", "train.json", "run.json"):
             run.log_artifact(published / name, "training")
         shutil.rmtree(work)
-    best = state.history[state.best_epoch - 1]
     log.info(
         f"{title}: best epoch {state.best_epoch} of {state.epoch}, validation accuracy {best['val_accuracy']:.4f}, "
         f"balanced {best['val_balanced_accuracy']:.4f} -> {published.relative_to(params.root)}"
@@ -312,7 +318,6 @@ def _circumstances(params: Params, state: TrainState, run: Run) -> dict[str, Any
     made_by = lineage(params.root)
     rates = [timing["images_per_second"] for timing in state.timings]
     return {
-        "best_epoch": state.best_epoch,
         "seconds": round(sum(timing["seconds"] for timing in state.timings), 2),
         "images_per_second": round(sum(rates) / len(rates), 1),
         "resumes": state.resumes,

@@ -19,8 +19,10 @@ from typing import Any
 
 from fer import processes
 from fer.cluster.config import SearchRange
+from fer.cluster.follow import best_metrics
 from fer.console import log
 from fer.files import read_json, write_atomic, write_json
+from fer.hashing import stable_hash
 from fer.tracking import Run
 from fer.tracking.run import Status
 from fer.training.recipe import Recipe, vary
@@ -62,7 +64,7 @@ class TrialPlan:
     def key(self, number: int, values: Values) -> str:
         """Identity of a trial: the same proposal of the same search has the same."""
         texts = [f"{name}={value!r}" for name, value in sorted(values.items())]
-        return f"{number:03d}-{processes.stable_hash(self.fingerprint, number, *texts):016x}"
+        return f"{number:03d}-{stable_hash(self.fingerprint, number, *texts):016x}"
 
     def trial_recipe(self, values: Values) -> Recipe:
         """The recipe of a trial: the values laid over the base, at the length of a trial."""
@@ -184,6 +186,8 @@ class TrialLog:
     def __post_init__(self) -> None:
         self._path = Path(self.plan.folder, "trials.json")
         self._runs: dict[int, Run] = {}
+        self._best: dict[int, Mapping[str, float]] = {}
+        """Of each trial the row of its best epoch."""
         self._known = {row["key"]: row for row in read_json(self._path)} if self._path.is_file() else {}
         self._lock = threading.RLock()
         self._closed = False
@@ -220,6 +224,7 @@ class TrialLog:
             value = float(record[self.plan.metric])
             if trial.best is None or (value > trial.best if self.higher_is_better else value < trial.best):
                 trial.best, trial.best_epoch = value, int(record["epoch"])
+                self._best[trial.number] = record
             if int(record["epoch"]) > trial.epochs:
                 trial.epochs = int(record["epoch"])
                 trial.seconds += float(record.get("seconds", 0.0))
@@ -237,8 +242,8 @@ class TrialLog:
             trial.status = "failed" if reason else "finished" if trial.epochs >= self.plan.epochs else "stopped early"
             self._finish(trial, "FAILED" if reason else "FINISHED")
             ended = [one for one in self.trials.values() if one.status != "running"]
-            if (best := self.best()) is not None and best.best is not None:
-                self.parent.log_metrics({f"best_{self.plan.metric}": best.best}, step=len(ended))
+            if (best := self.best()) is not None:
+                self.parent.log_metrics(best_metrics(self._best[best.number]), step=len(ended))
             shown = (
                 f"{self.plan.metric} {trial.best:.4f} at epoch {trial.best_epoch}"
                 if trial.best is not None
@@ -274,6 +279,8 @@ class TrialLog:
 
     def _finish(self, trial: Trial, status: Status) -> None:
         run = self._runs[trial.number]
+        if trial.number in self._best:
+            run.log_metrics(best_metrics(self._best[trial.number]), step=trial.epochs)
         run.set_tags({"trial.status": trial.status} | ({"trial.reason": trial.reason} if trial.reason else {}))
         run.finish(status)
         trial.run_id = run.run_id  # not known before where MLflow was down when the trial began

@@ -30,8 +30,9 @@ from fer.evaluation.noise import paired_bootstrap
 from fer.evaluation.predict import Predictions, PredictJob
 from fer.evaluation.protocols import both_protocols
 from fer.evaluation.record import record
-from fer.files import FileError, read_json, sha256, write_atomic, write_json
+from fer.files import FileError, sha256, write_atomic, write_json
 from fer.labels import is_identities
+from fer.lineage import training_facts
 from fer.outputs import EVALUATED
 from fer.params import Params
 from fer.processes import lock
@@ -115,7 +116,7 @@ def run_evaluation(params: Params, dataset: str, model_key: str) -> Path:
 
 
 def _training_facts(trained: Path, weights: Path, shards: ShardSet, item: str) -> dict[str, Any]:
-    """train.json, after checking that these weights were trained on this data and have its labels."""
+    """What the training told, after checking that its weights were trained on this data and have its labels."""
     if not weights.is_file():
         raise FileError(f"{weights}: no such file; train it with `dvc repro train@{item}`")
     info = read_info(weights)
@@ -124,7 +125,7 @@ def _training_facts(trained: Path, weights: Path, shards: ShardSet, item: str) -
             f"{weights}: trained on labels {', '.join(info.labels)}; the shards in {shards.folder} have "
             f"{', '.join(shards.labels)}, in this order. Train again with `dvc repro train@{item}`"
         )
-    facts: dict[str, Any] = read_json(trained / "train.json")
+    facts = training_facts(trained)
     if facts.get("data_digest") != shards.digest:
         raise ValueError(
             f"{trained / 'train.json'}: trained on other data than {shards.folder} holds now, so that a test row may "

@@ -35,7 +35,7 @@ def record(
     """Adds the evaluation to the training's own run: figures of merit, tables, figures, the data, and the model.
 
     Args:
-        facts: train.json. summary: test.json.
+        facts: of the training (fer.lineage.training_facts). summary: test.json.
         folder: evaluated/<dataset>/<model_key>.
 
     Raises:

@@ -32,7 +32,10 @@ from fer.sources.download import describe
 from fer.sources.registry import DatasetConfig, get_source
 
 FORMAT = 1
-_CODE = ("faces", "jpeg.py", "labels.py", "pictures.py", "shards/schema.py", "shards/table.py", "sources", "synth")
+_CODE = (
+    "faces", "hashing.py", "jpeg.py", "labels.py", "pictures.py", "shards/schema.py", "shards/table.py", "sources",
+    "synth", "weights/published.py", "weights/torchfile.py", "weights/unpickle.py",
+)  # fmt: skip
 _SHOWN_EXAMPLES = 8
 _DECODING_THREADS = 2
 """Where there is one process alone; the crop workers of a cluster have one CPU each."""

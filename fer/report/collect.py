@@ -11,7 +11,7 @@ from typing import Any
 
 from fer import published
 from fer.files import read_json, sha256
-from fer.lineage import lineage
+from fer.lineage import lineage, training_facts
 from fer.models import list_models, model_loss
 from fer.params import Params
 from fer.report.rejects import RejectLine, reject_lines
@@ -24,7 +24,7 @@ class Result:
     """One model on one dataset.
 
     Attributes:
-        train, validation, test: contents of train.json, val.json, test.json; empty where the stage has not run.
+        train, validation, test: `training_facts`, val.json, test.json; empty where the stage has not run.
         history: columns of history.csv.
         missing: what has not run yet, and the command that runs it; None when all is there.
         stale: what does not fit together any more, in words.
@@ -184,9 +184,9 @@ def _dataset(params: Params, key: str, models: list[str]) -> Dataset:
 
 def _result(root: Path, dataset: str, model: str, data_digest: str | None) -> Result:
     trained, evaluated = root / "trained" / dataset / model, root / "evaluated" / dataset / model
-    train, validation, test = (
-        read_json(path) if path.is_file() else {}
-        for path in (trained / "train.json", trained / "val.json", evaluated / "test.json")
+    train = training_facts(trained) if (trained / "train.json").is_file() else {}
+    validation, test = (
+        read_json(path) if path.is_file() else {} for path in (trained / "val.json", evaluated / "test.json")
     )
     missing = None
     if not train:

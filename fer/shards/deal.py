@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from fer.processes import stable_hash
+from fer.hashing import stable_hash
 from fer.shards.schema import ShardConfig, Split
 from fer.shards.survey import Face
 

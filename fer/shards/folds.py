@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from math import factorial, prod
 
-from fer.processes import stable_hash
+from fer.hashing import stable_hash
 
 MAX_REPEATS = 1000
 """Groupings of the same base folds that can be asked for."""

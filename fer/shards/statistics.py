@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fer.files import open_atomic, write_atomic, write_json
-from fer.processes import stable_hash
+from fer.hashing import stable_hash
 from fer.shards.leakage import Dropped, Duplicates, Twins
 from fer.shards.manifest import Manifest
 from fer.shards.schema import SPLITS, Split

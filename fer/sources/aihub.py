@@ -17,8 +17,8 @@ from pydantic import Field
 
 from fer.console import log, progress
 from fer.files import FileError
+from fer.hashing import stable_hash
 from fer.labels import LabelSpace, space
-from fer.processes import stable_hash
 from fer.shards.schema import Split
 from fer.sources.aihub_records import (
     CLASS_NAMES,

@@ -9,8 +9,8 @@ from typing import Any
 
 from fer.console import log
 from fer.files import FileError, read_json, sha256, write_json
+from fer.hashing import stable_hash
 from fer.outputs import RAW
-from fer.processes import stable_hash
 from fer.sources.base import Source
 from fer.sources.origin import changed, given_paths, look, with_absolute_paths
 from fer.sources.registry import DatasetConfig, get_source

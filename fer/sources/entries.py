@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fer.files import FileError
-from fer.processes import stable_hash
+from fer.hashing import stable_hash
 from fer.shards.schema import Split
 from fer.sources.base import AnnotatedFace
 

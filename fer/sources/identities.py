@@ -27,8 +27,8 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from fer.files import FileError, read_json
+from fer.hashing import stable_hash
 from fer.labels import LabelSpace, identities, space
-from fer.processes import stable_hash
 from fer.shards.schema import SPLITS, Split
 from fer.sources.base import Block, RawSample, Reject
 from fer.sources.entries import find_layout, folders, hashed_split, one_face

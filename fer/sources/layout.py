@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fer.files import FileError
-from fer.processes import stable_hash
+from fer.hashing import stable_hash
 from fer.shards.schema import SPLITS, Split
 from fer.sources.base import Reject
 from fer.sources.csvfile import read_rows

@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from fer import processes
 from fer.config import Config
 from fer.console import progress
+from fer.hashing import stable_hash
 from fer.labels import LabelSpace, identities, space, to_canonical
 from fer.sources.base import BLOCK_ROWS, AnnotatedFace, Block, RawSample, Reject
 from fer.synth.config import ClassWeights, Domain, LabelNoiseKind, SceneConfig
@@ -101,7 +102,7 @@ class SyntheticSource:
     def __init__(self, config: SyntheticConfig, seed: int) -> None:
         self.config = config
         # Pretraining sees neither the people nor the scenes that expressions are learnt and tested on.
-        self.seed = seed if config.labels == "expression" else processes.stable_hash("subjects", seed, bits=32)
+        self.seed = seed if config.labels == "expression" else stable_hash("subjects", seed, bits=32)
 
     @property
     def label_space(self) -> LabelSpace:

@@ -22,8 +22,8 @@ from pydantic import Field, field_validator
 from fer.config import Config
 from fer.console import log
 from fer.files import FileError, read_json, sha256
+from fer.hashing import stable_hash
 from fer.labels import LabelSpace
-from fer.processes import stable_hash
 from fer.shards.schema import SPLITS
 from fer.sources.base import Block, RawSample, Reject
 from fer.sources.pack import Entry, nfc, pack, unpacked

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from fer.console import log
+from fer.hashing import stable_hash
 from fer.models import FerModel, create_model
-from fer.processes import stable_hash
 from fer.shards.read import Batch, EvalBatches, normalise
 from fer.training.data import Data, open_data
 from fer.training.learner import Learner

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fer.hashing import stable_hash
 from fer.models import FerModel
-from fer.processes import stable_hash
 from fer.training.recipe import Recipe
 
 

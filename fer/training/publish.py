@@ -16,17 +16,25 @@ from fer.training.state import TrainState
 from fer.weights.store import save_model
 
 
-def publish(final: Path, model: FerModel, job: TrainJob, state: TrainState, facts: Mapping[str, Any]) -> None:
-    """Writes the four files of a finished training as one folder, in place of what stood there.
+def publish(
+    final: Path,
+    model: FerModel,
+    job: TrainJob,
+    state: TrainState,
+    facts: Mapping[str, Any],
+    circumstances: Mapping[str, Any],
+) -> None:
+    """Writes the five files of a finished training as one folder, in place of what stood there.
 
     model.safetensors: the weights of the best epoch; history.csv: one row an epoch; val.json: the best epoch's
-    metrics. These three are the same bytes however often the training was interrupted. train.json: `facts`, among them
-    times.
+    metrics; train.json: `facts`. These four are the same bytes for equal trainings, however often one was interrupted.
+    run.json: `circumstances`.
 
     Args:
         model: the recipe's model, for its description; its weights do not matter.
         facts: `dataset` and `label_space`; `crop`, how the faces were cut out, for whoever uses the weights; and
-            whatever else is worth keeping.
+            whatever else decides the result, or follows from it.
+        circumstances: what may differ between two equal trainings, such as times.
     """
     with TRAINED.publish(final) as folder:
         save_model(
@@ -52,4 +60,5 @@ def publish(final: Path, model: FerModel, job: TrainJob, state: TrainState, fact
         best = state.history[state.best_epoch - 1]
         metrics = {key: value for key, value in best.items() if key.startswith("val_")}
         write_json(folder / "val.json", {"best_epoch": state.best_epoch, **metrics})
-        write_json(folder / "train.json", facts)
+        write_json(folder / "train.json", {**facts, "best_epoch": state.best_epoch})
+        write_json(folder / "run.json", circumstances)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fer.processes import stable_hash
+from fer.hashing import stable_hash
 from fer.training.recipe import Mix, Recipe
 
 

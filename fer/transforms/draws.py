@@ -8,7 +8,7 @@ share or a resumed run could lose, and numpy evaluates it for all samples of a b
 import numpy as np
 import numpy.typing as npt
 
-from fer.processes import stable_hash
+from fer.hashing import stable_hash
 
 UInt64Array = npt.NDArray[np.uint64]
 Float64Array = npt.NDArray[np.float64]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_training import LABELS, NANO, make_project, start_training
+from tiny_training import LABELS, NANO, TOY, make_project, run_child, run_stage, start_training
 
 from fer.cluster import train
 from fer.cluster.config import ClusterConfig
@@ -76,6 +76,7 @@ def test_the_published_folder_says_how_it_came_to_be(tmp_path: Path) -> None:
     assert sorted(path.name for path in stale.iterdir()) == [
         "history.csv",
         "model.safetensors",
+        "run.json",
         "train.json",
         "val.json",
     ]
@@ -83,9 +84,31 @@ def test_the_published_folder_says_how_it_came_to_be(tmp_path: Path) -> None:
     facts = json.loads((stale / "train.json").read_text())
     assert info.extra["fingerprint"] == facts["fingerprint"]
     assert facts["recipe"] == recipe(epochs=1).model_dump(mode="json")
-    assert facts["versions"]["torch"]
-    assert facts["mlflow_run_id"]
+    circumstances = json.loads((stale / "run.json").read_text())
+    assert circumstances["versions"]["torch"]
+    assert circumstances["mlflow_run_id"]
+    assert circumstances["train"]["workers"] == 0
+    assert not facts.keys() & circumstances.keys()
     assert "epoch 1/1: loss" in output
+
+
+def test_a_run_is_ranked_by_its_published_epoch_and_not_by_its_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = make_project(tmp_path, epochs=3, recipe={**TOY, "learning_rate": 0.05})
+    assert run_child(run_stage, str(root), str(tmp_path / "output.txt")) == 0, (tmp_path / "output.txt").read_text()
+    published = root / "trained" / "tiny" / "toy"
+    best = json.loads((published / "val.json").read_text())
+    assert best["best_epoch"] < 3
+    run_id = json.loads((published / "run.json").read_text())["mlflow_run_id"]
+    metrics = MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}").get_run(run_id).data.metrics
+    for name in ("val_accuracy", "val_balanced_accuracy", "val_loss"):
+        assert metrics[f"best_{name}"] == best[name]
+    assert metrics["best_epoch"] == best["best_epoch"]
+    assert metrics["val_loss"] != best["val_loss"]
 
 
 def test_a_flipped_byte_in_a_shard_stops_before_the_first_step(tmp_path: Path) -> None:

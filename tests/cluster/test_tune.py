@@ -272,6 +272,21 @@ def test_finished_stopped_failed_and_interrupted_trials_are_told_apart_and_all_r
     assert [row["status"] for row in rows] == ["finished", "stopped early", "failed", "interrupted"]
 
 
+def test_a_trial_is_ranked_by_its_best_epoch_and_a_search_by_its_best_trial(plan: TrialPlan) -> None:
+    record, runs = _log(plan)
+    for number, values in ((1, (0.9, 0.8)), (2, (0.6, 0.7))):
+        for epoch, value in enumerate(values, start=1):
+            record.report(_config(number), {"epoch": epoch, "val_accuracy": value, "val_loss": 1 - value / 2})
+        record.end(_config(number))
+    first = {"best_epoch": 1, "best_val_accuracy": 0.9, "best_val_loss": 0.55}
+    assert [run.metrics[-1] for run in runs.values()] == [
+        (2, first),
+        (2, {"best_epoch": 2, "best_val_accuracy": 0.7, "best_val_loss": 0.65}),
+    ]
+    parent: Any = record.parent
+    assert parent.metrics == [(1, first), (2, first)]
+
+
 def test_a_search_whose_first_trials_all_fail_is_hopeless(plan: TrialPlan) -> None:
     record, _ = _log(plan)
     for number in (1, 2, 3):

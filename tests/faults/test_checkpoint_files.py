@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_is_told_by_a_warning_and_a_metric_of_the_one_run(t
     assert run_child(run_stage, str(root), str(tmp_path / "again.txt")) == 0
     assert f"{newest.name}: damaged checkpoint" in (tmp_path / "again.txt").read_text()
     assert published(root) == published(whole)
-    facts = read_json(root / "trained/tiny/toy/train.json")
+    facts = read_json(root / "trained/tiny/toy/run.json")
     assert (facts["checkpoint_fallbacks"], facts["resumes"]) == (1, 1)
     with sqlite3.connect(root / "mlflow.db") as database:
         assert database.execute("select status from runs").fetchall() == [("FINISHED",)]

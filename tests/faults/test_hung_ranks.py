@@ -168,7 +168,7 @@ def test_a_ray_worker_held_for_30_seconds_is_waited_for(tmp_path: Path) -> None:
     os.kill(pid, signal.SIGCONT)
     output, _ = stage.communicate(timeout=patience(400))
     assert stage.returncode == 0, output
-    assert json.loads((root / "trained/tiny/toy/train.json").read_text())["resumes"] == 0
+    assert json.loads((root / "trained/tiny/toy/run.json").read_text())["resumes"] == 0
 
 
 @pytest.mark.slow

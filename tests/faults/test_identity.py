@@ -86,7 +86,7 @@ def made(root: Path, below: str = ".", **variables: str) -> dict[str, bytes]:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     files = [*(root / "data/shards").rglob("*.*"), *(root / "trained").rglob("*.*")]
-    found = {str(path.relative_to(root)): path.read_bytes() for path in files if path.name != "train.json"}
+    found = {str(path.relative_to(root)): path.read_bytes() for path in files if path.name != "run.json"}
     assert len(found) > 4
     return found
 

@@ -90,7 +90,7 @@ def test_a_killed_worker_is_replaced_and_the_files_are_the_same(undisturbed: Tra
     os.kill(wait_for_worker(root, child, rank), signal.SIGKILL)
     assert "going on from the last checkpoint with 2" in finish(child, timeout=280)
     assert_published(root, undisturbed)
-    facts = json.loads((root / "trained/tiny/toy/train.json").read_text())
+    facts = json.loads((root / "trained/tiny/toy/run.json").read_text())
     assert facts["resumes"] == 1
 
 

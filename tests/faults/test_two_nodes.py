@@ -120,7 +120,7 @@ def test_a_lost_node_leaves_the_training_to_the_other_with_the_same_samples_and_
     cluster.kill(cluster.other)
     output = finish(stage, timeout=500)
     assert "going on from the last checkpoint with 1" in output
-    facts = json.loads((root / "trained/tiny/toy/train.json").read_text())
+    facts = json.loads((root / "trained/tiny/toy/run.json").read_text())
     assert facts["resumes"] >= 1
     job = make_job(tmp_path, **EXACT)
     assert run_ranks(job, 2, tmp_path / "meeting") == [0, 0]

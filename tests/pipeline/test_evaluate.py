@@ -166,7 +166,10 @@ def test_evaluation_leaves_consistent_files(project: Params, monkeypatch: pytest
     assert {path.name: path.read_bytes() for path in again.iterdir() if path.is_file()} == before
 
 
-def test_evaluation_is_recorded_in_the_run_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("old", [False, True], ids=["run.json", "train.json alone, as in older projects"])
+def test_evaluation_is_recorded_in_the_run_of_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool
+) -> None:
     from mlflow import MlflowClient
 
     from fer.tracking import TrackingConfig, open_run
@@ -177,7 +180,7 @@ def test_evaluation_is_recorded_in_the_run_of_the_training(tmp_path: Path, monke
         params.tracking, tmp_path, experiment="toy", run_name="nano", key="f" * 64, params={}, tags={}
     ) as training:
         training.log_metrics({"val_accuracy": 0.8}, step=1)
-    publish_training(params, mlflow_run_id=training.run_id)
+    publish_training(params, mlflow_run_id=training.run_id, old=old, fingerprint="another")
     folder = run_evaluation(params, "toy", "nano")
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     run = client.get_run(training.run_id)

@@ -265,6 +265,13 @@ def test_outdated_results_are_marked(tmp_path: Path) -> None:
     assert "Out of date: the model has been trained again since the evaluation" in page
 
 
+def test_a_training_of_an_older_project_is_told_with_its_time_and_machine(tmp_path: Path) -> None:
+    params = make_project(tmp_path)
+    publish_training(params, old=True)
+    page = render(collect(params))
+    assert all(text in page for text in ("1 min 13 s", "Some CPU, 2 cores", "resumed 1 time", "2 Ray workers"))
+
+
 def test_results_outside_the_run_section_are_shown_too(tmp_path: Path) -> None:
     params = make_project(tmp_path)
     publish_training(params)

@@ -84,8 +84,16 @@ def make_project(root: Path, *, dataset: str = "toy", test_rows: int = 45, synth
     return parameters.load(root / "params.yaml")
 
 
-def publish_training(params: parameters.Params, dataset: str = "toy", key: str = "nano", **facts: object) -> Path:
-    """trained/<dataset>/<key>: untrained weights, with the files that a training leaves."""
+def publish_training(
+    params: parameters.Params,
+    dataset: str = "toy",
+    key: str = "nano",
+    *,
+    mlflow_run_id: str | None = None,
+    old: bool = False,
+    **facts: object,
+) -> Path:
+    """trained/<dataset>/<key>: untrained weights, with the files that a training leaves; `old`: without run.json."""
     folder = params.root / "trained" / dataset / key
     folder.mkdir(parents=True)
     torch.manual_seed(0)
@@ -105,11 +113,17 @@ def publish_training(params: parameters.Params, dataset: str = "toy", key: str =
         "dataset": dataset, "model": "ddamfn_nano", "parameters": sum(p.numel() for p in model.parameters()),
         "labels": list(LABELS), "label_space": "basic7", "fingerprint": "f" * 64, "data_digest": sha256(manifest),
         "code_digest": "c" * 64, "recipe": json.loads(params.recipe(key).model_dump_json()), "seed": 0,
-        "train": params.train.model_dump(), "best_epoch": 7, "seconds": 73.4, "images_per_second": 812.5, "resumes": 1,
-        "versions": {"python": "3.11.9", "torch": "2.13.0", "ray": "2.60.0"}, "hardware": "Some CPU, 2 cores, Linux",
-        "git_commit": "0123456789abcdef0123456789abcdef01234567", "git_dirty": "true", "mlflow_run_id": None,
+        "best_epoch": 7,
     }  # fmt: skip
-    write_json(folder / "train.json", told | facts)
+    circumstances = {
+        "train": params.train.model_dump(), "seconds": 73.4, "images_per_second": 812.5, "resumes": 1,
+        "versions": {"python": "3.11.9", "torch": "2.13.0", "ray": "2.60.0"}, "hardware": "Some CPU, 2 cores, Linux",
+        "git_commit": "0123456789abcdef0123456789abcdef01234567", "git_dirty": "true",
+        "mlflow_run_id": mlflow_run_id,
+    }  # fmt: skip
+    write_json(folder / "train.json", told | facts | (circumstances if old else {}))
+    if not old:
+        write_json(folder / "run.json", circumstances)
     return folder
 
 

@@ -206,7 +206,7 @@ def test_a_training_writes_into_its_weights_how_its_faces_were_cut_out(tmp_path:
     job = SimpleNamespace(labels=LABELS, fingerprint="f", recipe=SimpleNamespace(last=last))
     state = SimpleNamespace(best_epoch=1, best_model=model.state_dict(), history=[{"epoch": 1, "val_accuracy": 0.5}])
     facts = {"dataset": "d", "label_space": "basic7", "crop": CROP.model_dump(exclude={"detector_weights"})}
-    publish(tmp_path / "trained", model, job, state, facts)
+    publish(tmp_path / "trained", model, job, state, facts, {})
     assert crop_config(Classifier(tmp_path / "trained").info, None) == CROP.model_copy(update={"faces": "all"})
 
 
