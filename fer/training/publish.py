@@ -24,8 +24,8 @@ def publish(final: Path, model: FerModel, job: TrainJob, state: TrainState, fact
 
     Args:
         model: the recipe's model, for its description; its weights do not matter.
-        facts: `dataset` and `label_space`; `crop`, how the faces were cut out, for whoever uses the weights; and
-            whatever else is worth keeping.
+        facts: `dataset`, whether that is `synthetic`, and `label_space`; `crop`, how the faces were cut out, for
+            whoever uses the weights; and whatever else is worth keeping.
     """
     with publish_directory(final) as folder:
         save_model(
@@ -35,6 +35,7 @@ def publish(final: Path, model: FerModel, job: TrainJob, state: TrainState, fact
             facts["label_space"],
             {
                 "dataset": facts["dataset"],
+                "synthetic": facts["synthetic"],
                 "fingerprint": job.fingerprint,
                 "epoch": state.best_epoch,
                 "crop": facts.get("crop", {}),
