@@ -99,6 +99,7 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "labels": list(shards.labels),
         "label_space": shards.label_space,
+        "synthetic": shards.manifest.synthetic,
         "crop": shards.manifest.crop,
         "fingerprint": whole,
         "data_digest": shards.digest,

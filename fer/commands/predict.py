@@ -6,17 +6,24 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fer.console import log
 
 if TYPE_CHECKING:
-    from fer.evaluation.photos import Photo
+    from fer.evaluation.photos import Classifier, Photo
+
+_SOME_UNREAD = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The weights, the photos, and what to do with what is found."""
+    parser.epilog = (
+        "Exit code: 0 where every photo could be read; 3 where some could not (they are named, and counted in the last "
+        "line); 1 where none could, or after an error."
+    )
     parser.add_argument(
         "weights", type=Path, metavar="WEIGHTS", help="a .safetensors file of this project, or the folder of a training"
     )
@@ -42,90 +49,148 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Prints one line a face. Returns 1 where not one photo could be read, else 0."""
+    """Prints one line a face. Returns 0 where all photos could be read, 3 where some, 1 where none."""
     for name in ("threads", "batch"):
         if not 1 <= getattr(args, name) <= 4096:
             raise ValueError(f"--{name} {getattr(args, name)}: 1 to 4096 is allowed")
     if args.annotate != (args.out is not None):
         raise ValueError("--annotate and --out DIR belong together: the one says what to write, the other where")
-    photos, labels = _predict(args)
-    if not photos:
+    given = list(_given(args.photos))
+    if not given:
         raise ValueError(f"no photo in {', '.join(args.photos)}: no file there ends as a picture's name does")
+    _check_tables(args, given)
+    photos = _predict(args, given, _targets(given, args.out) if args.annotate else [None] * len(given))
     unread = sum(not photo.read for photo in photos)
     if unread:
         log.warning("%d of %d photos could not be read", unread, len(photos))
-    _write_tables(args, photos, labels)
-    return int(unread == len(photos))
+    return 0 if not unread else 1 if unread == len(photos) else _SOME_UNREAD
 
 
-def _predict(args: argparse.Namespace) -> tuple[list[Photo], tuple[str, ...]]:
-    import cv2
-    import torch
-
-    from fer.evaluation.photo_output import lines
-    from fer.evaluation.photos import Classifier, classify, crop_config
-    from fer.faces.config import CropConfig
-    from fer.faces.crop import finder
-    from fer.faces.weights import locate
-
-    torch.set_num_threads(args.threads)
-    cv2.setNumThreads(args.threads)
-    classifier = Classifier(args.weights)
-    labels = classifier.info.labels
-    config, search = CropConfig(), None
-    if args.detector != "whole":
-        config = crop_config(classifier.info, args.detector)
-        search = finder(config, str(locate(config.detector, args.detector_weights, Path.cwd())))
-    photos = []
-    for photo in classify(
-        _given(args.photos), classifier, config, search, tta=args.tta, batch=args.batch, threads=args.threads
-    ):
-        for line in lines(photo, labels):
-            print(line, flush=True)
-        if args.annotate and photo.faces:
-            _annotate(args.out, photo, labels)
-        photos.append(photo)
-    return photos, labels
+# ------------------------------------------------------------------------------------------------ what is asked for
 
 
-def _given(names: Sequence[str]) -> Iterator[tuple[str, Path | bytes]]:
+@dataclass(frozen=True)
+class _Given:
+    """A photo: the name for people, its file or bytes, and its place below the folder that was given."""
+
+    name: str
+    source: Path | bytes
+    place: Path
+
+
+def _given(names: Sequence[str]) -> Iterator[_Given]:
     from fer.evaluation.photos import find_photos
     from fer.pictures import MAX_BYTES
 
     for name in names:
         if name == "-":
-            yield name, sys.stdin.buffer.read(MAX_BYTES + 1)
+            yield _Given(name, sys.stdin.buffer.read(MAX_BYTES + 1), Path(name))
             continue
         for path in find_photos([Path(name)]):
-            yield str(path), path
+            # Names hold anything, line breaks and bytes that are no text among them.
+            shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(path))
+            yield _Given(shown, path, path.relative_to(name) if Path(name).is_dir() else Path(path.name))
 
 
-def _annotate(folder: Path, photo: Photo, labels: Sequence[str]) -> None:
-    from fer.evaluation.photo_output import annotated, write_jpeg
+def _targets(given: Sequence[_Given], folder: Path) -> list[Path | None]:
+    """The file of each drawing: the tree below each folder that was given, again below `folder`.
+
+    Raises:
+        ValueError: two photos of one name, or files that are there already: nothing is overwritten.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder}: a file; name a folder")
+    targets: list[Path | None] = []
+    owners: dict[Path, Path] = {}
+    for one in given:
+        if isinstance(one.source, bytes):
+            raise ValueError("--annotate: a picture from standard input is not kept; name its file instead")
+        target = folder / one.place.with_name(f"{one.place.name}.faces.jpg")
+        owner = owners.setdefault(target, one.source)
+        if owner.resolve() != one.source.resolve():
+            raise ValueError(f"{owner} and {one.source}: both would be drawn as {target}; run them with an --out each")
+        if os.path.lexists(target):
+            raise ValueError(f"{target}: there already, and never overwritten; name another folder with --out")
+        targets.append(target)
+    return targets
+
+
+def _check_tables(args: argparse.Namespace, given: Sequence[_Given]) -> None:
+    """ValueError where a table would take the place of a folder, a photo, the weights, or the other table."""
+    from fer.evaluation.photos import weights_file
+
+    taken = {one.source.resolve() for one in given if isinstance(one.source, Path)}
+    taken.add(weights_file(args.weights).resolve())
+    for option in ("json", "csv"):
+        path: Path | None = getattr(args, option)
+        if path is None:
+            continue
+        if path.is_dir() or path.resolve() in taken:
+            raise ValueError(f"--{option} {path}: a folder, or a file that is used already; name another")
+        taken.add(path.resolve())
+
+
+# ------------------------------------------------------------------------------------------------ what is done
+
+
+def _predict(args: argparse.Namespace, given: Sequence[_Given], targets: Sequence[Path | None]) -> list[Photo]:
+    import cv2
+    import torch
+
+    from fer.evaluation.photo_output import SYNTHETIC, annotated, lines, write_jpeg
+    from fer.evaluation.photos import Classifier, classify, crop_config
+    from fer.faces.config import CropConfig
+    from fer.faces.crop import finder
+    from fer.faces.weights import locate
     from fer.pictures import read_image
 
-    if photo.name == "-":
-        raise ValueError("--annotate: a picture from standard input is not kept; name its file instead")
-    path = Path(photo.name)
-    # The whole path under the folder, so that photos of the same name do not overwrite each other.
-    inside = [part for part in path.parts[:-1] if part not in ("/", "..", ".")]
-    target = folder.joinpath(*inside, f"{path.name}.faces.jpg")
-    write_jpeg(target, annotated(read_image(path), photo.faces, labels))
+    torch.set_num_threads(args.threads)
+    cv2.setNumThreads(args.threads)
+    classifier = Classifier(args.weights)
+    labels, note = classifier.info.labels, SYNTHETIC if classifier.info.synthetic else ""
+    config, search = CropConfig(), None
+    if args.detector != "whole":
+        config = crop_config(classifier.info, args.detector, where=str(classifier.path))
+        search = finder(config, str(locate(config.detector, args.detector_weights, Path.cwd())))
+    if note:
+        print(f"warning: {classifier.path}: {note}", file=sys.stderr, flush=True)
+    photos = []
+    found = classify(
+        [(one.name, one.source) for one in given],
+        classifier,
+        config,
+        search,
+        tta=args.tta,
+        batch=args.batch,
+        threads=args.threads,
+    )
+    for photo, one, target in zip(found, given, targets, strict=True):
+        for line in lines(photo, labels):
+            print(line, flush=True)
+        if target is not None and photo.faces:
+            assert isinstance(one.source, Path)
+            write_jpeg(target, annotated(read_image(one.source), photo.faces, labels, note))
+        photos.append(photo)
+    _write_tables(args, classifier, photos)
+    return photos
 
 
-def _write_tables(args: argparse.Namespace, photos: Sequence[Photo], labels: Sequence[str]) -> None:
+def _write_tables(args: argparse.Namespace, classifier: Classifier, photos: Sequence[Photo]) -> None:
     from fer.evaluation.photo_output import as_csv, as_json
     from fer.files import sha256, write_atomic, write_json
 
+    labels, synthetic = classifier.info.labels, classifier.info.synthetic
     if args.json is not None:
-        from fer.evaluation.photos import weights_file
-
-        file = weights_file(args.weights)
-        found = [as_json(photo, labels) for photo in photos]
-        about = {"weights": str(args.weights), "weights_sha256": sha256(file), "labels": list(labels), "tta": args.tta}
-        write_json(args.json, {**about, "photos": found})
+        about = {
+            "weights": str(args.weights),
+            "weights_sha256": sha256(classifier.path),
+            "labels": list(labels),
+            "trained_on_synthetic": synthetic,
+            "tta": args.tta,
+        }
+        write_json(args.json, {**about, "photos": [as_json(photo, labels) for photo in photos]})
     if args.csv is not None:
-        write_atomic(args.csv, as_csv(photos, labels))
+        write_atomic(args.csv, as_csv(photos, labels, synthetic=synthetic))
 
 
 def _cpus() -> int:

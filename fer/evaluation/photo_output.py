@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import numpy as np
 from fer.evaluation.photos import Face, Photo
 from fer.files import write_atomic
 from fer.shards.pixels import Pixels
+
+SYNTHETIC = "trained on synthetic faces: says nothing about people"
 
 _INK, _PAPER = (255, 255, 255), (200, 40, 60)
 _JPEG_QUALITY = 92
@@ -55,24 +58,29 @@ def as_json(photo: Photo, labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def as_csv(photos: Sequence[Photo], labels: Sequence[str]) -> str:
-    """A table with a row for each face and for each photo without one; of the latter, `refused` says why."""
+def as_csv(photos: Sequence[Photo], labels: Sequence[str], *, synthetic: bool = False) -> str:
+    """A table with a row for each face and for each photo without one; of the latter, `refused` says why.
+
+    Args:
+        synthetic: whether the model was trained on synthetic faces, for the last column.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         ["file", "face", "x1", "y1", "x2", "y2", "score", "label", "confidence"]
         + [f"p_{label}" for label in labels]
-        + ["refused"]
+        + ["refused", "trained_on_synthetic"]
     )
+    trained_on = str(synthetic).lower()
     for photo in photos:
         for face in photo.faces:
             shares = [_rounded(value) for value in face.probabilities]
             score = "" if face.score is None else face.score
             label = labels[int(face.probabilities.argmax())]
-            writer.writerow([photo.name, face.number, *face.box, score, label, max(shares), *shares, ""])
+            writer.writerow([photo.name, face.number, *face.box, score, label, max(shares), *shares, "", trained_on])
         if not photo.faces:
             why = " ".join(one.reason for one in photo.refused)
-            writer.writerow([photo.name] + [""] * (8 + len(labels)) + [why])
+            writer.writerow([photo.name] + [""] * (8 + len(labels)) + [why, trained_on])
     return text.getvalue()
 
 
@@ -80,8 +88,12 @@ def _rounded(value: float) -> float:
     return round(float(value), 6)
 
 
-def annotated(image: Pixels, faces: Sequence[Face], labels: Sequence[str]) -> Pixels:
-    """A copy of an upright photo, (H, W, 3) RGB, with each face's box, number and label drawn in."""
+def annotated(image: Pixels, faces: Sequence[Face], labels: Sequence[str], note: str = "") -> Pixels:
+    """A copy of an upright photo, (H, W, 3) RGB, with each face's box, number and label drawn in.
+
+    Args:
+        note: a text for a band below the photo.
+    """
     drawn = image.copy()
     unit = max(1, round(max(image.shape[:2]) / 500))  # px of a thin line
     for face in faces:
@@ -95,7 +107,19 @@ def annotated(image: Pixels, faces: Sequence[Face], labels: Sequence[str]) -> Pi
         cv2.rectangle(drawn, (left, bottom - height - base), (left + width, bottom), _PAPER, cv2.FILLED)
         origin = (left, bottom - base // 2)
         cv2.putText(drawn, text, origin, cv2.FONT_HERSHEY_SIMPLEX, 0.45 * unit, _INK, unit, cv2.LINE_AA)
-    return drawn
+    return _with_note(drawn, note, unit) if note else drawn
+
+
+def _with_note(image: Pixels, note: str, unit: int) -> Pixels:
+    """The image above a band with the text, in as many lines as its width needs."""
+    size = 0.45 * unit
+    (width, height), base = cv2.getTextSize(note, cv2.FONT_HERSHEY_SIMPLEX, size, unit)
+    lines = textwrap.wrap(note, max(1, int(0.9 * len(note) * image.shape[1] / width)))  # letters differ in width
+    step = height + base
+    band = np.full((len(lines) * step + base, image.shape[1], 3), _PAPER, np.uint8)
+    for number, line in enumerate(lines, 1):
+        cv2.putText(band, line, (unit, number * step), cv2.FONT_HERSHEY_SIMPLEX, size, _INK, unit, cv2.LINE_AA)
+    return np.concatenate([image, band])
 
 
 def write_jpeg(path: Path, image: Pixels) -> None:

@@ -132,12 +132,15 @@ def _three_channels(pixels: Pixels) -> Pixels:
 # ------------------------------------------------------------------------------------------------ settings
 
 
-def crop_config(info: WeightsInfo, detector: str | None, *, default: str = "retinaface") -> CropConfig:
+def crop_config(
+    info: WeightsInfo, detector: str | None, *, default: str = "retinaface", where: str = "the weights' own description"
+) -> CropConfig:
     """How faces are found and cut out for a model: as for its training, but for which faces count: all.
 
     Args:
         info: what its weights file says.
         detector: "retinaface" or "yunet"; None is the training's own, or `default` where that was none.
+        where: the weights file, for errors.
 
     Raises:
         ConfigError: the file names settings that this version does not have.
@@ -157,7 +160,7 @@ def crop_config(info: WeightsInfo, detector: str | None, *, default: str = "reti
         if own:
             log.warning("the model's training had its faces found by %s, not by %s", known["detector"], chosen)
     settings = {**known, "detector": chosen, "detector_weights": None, "faces": "all"}
-    return parse(CropConfig, settings, "the weights' own description", "crop")
+    return parse(CropConfig, settings, where, "crop")
 
 
 # ------------------------------------------------------------------------------------------------ photos

@@ -29,6 +29,7 @@ from fer.faces.nms import suppress
 from fer.faces.retinaface_network import ANCHOR_SIDES, MEAN_RGB, STRIDES, FoldedNetwork, Network
 from fer.files import FileError
 from fer.weights.published import read_published
+from fer.weights.store import usable
 
 VARIANCES = (0.1, 0.2)
 """Offsets of centres and landmarks are in units of 0.1 anchor sides, logarithms of sides in units of 0.2."""
@@ -106,7 +107,7 @@ def load_network(weights: Path) -> Network:
     """
     network = Network()
     try:
-        network.load_state_dict(read_published(weights))
+        network.load_state_dict(usable(weights, read_published(weights), network.state_dict()))
     except RuntimeError:
         raise FileError(
             f"{weights}: not the weights of RetinaFace with MobileNet-0.25; "

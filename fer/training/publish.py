@@ -32,8 +32,8 @@ def publish(
 
     Args:
         model: the recipe's model, for its description; its weights do not matter.
-        facts: `dataset` and `label_space`; `crop`, how the faces were cut out, for whoever uses the weights; and
-            whatever else decides the result, or follows from it.
+        facts: `dataset`, whether that is `synthetic`, and `label_space`; `crop`, how the faces were cut out, for
+            whoever uses the weights; and whatever else decides the result, or follows from it.
         circumstances: what may differ between two equal trainings, such as times.
     """
     with TRAINED.publish(final) as folder:
@@ -44,6 +44,7 @@ def publish(
             facts["label_space"],
             {
                 "dataset": facts["dataset"],
+                "synthetic": facts["synthetic"],
                 "fingerprint": job.fingerprint,
                 "epoch": state.best_epoch,
                 "crop": facts.get("crop", {}),

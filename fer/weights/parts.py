@@ -23,7 +23,7 @@ from fer.models.layers.class_token import ClassTokenTransformer
 from fer.models.mfn import MFNFeatures
 from fer.weights.published import load_published
 from fer.weights.registry import find, register
-from fer.weights.store import load_model, read_info
+from fer.weights.store import has_description, load_model
 
 DONORS: dict[type[nn.Module], str] = {
     ClassTokenTransformer: "vit_b16",
@@ -86,7 +86,8 @@ def load_part(model: FerModel, source: PartSource) -> None:
         raise ValueError(f"pretrained.{part}: {model.name} has no such part; its parts: {known}")
     module = model.get_submodule(part)
     donor = DONORS[type(module)]
-    whole = load_model(path)[0] if _is_ours(path) else load_published(donor, path)
+    ours = path.suffix == ".safetensors" and has_description(path)
+    whole = load_model(path)[0] if ours else load_published(donor, path)
     state, wanted = branch_state(module, whole.state_dict()), module.state_dict()
     faults = [f"missing: {key}" for key in wanted.keys() - state.keys()]
     faults += [f"unexpected: {key}" for key in state.keys() - wanted.keys()]
@@ -119,13 +120,3 @@ def branch_state(module: nn.Module, donor: Mapping[str, Tensor]) -> dict[str, Te
         if "positions" in wanted and state["positions"].shape != wanted["positions"].shape:
             state["positions"] = wanted["positions"]
     return state
-
-
-def _is_ours(path: Path) -> bool:
-    if path.suffix != ".safetensors":
-        return False
-    try:
-        read_info(path)
-    except FileError:
-        return False
-    return True

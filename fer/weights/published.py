@@ -20,6 +20,7 @@ from torch import Tensor
 from fer.files import FileError, refuse_impostor
 from fer.models import FerModel, create_model, model_options
 from fer.weights.convert import convert, published_options
+from fer.weights.store import shortened, usable
 from fer.weights.torchfile import LEGACY_MAGIC, ZIP_ERRORS, TorchFile, open_zip
 from fer.weights.unpickle import Stub, TensorRef
 
@@ -46,7 +47,7 @@ def load_published(model: FerModel | str, path: str | Path) -> FerModel:
         path: the file; of a TensorFlow checkpoint its folder, its prefix or its index.
 
     Raises:
-        FileError: no weights that can be read, and why.
+        FileError: no weights that can be read, and why; or values that are no finite numbers.
         ValueError: weights of another model, or for other options; the message names the keys, or the options.
     """
     path = Path(path)
@@ -63,7 +64,7 @@ def load_published(model: FerModel | str, path: str | Path) -> FerModel:
         raise
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    model.load_state_dict(state)
+    model.load_state_dict(usable(path, state, model.state_dict()))
     return model
 
 
@@ -202,7 +203,7 @@ def _state_dict(saved: Any, name: str) -> dict[str, TensorRef]:
     foreign = [f"{key} ({_kind(value)})" for key, value in mapping.items() if not isinstance(value, TensorRef)]
     if foreign:
         raise FileError(
-            f"{name}: no state dict: {_shortened(foreign)}. "
+            f"{name}: no state dict: {shortened(foreign)}. "
             f"Weights are looked for at the top and under {', '.join(WRAPPERS)}"
         )
     return {str(key): value for key, value in mapping.items()}
@@ -252,7 +253,3 @@ def _as_mapping(value: Any) -> dict[Any, Any] | None:
 
 def _kind(value: Any) -> str:
     return f"an object of {value}" if isinstance(value, Stub) else f"a {type(value).__name__}"
-
-
-def _shortened(texts: list[str], most: int = 8) -> str:
-    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
+from fer.console import log
 from fer.files import FileError, refuse_impostor, write_atomic
 from fer.labels import is_identities, space
 from fer.models import FerModel, create_model
 
 SCHEMA = 1
 _KEY = "fer"
+_REMEDY = "restore the file, or make it anew: train again, or fetch and import it again (`fer weights`)"
+_FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +37,11 @@ class WeightsInfo:
         labels: names of the classes, in the order of the logits. Those of people are numbers, and not in the file.
         label_space: the space they are of, "basic7" or "basic8", or of people (`fer.labels.identities`).
         input_size, mean, std, resize: what the model takes (`FerModel`); `colour` is always RGB.
-        extra: anything else that its writer had to say; plain JSON.
+        extra: anything else that its writer had to say; plain JSON. Of a training: `dataset`, whether that is
+            `synthetic`, and `crop`, how the faces were cut out.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     model: str
     options: dict[str, Any]
@@ -45,6 +54,14 @@ class WeightsInfo:
     colour: str = "RGB"
     extra: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether it was trained on drawn faces. Files of older versions tell by their dataset's name alone."""
+        return bool(self.extra.get("synthetic", str(self.extra.get("dataset")).startswith("synthetic")))
+
+
+_OBJECT, _INFO = TypeAdapter(dict[str, Any]), TypeAdapter(WeightsInfo)
 
 
 def save_model(
@@ -89,6 +106,31 @@ def save_model(
 
 def read_info(path: Path) -> WeightsInfo:
     """What the file says of itself, without its weights. Raises FileError as `load_model` does."""
+    text = _description(path)
+    if text is None:
+        raise FileError(f"{path}: weights without a description of ours; published ones go through fer.weights.convert")
+    try:
+        schema = _OBJECT.validate_json(text).get("schema")
+        if schema != SCHEMA:
+            raise FileError(f"{path}: weights of schema {schema!r:.40}, this version reads {SCHEMA}; {_REMEDY}")
+        info = _INFO.validate_json(text)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(map(str, fault["loc"]))
+        value = "" if fault["type"] == "missing" else f" = {fault['input']!r:.80}"
+        what = f"{key}{value}: {fault['msg']}" if key else fault["msg"]
+        raise FileError(f"{path}: its description: {what}; {_REMEDY}") from None
+    if not isinstance(crop := info.extra.get("crop", {}), dict):
+        raise FileError(f"{path}: its description: extra.crop = {crop!r:.80}: expected a mapping; {_REMEDY}")
+    return replace(info, labels=space(info.label_space).labels) if is_identities(info.label_space) else info
+
+
+def has_description(path: Path) -> bool:
+    """Whether it is a safetensors file of this project, whatever its description is worth. FileError as `read_info`."""
+    return _description(path) is not None
+
+
+def _description(path: Path) -> str | None:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -96,19 +138,10 @@ def read_info(path: Path) -> WeightsInfo:
     refuse_impostor(path, str(path))
     try:
         with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_KEY)
+            text: str | None = (file.metadata() or {}).get(_KEY)
+            return text
     except SafetensorError as error:
-        raise FileError(f"{path}: no safetensors file, or a damaged one ({error})") from None
-    if text is None:
-        raise FileError(f"{path}: weights without a description of ours; published ones go through fer.weights.convert")
-    content = json.loads(text)
-    if content.get("schema") != SCHEMA:
-        raise FileError(f"{path}: weights of schema {content.get('schema')}, this version reads {SCHEMA}")
-    for key in ("labels", "mean", "std"):
-        content[key] = tuple(content[key])
-    if is_identities(content["label_space"]):
-        content["labels"] = space(content["label_space"]).labels
-    return WeightsInfo(**content)
+        raise FileError(f"{path}: no safetensors file, or a damaged one ({error}); {_REMEDY}") from None
 
 
 def load_model(path: Path, *, labels: Sequence[str] | None = None) -> tuple[FerModel, WeightsInfo]:
@@ -118,7 +151,7 @@ def load_model(path: Path, *, labels: Sequence[str] | None = None) -> tuple[FerM
         labels: what the caller's data calls its classes, in order; others in the file are an error, never a remap.
 
     Raises:
-        FileError: absent, damaged, or not ours.
+        FileError: absent, damaged, not ours, or tensors that `usable` refuses.
         ValueError: other labels, an unknown model, or weights that do not fit it.
     """
     from safetensors import SafetensorError
@@ -130,11 +163,50 @@ def load_model(path: Path, *, labels: Sequence[str] | None = None) -> tuple[FerM
             f"{path}: trained on labels {', '.join(info.labels)}; the data has {', '.join(labels)}, in this order. "
             "Use weights that were trained on these labels"
         )
-    model = create_model(info.model, len(info.labels), **info.options)
     try:
-        model.load_state_dict(load_file(path))
+        model = create_model(info.model, len(info.labels), **info.options)
+    except (TypeError, ValueError, RuntimeError) as error:  # options of any kind reach the model's own code
+        raise ValueError(f"{path}: no such model as it describes ({error}); {_REMEDY}") from None
+    try:
+        model.load_state_dict(usable(path, load_file(path), model.state_dict()))
     except SafetensorError as error:
-        raise FileError(f"{path}: damaged ({error})") from None
+        raise FileError(f"{path}: damaged ({error}); {_REMEDY}") from None
     except RuntimeError as error:
-        raise ValueError(f"{path}: the weights do not fit {info.model}: {error}") from None
+        raise ValueError(f"{path}: the weights do not fit {info.model}: {' '.join(str(error).split()):.400}") from None
     return model.eval(), info
+
+
+def usable(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file, finite and in the dtypes of `expected`; names and shapes are for the model to check.
+
+    Floating-point numbers of another size are converted where nothing is lost by it, with a warning.
+
+    Raises:
+        FileError: NaN or infinite values, or a dtype that cannot be converted; names the file and the tensors.
+    """
+    ready = dict(tensors)
+    broken: list[str] = []
+    other: list[str] = []
+    converted: list[str] = []
+    for key, tensor in tensors.items():
+        dtype = expected[key].dtype if key in expected else tensor.dtype
+        if tensor.dtype in _FLOATS and tensor.numel() and not all(map(isfinite, tensor.aminmax())):
+            broken.append(key)
+        elif tensor.dtype != dtype:
+            floats = {tensor.dtype, dtype} <= _FLOATS
+            ready[key] = tensor.to(dtype) if floats else tensor
+            lossless = floats and torch.equal(ready[key].to(tensor.dtype), tensor)
+            (converted if lossless else other).append(f"{key} ({tensor.dtype}, expected {dtype})")
+    of_all = f"of {len(tensors)} tensors"
+    if broken:
+        raise FileError(f"{path}: {len(broken)} {of_all} hold NaN or infinity: {shortened(broken, 3)}; {_REMEDY}")
+    if other:
+        raise FileError(f"{path}: {len(other)} {of_all} have another dtype: {shortened(other, 3)}; {_REMEDY}")
+    if converted:
+        log.warning("%s: %d %s converted without loss: %s", path, len(converted), of_all, shortened(converted, 3))
+    return ready
+
+
+def shortened(texts: Sequence[str], most: int = 8) -> str:
+    """A listing of the first few."""
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")

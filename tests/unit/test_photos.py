@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,9 +19,9 @@ import torch
 from picture_files import encoded
 from small_shards import write_part, write_set
 
-from fer import cli, synth
+from fer import cli, console, synth
 from fer.config import ConfigError
-from fer.evaluation.photo_output import annotated, as_csv, as_json, lines
+from fer.evaluation.photo_output import SYNTHETIC, annotated, as_csv, as_json, lines
 from fer.evaluation.photos import Classifier, Photo, classify, crop_config, find_photos
 from fer.evaluation.predict import PredictJob, predict_share
 from fer.faces import crop as crop_module
@@ -34,7 +35,7 @@ from fer.pictures import decode_image
 from fer.shards.manifest import load_manifest
 from fer.sources.base import AnnotatedFace, RawSample
 from fer.training.publish import publish
-from fer.weights.store import WeightsInfo, save_model
+from fer.weights.store import WeightsInfo, load_model, save_model
 
 LABELS = SPACES["basic7"].labels
 CROP = CropConfig(detector="yunet", size=96, border="replicate", jpeg_quality=90)
@@ -205,7 +206,12 @@ def test_a_training_writes_into_its_weights_how_its_faces_were_cut_out(tmp_path:
     last = SimpleNamespace(model="ddamfn_nano", options={})
     job = SimpleNamespace(labels=LABELS, fingerprint="f", recipe=SimpleNamespace(last=last))
     state = SimpleNamespace(best_epoch=1, best_model=model.state_dict(), history=[{"epoch": 1, "val_accuracy": 0.5}])
-    facts = {"dataset": "d", "label_space": "basic7", "crop": CROP.model_dump(exclude={"detector_weights"})}
+    facts = {
+        "dataset": "d",
+        "label_space": "basic7",
+        "synthetic": False,
+        "crop": CROP.model_dump(exclude={"detector_weights"}),
+    }
     publish(tmp_path / "trained", model, job, state, facts, {})
     assert crop_config(Classifier(tmp_path / "trained").info, None) == CROP.model_copy(update={"faces": "all"})
 
@@ -325,13 +331,189 @@ def test_the_command_writes_what_it_is_asked_for(predict, scenes: tuple[Path, Fi
     assert len(list((tmp_path / "drawn").rglob("*.faces.jpg"))) == len(with_faces)
 
 
-def test_the_command_fails_only_where_nothing_can_be_read(
-    predict, scenes: tuple[Path, Finder, int], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_photos_that_could_not_be_read_have_an_exit_code_of_their_own_and_are_counted_last(
+    predict, scenes: tuple[Path, Finder, int], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(console.log, "handlers", [])
+    monkeypatch.setattr(console.log, "propagate", False)
+    console.set_up()
     (tmp_path / "page.jpg").write_bytes(b"<html>")
-    assert predict("page.jpg") == 1
-    assert "1 of 1 photos could not be read" in caplog.text
-    assert predict("page.jpg", str(scenes[0] / "00.jpg")) == 0
+    assert predict("page.jpg", str(scenes[0] / "00.jpg"), "--json", "f.json", "--csv", "f.csv") == 3
+    assert capsys.readouterr().out.splitlines()[-1] == "warning: 1 of 2 photos could not be read"
+    assert [photo["read"] for photo in json.loads((tmp_path / "f.json").read_text())["photos"]] == [False, True]
+    assert len((tmp_path / "f.csv").read_text().splitlines()) == 3
+    assert predict("page.jpg", "gone.jpg") == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "warning: 2 of 2 photos could not be read"
+    assert predict(str(scenes[0] / "00.jpg")) == 0
+    assert "could not be read" not in capsys.readouterr().out
+
+
+def test_the_exit_codes_stand_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli._main(["predict", "--help"])
+    assert "3 where some could not" in " ".join(capsys.readouterr().out.split())
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def photos(scenes: tuple[Path, Finder, int], tmp_path: Path) -> Path:
+    """Photos with faces: a.jpg, in/b.jpg and in/side/a.jpg."""
+    with_faces = [path for path in sorted(scenes[0].iterdir()) if scenes[1].detector.detect([pixels_of(path)])[0]]
+    for name, path in zip(("a.jpg", "in/b.jpg", "in/side/a.jpg"), with_faces, strict=False):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(path.read_bytes())
+    return tmp_path / "photos"
+
+
+def pixels_of(path: Path) -> Image:
+    return decode_image(path.read_bytes())
+
+
+def test_drawings_mirror_the_tree_below_each_folder_that_was_given(predict, photos: Path, tmp_path: Path) -> None:
+    before = tree(photos)
+    assert predict(str(photos), "--annotate", "--out", "o1") == 0  # an absolute path
+    assert set(tree(tmp_path / "o1")) == {"a.jpg.faces.jpg", "in/b.jpg.faces.jpg", "in/side/a.jpg.faces.jpg"}
+    assert predict("photos/in/", "photos/a.jpg", "--annotate", "--out", "o2") == 0
+    assert set(tree(tmp_path / "o2")) == {"b.jpg.faces.jpg", "side/a.jpg.faces.jpg", "a.jpg.faces.jpg"}
+    assert predict("photos/../photos/in", "--annotate", "--out", "o3") == 0
+    assert set(tree(tmp_path / "o3")) == {"b.jpg.faces.jpg", "side/a.jpg.faces.jpg"}
+    assert tree(photos) == before
+
+
+def test_two_photos_for_one_drawing_are_refused_before_anything_is_written(predict, photos: Path) -> None:
+    before = tree(photos.parent)
+    with pytest.raises(
+        ValueError, match=r"photos/a\.jpg and photos/in/side/a\.jpg: both would be drawn as o/a\.jpg\.faces"
+    ):
+        predict("photos/a.jpg", "photos/in/side", "--annotate", "--out", "o", "--json", "f.json")
+    assert tree(photos.parent) == before
+    assert predict("photos/a.jpg", "photos/../photos/a.jpg", "--annotate", "--out", "o") == 0, "the same photo twice"
+
+
+def test_a_drawing_never_overwrites_a_file(predict, photos: Path) -> None:
+    (photos / "in" / "b.jpg.faces.jpg").write_bytes(b"mine")
+    before = tree(photos.parent)
+    with pytest.raises(ValueError, match=r"photos/in/b\.jpg\.faces\.jpg: there already"):
+        predict(str(photos), "--annotate", "--out", str(photos))
+    (photos / "in" / "b.jpg.faces.jpg").unlink()
+    (photos / "in" / "b.jpg.faces.jpg").symlink_to("nowhere")
+    with pytest.raises(ValueError, match="there already"):
+        predict("photos/in/b.jpg", "--annotate", "--out", "photos/in")
+    (photos / "in" / "b.jpg.faces.jpg").unlink()
+    assert tree(photos.parent) == {name: data for name, data in before.items() if data != b"mine"}
+
+
+def test_drawings_beside_the_photos_leave_these_as_they_are(predict, photos: Path) -> None:
+    before = tree(photos)
+    assert predict(str(photos), "--annotate", "--out", str(photos)) == 0
+    after = tree(photos)
+    assert {name: data for name, data in after.items() if not name.endswith(".faces.jpg")} == before
+    assert len(after) == 2 * len(before), "what is drawn is no photo of the same run"
+
+
+@pytest.mark.parametrize("option", ["--json", "--csv"])
+def test_a_table_never_takes_the_place_of_what_is_read(predict, photos: Path, weights: Path, option: str) -> None:
+    before = tree(photos.parent) | tree(weights)
+    for path in ("photos/a.jpg", "photos/in", str(weights / "model.safetensors"), "same.txt"):
+        other = ["--csv" if option == "--json" else "--json", "same.txt"]
+        with pytest.raises(ValueError, match=r"--(json|csv) .*: a folder, or a file that is used already"):
+            predict("photos/a.jpg", option, path, *other)
+    assert tree(photos.parent) | tree(weights) == before
+
+
+def test_a_photo_s_name_keeps_to_its_line_whatever_it_holds(predict, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = os.fsdecode(b"a\nb \xff \x1b[31m.jpg")
+    Path(odd).write_bytes(b"<html>")
+    assert predict(odd, "--json", "f.json") == 1
+    assert capsys.readouterr().out.startswith(r"a\nb \udcff \x1b[31m.jpg  not read")
+
+
+# ------------------------------------------------------------------------------------------------ synthetic faces
+
+
+def resaved(weights: Path, folder: Path, extra: dict[str, object]) -> Path:
+    """The same weights with another description."""
+    model, info = load_model(weights / "model.safetensors")
+    extra = {"crop": info.extra["crop"], **extra}
+    save_model(model, folder / "model.safetensors", LABELS, "basic7", extra, name="ddamfn_nano")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("extra", "synthetic"),
+    [({"dataset": "drawn", "synthetic": True}, True), ({"dataset": "synthetic_noise10"}, True),
+     ({"dataset": "synthetic", "synthetic": False}, False), ({"dataset": "fer2013"}, False), ({}, False)],
+)  # fmt: skip
+def test_a_model_of_synthetic_faces_says_on_every_way_out_that_it_knows_no_people(
+    weights: Path, photos: Path, predict, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    extra: dict[str, object], synthetic: bool,
+) -> None:  # fmt: skip
+    folder = resaved(weights, tmp_path / "trained", extra)
+    out = ["--json", "f.json", "--csv", "f.csv", "--annotate", "--out", "o", "--threads", "1"]
+    assert cli._main(["predict", str(folder), "photos", *out]) == 0
+    told = capsys.readouterr()
+    warning = f"warning: {folder}/model.safetensors: trained on synthetic faces: says nothing about people\n"
+    assert told.err == (warning if synthetic else "")
+    assert "synthetic" not in told.out
+    assert json.loads((tmp_path / "f.json").read_text())["trained_on_synthetic"] is synthetic
+    rows = list(csv.DictReader((tmp_path / "f.csv").read_text().splitlines()))
+    assert {row["trained_on_synthetic"] for row in rows} == {str(synthetic).lower()}
+    drawn, photo = pixels_of(tmp_path / "o" / "a.jpg.faces.jpg"), pixels_of(photos / "a.jpg")
+    assert drawn.shape[1] == photo.shape[1]
+    assert (drawn.shape[0] > photo.shape[0]) == synthetic, "a band below the photo"
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (500, 300), (300, 3000)])
+def test_a_note_stands_whole_below_an_image_of_any_size(shape: tuple[int, int]) -> None:
+    image = np.full((*shape, 3), 255, np.uint8)
+    drawn = annotated(image, (), LABELS, SYNTHETIC)
+    assert (drawn[: shape[0]] == image).all()
+    band = drawn[shape[0] :]
+    ink = (band == 255).all(axis=2)
+    assert ink.any()
+    assert not ink[:, -1].any(), "no letter is cut off"
+    assert not ink[-1].any()
+    assert np.array_equal(annotated(image, (), LABELS), image)
+
+
+def test_a_training_tells_its_weights_whether_its_faces_were_drawn(tmp_path: Path) -> None:
+    model = create_model("ddamfn_nano", len(LABELS))
+    last = SimpleNamespace(model="ddamfn_nano", options={})
+    job = SimpleNamespace(labels=LABELS, fingerprint="f", recipe=SimpleNamespace(last=last))
+    state = SimpleNamespace(best_epoch=1, best_model=model.state_dict(), history=[{"epoch": 1, "val_accuracy": 0.5}])
+    for synthetic in (True, False):
+        facts = {"dataset": "d", "label_space": "basic7", "synthetic": synthetic, "crop": {}}
+        publish(tmp_path / "trained", model, job, state, facts)
+        assert Classifier(tmp_path / "trained").info.synthetic is synthetic
+
+
+def test_weights_with_nan_answer_nothing(
+    weights: Path, photos: Path, predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, info = load_model(weights / "model.safetensors")
+    broken = {
+        key: torch.full_like(value, float("nan")) for key, value in model.state_dict().items() if key == "fc.bias"
+    }
+    assert broken
+    state = {**model.state_dict(), **broken}
+    save_model(model, tmp_path / "m.safetensors", LABELS, "basic7", info.extra, name="ddamfn_nano", weights=state)
+    with pytest.raises(FileError, match=r"m\.safetensors: 1 of .* NaN or infinity: fc\.bias; restore the file"):
+        cli._main(["predict", str(tmp_path / "m.safetensors"), "photos", "--json", "f.json"])
+    job = PredictJob(
+        shards=str(shards_of(tmp_path / "s", [])),
+        weights=str(tmp_path / "m.safetensors"),
+        split="test",
+        batch_size=1,
+        threads=1,
+    )
+    with pytest.raises(FileError, match=r"m\.safetensors: 1 of .* NaN or infinity: fc\.bias; restore the file"):
+        predict_share(job)
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "f.json").exists()
 
 
 def test_a_picture_comes_from_standard_input(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fer.cluster.train import fingerprint
 from fer.files import FileError
@@ -96,3 +97,21 @@ def test_other_weights_are_another_training(tmp_path: Path) -> None:
         sources = locate({"features": str(donor(tmp_path / "a", seed=seed))}, tmp_path)
         prints.add(fingerprint("data", recipe, 0, "code", sources))
     assert len(prints) == 2
+
+
+def test_a_part_that_is_no_finite_number_is_refused_by_file_and_tensor(tmp_path: Path) -> None:
+    model = create_model("ddamfn_nano")
+    key = next(key for key, tensor in model.state_dict().items() if key.startswith("features.") and tensor.ndim == 4)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    weights[key].view(-1)[0] = float("inf")
+    save_model(model, tmp_path / "d.safetensors", LABELS, "basic7", name="ddamfn_nano", weights=weights)
+    [source] = locate({"features": "d.safetensors"}, tmp_path)
+    with pytest.raises(FileError, match=rf"d\.safetensors: 1 of .* NaN or infinity: {key}; restore the file"):
+        load_part(create_model("ddamfn_nano"), source)
+
+
+def test_a_broken_description_of_ours_is_not_taken_for_published_weights(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "d.safetensors", {"fer": "[]"})
+    [source] = locate({"features": "d.safetensors"}, tmp_path)
+    with pytest.raises(FileError, match=r"d\.safetensors: its description: .*object; restore the file"):
+        load_part(create_model("ddamfn_nano"), source)

@@ -172,6 +172,12 @@ def test_a_model_that_stands_is_filled_where_it_fits(tmp_path: Path, published: 
             load_published(create_model("ddamfn", **options), path)
 
 
+def test_published_weights_that_are_no_finite_numbers_are_refused(tmp_path: Path, published: dict[str, Tensor]) -> None:
+    broken = published | {"fc.bias": torch.full_like(published["fc.bias"], float("nan"))}
+    with pytest.raises(FileError, match=r"a\.pth: 1 of .* NaN or infinity: fc\.bias; restore the file"):
+        load_published("ddamfn", save(broken, tmp_path / "a.pth"))
+
+
 def test_another_models_weights_are_refused_by_their_keys(tmp_path: Path, published: dict[str, Tensor]) -> None:
     path = save(published, tmp_path / "a.pth")
     with pytest.raises(
