@@ -122,9 +122,12 @@ def test_the_manifests_name_the_ray_version_that_was_tested() -> None:
         assert f'rayVersion: "{version}"' in (INFRA / "kuberay" / name).read_text()
 
 
-def test_the_mlflow_server_is_of_the_version_that_was_tested() -> None:
-    (version,) = re.findall(r"^mlflow==(\S+)$", (INFRA.parent / "constraints.txt").read_text(), re.MULTILINE)
-    assert f"mlflow=={version} " in (INFRA / "mlflow" / "compose.yaml").read_text()
+def test_the_mlflow_server_is_of_the_versions_that_were_tested_and_each_is_pinned() -> None:
+    tested = dict(re.findall(r"^(\S+)==(\S+)$", (INFRA.parent / "constraints.txt").read_text(), re.MULTILINE))
+    (line,) = re.findall(r"pip install --no-cache-dir ([^\\\n]+)", (INFRA / "mlflow" / "compose.yaml").read_text())
+    pinned = dict(one.split("==") for one in line.split())
+    assert {"mlflow", "SQLAlchemy", "boto3"} <= tested.keys() & pinned.keys()
+    assert {name: tested.get(name, version) for name, version in pinned.items()} == pinned
 
 
 def test_the_cluster_file_follows_rays_own_schema() -> None:
