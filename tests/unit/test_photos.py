@@ -487,7 +487,7 @@ def test_a_training_tells_its_weights_whether_its_faces_were_drawn(tmp_path: Pat
     state = SimpleNamespace(best_epoch=1, best_model=model.state_dict(), history=[{"epoch": 1, "val_accuracy": 0.5}])
     for synthetic in (True, False):
         facts = {"dataset": "d", "label_space": "basic7", "synthetic": synthetic, "crop": {}}
-        publish(tmp_path / "trained", model, job, state, facts)
+        publish(tmp_path / "trained", model, job, state, facts, {})
         assert Classifier(tmp_path / "trained").info.synthetic is synthetic
 
 
