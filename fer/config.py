@@ -93,9 +93,9 @@ def _explain(kind: type[Config], detail: Any, where: str, prefix: str) -> str:
         allowed = _keys_at(kind, detail["loc"][:-1])
         hint = nearest(str(detail["loc"][-1]), allowed)
         listing = f"; allowed here: {', '.join(allowed)}" if allowed else ""
-        return f"{where}: unknown key {path!r}{hint}{listing}"
+        return f"{where}: unknown key '{path}'{hint}{listing}"
     if detail["type"] == "missing":
-        return f"{where}: key {path!r} is missing"
+        return f"{where}: key '{path}' is missing"
     message = str(detail["msg"]).removeprefix("Value error, ")
     if isinstance(value, dict) and detail["type"] == "value_error":  # the message names the keys that do not agree
         return f"{where}: {path}: {message}" if path else f"{where}: {message}"
