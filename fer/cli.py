@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 from fer import __version__, processes
 
@@ -47,8 +48,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     processes.run(lambda: _main(arguments))
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest of the choices where none was given; so do its subcommands, which are of the same class."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            from fer.config import nearest  # not for every start
+
+            raise argparse.ArgumentError(
+                action, error.message + nearest(str(value), [str(choice) for choice in action.choices or ()])
+            ) from None
+
+
 def _main(argv: list[str]) -> int | None:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fer",
         description="Train, compare and use facial expression recognition models.",
         epilog="The pipeline itself: `dvc repro`, or `dvc repro train@synthetic-ddamfn_nano` up to one stage.",

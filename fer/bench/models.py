@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fer.bench.result import BenchResult, benchmark
+from fer.config import nearest
 
 if TYPE_CHECKING:
     from fer.bench.passes import Setting
@@ -34,10 +35,13 @@ def run(args: argparse.Namespace) -> BenchResult:
 
     from fer.bench.yardsticks import YARDSTICKS
 
-    names = args.models or list(YARDSTICKS)
+    known = list(YARDSTICKS)
+    names = args.models or known
     for name in names:
         if name not in YARDSTICKS:
-            raise ValueError(f"--models {name}: no published code to compare with; known: {', '.join(YARDSTICKS)}")
+            raise ValueError(
+                f"--models {name}: no published code to compare with{nearest(name, known)}; known: {', '.join(known)}"
+            )
     if args.device != "cpu" and not (args.device == "cuda" and torch.cuda.is_available()):
         raise ValueError(f"--device {args.device}: cpu is allowed, and cuda on a machine that has it")
     if args.batch < 4:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fer.config import nearest
+
 if TYPE_CHECKING:
+    from fer.params import Params
     from fer.shards.manifest import Manifest
 
 
@@ -25,14 +29,26 @@ def main(args: argparse.Namespace) -> None:
 
     if args.repeat and args.folds is None:
         raise ValueError(f"--repeat {args.repeat} means nothing without --folds")
-    folder = params.load().root / "data" / "shards" / args.dataset
-    manifest = verify(folder, content=args.verify)
+    manifest = verify(shards_folder(params.load(), args.dataset), content=args.verify)
     print("\n".join(describe(manifest)))
     if args.folds is not None:
         print("\n" + "\n".join(describe_folds(manifest, args.folds, args.repeat)))
     if args.verify:
         print("\nevery byte is as it was written")
     print(f"\nsee data/statistics/{args.dataset}: samples.png, duplicates.csv, statistics.json")
+
+
+def shards_folder(loaded: Params, dataset: str) -> Path:
+    """data/shards/<dataset>; ValueError where there are no shards, with the nearest name or the command that helps."""
+    folder = loaded.root / "data" / "shards"
+    made = sorted(path.parent.name for path in folder.glob("*/manifest.json"))
+    if dataset in made:
+        return folder / dataset
+    if dataset not in loaded.datasets:
+        hint = nearest(dataset, [*loaded.datasets, *made])
+        raise ValueError(f"no dataset {dataset!r}{hint}; in data/shards: {', '.join(made) or 'none yet'}")
+    first = "" if dataset in loaded.run.datasets else "add it to run.datasets in params.yaml, then "
+    raise ValueError(f"{folder / dataset}: no shards yet; {first}run `dvc repro shard@{dataset}`")
 
 
 def describe(manifest: Manifest) -> list[str]:

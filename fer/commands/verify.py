@@ -25,6 +25,7 @@ def main(args: argparse.Namespace) -> None:
     import torch
 
     from fer import params
+    from fer.commands.shards import shards_folder
     from fer.evaluation.embed import embed_split
     from fer.evaluation.verification import verify
     from fer.labels import is_identities
@@ -37,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
     model, info = load_model(path)
     if not isinstance(model, ArcFace):
         raise ValueError(f"{path}: weights of {info.model}, which embeds nobody; those of an arcface model are needed")
-    shards = ShardSet.open(params.load().root / "data" / "shards" / args.dataset)
+    shards = ShardSet.open(shards_folder(params.load(), args.dataset))
     if not is_identities(shards.label_space):
         raise ValueError(
             f"{args.dataset}: its labels are {shards.label_space}, no people: give a dataset of identities"

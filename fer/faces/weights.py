@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fer.config import nearest
 from fer.files import FileError, refuse_impostor, sha256
 from fer.weights import registry
 
@@ -23,6 +24,10 @@ def locate(name: str, given: str | None, root: Path) -> Path:
     Raises:
         FileError: not there, or another file; it says how to get the right one.
     """
+    if name not in PUBLISHED:
+        raise ValueError(
+            f"no weights of detector {name!r}{nearest(name, list(PUBLISHED))}; known: {', '.join(PUBLISHED)}"
+        )
     published = PUBLISHED[name]
     (file,) = registry.entry(published).files
     if given is None:

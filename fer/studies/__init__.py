@@ -113,7 +113,9 @@ class StudyOptions(Config):
             return study.rows
         names = [row.row for row in study.rows]
         if unknown := [name for name in self.rows if name not in names]:
-            raise ConfigError(f"fer study --rows: no row {unknown[0]!r}; the rows: {', '.join(names)}")
+            raise ConfigError(
+                f"fer study --rows: no row {unknown[0]!r}{nearest(unknown[0], names)}; the rows: {', '.join(names)}"
+            )
         return [row for row in study.rows if row.row in self.rows]
 
     def departure(self, study: Study) -> str | None:

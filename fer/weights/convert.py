@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fer.config import nearest
 from fer.models import create_model
 from fer.weights.layouts import LAYOUTS, Layout
 
@@ -73,7 +74,8 @@ def dead_keys(name: str, keys: Iterable[str]) -> list[str]:
 
 def _layout(name: str) -> Layout:
     if name not in LAYOUTS:
-        raise ValueError(f"no published layout is known for {name!r}; known: {', '.join(sorted(LAYOUTS))}")
+        known = sorted(LAYOUTS)
+        raise ValueError(f"no published layout is known for {name!r}{nearest(name, known)}; known: {', '.join(known)}")
     return LAYOUTS[name]
 
 
