@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fer.config import read_yaml
 from fer.files import FileError, publish_directory
 from fer.names import check_name
 
@@ -84,11 +83,11 @@ class Output:
     def _is_locked(self, final: Path) -> bool:
         """Whether DVC knows the folder, or a file in it, as the output of a stage."""
         root = final.parents[len(Path(self.parent).parts) + self.names - 1]
-        if not (root / "dvc.lock").is_file():
-            return False
-        stages = read_yaml(root / "dvc.lock").get("stages") or {}
-        outs = [root / out["path"] for stage in stages.values() for out in stage.get("outs", ())]
-        return any(path.is_relative_to(final) for path in outs)
+        path = final.relative_to(root).as_posix()  # of letters that YAML leaves as they are
+        lock = root / "dvc.lock"
+        return lock.is_file() and bool(
+            re.search(rf"^ *- path: {re.escape(path)}(/.*)?$", lock.read_text(), re.MULTILINE)
+        )
 
 
 PLAN = Output("data/plan", 0, "report.json", r"download|crop|shard|train|evaluate|report\.json")

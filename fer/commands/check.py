@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fer import params, yaml12
 from fer.config import ConfigError, nearest
+from fer.stages.plan import checked_items
 
 if TYPE_CHECKING:
     from fer.training.recipe import Recipe
@@ -29,6 +30,7 @@ def main(args: argparse.Namespace) -> None:
         except ValueError as error:
             raise ConfigError(f"{where}: models.{key}: {error}") from None
     _check_searched_options(loaded, where)
+    checked_items(loaded)
     for key in loaded.run.models:
         print(f"# models.{key}, complete:\n{yaml12.dump({key: loaded.recipe(key).model_dump(mode='json')})}")
     datasets, models = ", ".join(loaded.run.datasets), ", ".join(loaded.run.models)

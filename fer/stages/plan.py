@@ -19,18 +19,13 @@ _OF_DATASET = {"download": (RAW,), "crop": (FACES,), "shard": (SHARDS, STATISTIC
 _OF_MODEL = {"train": (TRAINED,), "evaluate": (EVALUATED,)}
 
 
-def run_plan(params: Params) -> Path:
-    """Checks what stands where the stages of `params.run` write, and writes what they depend on.
-
-    Returns:
-        the folder data/plan.
+def checked_items(params: Params) -> list[str]:
+    """Every `<stage>/<item>` of `params.run`, with what lies in the place of its outputs looked at.
 
     Raises:
-        ValueError: an output folder is not ours to replace.
+        FileError: a folder or file that is not ours to replace.
     """
-    from fer.sources.origin import origin_digest
-
-    items: dict[str, dict[str, Any]] = {"report": {}}
+    items = []
     for stages, keys in (
         (_OF_DATASET, [(dataset,) for dataset in params.run.datasets]),
         (_OF_MODEL, list(product(params.run.datasets, params.run.models))),
@@ -38,7 +33,22 @@ def run_plan(params: Params) -> Path:
         for (stage, outputs), names in product(stages.items(), keys):
             for output in outputs:
                 output.folder(params.root, *names)
-            items[f"{stage}/{'-'.join(names)}"] = {}
+            items.append(f"{stage}/{'-'.join(names)}")
+    return items
+
+
+def run_plan(params: Params) -> Path:
+    """Checks where the stages of `params.run` write, looks for changed data, and writes what the stages depend on.
+
+    Returns:
+        the folder data/plan.
+
+    Raises:
+        ValueError: an output that is not ours to replace, or data that may not be read.
+    """
+    from fer.sources.origin import origin_digest
+
+    items: dict[str, dict[str, Any]] = {item: {} for item in [*checked_items(params), "report"]}
     for dataset in params.run.datasets:
         digest = origin_digest(dataset, params.dataset(dataset), params.root, params.root)
         items[f"download/{dataset}"]["origin"] = digest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import string
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fer.commands import check
 from fer.config import ConfigError
 from fer.files import FileError, publish_directory
 from fer.outputs import EVALUATED, FACES, RAW, SHARDS, STATISTICS, TRAINED, Output
@@ -173,3 +175,13 @@ def test_a_folder_that_a_killed_publication_moved_aside_comes_back(tmp_path: Pat
     with pytest.raises(RuntimeError):
         fail()
     assert snapshot(tmp_path) == {"out/notes": b"mine"}
+
+
+def test_fer_check_tells_of_a_folder_that_the_pipeline_would_refuse(
+    tmp_path: Path, repo_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(repo_root / "params.yaml", tmp_path)
+    (tmp_path / "trained" / "synthetic" / "ddamfn_nano" / "model.safetensors").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileError, match=r"trained/synthetic/ddamfn_nano: was not made by this project"):
+        check.main(Namespace())
