@@ -83,11 +83,9 @@ class Output:
     def _is_locked(self, final: Path) -> bool:
         """Whether DVC knows the folder, or a file in it, as the output of a stage."""
         root = final.parents[len(Path(self.parent).parts) + self.names - 1]
-        path = final.relative_to(root).as_posix()  # of letters that YAML leaves as they are
         lock = root / "dvc.lock"
-        return lock.is_file() and bool(
-            re.search(rf"^ *- path: {re.escape(path)}(/.*)?$", lock.read_text(), re.MULTILINE)
-        )
+        path = re.escape(final.relative_to(root).as_posix())  # of letters that YAML leaves as they are
+        return lock.is_file() and bool(re.search(f"^ *- path: {path}(/.*)?$", lock.read_text(), re.MULTILINE))
 
 
 PLAN = Output("data/plan", 0, "report.json", r"download|crop|shard|train|evaluate|report\.json")
