@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_training import make_project, make_shards
 
-from fer.cluster.study import make_plan, row_recipe, run_study
+from fer.cluster.study import _assignments, make_plan, row_recipe, run_study
 from fer.cluster.study_report import markdown, summarise
 from fer.config import ConfigError
 from fer.evaluation.aggregate import detectable_difference, pairs_needed, spread
@@ -317,3 +317,9 @@ def test_a_study_that_lacks_what_its_kind_needs_is_refused(params: Params, wrong
     (params.root / "wrong.yaml").write_text(wrong)
     with pytest.raises(ConfigError, match=message):
         run_study(params, "wrong.yaml", StudyOptions(workers=0))
+
+
+def test_values_on_the_command_line_are_yaml_12() -> None:
+    assert _assignments(["a=off", "b.c=1e-3", "d=[1, 2]"]) == {"a": "off", "b.c": 0.001, "d": [1, 2]}
+    with pytest.raises(ConfigError, match=r"^fer study --set: .*nested deeper than 50"):
+        _assignments(["a=" + "[" * 60])

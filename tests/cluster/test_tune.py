@@ -18,10 +18,9 @@ from tiny_training import TOY, environment, make_project
 
 from fer.cluster.config import SearchRange, TuneConfig
 from fer.cluster.trials import Trial, TrialLog, TrialPlan, own_values, run_trial, vary
-from fer.cluster.tune import check_space, search, table
-from fer.config import ConfigError
+from fer.cluster.tune import check_space, table
+from fer.config import ConfigError, parse
 from fer.files import read_json, sha256
-from fer.params import load
 from fer.training.recipe import Recipe, load_recipe
 
 RATE = {"learning_rate": SearchRange(low=1e-4, high=0.1, log=True)}
@@ -182,11 +181,9 @@ def test_no_weights_and_no_ray_folder_are_left_of_a_finished_search(searched: Se
 # ------------------------------------------------------------------------------------------------ parts
 
 
-def test_more_workers_a_trial_are_refused_before_anything_is_touched(tmp_path: Path) -> None:
-    params = load(make_project(tmp_path) / "params.yaml")
+def test_more_workers_a_trial_are_refused_when_params_are_read() -> None:
     with pytest.raises(ConfigError, match=r"tune.workers_per_trial = 2.*set 1"):
-        search(params, "tiny", "toy", TuneConfig(workers_per_trial=2))
-    assert not (tmp_path / ".work").exists()
+        parse(TuneConfig, {"workers_per_trial": 2}, "params.yaml", "tune")
 
 
 @pytest.mark.parametrize(

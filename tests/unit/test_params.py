@@ -43,6 +43,12 @@ def test_every_knob_of_the_shipped_file_is_commented(repo_root: Path) -> None:
             assert "#" in line, f"params.yaml:{number}: {line}"
 
 
+def test_duplicates_are_switched_off_as_the_file_says(project: Path) -> None:
+    path = project / "params.yaml"
+    path.write_text(path.read_text().replace("duplicates: report", "duplicates: off"))
+    assert params.load(path).shard.duplicates == "off"
+
+
 @pytest.mark.parametrize(
     ("key", "value", "parts"),
     [

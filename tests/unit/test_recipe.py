@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fer.commands.check import check_training
 from fer.config import ConfigError
 from fer.files import sha256
 from fer.models import create_model
@@ -47,6 +48,23 @@ def test_a_pinned_file_is_refused_once_it_has_changed(tmp_path: Path) -> None:
     file.write_text("recipe: ddamfn/nano\nepochs: 1\n")
     with pytest.raises(ConfigError, match=f"has changed; to use it, write tuned.yaml#{sha256(file)[:8]}"):
         load_recipe(entry, tmp_path, "params.yaml")
+
+
+def test_recipe_files_that_start_from_each_other_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("recipe: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("recipe: a.yaml\n")
+    with pytest.raises(ConfigError, match=r"\.yaml: recipe = '.\.yaml': more than 10 files that start from each other"):
+        load_recipe({"recipe": "a.yaml"}, tmp_path, "params.yaml", "models.x")
+
+
+def test_a_loaded_recipe_shares_nothing_with_the_next() -> None:
+    load_recipe({"recipe": "ddamfn/nano"}, Path(), "params.yaml").augment.clear()
+    assert load_recipe({"recipe": "ddamfn/nano"}, Path(), "params.yaml").augment
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_fer_check_can_make_what_every_recipe_of_the_package_says(name: str) -> None:
+    check_training(load_recipe({"recipe": name}, Path(), "params.yaml"))
 
 
 @pytest.mark.parametrize(
