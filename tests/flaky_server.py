@@ -23,6 +23,7 @@ class Site:
         tag: ETag, or None for none.
         date: Last-Modified, or None for none.
         ranges: whether it answers a Range with a part.
+        heads: whether it answers HEAD; else with 403, as links do that are signed for GET.
         faults: taken one a request, as long as there are any; then all is well. Each is "cut", "stall", "page",
             "chunked-cut", "nothing-said", "long", "short", "shifted", or a status such as 503.
         headers: sent besides.
@@ -34,6 +35,7 @@ class Site:
     tag: str | None = '"one"'
     date: str | None = None
     ranges: bool = True
+    heads: bool = True
     faults: list[str | int] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
     piece: int = 1 << 20
@@ -75,6 +77,11 @@ def _start(headers: dict[str, str]) -> int:
 
 class _Handler(BaseHTTPRequestHandler):
     site: Site
+
+    def do_HEAD(self) -> None:
+        self.site.asked.append((f"HEAD {self.path}", dict(self.headers.items())))
+        length = {"Content-Length": str(len(self.site.body))}
+        self._head(200 if self.site.heads else 403, length | self.site.headers)
 
     def do_GET(self) -> None:
         site = self.site

@@ -44,8 +44,8 @@ _SPLITS: dict[str, Split] = {
 }
 
 
-def walk(tree: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Everything below a folder, in no order, with its path relative to it, with "/".
+def walk(tree: Path) -> Iterator[tuple[str, os.DirEntry[str], bool]]:
+    """Everything below a folder, in no order: its path relative to it, with "/", and whether it is a folder.
 
     Links are followed, but for one that leads back to a folder it lies in. What is hidden and what operating systems
     leave behind is not listed.
@@ -67,16 +67,18 @@ def walk(tree: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
         for entry in entries:
             if entry.name.startswith(".") or entry.name.lower() in _JUNK:
                 continue
-            yield prefix + entry.name, entry
-            if entry.is_dir():
-                below = os.path.realpath(entry.path) if entry.is_symlink() else f"{real}/{entry.name}"
+            link = entry.is_symlink()
+            is_folder = os.path.isdir(entry.path) if link else entry.is_dir()  # noqa: PTH112 - the others raise
+            yield prefix + entry.name, entry, is_folder
+            if is_folder:
+                below = os.path.realpath(entry.path) if link else f"{real}/{entry.name}"
                 pending.append((entry.path, f"{prefix}{entry.name}/", below, within))
 
 
 def list_files(tree: Path, endings: Sequence[str]) -> list[str]:
     """Paths below `tree` whose lower-case names end in one of `endings`, with "/", in natural order; see `walk`."""
     wanted = tuple(endings)
-    found = (path for path, entry in walk(tree) if entry.name.lower().endswith(wanted) and not entry.is_dir())
+    found = (path for path, _, is_folder in walk(tree) if not is_folder and path.lower().endswith(wanted))
     return sorted(found, key=natural)
 
 

@@ -3,7 +3,7 @@
 A digest covers names and contents of files, links followed as the readers do, and what servers and stores say of the
 version of a URL. Times are no part of it: another copy of the same data has the same digest. Times, sizes and inodes
 only tell which files need not be read again: `.work/plan/<dataset>.hashes` holds the hashes of the last look, some 150
-bytes a file. Memory grows by about 500 bytes a file.
+bytes a file. Memory grows by less than a kilobyte a file.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from fer.transfer import local_path, public_url, validator
 
 _HEADER = b"fer hashes 1 "
 _THREADS = 4
+_HEX = 64  # characters of a hash
 _BATCH = 1024  # files that wait for a thread
 _CHUNK = 1 << 20
 
@@ -143,62 +144,68 @@ class _Hashes:
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name = path, name
         self._known = _load(path)
-        self._kept: dict[bytes, bytes] = {}
+        self._kept: dict[bytes, bytes] = {}  # what is known of before moves here where it is met again
+        self._learnt = False
         self._started = time.time_ns()
 
     def __enter__(self) -> _Hashes:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        kept = self._kept if kind is None else self._known | self._kept
-        if kept != self._known:
-            body = b"\0".join(part for record in kept.items() for part in record)
+        if self._learnt or (kind is None and self._known):
+            records = self._kept if kind is None else self._known | self._kept
+            body = b"\0".join(part for record in records.items() for part in record)
             with disk_errors(self._path, "make room and run the same command again"):
                 write_atomic(self._path, _HEADER + hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
 
     def known_place(self, key: str, path: str, digest: str | None) -> str | None:
         """The digest of a place, and where there is none now the one before."""
         record = os.fsencode(f"={key}:{public_url(path)}")
-        if digest is None and (before := self._known.get(record)):
+        before = self._known.pop(record, None)
+        if digest is None and before is not None:
             log.warning("%s: not to be had now; taken for unchanged", nfc(public_url(path)))
             digest = before.decode()
         if digest is not None:
             self._kept[record] = digest.encode()
+            self._learnt |= self._kept[record] != before
         return digest
 
     def digest(self, key: str, places: list[tuple[str, str]]) -> str | None:
         """Of the names and contents of files and folders; None where they are one place and nothing is there."""
-        contents: dict[bytes, bytes] = {}
+        contents: dict[bytes, bytes] = {}  # what ends with the hash, or a word of what is no file
         unread: list[tuple[bytes, str, bytes, int]] = []
-        prefix = key.encode() + b":"
+        prefix = f"{key}:".encode()
         for inside, place in places:
             for name, path, status in _files(inside, _path_of(place)):
+                record = prefix + name
+                if record in contents:  # a table may name an image twice
+                    continue
                 if status is None or not stat.S_ISREG(status.st_mode):
                     kind = b"absent" if status is None else b"folder" if stat.S_ISDIR(status.st_mode) else b"no file"
-                    contents[name] = kind
+                    contents[record] = kind
                     continue
                 times = status.st_mtime_ns, status.st_ctime_ns
                 facts = b"%d %d %d %d " % (status.st_size, status.st_ino, *times)
-                before = self._known.get(prefix + name, b"")
+                before = self._known.pop(record, b"")
                 if before.startswith(facts):
-                    contents[name] = before[len(facts) :]
-                    self._kept[prefix + name] = before
+                    contents[record] = self._kept[record] = before
                 else:
                     settled = max(times) < self._started - _TICK_NS
-                    unread.append((name, path, facts if settled else b"", status.st_size))
-        if contents == {b"": b"absent"}:
+                    unread.append((record, path, facts if settled else b"", status.st_size))
+        if contents == {prefix: b"absent"}:
             return None
-        for name, facts, content in self._hash(unread):
-            contents[name] = content
+        for record, facts, content in self._hash(unread):
+            contents[record] = facts + content
             if facts:
-                self._kept[prefix + name] = facts + content
+                self._kept[record] = contents[record]
+                self._learnt = True
         whole = hashlib.sha256()
-        for name in sorted(contents):
-            whole.update(b"%s\0%s\0" % (name, contents[name]))
+        for record in sorted(contents):
+            whole.update(b"%s\0%s\0" % (record, contents[record][-_HEX:]))
         return whole.hexdigest()
 
     def _hash(self, unread: list[tuple[bytes, str, bytes, int]]) -> Iterator[tuple[bytes, bytes, bytes]]:
-        """Name, facts and hash of each file."""
+        """Record's name, facts and hash of each file."""
         if not unread:
             return
         stop = threading.Event()
@@ -210,8 +217,8 @@ class _Hashes:
                 for start in range(0, len(unread), _BATCH):
                     batch = unread[start : start + _BATCH]
                     hashes = pool.map(lambda one: hash_file(one[1], bar, stop), batch)
-                    for (name, _, facts, _), content in zip(batch, hashes, strict=True):
-                        yield name, facts, content
+                    for (record, _, facts, _), content in zip(batch, hashes, strict=True):
+                        yield record, facts, content
             finally:
                 stop.set()  # else an interruption would wait for the end of a file of 100 GB
 
@@ -234,7 +241,7 @@ def _files(inside: str, path: str) -> Iterator[tuple[bytes, str, os.stat_result 
     status = _status(path, lambda: os.stat(path))  # noqa: PTH116 - to make a Path takes longer
     yield os.fsencode(inside), path, status
     if not inside and status is not None and stat.S_ISDIR(status.st_mode):
-        for name, entry in walk(Path(path)):
+        for name, entry, _ in walk(Path(path)):
             yield os.fsencode(name), entry.path, _status(entry.path, entry.stat)
 
 

@@ -22,7 +22,7 @@ from flaky_server import BODY, Site, serve
 
 from fer import disk
 from fer.files import FileError
-from fer.transfer import Patience, download, public_url
+from fer.transfer import Patience, download, public_url, validator
 from fer.transfer import http as transfer_http
 from fer.transfer import part as transfer_part
 
@@ -439,6 +439,39 @@ def test_an_object_store_is_read_like_a_server(store: fsspec.AbstractFileSystem,
     for wrong, told in (("memory://shop/none", "no such object"), ("memory://shop", "is a folder")):
         with pytest.raises(FileError, match=told):
             download(wrong, target)
+
+
+# ------------------------------------------------------------------------------------------------ versions
+
+
+def test_the_version_of_a_url_is_asked_for_without_fetching_it(site: Site) -> None:
+    assert validator(f"{site.url}/a") == '"one"'
+    site.tag, site.date = None, "Mon, 01 Jan 2024 00:00:00 GMT"
+    assert validator(f"{site.url}/a") == f"{site.date} {len(BODY)}"
+    assert [path for path, _ in site.asked] == ["HEAD /a", "HEAD /a"]
+
+
+def test_the_version_of_a_link_signed_for_get_is_asked_for_by_get(site: Site) -> None:
+    site.heads = False
+    assert validator(f"{site.url}/a?signature=1") == '"one"'
+
+
+def test_no_version_is_taken_from_a_web_page_or_a_refusal(site: Site) -> None:
+    site.headers = {"Content-Type": "text/html"}
+    with pytest.raises(FileError, match=r"/a: the server sent a web page"):
+        validator(f"{site.url}/a?token=secret")
+    site.heads, site.headers, site.faults = False, {}, [503]
+    with pytest.raises(FileError, match=r"/a: the server answered 503$"):
+        validator(f"{site.url}/a?token=secret")
+
+
+def test_the_version_of_an_object_in_a_store_changes_with_it(store: fsspec.AbstractFileSystem) -> None:
+    before = validator("memory://shop/data.bin")
+    assert validator("memory://shop/data.bin") == before
+    store.pipe_file("/shop/data.bin", OTHER)
+    assert validator("memory://shop/data.bin") != before
+    with pytest.raises(FileError, match="no such object"):
+        validator("memory://shop/none")
 
 
 def test_a_broken_read_of_a_store_goes_on_and_a_changed_object_is_read_anew(
