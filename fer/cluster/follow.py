@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Follower:
         self.on_step(Progress(**content))
 
 
-def best_metrics(best: Record) -> dict[str, float]:
+def best_metrics(best: Mapping[str, float]) -> dict[str, float]:
     """The row of the best epoch by the names that runs are ranked by: `best_epoch`, `best_val_accuracy`, ..."""
     return {"best_epoch": best["epoch"], **{f"best_{k}": v for k, v in best.items() if k.startswith("val_")}}
 

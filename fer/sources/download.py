@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fer.console import log
 from fer.files import FileError, publish_directory, read_json, sha256, write_json
 from fer.hashing import stable_hash
+from fer.processes import HeldError, lock, remove_held
 from fer.sources.base import Source
 from fer.sources.registry import DatasetConfig, get_source
 
 FORMAT = 1
 
 
-def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path) -> Path:
+def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path, parent: Path | None = None) -> Path:
     """Brings one dataset into `root`/data/raw/<name>, complete or not at all.
 
     Nothing is done where the folder holds all that is asked for. A broken transfer leaves its part in .work/download,
@@ -25,6 +26,7 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path)
         name: key under `datasets`; names the folder.
         seed: of generated datasets.
         root: the project's folder; relative paths start there.
+        parent: the project whose queued experiment `root` is: they start there instead.
 
     Returns:
         the folder.
@@ -34,16 +36,17 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path)
     """
     keys = ("path", *getattr(config, "more_paths", ()))  # generated datasets have neither
     given = {key: path for key in keys if (path := getattr(config, key, None)) is not None}
-    config = config.model_copy(update={key: _absolute(path, root) for key, path in given.items()})
+    config = config.model_copy(update={key: _absolute(path, parent or root) for key, path in given.items()})
     source = get_source(config, seed)
     final = root / "data" / "raw" / name
     if is_complete(final, source):
         log.info("%s: already complete", final.relative_to(root))
         return final
     origin = " ".join(str(path) for path in given.values())
-    cache = root / ".work" / "download" / f"{name}-{stable_hash(origin):016x}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with publish_directory(final) as out:
+    work = (parent or root) / ".work" / "download" / f"{name}-{stable_hash(origin):016x}"
+    with lock(work / "lock", wait=parent is not None), publish_directory(final) as out:
+        cache = work / "files"
+        cache.mkdir(exist_ok=True)
         body = source.download(out, cache)
         files = sorted(path for path in out.rglob("*") if path.is_file())
         listed = [
@@ -51,9 +54,8 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path)
         ]
         about = {"format": FORMAT, "request": source.request, "files": listed, **body}
         write_json(out / "source.json", about, sealed=True)
-    shutil.rmtree(cache)  # what was fetched and unpacked is in `final` now
-    if not any(cache.parent.iterdir()):
-        cache.parent.rmdir()
+    with suppress(HeldError), lock(work / "lock"):  # else who has waited for it uses what is there, and removes it
+        remove_held(work)
     log.info(
         "%s: %d files, %.1f MB", final.relative_to(root), len(files), sum(int(str(f["bytes"])) for f in listed) / 1e6
     )
