@@ -242,7 +242,7 @@ def check_tracking(params: Params) -> Iterator[Finding]:
     """Whether MLflow's store answers, and runs that nobody ended."""
     from fer.tracking import store_uri
 
-    uri = store_uri(params.tracking, params.root)
+    uri = store_uri(params.tracking, params.home)
     level: Level = "fail" if params.tracking.required else "warn"
     try:
         stale = stale_runs(uri)

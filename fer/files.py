@@ -24,6 +24,12 @@ class FileError(ValueError):
     """A file that cannot be used; the message names it, what is wrong, and the remedy."""
 
 
+def below(path: str | Path, root: Path, parent: Path | None = None) -> Path:
+    """A relative path of the user's below `root`, or below `parent` where it is there alone."""
+    found = root / path
+    return parent / path if parent is not None and not found.exists() else found
+
+
 # ------------------------------------------------------------------------------------------------ writing
 
 

@@ -59,8 +59,9 @@ class Params:
     """Everything a stage may ask.
 
     Attributes:
-        root: the project's folder, which every relative path starts from.
+        root: the project's folder, where outputs are written.
         recipes: the complete training recipe of each key under `models`: its recipe file with the overrides applied.
+        parent: the project whose queued experiment `root` is; None where it is none.
     """
 
     root: Path
@@ -76,6 +77,20 @@ class Params:
     cluster: ClusterConfig
     tracking: TrackingConfig
     tune: TuneConfig
+    parent: Path | None = None
+
+    @property
+    def home(self) -> Path:
+        """Where the user's data, `.work` and a local MLflow store are.
+
+        That is `root`; but for a queued experiment it is the project, for DVC deletes the experiment's own folder.
+        """
+        return self.parent or self.root
+
+    @property
+    def queued(self) -> bool:
+        """Whether this is a queued experiment of DVC's, which shares `home` with others that may run now."""
+        return self.parent is not None
 
     def dataset(self, key: str) -> DatasetConfig:
         """The dataset of that key; ConfigError lists the known ones."""
@@ -95,6 +110,7 @@ class Environment:
     debug: bool
     dvc_stage: str | None
     dvc_experiment: str | None
+    dvc_root: Path | None
     cache: Path
 
 
@@ -111,6 +127,7 @@ def environment() -> Environment:
         debug=bool(read("FER_DEBUG")),
         dvc_stage=read("DVC_STAGE") or None,
         dvc_experiment=read("DVC_EXP_NAME") or None,
+        dvc_root=Path(root) if (root := read("DVC_ROOT")) else None,
         cache=Path(read("FER_CACHE") or f"{read('XDG_CACHE_HOME') or '~/.cache'}/fer"),
     )
 
@@ -141,6 +158,7 @@ def load(path: Path | None = None) -> Params:
     document = parse(_Document, read_yaml(path), str(path))
     check_keys(document.datasets, document.models, str(path))
     root = path.resolve().parent
+    parent = _parent(root)
     for kind, names, known in (
         ("datasets", document.run.datasets, document.datasets),
         ("models", document.run.models, document.models),
@@ -153,11 +171,25 @@ def load(path: Path | None = None) -> Params:
                 )
             if names.count(name) > 1:
                 raise ConfigError(f"{path}: run.{kind} names {name!r} more than once; each runs once")
-    recipes = {key: load_recipe(entry, root, f"{path}", f"models.{key}") for key, entry in document.models.items()}
+    recipes = {
+        key: load_recipe(entry, root, f"{path}", f"models.{key}", parent) for key, entry in document.models.items()
+    }
     fields = {name: getattr(document, name) for name in _Document.model_fields if name != "models"}
-    loaded = Params(root=root, recipes=recipes, **fields)
+    loaded = Params(root=root, parent=parent, recipes=recipes, **fields)
     _check_together(loaded, str(path))
     return loaded
+
+
+def _parent(root: Path) -> Path | None:
+    """The project that a queued experiment was started in (`dvc exp run --queue`, `--temp`); None elsewhere.
+
+    DVC runs it in a copy of the repository below the project's .dvc/tmp, and names the project in DVC_ROOT.
+    """
+    if (home := environment().dvc_root) is None or not root.is_relative_to(home.resolve() / ".dvc" / "tmp"):
+        return None
+    copy = next(folder for folder in (root, *root.parents) if (folder / ".dvc").is_dir())
+    parent = home.resolve() / root.relative_to(copy)
+    return parent if parent != root and (parent / FILE_NAME).is_file() else None
 
 
 def _check_together(params: Params, where: str) -> None:

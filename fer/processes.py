@@ -11,14 +11,15 @@ import ctypes
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from fer import console
 
@@ -64,6 +65,10 @@ class Interrupted(BaseException):
 
 _arrived: Interrupted | None = None
 """The first signal that asked this process to end."""
+
+
+class HeldError(ValueError):
+    """Another living process holds a lock."""
 
 
 class LostError(RuntimeError):
@@ -193,19 +198,12 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Holds a file lock for the block; the kernel frees it when the process dies, however it dies.
 
     Args:
-        wait: for its turn, where another process holds it.
+        wait: for its turn, where another process holds it; that is told in one line.
 
     Raises:
-        ValueError: without `wait`, another living process holds it; the message names that process.
+        HeldError: without `wait`, another living process holds it; the message names that process.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            handle.seek(0)
-            holder = handle.read().strip() or "another process"
-            raise ValueError(f"{path}: held by process {holder}; wait for it to end or stop it") from None
+    with _locked(path, wait) as handle:
         handle.seek(0)
         handle.truncate()
         handle.write(str(os.getpid()))
@@ -215,6 +213,42 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
         finally:
             handle.seek(0)
             handle.truncate()
+
+
+def _locked(path: Path, wait: bool) -> IO[str]:
+    """The open file of a lock that this process has got."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed by the caller
+        except FileNotFoundError:  # its last holder has just removed the folder
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            holder = handle.read().strip() or "another process"
+            if not wait:
+                handle.close()
+                raise HeldError(f"{path}: held by process {holder}; wait for it to end or stop it") from None
+            console.log.info("%s: held by process %s; waiting for it to end", path, holder)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle.fileno()).st_nlink:
+            return handle
+        handle.close()  # its last holder has removed it, so that the next one holds another
+
+
+def remove_held(folder: Path) -> None:
+    """Removes a folder of unfinished work whose `lock` this process holds; who waits for it makes it anew."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != "lock":
+            path.unlink()
+    (folder / "lock").unlink()
+    with suppress(OSError):  # not empty: another process has come for it, or for its neighbour
+        folder.rmdir()
+        folder.parent.rmdir()
 
 
 @contextmanager

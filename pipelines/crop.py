@@ -19,7 +19,9 @@ def main() -> None:
     with processes.stage(f"crop@{args.dataset}", loaded.root):
         from fer.faces.dataset import crop_dataset
 
-        crop_dataset(args.dataset, dataset, loaded.crop, loaded.cluster, seed=loaded.seed, root=loaded.root)
+        crop_dataset(
+            args.dataset, dataset, loaded.crop, loaded.cluster, seed=loaded.seed, root=loaded.root, parent=loaded.parent
+        )
 
 
 if __name__ == "__main__":

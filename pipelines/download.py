@@ -19,7 +19,7 @@ def main() -> None:
     with processes.stage(f"download@{args.dataset}", loaded.root):
         from fer.sources.download import download_dataset
 
-        download_dataset(args.dataset, dataset, seed=loaded.seed, root=loaded.root)
+        download_dataset(args.dataset, dataset, seed=loaded.seed, root=loaded.root, parent=loaded.parent)
 
 
 if __name__ == "__main__":

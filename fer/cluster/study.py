@@ -131,7 +131,7 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions) ->
         params.dataset(dataset)
         shards = ShardSet.open((params.root / "data" / "shards" / dataset).resolve())
         recipe = row_recipe(study, row, options, params.root)
-        pretrained = locate(recipe.pretrained, params.root)
+        pretrained = locate(recipe.pretrained, params.root, params.parent)
         for seed in options.seeds:
             for fold in range(folds) if folds else [None]:
                 own = recipe
@@ -162,7 +162,7 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions) ->
         name=name,
         kind=study.kind,
         tta=study.tta,
-        folder=str((params.root / ".work" / f"study-{Path(name).stem}-{label}").resolve()),
+        folder=str((params.home / ".work" / f"study-{Path(name).stem}-{label}").resolve()),
         threads=params.train.threads,
         gpu=params.train.gpu,
         checkpoint_every_steps=params.train.checkpoint_every_steps,
@@ -298,14 +298,16 @@ def _record(params: Params, plan: Plan, study: Study, results: Sequence[Mapping[
     experiment = f"study {Path(plan.name).stem}"
     whole = hashlib.sha256("".join(cell.key for cell in plan.cells).encode()).hexdigest()
     with open_run(
-        params.tracking, params.root, experiment=experiment, run_name=study.title, key=whole,
+        params.tracking, params.home, checkout=params.root,
+        experiment=experiment, run_name=study.title, key=whole,
         params={"source": study.source}, tags={"fer.kind": "study"},
     ) as parent:  # fmt: skip
         if not parent.active:
             return
         for cell, result in zip(plan.cells, results, strict=True):
             with open_run(
-                params.tracking, params.root, experiment=experiment, run_name=cell.title, key=cell.key,
+                params.tracking, params.home, checkout=params.root,
+                experiment=experiment, run_name=cell.title, key=cell.key,
                 params={"recipe": cell.recipe.model_dump(mode="json"), "seed": cell.seed, "fold": cell.fold},
                 tags={"fer.kind": "cell", "row": cell.row, "model": cell.recipe.last.model}, parent=parent,
             ) as run:  # fmt: skip

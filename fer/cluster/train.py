@@ -27,7 +27,7 @@ from fer.console import log
 from fer.lineage import digest_of_code, hardware, lineage, versions
 from fer.outputs import TRAINED
 from fer.params import Params
-from fer.processes import LostError, lock
+from fer.processes import LostError, lock, remove_held
 from fer.shards.read import ShardSet
 from fer.tracking import Run, open_run
 from fer.training.loop import DivergedError, TrainJob, build_model, train
@@ -77,11 +77,11 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
     folder = (params.root / "data" / "shards" / dataset).resolve()
     shards = ShardSet.open(folder)
     code = code_digest()
-    pretrained = locate(recipe.pretrained, params.root)
+    pretrained = locate(recipe.pretrained, params.root, params.parent)
     whole = fingerprint(shards.digest, recipe, params.seed, code, pretrained)
     job = TrainJob(
         shards=str(folder),
-        work_dir=str((params.root / ".work" / whole[:16]).resolve()),
+        work_dir=str((params.home / ".work" / whole[:16]).resolve()),
         recipe=recipe,
         labels=tuple(shards.labels),
         seed=params.seed,
@@ -108,10 +108,11 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
     }
     tags = {key: facts[key] for key in ("dataset", "model", "parameters", "data_digest", "code_digest")}
     with (
-        lock(work / "lock"),
+        lock(work / "lock", wait=params.queued),
         open_run(
             params.tracking,
-            params.root,
+            params.home,
+            checkout=params.root,
             experiment=dataset,
             run_name=model_key,
             key=whole,
@@ -131,7 +132,7 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
         publish(published, model, job, state, facts | settings, stage | _circumstances(params, state, run))
         for name in ("history.csv", "train.json", "run.json"):
             run.log_artifact(published / name, "training")
-        shutil.rmtree(work)
+        remove_held(work)
     log.info(
         f"{title}: best epoch {state.best_epoch} of {state.epoch}, validation accuracy {best['val_accuracy']:.4f}, "
         f"balanced {best['val_balanced_accuracy']:.4f} -> {published.relative_to(params.root)}"

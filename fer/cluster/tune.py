@@ -103,7 +103,8 @@ def search(params: Params, dataset: str, model_key: str, config: TuneConfig | No
             return written
         with open_run(
             params.tracking,
-            params.root,
+            params.home,
+            checkout=params.root,
             experiment=dataset,
             run_name=f"tune {model_key}",
             key=plan.fingerprint,
@@ -154,7 +155,7 @@ def _plan(params: Params, config: TuneConfig, recipe: Recipe, dataset: str, shar
 
     # What says how much is tried, not what a trial is, stays out: a longer search goes on from a shorter one.
     what = config.model_dump(mode="json", exclude={"trials", "max_concurrent", "time_budget_minutes"})
-    pretrained = locate(recipe.pretrained, params.root)
+    pretrained = locate(recipe.pretrained, params.root, params.parent)
     parts = {
         "data": shards.digest,
         "recipe": recipe.model_dump(mode="json"),
@@ -166,7 +167,7 @@ def _plan(params: Params, config: TuneConfig, recipe: Recipe, dataset: str, shar
     }
     fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return TrialPlan(
-        folder=str((params.root / ".work" / f"tune-{fingerprint[:16]}").resolve()),
+        folder=str((params.home / ".work" / f"tune-{fingerprint[:16]}").resolve()),
         shards=str((params.root / "data" / "shards" / dataset).resolve()),
         recipe=recipe,
         labels=tuple(shards.labels),
@@ -188,7 +189,8 @@ def _record(params: Params, plan: TrialPlan, parent: Run, dataset: str, model_ke
     def open_trial_run(trial: Trial, run_id: str | None) -> Run:
         return open_run(
             params.tracking,
-            params.root,
+            params.home,
+            checkout=params.root,
             experiment=dataset,
             run_name=f"{model_key} trial {trial.number}",
             key=trial.key,

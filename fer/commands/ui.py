@@ -16,4 +16,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Becomes the server; Ctrl-C ends it."""
     loaded = params.load()
-    tracking.serve(loaded.tracking, loaded.root, args.host, args.port)
+    tracking.serve(loaded.tracking, loaded.home, args.host, args.port)

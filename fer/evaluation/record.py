@@ -48,7 +48,7 @@ def record(
     if shards.manifest.synthetic:
         tags |= {"synthetic": "true", "mlflow.note.content": "SYNTHETIC: says nothing about accuracy on people."}
     with open_run(
-        params.tracking, params.root,
+        params.tracking, params.home, checkout=params.root,
         experiment=dataset, run_name=model_key, key=key, params=settings, tags=tags, run_id=run_id, join=True,
     ) as run:  # fmt: skip
         if not params.tracking.enabled:

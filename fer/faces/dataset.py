@@ -14,7 +14,8 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from fer.faces.config import CropConfig
 from fer.files import FileError, sha256, write_json
 from fer.lineage import digest_of_code, versions
 from fer.outputs import FACES
+from fer.processes import HeldError, lock, remove_held
 from fer.sources.base import Reject, Source
 from fer.sources.download import describe
 from fer.sources.registry import DatasetConfig, get_source
@@ -42,12 +44,22 @@ _DECODING_THREADS = 2
 
 
 def crop_dataset(
-    name: str, dataset: DatasetConfig, config: CropConfig, cluster: ClusterConfig, *, seed: int, root: Path
+    name: str,
+    dataset: DatasetConfig,
+    config: CropConfig,
+    cluster: ClusterConfig,
+    *,
+    seed: int,
+    root: Path,
+    parent: Path | None = None,
 ) -> Path:
     """Crops every face of `root`/data/raw/<name> into `root`/data/faces/<name>, complete or not at all.
 
     The rows stand in the order of their pictures, and the files are the same bytes, whatever the number of workers and
     however often the stage was stopped. Blocks of pictures that an earlier, stopped run finished are not done again.
+
+    Args:
+        parent: the project whose queued experiment `root` is, as `fer.params.Params` has it.
 
     Returns:
         the folder: faces-*.parquet, rejects.parquet, and faces.json written last.
@@ -62,48 +74,47 @@ def crop_dataset(
     if description["request"] != source.request:
         raise FileError(f"{raw}: was downloaded with other parameters; run `dvc repro download@{name}`")
     _require_detector(name, description, config)
-    weights = _weights(config, root)
+    weights = _weights(config, root, parent)
     settings = config.model_dump(exclude={"detector_weights"}) | {"detector_sha256": weights and sha256(weights)}
     source_digest = sha256(raw / "source.json")
-    work = _work_folder(root, name, fingerprint(source_digest, settings))
-    results = _crop(name, source, config, weights, cluster, raw, work)
-    rejects = sorted((r for result in results for r in result.rejects), key=lambda r: (r.sample_id, r.reason))
-    reasons = dict(sorted(Counter(reject.reason for reject in rejects).items()))
-    faces = sum(result.rows for result in results)
-    if faces == 0:
-        raise FileError(f"{raw}: not one face came out of {sum(r.samples for r in results)} pictures: {reasons}")
-    histogram: Counter[str] = Counter()
-    for result in results:
-        histogram.update(result.histogram)
-    labels = source.label_space.labels
-    with FACES.publish(final) as out:
+    with _work_folder(root, parent, name, fingerprint(source_digest, settings)) as work:
+        results = _crop(name, source, config, weights, cluster, raw, work)
+        rejects = sorted((r for result in results for r in result.rejects), key=lambda r: (r.sample_id, r.reason))
+        reasons = dict(sorted(Counter(reject.reason for reject in rejects).items()))
+        faces = sum(result.rows for result in results)
+        if faces == 0:
+            raise FileError(f"{raw}: not one face came out of {sum(r.samples for r in results)} pictures: {reasons}")
+        histogram: Counter[str] = Counter()
         for result in results:
-            _take(work / result.file, out / result.file)
-        _write_rejects(out / "rejects.parquet", rejects)
-        write_json(
-            out / "faces.json",
-            {
-                "format": FORMAT,
-                "dataset": name,
-                "generator": source.generator,
-                "label_space": source.label_space.name,
-                "labels": list(labels),
-                "crop": settings,
-                "source_digest": source_digest,
-                "samples": sum(result.samples for result in results),
-                "faces": faces,
-                "rejects": reasons,
-                "reject_examples": _examples(rejects),
-                "counts": {
-                    split: {label: histogram[f"{split}/{index}"] for index, label in enumerate(labels)}
-                    for split in sorted({key.partition("/")[0] for key in histogram})
+            histogram.update(result.histogram)
+        labels = source.label_space.labels
+        with FACES.publish(final) as out:
+            for result in results:
+                _take(work / result.file, out / result.file)
+            _write_rejects(out / "rejects.parquet", rejects)
+            write_json(
+                out / "faces.json",
+                {
+                    "format": FORMAT,
+                    "dataset": name,
+                    "generator": source.generator,
+                    "label_space": source.label_space.name,
+                    "labels": list(labels),
+                    "crop": settings,
+                    "source_digest": source_digest,
+                    "samples": sum(result.samples for result in results),
+                    "faces": faces,
+                    "rejects": reasons,
+                    "reject_examples": _examples(rejects),
+                    "counts": {
+                        split: {label: histogram[f"{split}/{index}"] for index, label in enumerate(labels)}
+                        for split in sorted({key.partition("/")[0] for key in histogram})
+                    },
+                    "files": [{"file": r.file, "rows": r.rows, "bytes": r.bytes, "sha256": r.sha256} for r in results],
+                    "rejects_sha256": sha256(out / "rejects.parquet"),
                 },
-                "files": [{"file": r.file, "rows": r.rows, "bytes": r.bytes, "sha256": r.sha256} for r in results],
-                "rejects_sha256": sha256(out / "rejects.parquet"),
-            },
-            sealed=True,
-        )
-    _forget(work)
+                sealed=True,
+            )
     refused = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "none"
     log.info("%s: %d faces; rejected: %s", final.relative_to(root), faces, refused)
     return final
@@ -141,24 +152,30 @@ def _require_detector(name: str, description: dict[str, Any], config: CropConfig
         )
 
 
-def _weights(config: CropConfig, root: Path) -> Path | None:
+def _weights(config: CropConfig, root: Path, parent: Path | None) -> Path | None:
     """The detector's file, whole; None for one that needs none."""
     if config.detector == "annotated":
         return None
     from fer.faces.weights import locate
 
-    return locate(config.detector, config.detector_weights, root).resolve()
+    return locate(config.detector, config.detector_weights, root, parent).resolve()
 
 
-def _work_folder(root: Path, name: str, whole: str) -> Path:
-    """The folder of unfinished work with this fingerprint; the dataset's others are removed."""
-    work = root / ".work" / "crop" / f"{name}-{whole[:16]}"
-    for other in work.parent.glob("*"):
-        if re.fullmatch(re.escape(name) + "-[0-9a-f]{16}", other.name) and other != work:
-            shutil.rmtree(other)
-    work.mkdir(parents=True, exist_ok=True)
-    forget_attempts(work)
-    return work
+@contextmanager
+def _work_folder(root: Path, parent: Path | None, name: str, whole: str) -> Iterator[Path]:
+    """The folder of unfinished work with this fingerprint, held for the block and removed where it ends well.
+
+    The dataset's others are removed first, but for those that other experiments are at.
+    """
+    work = (parent or root) / ".work" / "crop" / f"{name}-{whole[:16]}"
+    with lock(work / "lock", wait=parent is not None):
+        for other in work.parent.glob("*"):
+            if re.fullmatch(re.escape(name) + "-[0-9a-f]{16}", other.name) and other != work:
+                with suppress(HeldError), lock(other / "lock"):
+                    remove_held(other)
+        forget_attempts(work)
+        yield work
+        remove_held(work)
 
 
 # ------------------------------------------------------------------------------------------------ the work
@@ -223,13 +240,6 @@ def _take(file: Path, target: Path) -> None:
         os.link(file, target)
     except OSError:  # another file system, or one without links
         shutil.copyfile(file, target)
-
-
-def _forget(work: Path) -> None:
-    """Removes a folder of unfinished work, and the folder of all such where it was the last."""
-    shutil.rmtree(work)
-    if not any(work.parent.iterdir()):
-        work.parent.rmdir()
 
 
 def _examples(rejects: Sequence[Reject]) -> dict[str, dict[str, str]]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from fer.config import nearest
-from fer.files import FileError, refuse_impostor, sha256
+from fer.files import FileError, below, refuse_impostor, sha256
 from fer.weights import registry
 
 PUBLISHED = {"retinaface": "retinaface_mobilenet025", "yunet": "yunet_2023mar"}
 """Detector -> its entry in the register of published weights."""
 
 
-def locate(name: str, given: str | None, root: Path) -> Path:
+def locate(name: str, given: str | None, root: Path, parent: Path | None = None) -> Path:
     """The weights of a detector, which are what they should be by their sha256.
 
     Args:
@@ -20,6 +20,7 @@ def locate(name: str, given: str | None, root: Path) -> Path:
         given: their file, or a folder somewhere below which it lies, relative to `root`; None is the cache of
             `fer weights pull`.
         root: the project's folder.
+        parent: where what `root` lacks is looked for.
 
     Raises:
         FileError: not there, or another file; it says how to get the right one.
@@ -33,7 +34,7 @@ def locate(name: str, given: str | None, root: Path) -> Path:
     if given is None:
         path = registry.find(published)
     else:
-        path = root / Path(given).expanduser()
+        path = below(Path(given).expanduser(), root, parent)
         if path.is_dir():
             path = next(iter(sorted(path.rglob(file.name))), path / file.name)
     remedy = f"`fer weights pull {published}` brings {file.name}, --from FOLDER where there is no network"

@@ -94,10 +94,10 @@ def collect_studies(params: Params) -> Studies:
     results: list[StudyResult] = []
     troubles: list[str] = []
     told: set[str] = set()
-    for path in _entries(params.root / "studies", params.root, troubles):
+    for path in _entries(params.home / "studies", params.home, troubles):
         if _NO_STUDY.fullmatch(path.name):
             continue
-        where = _shown(path, params.root)
+        where = _shown(path, params.home)
         try:
             if not path.is_dir():
                 raise FileError(f"{where}: no folder of a study; move it elsewhere")
@@ -106,12 +106,12 @@ def collect_studies(params: Params) -> Studies:
                     f"{where}: no {RESULTS} in it, which `fer study` writes when all its trainings are done"
                 )
             file = _read(path / RESULTS, where)
-            results.append(_result(params, path, file, _pictures(path, params.root, troubles)))
+            results.append(_result(params, path, file, _pictures(path, params.home, troubles)))
         except (ValueError, OSError) as error:  # whatever stands there must not cost the page
-            troubles.append(_one_line(error, params.root))
+            troubles.append(_one_line(error, params.home))
         else:
             told |= {cell.key for cell in file.cells}
-    unfinished = _unfinished(params.root, told, troubles)
+    unfinished = _unfinished(params.home, told, troubles)
     return Studies(results=tuple(results), unfinished=tuple(unfinished), troubles=tuple(troubles))
 
 

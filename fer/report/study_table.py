@@ -213,7 +213,7 @@ class StudyFile(_Part):
         return {
             "published": row.published,
             "synthetic": source == "synthetic",
-            "chosen_on_test": _chosen_on_test(self.study, row, self.options, params.root),
+            "chosen_on_test": _chosen_on_test(self.study, row, self.options, params.home),
         }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from fer.console import log
 from fer.files import FileError, read_json, sha256, write_json
 from fer.hashing import stable_hash
 from fer.outputs import RAW
+from fer.processes import HeldError, lock, remove_held
 from fer.sources.base import Source
 from fer.sources.origin import changed, given_paths, look, with_absolute_paths
 from fer.sources.registry import DatasetConfig, get_source
@@ -18,7 +20,7 @@ from fer.sources.registry import DatasetConfig, get_source
 FORMAT = 1
 
 
-def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path) -> Path:
+def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path, parent: Path | None = None) -> Path:
     """Brings one dataset into `root`/data/raw/<name>, complete or not at all.
 
     Nothing is done where the folder holds all that is asked for, and what it was made of has not changed. A broken
@@ -29,6 +31,7 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path)
         name: key under `datasets`; names the folder.
         seed: of generated datasets.
         root: the project's folder; relative paths start there.
+        parent: the project whose queued experiment `root` is: they start there instead.
 
     Returns:
         the folder.
@@ -36,8 +39,9 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path)
     Raises:
         ValueError: no usable data; what stood in the folder is unchanged.
     """
-    origin = look(name, config, root)  # first: what changes from here on is noticed the next time
-    config = with_absolute_paths(config, root)
+    home = parent or root
+    origin = look(name, config, home)  # first: what changes from here on is noticed the next time
+    config = with_absolute_paths(config, home)
     source = get_source(config, seed)
     final = RAW.folder(root, name)
     if is_complete(final, source, origin):
@@ -45,8 +49,9 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path)
         return final
     known = {key: digest for key, digest in origin.items() if digest is not None}
     paths = " ".join(str(path) for path in given_paths(config).values())
-    cache = _cache_of(root / ".work" / "download" / f"{name}-{stable_hash(paths):016x}", known)
-    with RAW.publish(final) as out:
+    work = home / ".work" / "download" / f"{name}-{stable_hash(paths):016x}"
+    with lock(work / "lock", wait=parent is not None), RAW.publish(final) as out:
+        cache = _cache_of(work / "files", known)
         body = source.download(out, cache)
         files = sorted(path for path in out.rglob("*") if path.is_file())
         listed = [
@@ -55,9 +60,8 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path)
         about = {"format": FORMAT, "request": source.request, "files": listed, **body}
         about |= {"origin": known} if known else {}
         write_json(out / "source.json", about, sealed=True)
-    shutil.rmtree(cache)  # what was fetched and unpacked is in `final` now
-    if not any(cache.parent.iterdir()):
-        cache.parent.rmdir()
+    with suppress(HeldError), lock(work / "lock"):  # else who has waited for it uses what is there, and removes it
+        remove_held(work)
     log.info(
         "%s: %d files, %.1f MB", final.relative_to(root), len(files), sum(int(str(f["bytes"])) for f in listed) / 1e6
     )

@@ -26,10 +26,17 @@ class TrackingConfig(Config):
 
 
 def store_uri(config: TrackingConfig, root: Path) -> str:
-    """The store in use: MLFLOW_TRACKING_URI, else `config.uri`, else a SQLite file in the project's root (absolute)."""
+    """The store in use: MLFLOW_TRACKING_URI, else `config.uri`, else a SQLite file in the project's root.
+
+    The path of a local store starts at `root`, and is absolute here.
+    """
     from fer.params import environment  # fer.params holds a TrackingConfig, so it cannot be imported above
 
-    return environment().mlflow_tracking_uri or config.uri or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+    uri = environment().mlflow_tracking_uri or config.uri or "sqlite:///mlflow.db"
+    scheme = "sqlite:///" if uri.startswith("sqlite:///") else ""
+    if not scheme and (":" in uri or uri.startswith("databricks")):
+        return uri
+    return f"{scheme}{root.resolve() / uri.removeprefix(scheme)}"
 
 
 def is_server(uri: str) -> bool:

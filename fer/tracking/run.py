@@ -34,6 +34,7 @@ def open_run(
     config: TrackingConfig,
     root: Path,
     *,
+    checkout: Path | None = None,
     experiment: str,
     run_name: str,
     key: str,
@@ -46,13 +47,14 @@ def open_run(
     """Open the run of a training, in its driver.
 
     Args:
-        root: the project's folder.
+        root: the project's folder, which the store stands in.
+        checkout: the folder whose code runs, for the tags of `lineage`; None: the same.
         experiment: one a data set, made on first use with an absolute artifact folder `<root>/mlartifacts` (a server
             decides for itself).
         run_name: the model.
         key: fingerprint of the training. An unfinished run that has it is opened again; otherwise there is a new run.
         params: nested, logged flat.
-        tags: added to `lineage(root)`.
+        tags: added to `lineage`.
         parent: the run of which this one is a trial, or its id.
         run_id: add to this very run, as with `join`; if it is gone, `key` decides.
         join: add to the latest run of `key`, finished or not, and leave its status and its end alone; there is a new
@@ -73,7 +75,7 @@ def open_run(
     run = Run(config, root, identity)
     if config.enabled:
         run.connect()
-        run.set_tags(lineage(root) | dict(tags))
+        run.set_tags(lineage(checkout or root) | dict(tags))
         run.log_params(params)
     return run
 

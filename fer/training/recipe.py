@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from fer.augment import AugmentSpec
 from fer.config import Config, ConfigError, nearest, parse, read_yaml
-from fer.files import sha256
+from fer.files import below, sha256
 from fer.yaml12 import brief
 
 MOST_EPOCHS = 10_000
@@ -232,7 +232,9 @@ def _package() -> Mapping[str, Mapping[str, Any]]:
     }
 
 
-def load_recipe(entry: Mapping[str, Any], root: Path, where: str, prefix: str = "") -> Recipe:
+def load_recipe(
+    entry: Mapping[str, Any], root: Path, where: str, prefix: str = "", parent: Path | None = None
+) -> Recipe:
     """The complete recipe of an entry under `models` in params.yaml.
 
     Args:
@@ -243,15 +245,21 @@ def load_recipe(entry: Mapping[str, Any], root: Path, where: str, prefix: str = 
         root: the project's folder.
         where: the file the entry stands in, for the error's text.
         prefix: dotted path of the entry inside that file.
+        parent: where files that `root` lacks are looked for.
 
     Raises:
         ConfigError: names the file, the key and the value.
     """
-    return parse(Recipe, _resolve(entry, root, where, prefix), where, prefix)
+    return parse(Recipe, _resolve(entry, root, where, prefix, parent), where, prefix)
 
 
 def _resolve(
-    entry: Mapping[str, Any], root: Path, where: str, prefix: str, above: tuple[str, ...] = ()
+    entry: Mapping[str, Any],
+    root: Path,
+    where: str,
+    prefix: str,
+    parent: Path | None,
+    above: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """The keys of an entry laid over those of the recipe it names; each file's own mistakes are told in its name."""
     if "recipe" not in entry:
@@ -263,11 +271,12 @@ def _resolve(
     if name.endswith(".yaml"):
         if len(above) == _MOST_FILES:
             raise ConfigError(f"{place} = {name!r}: more than {_MOST_FILES} files that start from each other")
-        content = read_yaml(root / name)
-        if pinned and not (found := sha256(root / name)).startswith(pinned):
+        path = below(name, root, parent)
+        content = read_yaml(path)
+        if pinned and not (found := sha256(path)).startswith(pinned):
             raise ConfigError(f"{place} = '{name}#{pinned}': the file has changed; to use it, write {name}#{found[:8]}")
         content.pop("evidence", None)
-        base, file, section = _resolve(content, root, name, "", (*above, name)), name, ""
+        base, file, section = _resolve(content, root, name, "", parent, (*above, name)), name, ""
     else:
         known = _package()
         if name not in known:

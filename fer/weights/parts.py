@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from fer.files import FileError, sha256
+from fer.files import FileError, below, sha256
 from fer.models import FerModel
 from fer.models.backbones.ir import IRFeatures
 from fer.models.backbones.mobilefacenet import LandmarkBackbone, MobileFaceNetFeatures
@@ -52,15 +52,18 @@ def list_parts(model: FerModel) -> list[str]:
     return [name for name, module in model.named_modules() if type(module) in DONORS]
 
 
-def locate(pretrained: Mapping[str, str], root: Path) -> tuple[PartSource, ...]:
+def locate(pretrained: Mapping[str, str], root: Path, parent: Path | None = None) -> tuple[PartSource, ...]:
     """The files of parts, each given as a name in `fer weights list` that was pulled, or as a path below `root`.
+
+    Args:
+        parent: where files that `root` lacks are looked for.
 
     Raises:
         FileError: one is not there.
     """
     sources = []
     for part, source in sorted(pretrained.items()):
-        path = find(source) if source in register() else root / source
+        path = find(source) if source in register() else below(source, root, parent)
         if not path.is_file():
             raise FileError(
                 f"pretrained.{part} = {source!r}: no such file, and no name that `fer weights list` shows ({path})"

@@ -14,6 +14,7 @@ from tiny_training import finish, patience, run_child, still_alive
 
 from fer.faces.blocks import MOST_ATTEMPTS, crop_block
 from fer.files import FileError
+from fer.processes import lock
 
 KILLED = -signal.SIGKILL
 MOMENTS = range(1, CHANGES + 1)
@@ -94,6 +95,17 @@ def test_work_of_another_configuration_is_not_used_and_is_removed(
     assert crop(tmp_path) == undisturbed
     (other,) = tmp_path.glob(".work/crop/*")
     assert other.name.startswith("tiny-b-"), "another dataset's work stays"
+
+
+def test_work_that_another_experiment_is_at_stays(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    make_raw(tmp_path)
+    living = tmp_path / ".work" / "crop" / f"tiny-{'0' * 16}"
+    with lock(living / "lock"):
+        (living / "faces-00000.parquet").touch()
+        assert crop(tmp_path) == undisturbed
+        assert [path.name for path in tmp_path.glob(".work/crop/*/faces-*")] == ["faces-00000.parquet"]
+    assert crop(tmp_path) == undisturbed
+    assert not (tmp_path / ".work" / "crop").exists(), "nobody is at it any more"
 
 
 def test_raising_max_bad_fraction_goes_on_from_where_the_stage_stopped(

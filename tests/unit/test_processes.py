@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -161,3 +163,29 @@ def test_a_second_holder_of_a_lock_is_told_who_has_it(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "held by process" in done.stderr
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_who_waits_for_a_folder_that_is_removed_meanwhile_holds_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, waits, told = tmp_path / "work" / "one", threading.Event(), []
+    monkeypatch.setattr(processes.console.log, "info", lambda *line: (told.append(line), waits.set()))
+
+    def wait() -> None:
+        with processes.lock(folder / "lock", wait=True):
+            with pytest.raises(processes.HeldError, match="held by process"), processes.lock(folder / "lock"):
+                told.append("two hold it")
+            told.append([path.name for path in folder.iterdir()])
+
+    thread = threading.Thread(target=wait)
+    with processes.lock(folder / "lock"):
+        (folder / "files").mkdir()
+        (folder / "files" / "state").touch()
+        (folder / "link").symlink_to(tmp_path)
+        thread.start()
+        assert waits.wait(60)
+        processes.remove_held(folder)
+        assert not (tmp_path / "work").exists()
+    thread.join(60)
+    assert [line[1:] for line in told[:1]] == [(folder / "lock", str(os.getpid()))]
+    assert told[1:] == [["lock"]]

@@ -183,6 +183,23 @@ def test_environment_wins_over_params(root: Path, monkeypatch: pytest.MonkeyPatc
     assert store_uri(TrackingConfig(), root) == f"sqlite:///{root.resolve()}/mlflow.db"
 
 
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("sqlite:///runs/mine.db", "sqlite:///{root}/runs/mine.db"),
+        ("sqlite:////srv/mine.db", "sqlite:////srv/mine.db"),
+        ("mlruns", "{root}/mlruns"),
+        ("databricks", "databricks"),
+        ("postgresql://host/runs", "postgresql://host/runs"),
+    ],
+)
+def test_a_local_store_lies_in_the_project_whatever_folder_a_command_runs_in(
+    uri: str, expected: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert store_uri(TrackingConfig(uri=uri), root) == expected.format(root=root.resolve())
+
+
 def test_model_is_recorded_once_without_pickle_and_takes_any_batch(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

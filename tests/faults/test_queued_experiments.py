@@ -1,0 +1,205 @@
+"""Queued experiments of DVC, which run in folders that are deleted: what lasts is in the project, and none is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from tiny_training import LABELS, NANO, REPOSITORY, finish, make_project, run_dvc, start_training
+
+from fer import params
+from fer.processes import lock
+from fer.sources.download import download_dataset
+from fer.sources.folders import FoldersConfig
+
+
+def queue(project: Path, name: str) -> Path:
+    """A copy of a project where DVC runs a queued experiment of its own."""
+    copy = project / ".dvc" / "tmp" / "exps" / name
+    for path in ("params.yaml", "data/shards"):
+        (copy / path).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if (project / path).is_dir() else shutil.copy)(project / path, copy / path)
+    (copy / ".dvc").mkdir()
+    return copy
+
+
+def runs(project: Path) -> list[str]:
+    """The status of each run in the project's MLflow store."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{project / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment.artifact_location == (project / "mlartifacts").as_uri()
+    return [run.info.status for run in client.search_runs([experiment.experiment_id])]
+
+
+def test_only_a_queued_experiment_has_another_home_than_its_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, other = make_project(tmp_path / "project"), make_project(tmp_path / "other")
+    copy = queue(project, "one")
+    for root, dvc_root, home in (
+        (copy, project, project),
+        (copy, other, copy),
+        (project, project, project),
+        (project, None, project),
+    ):
+        monkeypatch.delenv("DVC_ROOT", raising=False)
+        if dvc_root is not None:
+            monkeypatch.setenv("DVC_ROOT", str(dvc_root))
+        found = params.load(root / "params.yaml")
+        assert (found.root, found.home, found.queued) == (root, home, home != root)
+
+
+def test_a_project_in_a_folder_of_the_repository_is_found_from_its_queued_experiment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project(tmp_path / "repository" / "faces")
+    copy = make_project(tmp_path / "repository" / ".dvc" / "tmp" / "exps" / "standalone" / "one" / "faces")
+    (copy.parent / ".dvc").mkdir()
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "repository"))
+    assert params.load(copy / "params.yaml").home == project
+
+
+def test_a_recipe_that_git_does_not_hold_is_found_in_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project(tmp_path, recipe={"recipe": "tuned/mine.yaml"})
+    copy = queue(project, "one")
+    (project / "tuned").mkdir()
+    (project / "tuned" / "mine.yaml").write_text(yaml.safe_dump({**NANO, "batch_size": 20}))
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    assert params.load(copy / "params.yaml").recipe("toy").batch_size == 20
+    (copy / "tuned").mkdir()
+    (copy / "tuned" / "mine.yaml").write_text(yaml.safe_dump({**NANO, "batch_size": 24}))
+    assert params.load(copy / "params.yaml").recipe("toy").batch_size == 24, "its own, where it has one"
+
+
+def test_an_experiment_reads_the_project_s_data_and_keeps_its_outputs(tmp_path: Path) -> None:
+    project, copy = tmp_path / "project", tmp_path / "project/.dvc/tmp/exps/one"
+    make_photos(project / "photos")
+    copy.mkdir(parents=True)
+    config = FoldersConfig(source="folders", path="photos")
+    raw = download_dataset("tiny", config, seed=0, root=copy, parent=project)
+    assert raw == copy / "data" / "raw" / "tiny"
+    assert (raw / "source.json").is_file()
+    assert not (project / "data").exists()
+    assert not (copy / ".work").exists()
+
+
+def test_what_an_experiment_fetched_stays_for_the_one_that_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, copies = tmp_path / "project", [tmp_path / "project/.dvc/tmp/exps" / name for name in ("one", "two")]
+    source, waits, threads = make_photos(tmp_path / "photos"), threading.Event(), []
+    url, config = "http://example.org/photos.zip", FoldersConfig(source="folders", path="http://example.org/photos.zip")
+    fetched = []
+
+    def fetch(source_: str, target: Path, **_: object) -> None:
+        if not target.exists():
+            fetched.append(source_)
+            shutil.make_archive(str(target.with_suffix("")), "zip", source)
+            threads.append(threading.Thread(target=bring, args=(copies[1],)))
+            threads[0].start()
+            assert waits.wait(60)
+
+    def bring(copy: Path) -> None:
+        download_dataset("tiny", config, seed=0, root=copy, parent=project)
+
+    monkeypatch.setattr("fer.transfer.download", fetch)
+    monkeypatch.setattr("fer.console.log.info", lambda line, *_: waits.set() if "waiting" in line else None)
+    bring(copies[0])
+    threads[0].join(60)
+    assert fetched == [url]
+    one, two = ((copy / "data/raw/tiny/source.json").read_bytes() for copy in copies)
+    assert one == two
+    assert not (project / ".work" / "download").exists()
+
+
+def test_an_experiment_waits_for_another_with_the_same_training_and_both_are_recorded(tmp_path: Path) -> None:
+    project = make_project(tmp_path / "project", epochs=1)
+    one, two = queue(project, "one"), queue(project, "two")
+    finish(start_training(one, DVC_ROOT=str(project)))
+    facts = json.loads((one / "trained/tiny/toy/train.json").read_text())
+    with lock(project / ".work" / facts["fingerprint"][:16] / "lock"):
+        waiting = start_training(two, DVC_ROOT=str(project))
+        assert waiting.stderr is None
+        assert waiting.stdout is not None
+        line = next(line for line in waiting.stdout if "held by" in line)
+        assert f"held by process {os.getpid()}; waiting for it to end" in line
+        plain = start_training(project)
+        output, _ = plain.communicate()
+        assert plain.returncode == 1, "what is no experiment does not wait"
+        assert f"held by process {os.getpid()}; wait for it to end or stop it" in output
+    finish(waiting)
+    for name in ("model.safetensors", "history.csv", "val.json", "train.json"):
+        assert (two / "trained/tiny/toy" / name).read_bytes() == (one / "trained/tiny/toy" / name).read_bytes()
+    assert runs(project).count("FINISHED") == 2
+    assert [path.name for path in (project / ".work").iterdir()] == ["locks"]
+    assert not [path for copy in (one, two) for path in copy.iterdir() if path.name.startswith("ml")]
+    assert not (project / "trained").exists()
+
+
+def make_photos(folder: Path) -> Path:
+    """Noise in class folders."""
+    random = np.random.default_rng(0)
+    for split, number in (("train", 8), ("test", 2)):
+        for label in LABELS:
+            for index in range(number):
+                path = folder / split / label / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(cv2.imencode(".png", random.integers(0, 255, (32, 32), np.uint8))[1].tobytes())
+    return folder
+
+
+def make_repository(root: Path) -> Path:
+    """A git repository with the stages up to `evaluate`, on pictures that it ignores and params.yaml names."""
+    make_project(root, epochs=1, recipe={**NANO, "batch_size": 8})
+    shutil.rmtree(root / "data")
+    make_photos(root / "photos")
+    document = yaml.safe_load((root / "params.yaml").read_text())
+    document["datasets"] = {"tiny": {"source": "folders", "path": "photos"}}
+    document["crop"] = {"size": 32}
+    document["cluster"]["crop_workers"] = 0
+    document["shard"] = {"folds": 4}
+    (root / "params.yaml").write_text(yaml.safe_dump(document))
+    for folder in ("fer", "pipelines"):
+        shutil.copytree(REPOSITORY / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    stages = {name: stage for name, stage in stages.items() if name != "report"}
+    for stage in stages.values():
+        stage["cmd"] = stage["cmd"].replace("python ", f"{sys.executable} ", 1)
+    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    (root / ".gitignore").write_text((REPOSITORY / ".gitignore").read_text() + "/photos/\n")
+    for command in (["init", "-q"], ["config", "user.name", "T"], ["config", "user.email", "t@example.org"]):
+        subprocess.run(["git", *command], cwd=root, check=True)
+    run_dvc(root, "init", "--quiet")
+    subprocess.run(["git", "add", "-A"], cwd=root, check=True)
+    subprocess.run(["git", "commit", "-qm", "start"], cwd=root, check=True)
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_queued_experiments_at_once_lose_no_record_and_can_be_applied(tmp_path: Path) -> None:
+    root = make_repository(tmp_path / "project")
+    for name, epochs in (("one", 1), ("two", 2)):
+        run_dvc(root, "exp", "run", "--queue", "--name", name, "-S", f"models.toy.epochs={epochs}")
+    run_dvc(root, "exp", "run", "--run-all", "-j", "2")
+    assert runs(root) == ["FINISHED", "FINISHED"]
+    assert [path.name for path in (root / ".work").iterdir()] == ["locks"]
+    assert len(list(root.glob("mlartifacts/*/artifacts/evaluation/test.json"))) == 2
+    assert not (root / "trained").exists(), "an experiment's outputs stay its own"
+    run_dvc(root, "exp", "apply", "two")
+    history = (root / "trained/tiny/toy/history.csv").read_text().splitlines()
+    assert len(history) == 3
+    assert json.loads((root / "evaluated/tiny/toy/test.json").read_text())["rows"] == 14
