@@ -137,6 +137,20 @@ def set_environment(name: str, value: str) -> None:
     os.environ[name] = value
 
 
+@contextmanager
+def with_environment(name: str, value: str) -> Iterator[None]:
+    """The same for a block, after which the variable is what it was."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 def end_with_parent() -> None:
     """Asks Linux to send SIGTERM to this process when its parent dies, so that no stage outlives `dvc repro`."""
     if sys.platform == "linux":

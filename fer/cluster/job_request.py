@@ -21,6 +21,7 @@ EXCLUDES = (
     ".env", "/.dvc/config.local",
 )  # fmt: skip
 COMMAND, PARAMS, FOLDER = "fer.command", "fer.params_sha256", "fer.project_dir"  # metadata of a job
+_PREPARATION = "FER_JOB_PREPARATION"  # a variable of its environment
 FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -54,41 +55,51 @@ def stage_command(stage: Stage, arguments: Sequence[str], python: str) -> list[s
     return [python, "-m", f"pipelines.{stage}", *arguments]
 
 
-def entrypoint(command: Sequence[str], folder: str, digest: str, python: str, upload: bool) -> str:
-    """A line for the shell of the head node: into the folder, make sure it is the right one, become the stage.
+def entrypoint(command: Sequence[str], folder: str) -> str:
+    """A line for the shell of the head node, which Ray writes at the head of the job's log: the folder, the command.
 
-    `exec` matters: the stage must be the job's own process, so that its signals and exit code are the job's.
+    `exec` matters, here and in `preparation`: the stage must be the job's own process, so that its signals and exit
+    code are the job's.
 
     Args:
         command: of the stage.
         folder: of the project, on the cluster.
+    """
+    return f'exec sh -c "${_PREPARATION}" {shlex.join([folder, *command])}'
+
+
+def preparation(digest: str, upload: bool) -> str:
+    """The shell's script of that line: into the folder, $0, make sure it is the right one, become the command, $@.
+
+    Args:
         digest: SHA-256 of the params.yaml that was validated here.
-        python: on the cluster.
         upload: lay the code that came with the job into the folder first.
     """
-    place = f"{shlex.quote(python)} -m fer.cluster.place {shlex.quote(folder)} || exit 1; " if upload else ""
-    here = shlex.quote(folder)
     name = parameters.FILE_NAME
 
     def fail(text: str) -> str:
-        return f"{{ echo error: {shlex.quote(text)} >&2; exit 1; }}"
+        return f"{{ printf 'error: %s{text}\\n' \"$0\" >&2; exit 1; }}"
 
     missing = fail(
-        f"{folder}: the head node sees no such folder; name the shared one: --project-dir DIR, add --upload to fill it"
+        ": the head node sees no such folder; name the shared one: --project-dir DIR, add --upload to fill it"
     )
     other = fail(
-        f"{folder}/{name}: not the one this job was submitted with; add --upload, or submit from a copy of that folder"
+        f"/{name}: not the one this job was submitted with; add --upload, or submit from a copy of that folder"
     )
+    place = '"$1" -m fer.cluster.place "$0" || exit 1; ' if upload else ""
     return (
-        f"{place}cd {here} 2>/dev/null || {missing}; "
+        f"{place}"
+        f'cd "$0" 2>/dev/null || {missing}; '
         f"echo '{digest}  {name}' | sha256sum --check --status 2>/dev/null || {other}; "
-        f"exec {shlex.join(command)}"
+        'exec "$@"'
     )
 
 
-def runtime_environment(root: Path, folder: str, upload: bool, tracking_uri: str | None) -> dict[str, Any]:
+def runtime_environment(root: Path, folder: str, digest: str, upload: bool, tracking_uri: str | None) -> dict[str, Any]:
     """Ray's `runtime_env` of the job: variables of the environment and, for an upload, the code that travels."""
-    env_vars = {} if upload else {"PYTHONPATH": folder}  # an uploaded copy is on every worker's path by itself
+    env_vars = {_PREPARATION: preparation(digest, upload)}
+    if not upload:  # a copy that travels is on every worker's path by itself
+        env_vars["PYTHONPATH"] = folder
     if parameters.environment().debug:
         env_vars["FER_DEBUG"] = "1"
     if tracking_uri and "@" in tracking_uri:

@@ -146,8 +146,8 @@ def submit(
         if running:
             log.info("job %s: already running with the same parameters; following it", submission)
         else:
-            line = entrypoint(command, folder, digest, python, upload)
-            server.submit(submission, line, runtime_environment(root, folder, upload, tracking_uri), metadata)
+            surroundings = runtime_environment(root, folder, digest, upload, tracking_uri)
+            server.submit(submission, entrypoint(command, folder), surroundings, metadata)
             log.info("job %s: submitted to %s, works in %s", submission, server.address, folder)
         if detach:
             log.info(

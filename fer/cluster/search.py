@@ -13,6 +13,7 @@ from typing import Any
 
 import optuna
 from ray import tune
+from ray.tune.result import TRAINING_ITERATION
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.stopper import Stopper
@@ -148,6 +149,16 @@ class _NumberedSearch(OptunaSearch):  # type: ignore[misc]
     """Numbers the proposals, which with the values makes a trial recognisable."""
 
     proposed = 0
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._told: dict[str, int] = {}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        # A trial whose process was lost reports its epochs again, of which Optuna keeps the first values and warns.
+        if result[TRAINING_ITERATION] > self._told.get(trial_id, 0):
+            self._told[trial_id] = result[TRAINING_ITERATION]
+            super().on_trial_result(trial_id, result)
 
     def suggest(self, trial_id: str) -> Any:
         values = super().suggest(trial_id)

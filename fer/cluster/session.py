@@ -18,15 +18,18 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from fer import processes
 from fer.cluster.config import ClusterConfig
 from fer.cluster.health import end_all_of, forget_token, lost_here, watched
+from fer.cluster.shared import living_nodes
 from fer.console import log
 
 # A Unix socket's path holds at most 107 bytes on Linux (103 on macOS), and Ray adds about 70 to its folder.
@@ -54,7 +57,7 @@ class Cluster:
 
 
 @contextmanager
-def connect(config: ClusterConfig, *, dashboard: bool | None = None, worker_output: bool = False) -> Iterator[Cluster]:
+def connect(config: ClusterConfig, *, dashboard: bool | None = None) -> Iterator[Cluster]:
     """Connects to the cluster for the block, and disconnects (a local one: stops) at its end, however it ends.
 
     Inside an open connection of this process the block shares that connection and leaves it open.
@@ -62,7 +65,6 @@ def connect(config: ClusterConfig, *, dashboard: bool | None = None, worker_outp
     Args:
         config: RAY_ADDRESS wins over its address.
         dashboard: overrides `config.dashboard`; a search with several workers a trial needs it.
-        worker_output: whether what the workers print is shown here.
 
     Raises:
         ValueError: the named cluster cannot be reached.
@@ -84,9 +86,9 @@ def connect(config: ClusterConfig, *, dashboard: bool | None = None, worker_outp
         started = time.monotonic()
         with _signal_handlers_kept():
             if folder is not None:
-                url = _start_local(config, folder, config.dashboard if dashboard is None else dashboard, worker_output)
+                url = _start_local(config, folder, config.dashboard if dashboard is None else dashboard)
             else:
-                url = _join(str(address), worker_output)
+                url = _join(str(address))
         cluster = _describe(address, url)
         log.debug("ray: %s, %.1f s", cluster, time.monotonic() - started)
         with watched(address):
@@ -109,9 +111,9 @@ def connect(config: ClusterConfig, *, dashboard: bool | None = None, worker_outp
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def room(*, cpus: float = 1, gpus: float = 0) -> int:
-    """How many workers with so many CPUs and GPUs each the living nodes could hold; one must fit on one node."""
-    return sum(_capacity(node, cpus, gpus) for node in _nodes())
+def room(nodes: Sequence[dict[str, Any]], *, cpus: float = 1, gpus: float = 0) -> int:
+    """How many workers with so many CPUs and GPUs each the nodes could hold; one must fit on one node."""
+    return sum(_capacity(node["Resources"], cpus, gpus) for node in nodes)
 
 
 def require(*, workers: int, cpus: float = 1, gpus: float = 0) -> None:
@@ -124,23 +126,17 @@ def require(*, workers: int, cpus: float = 1, gpus: float = 0) -> None:
     Raises:
         ValueError: names demand and supply, and what to change.
     """
-    found = room(cpus=cpus, gpus=gpus)
+    nodes = living_nodes()
+    found = room(nodes, cpus=cpus, gpus=gpus)
     if found >= workers:
         return
-    nodes = _nodes()
-    supply = "; ".join(f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU" for node in nodes)
+    supplies = [node["Resources"] for node in nodes]
+    supply = "; ".join(f"{one.get('CPU', 0):g} CPU, {one.get('GPU', 0):g} GPU" for one in supplies)
     raise ValueError(
         f"the Ray cluster is too small: {workers} workers with {cpus:g} CPU and {gpus:g} GPU each were asked for, "
         f"it has room for {found} (its {len(nodes)} nodes: {supply}). Ask for fewer workers or less for each, name a "
         "larger cluster (RAY_ADDRESS or cluster.address), or raise cluster.cpus to share the CPUs of a local one"
     )
-
-
-def _nodes() -> list[dict[str, float]]:
-    """The resources of each living node."""
-    import ray
-
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _capacity(node: dict[str, float], cpus: float, gpus: float) -> int:
@@ -152,15 +148,18 @@ def _quiet() -> None:
     """Ray's libraries log through handlers of their own; what matters reaches us as errors."""
     processes.quiet_libraries()
     logging.getLogger("ray").setLevel(logging.WARNING)
+    # Of a lost node it would print the end of the raylet's log, dumps of its state, which stand in Ray's logs anyway.
+    worker: Any = import_module("ray._private.worker")
+    worker._worker_logs_enabled = log.isEnabledFor(logging.DEBUG)
 
 
-def _start_local(config: ClusterConfig, folder: Path, dashboard: bool, worker_output: bool) -> str | None:
+def _start_local(config: ClusterConfig, folder: Path, dashboard: bool) -> str | None:
     # Ray 2.60 asks for a token even on one machine, and writes a new one to the home folder where it finds none.
     processes.set_environment("RAY_AUTH_TOKEN", _token())
     forget_token()
     for attempt in range(1, _STARTS + 1):
         try:
-            return _start_once(config, folder, dashboard, worker_output)
+            return _start_once(config, folder, dashboard)
         except Exception as error:  # Ray raises nothing more special
             if "timed out during startup" not in str(error) or attempt == _STARTS:
                 raise
@@ -169,7 +168,7 @@ def _start_local(config: ClusterConfig, folder: Path, dashboard: bool, worker_ou
     raise AssertionError("the last attempt returns or raises")
 
 
-def _start_once(config: ClusterConfig, folder: Path, dashboard: bool, worker_output: bool) -> str | None:
+def _start_once(config: ClusterConfig, folder: Path, dashboard: bool) -> str | None:
     import ray
 
     context = ray.init(
@@ -177,7 +176,7 @@ def _start_once(config: ClusterConfig, folder: Path, dashboard: bool, worker_out
         num_cpus=config.cpus,
         object_store_memory=config.object_store_mb * 2**20,
         include_dashboard=dashboard,
-        log_to_driver=worker_output,
+        log_to_driver=False,
         logging_level=logging.ERROR,
         _temp_dir=str(folder),
         # A private cluster is for this machine alone, and works where there is no network.
@@ -206,11 +205,11 @@ def _signal_handlers_kept() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _join(address: str, worker_output: bool) -> str | None:
+def _join(address: str) -> str | None:
     import ray
 
     try:
-        context = ray.init(address=address, log_to_driver=worker_output, logging_level=logging.ERROR)
+        context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises ConnectionError, RuntimeError or its own kinds for the same cause
         hint = ""
         if "token" in str(error).lower():
@@ -225,8 +224,7 @@ def _describe(address: str | None, dashboard_url: str | None = None) -> Cluster:
     import ray
 
     total = ray.cluster_resources()
-    nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    return Cluster(address, int(total.get("CPU", 0)), int(total.get("GPU", 0)), nodes, dashboard_url)
+    return Cluster(address, int(total.get("CPU", 0)), int(total.get("GPU", 0)), len(living_nodes()), dashboard_url)
 
 
 def _private_folder() -> Path:

@@ -17,17 +17,18 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from fer.cluster.follow import Follower, best_metrics, log_record
 from fer.cluster.session import connect, require, room
-from fer.cluster.shared import require_paths
+from fer.cluster.shared import answering_nodes, require_paths
 from fer.console import log
 from fer.lineage import digest_of_code, hardware, lineage, versions
 from fer.outputs import TRAINED
 from fer.params import Params
-from fer.processes import LostError, lock, remove_held
+from fer.processes import LostError, lock, remove_held, with_environment
 from fer.shards.read import ShardSet
 from fer.tracking import Run, open_run
 from fer.training.loop import DivergedError, TrainJob, build_model, train
@@ -55,10 +56,16 @@ _CODE = (
     "weights",
 )
 _POLL_SECONDS = 0.25
+_START_LIMIT, _IN_HASTE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30"
+"""How long workers may wait for their places; after a loss shorter, before the nodes are asked once more."""
 
 
 class LostWorkersError(RuntimeError):
     """Workers ended, or did not start, for no fault of the training."""
+
+
+class NoPlaceError(LostWorkersError):
+    """Workers did not start, since the cluster gave them no places in time."""
 
 
 def run_training(params: Params, dataset: str, model_key: str) -> Path:
@@ -183,25 +190,29 @@ def _own_device(gpu: bool) -> str:
 def _train_on_ray(params: Params, job: TrainJob, follower: Follower) -> None:
     """The loop on `train.workers` Ray workers; where some are lost, all go on from the last checkpoint.
 
-    Lost workers are replaced. Where their node is lost too, as many go on as there is room for.
+    Lost workers are replaced. Where their node is lost too, as many go on as there is room for on those that answer.
     """
     stage = params.train
     with connect(params.cluster) as cluster:
         require(workers=stage.workers, cpus=stage.threads, gpus=int(stage.gpu))
         wanted = [Path(job.shards) / "manifest.json", Path(job.work_dir) / "lock"]
         require_paths([*map(str, wanted), *(source.path for source in job.pretrained)], cluster.address)
-        workers, failures = stage.workers, 0
+        workers, failures, again = stage.workers, 0, False
         while True:
             try:
-                diverged = _fit(_trainer(job, stage, workers), follower)
+                # After a loss in haste, once, for the cluster may lose more: that the places are gone is no failure.
+                with with_environment(_START_LIMIT, _IN_HASTE) if again else nullcontext():
+                    diverged = _fit(_trainer(job, stage, workers), follower)
                 break
             except LostWorkersError as error:
-                failures += 1
+                again = not (again and isinstance(error, NoPlaceError))
+                failures += again
                 if failures > stage.max_failures:
                     more = "the training lost more workers than train.max_failures allows; the same command goes on"
                     raise LostError(f"{error}\n{more}") from None
-                workers = _as_many_as_fit(job.recipe, stage)
-                log.warning("lost workers (%s); going on from the last checkpoint with %d", error, workers)
+                log.warning("lost workers (%s); asking which nodes still answer", error)
+                workers = _as_many_as_fit(job.recipe, stage, cluster.address)
+                log.warning("going on from the last checkpoint with %d", workers)
     if diverged:
         raise DivergedError(diverged)
 
@@ -231,9 +242,9 @@ def _trainer(job: TrainJob, stage: TrainStageConfig, workers: int) -> Any:
     )
 
 
-def _as_many_as_fit(recipe: Recipe, stage: TrainStageConfig) -> int:
+def _as_many_as_fit(recipe: Recipe, stage: TrainStageConfig, address: str | None) -> int:
     """The most workers, up to `train.workers`, that there is room for and that every batch can be dealt to evenly."""
-    limit = min(stage.workers, room(cpus=stage.threads, gpus=int(stage.gpu)))
+    limit = min(stage.workers, room(answering_nodes(address), cpus=stage.threads, gpus=int(stage.gpu)))
     batches = [part.batch_size for part in recipe.in_stages]
     return max((n for n in range(1, limit + 1) if not any(batch % n for batch in batches)), default=stage.workers)
 
@@ -288,6 +299,9 @@ def _explained(error: BaseException) -> BaseException:
 
     if isinstance(error, RayActorError):  # no worker: without it the room of the workers is freed by our end alone
         return LostError("Ray Train's controller, which drives the workers, has died; the same command goes on")
+    unplaced = getattr(error, "controller_failure", None)
+    if type(unplaced).__name__ in ("WorkerGroupStartupTimeoutError", "InsufficientClusterResourcesError"):
+        return NoPlaceError(str(unplaced).partition(" Potential causes")[0].splitlines()[0])
     failures = dict(getattr(error, "worker_failures", {}))
     causes = [
         getattr(one, "_base_exc", one) for one in failures.values()

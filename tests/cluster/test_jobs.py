@@ -157,6 +157,9 @@ def test_the_stages_own_exit_code_comes_back_and_its_log_is_streamed(project: Pa
     code, output = _submit(project, head, "exit3")
     assert code == 3, output
     assert f"stage exit3 in {project}" in output
+    (line,) = [line for line in output.splitlines() if "Running entrypoint" in line]
+    assert line.endswith(f"'{project}' python -m pipelines.train --dataset tiny --model exit3")
+    assert len(line.replace(str(project), "")) < 200, "the log begins with what runs, not with how it is prepared"
     assert "failed with exit code 3" in output
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
 
+from fer.cluster import shared
 from fer.cluster.config import ClusterConfig
 from fer.cluster.map import map_blocks
 from fer.cluster.session import Cluster, connect, require
+from fer.console import log
 from fer.files import FileError, read_json
 
 CONFIG = ClusterConfig(cpus=2, object_store_mb=100)
@@ -45,6 +48,41 @@ def test_too_small_a_cluster_is_told_at_once_with_demand_and_supply(cluster: Clu
     with pytest.raises(ValueError, match="1 workers with 1 CPU and 1 GPU"):
         require(workers=1, cpus=1, gpus=1)
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.ray
+def test_a_node_that_is_dead_or_hangs_has_no_room_although_ray_lists_it(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    (node,) = shared.living_nodes()
+    dead, hangs = ({**node, "NodeID": letter * 56} for letter in "ab")
+    listed = chain([[node, dead, hangs]] * 3, repeat([node]))
+    monkeypatch.setattr(shared, "living_nodes", lambda: next(listed))
+    ask, for_ever = shared._ask, ray.remote(resources={"nowhere": 1})(lambda: None)
+    monkeypatch.setattr(shared, "_ask", lambda at, *rest: for_ever.remote() if at is hangs else ask(at, *rest))
+    assert shared.answering_nodes("ray://through-a-proxy") == [node]
+
+
+@pytest.mark.ray
+def test_what_ray_tells_of_a_lost_node_is_shown_for_debugging_alone(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._private.worker import print_to_stdstream
+
+    told = {"lines": ["Raylet is terminated. [state-dump] NodeManager:"], "pid": "raylet", "is_err": False}
+    print_to_stdstream(told, ignore_prefix=False)
+    assert capsys.readouterr() == ("", "")
+    try:
+        with monkeypatch.context() as debug:
+            debug.setattr(log, "isEnabledFor", lambda level: True)
+            with connect(CONFIG):
+                print_to_stdstream(told, ignore_prefix=False)
+        assert "[state-dump]" in capsys.readouterr().out
+    finally:
+        with connect(CONFIG):
+            pass
 
 
 @pytest.mark.ray

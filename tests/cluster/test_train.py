@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_training import LABELS, NANO, TOY, make_project, run_child, run_stage, start_training
@@ -12,6 +16,8 @@ from fer.cluster import train
 from fer.cluster.config import ClusterConfig
 from fer.cluster.shared import missing_paths
 from fer.cluster.train import _explained, code_digest, fingerprint
+from fer.params import load
+from fer.processes import LostError
 from fer.training.recipe import Recipe, TrainStageConfig
 
 
@@ -59,8 +65,39 @@ def test_a_workers_own_mistake_is_told_without_rays_wrapping() -> None:
 def test_after_a_loss_as_many_workers_go_on_as_fit_and_share_a_batch_evenly(
     asked: int, room: int, batch: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "room", lambda **_: room)
-    assert train._as_many_as_fit(recipe(batch_size=batch), TrainStageConfig(workers=asked)) == expected
+    nodes = [{"Resources": {"CPU": 1.0}}] * room
+    monkeypatch.setattr(train, "answering_nodes", lambda address: nodes)
+    assert train._as_many_as_fit(recipe(batch_size=batch), TrainStageConfig(workers=asked), None) == expected
+
+
+def test_workers_that_find_no_place_are_no_failure_once_after_a_loss_and_do_not_wait_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.train import ControllerError, WorkerGroupError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    monkeypatch.setenv(train._START_LIMIT, "300")
+    params, waited = load(make_project(tmp_path, workers=2, max_failures=2) / "params.yaml"), []
+    lost, unplaced = WorkerGroupError("gone", {0: RuntimeError("gone")}), WorkerGroupStartupTimeoutError(2)
+    ends = iter([lost, ControllerError(unplaced), lost, ControllerError(unplaced), ControllerError(unplaced)])
+
+    def fit(trainer: object, follower: object) -> None:
+        waited.append(os.environ[train._START_LIMIT])
+        raise _explained(next(ends))
+
+    @contextmanager
+    def connect(config: object) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(address=None)
+
+    for name, stand_in in {"connect": connect, "_fit": fit}.items():
+        monkeypatch.setattr(train, name, stand_in)
+    for name in ("require", "require_paths", "_trainer", "_as_many_as_fit"):
+        monkeypatch.setattr(train, name, lambda *_, **__: 1)
+    job = SimpleNamespace(shards="", work_dir="", pretrained=(), recipe=recipe())
+    with pytest.raises(LostError, match=r"timed out after 300.0 seconds waiting for 2 workers\.\n"):
+        train._train_on_ray(params, job, None)  # type: ignore[arg-type]
+    assert waited == ["300", "30", "300", "30", "300"], "two losses, of which each is allowed one try in haste"
+    assert os.environ[train._START_LIMIT] == "300"
 
 
 def test_the_published_folder_says_how_it_came_to_be(tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import yaml_text
 from tiny_training import TOY, environment, make_project
@@ -208,6 +210,21 @@ def test_the_recipes_own_values_come_first_when_they_lie_in_the_space(recipe: Re
         "schedule.warmup_epochs": 0.5
     }
     assert own_values(recipe, {"learning_rate": SearchRange(low=0.01, high=0.1)}) is None
+
+
+def test_a_trial_that_reports_its_epochs_again_brings_no_warning(recipe: Recipe) -> None:
+    from ray.tune.result import TRAINING_ITERATION
+
+    from fer.cluster.search import _NumberedSearch
+
+    space = {"learning_rate": optuna.distributions.FloatDistribution(1e-4, 0.1)}
+    proposals = _NumberedSearch(space=space, metric="val_loss", mode="min", sampler=optuna.samplers.TPESampler(seed=0))
+    proposals.suggest("a")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for epoch in (1, 2, 1, 2, 3):  # its process was lost after the second
+            proposals.on_trial_result("a", {TRAINING_ITERATION: epoch, "val_loss": 1 / epoch})
+    assert proposals._ot_trials["a"].study.trials[0].intermediate_values == {1: 1, 2: 1 / 2, 3: 1 / 3}
 
 
 def test_values_are_laid_over_the_recipe_and_leave_the_rest(recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,34 +12,38 @@ import pytest
 
 from fer.cluster import job_client, jobs
 from fer.cluster.job_client import JobServer
-from fer.cluster.job_request import entrypoint, free_id, job_name, running_job
+from fer.cluster.job_request import entrypoint, free_id, job_name, running_job, runtime_environment
 from fer.files import sha256
 
 
-def shell(line: str) -> tuple[int, str]:
-    done = subprocess.run(["/bin/sh", "-c", line], capture_output=True, text=True, timeout=20, check=False)
+def start(command: list[str], folder: Path, digest: str, *, upload: bool = False) -> tuple[int, str]:
+    """What Ray does with a job: its line in the shell, in its environment, where Ray expands variables."""
+    variables = runtime_environment(folder, str(folder), digest, upload, None)["env_vars"]
+    done = subprocess.run(
+        ["/bin/sh", "-c", entrypoint(command, str(folder))],
+        env=dict(os.environ) | {name: os.path.expandvars(value) for name, value in variables.items()},
+        capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
 
 
 def test_line_becomes_the_stage_in_the_folder_with_the_validated_parameters(tmp_path: Path) -> None:
-    folder = tmp_path / "it's a folder"
+    folder = tmp_path / "it's a $HOME \\n folder"
     folder.mkdir()
     (folder / "params.yaml").write_text("seed: 0\n")
     digest = sha256(folder / "params.yaml")
-    line = entrypoint(["sh", "-c", "pwd; exit 7"], str(folder), digest, "python", upload=False)
-    assert shell(line) == (7, f"{folder}\n")
-    code, said = shell(entrypoint(["pwd"], str(folder), "0" * 64, "python", upload=False))
+    assert start(["sh", "-c", "pwd -P; exit 7"], folder, digest) == (7, f"{folder}\n")
+    code, said = start(["pwd"], folder, "0" * 64)
     assert code == 1
-    assert "not the one this job was submitted with" in said
-    code, said = shell(entrypoint(["pwd"], str(tmp_path / "nowhere"), digest, "python", upload=False))
+    assert f"error: {folder}/params.yaml: not the one this job was submitted with" in said
+    code, said = start(["pwd"], tmp_path / "nowhere", digest)
     assert code == 1
-    assert "the head node sees no such folder" in said
+    assert f"error: {tmp_path}/nowhere: the head node sees no such folder" in said
 
 
 def test_upload_that_fails_tells_its_own_reason_and_no_other(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("seed: 0\n")
-    line = entrypoint(["echo", "ran"], str(tmp_path), sha256(tmp_path / "params.yaml"), "false", upload=True)
-    assert shell(line) == (1, "")
+    assert start(["false", "ran"], tmp_path, sha256(tmp_path / "params.yaml"), upload=True) == (1, "")
 
 
 def test_ids_count_on_and_a_job_of_the_same_name_with_other_parameters_is_refused() -> None:
@@ -143,7 +148,7 @@ def test_interruption_while_the_job_is_submitted_stops_the_job(
         jobs.submit("train", ["--dataset", "tiny", "--model", "toy"], "http://head:8265", root=tmp_path)
     taken = server._client.taken
     assert taken["submission_id"] == "fer-train-tiny-toy-1"
-    assert taken["entrypoint"].endswith("exec python -m pipelines.train --dataset tiny --model toy")
-    assert taken["runtime_env"] == {"env_vars": {"PYTHONPATH": str(tmp_path)}}
+    assert taken["entrypoint"].endswith(f" {tmp_path} python -m pipelines.train --dataset tiny --model toy")
+    assert taken["runtime_env"]["env_vars"]["PYTHONPATH"] == str(tmp_path)
     assert taken["metadata"]["fer.project_dir"] == str(tmp_path)
     assert server._client.stopped
