@@ -21,7 +21,7 @@ def place(source: Path, target: Path) -> int:
     """Makes `target` hold the files of `source`; returns how many were written.
 
     Raises:
-        ValueError: `target` is neither empty, nor a project, nor absent.
+        ValueError: `target` is neither empty, nor a project, nor absent; or its list of files names one outside it.
     """
     listing = target / LIST_NAME
     if target.is_dir() and any(target.iterdir()) and not listing.is_file():
@@ -30,6 +30,8 @@ def place(source: Path, target: Path) -> int:
         path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file() and _is_code(path, source)
     )
     before = set(read_json(listing)) if listing.is_file() else set()
+    if outside := [name for name in before if not (target / name).resolve().is_relative_to(target.resolve())]:
+        raise ValueError(f"{listing}: names {outside[0]!r}, which lies outside {target}; remove the list or mend it")
     # The list first: whatever a killed upload has written already is known to the next one.
     write_json(listing, sorted(before | set(files)))
     written = 0

@@ -30,6 +30,7 @@ from fer.config import ConfigError, parse
 from fer.console import log
 from fer.evaluation.figures import save
 from fer.files import write_atomic, write_json
+from fer.names import check_name
 from fer.params import Params
 from fer.processes import lock, set_environment
 from fer.studies import Row, Study, StudyOptions, Tta, list_studies, load_study
@@ -78,7 +79,8 @@ def run_study(params: Params, name: str, options: StudyOptions) -> Path:
     if options.tta is not None:
         study = study.model_copy(update={"tta": options.tta})
     plan = make_plan(params, name, study, options)
-    final = params.root / "studies" / (Path(name).stem + ("-smoke" if options.smoke else ""))
+    stem = check_name(Path(name).stem, "fer study")
+    final = params.root / "studies" / (stem + ("-smoke" if options.smoke else ""))
     work = Path(plan.folder)
     with lock(work / "lock"):
         plan.write()

@@ -23,7 +23,7 @@ from fer import yaml12
 from fer.cluster.config import TuneConfig, check_space
 from fer.config import parse
 from fer.console import log
-from fer.files import read_json, sha256, write_atomic, write_json
+from fer.files import FileError, read_json, sha256, write_atomic, write_json
 from fer.params import Params
 from fer.processes import lock, set_environment
 from fer.yaml12 import brief
@@ -94,6 +94,7 @@ def search(params: Params, dataset: str, model_key: str, config: TuneConfig | No
     plan = _plan(params, config, recipe, dataset, shards)
     done = Path(plan.folder, "done.json")
     written = params.root / "tuned" / dataset / f"{model_key}.yaml"
+    refuse_edited(written)
     with lock(Path(plan.folder, "lock")):
         if _is_done(done, written, config):
             log.info(
@@ -216,6 +217,20 @@ def _run(params: Params, plan: TrialPlan, config: TuneConfig, record: TrialLog) 
     record.close(interrupted=False)
 
 
+_DIGEST = "# SHA-256 of what follows: "
+
+
+def refuse_edited(written: Path) -> None:
+    """FileError where a recipe is there that is not as a search wrote it, and would be replaced."""
+    if not written.exists():
+        return
+    head, line, rest = written.read_text(encoding="utf-8").partition(_DIGEST)
+    digest, _, body = rest.partition("\n")
+    ours = hashlib.sha256(body.encode()).hexdigest() == digest if line else head.startswith("# Written by `fer tune`")
+    if not ours:
+        raise FileError(f"{written}: was edited since a search wrote it, and would be replaced; rename it")
+
+
 def _is_done(done: Path, written: Path, config: TuneConfig) -> bool:
     if not done.is_file() or not written.is_file():
         return False
@@ -239,7 +254,9 @@ def _write(
         f"Chosen: {', '.join(f'{name} {_short(value)}' for name, value in sorted(best.values.items()))}.",
         f"Seed {params.seed}, data {data_digest[:16]}.",
     ]
-    text = "".join(f"# {line}\n" for line in lines) + yaml12.dump(recipe.model_dump(mode="json"))
+    body = yaml12.dump(recipe.model_dump(mode="json"))
+    head = "".join(f"# {line}\n" for line in lines)
+    text = f"{head}{_DIGEST}{hashlib.sha256(body.encode()).hexdigest()}\n{body}"
     parse(Recipe, yaml12.load(text.encode()), str(written))
     evidence = {
         "best_trial": best.number,

@@ -20,9 +20,9 @@ from tiny_training import TOY, environment, make_project
 
 from fer.cluster.config import SearchRange, TuneConfig
 from fer.cluster.trials import Trial, TrialLog, TrialPlan, own_values, run_trial, vary
-from fer.cluster.tune import check_space, table
+from fer.cluster.tune import check_space, refuse_edited, table
 from fer.config import ConfigError, parse
-from fer.files import read_json, sha256
+from fer.files import FileError, read_json, sha256
 from fer.training.recipe import Recipe, load_recipe
 
 RATE = {"learning_rate": SearchRange(low=1e-4, high=0.1, log=True)}
@@ -175,6 +175,18 @@ def test_a_finished_search_is_not_run_again(searched: Searched) -> None:
 
 
 @pytest.mark.ray
+def test_a_recipe_that_a_person_edited_is_not_replaced(searched: Searched, tmp_path: Path) -> None:
+    text = (searched.root / "tuned" / "tiny" / "toy.yaml").read_text()
+    own = tmp_path / "toy.yaml"
+    refuse_edited(own)
+    own.write_text(text)
+    refuse_edited(own)
+    for edited in (text.replace("batch_size: ", "batch_size: 1"), "model: mine\n", ""):
+        own.write_text(edited)
+        with pytest.raises(FileError, match=r"toy\.yaml: was edited since a search wrote it"):
+            refuse_edited(own)
+
+
 def test_no_weights_and_no_ray_folder_are_left_of_a_finished_search(searched: Searched) -> None:
     left = [path for path in (searched.root / ".work").rglob("*") if path.suffix == ".pt" or path.name == "ray"]
     assert not left
