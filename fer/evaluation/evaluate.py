@@ -30,7 +30,7 @@ from fer.evaluation.noise import paired_bootstrap
 from fer.evaluation.predict import Predictions, PredictJob
 from fer.evaluation.protocols import both_protocols
 from fer.evaluation.record import record
-from fer.files import FileError, publish_directory, read_json, sha256, write_atomic, write_json
+from fer.files import FileError, publish_directory, read_object, sha256, write_atomic, write_json
 from fer.labels import is_identities
 from fer.params import Params
 from fer.processes import lock
@@ -123,7 +123,8 @@ def _training_facts(trained: Path, weights: Path, shards: ShardSet, item: str) -
             f"{weights}: trained on labels {', '.join(info.labels)}; the shards in {shards.folder} have "
             f"{', '.join(shards.labels)}, in this order. Train again with `dvc repro train@{item}`"
         )
-    facts: dict[str, Any] = read_json(trained / "train.json")
+    again = f"train again with `dvc repro -f train@{item}`"
+    facts = read_object(trained / "train.json", {"data_digest": str, "recipe": dict}, again)
     if facts.get("data_digest") != shards.digest:
         raise ValueError(
             f"{trained / 'train.json'}: trained on other data than {shards.folder} holds now, so that a test row may "

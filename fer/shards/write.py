@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from fer.console import log, progress
-from fer.files import FileError, publish_directory, read_json, sha256
+from fer.files import FileError, publish_directory, read_object, sha256
 from fer.labels import is_identities
 from fer.shards.deal import Destination, deal, has_published_validation, in_order
 from fer.shards.leakage import Dropped, Duplicates, find_duplicates, label_conflicts, rows_shared, rows_to_drop
@@ -26,6 +26,11 @@ from fer.shards.schema import SCHEMA_VERSION, SPLITS, ShardConfig, ShardError, S
 from fer.shards.statistics import write_statistics
 from fer.shards.survey import Face, mean_std, survey
 from fer.shards.table import TableReader, write_table
+
+_FACES = {
+    "faces": int, "files": list, "generator": str, "label_space": str, "labels": list, "rejects": dict,
+    "source_digest": str,
+}  # fmt: skip
 
 
 def shard_dataset(name: str, config: ShardConfig, *, seed: int, root: Path) -> Path:
@@ -42,7 +47,7 @@ def shard_dataset(name: str, config: ShardConfig, *, seed: int, root: Path) -> P
     source, final = root / "data" / "faces" / name, root / "data" / "shards" / name
     if not (source / "faces.json").is_file():
         raise FileError(f"{source}: no faces; run `dvc repro crop@{name}`")
-    about = read_json(source / "faces.json")
+    about = read_object(source / "faces.json", _FACES, f"run `dvc repro -f crop@{name}`")
     files = [source / entry["file"] for entry in about["files"]]
     faces = survey(files, about["faces"], name)
     duplicates = find_duplicates(faces, near=config.duplicates != "off")
