@@ -12,12 +12,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 _SEAL = "sha256_of_the_rest"
+_JSON_KINDS = {str: "a text", int: "a whole number", list: "a list", dict: "keys and values"}
 
 
 class FileError(ValueError):
@@ -95,6 +96,26 @@ def read_json(path: Path) -> Any:
         raise FileError(f"{path}: not valid JSON ({error})") from None
     if isinstance(value, dict) and _SEAL in value and value.pop(_SEAL) != _seal_of(value):
         raise FileError(f"{path}: altered since it was written; make it anew")
+    return value
+
+
+def read_object(path: Path, expected: Mapping[str, type], remedy: str) -> dict[str, Any]:
+    """The JSON object in a file, which has these keys with values of these types.
+
+    Raises:
+        FileError: as `read_json`, or another content; one line with the file, the key and the remedy.
+    """
+    try:
+        value = read_json(path)
+    except FileError as error:
+        raise FileError(f"{error}; {remedy}") from None
+    if not isinstance(value, dict):
+        raise FileError(f"{path}: holds {value!r:.40}, expected keys and values; {remedy}")
+    for key, kind in expected.items():
+        if key not in value:
+            raise FileError(f"{path}: lacks the key {key!r}; {remedy}")
+        if type(value[key]) is not kind:
+            raise FileError(f"{path}: {key} = {value[key]!r:.40}, expected {_JSON_KINDS[kind]}; {remedy}")
     return value
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import fer
-from fer.files import read_json, sha256
+from fer.files import read_object, sha256
 
 
 def redact(text: str) -> str:
@@ -53,8 +53,9 @@ def training_facts(folder: Path) -> dict[str, Any]:
 
     What stands in run.json stood in train.json in older projects.
     """
-    facts: dict[str, Any] = read_json(folder / "train.json")
-    return facts | read_json(run) if (run := folder / "run.json").is_file() else facts
+    again = f"train again with `dvc repro -f train@{folder.parent.name}-{folder.name}`"
+    facts = read_object(folder / "train.json", {"data_digest": str, "recipe": dict}, again)
+    return facts | read_object(run, {}, again) if (run := folder / "run.json").is_file() else facts
 
 
 def versions() -> dict[str, str]:

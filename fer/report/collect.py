@@ -10,13 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from fer import published
-from fer.files import read_json, sha256
+from fer.files import read_object, sha256
 from fer.lineage import lineage, training_facts
 from fer.models import list_models, model_loss
 from fer.params import Params
 from fer.report.rejects import RejectLine, reject_lines
 from fer.report.studies import Studies, collect_studies
 from fer.shards.manifest import FILE_NAME, Manifest, digest, load_manifest
+
+_KEYS: dict[str, dict[str, type]] = {
+    "val.json": {},
+    "test.json": {"about": list, "confusion": list, "intervals": list, "per_class": list},
+}
+_STAGE = {"val.json": "train", "test.json": "evaluate"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +192,10 @@ def _result(root: Path, dataset: str, model: str, data_digest: str | None) -> Re
     trained, evaluated = root / "trained" / dataset / model, root / "evaluated" / dataset / model
     train = training_facts(trained) if (trained / "train.json").is_file() else {}
     validation, test = (
-        read_json(path) if path.is_file() else {} for path in (trained / "val.json", evaluated / "test.json")
+        read_object(path, _KEYS[path.name], f"make it anew: dvc repro -sf {_STAGE[path.name]}@{dataset}-{model}")
+        if path.is_file()
+        else {}
+        for path in (trained / "val.json", evaluated / "test.json")
     )
     missing = None
     if not train:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fer.faces.select import REASONS
-from fer.files import read_json
+from fer.files import read_object
 from fer.shards.manifest import Manifest
 
 _PICTURES = {
@@ -69,7 +69,8 @@ def reject_lines(manifest: Manifest, faces: Path) -> tuple[RejectLine, ...]:
 def _examples(manifest: Manifest, faces: Path) -> Mapping[str, Mapping[str, Any]]:
     if not (faces / "faces.json").is_file():
         return {}
-    about = read_json(faces / "faces.json")
+    remedy = f"run `dvc repro -f crop@{faces.name}`"
+    about = read_object(faces / "faces.json", {"source_digest": str, "rejects": dict}, remedy)
     same = (about["source_digest"], about["rejects"]) == (manifest.source_digest, dict(manifest.rejects))
     found: Mapping[str, Mapping[str, Any]] = about.get("reject_examples", {}) if same else {}
     return found

@@ -17,7 +17,7 @@ import numpy as np
 from fer.console import progress
 from fer.files import FileError
 from fer.shards.duplicates import Fingerprint, fingerprint
-from fer.shards.schema import ShardError, Split
+from fer.shards.schema import ShardError, Split, face_schema
 from fer.shards.table import TableReader
 
 _THREADS = 4
@@ -56,13 +56,13 @@ def survey(files: Sequence[Path], total: int, name: str) -> list[Face]:
     """One pass over every picture of a dataset.
 
     Raises:
-        FileError: not the `total` faces that were announced, or one of them twice.
+        FileError: damaged files, other columns, not the `total` faces that were announced, or one of them twice.
         ShardError: a picture cannot be decoded.
     """
     faces: list[Face] = []
     with progress(total, f"read {name}", "face") as bar, ThreadPoolExecutor(_THREADS) as pool:
         for file in files:
-            for batch in TableReader(file).batches(_COLUMNS):
+            for batch in TableReader(file, face_schema(), remedy=f"run `dvc repro -f crop@{name}`").batches(_COLUMNS):
                 faces += pool.map(_measure, batch.to_pylist())
                 bar.update(batch.num_rows)
     if len(faces) != total:

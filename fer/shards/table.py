@@ -6,13 +6,14 @@ checksum, and is checked against it when read: a flipped byte is an error, never
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fer.config import nearest
 from fer.files import FileError, open_atomic
 
 
@@ -52,18 +53,33 @@ def write_table(
 class TableReader:
     """Random access to the rows of one file.
 
+    Args:
+        schema: columns that must be there, of these types; others may stand beside them.
+        remedy: for the errors, e.g. the command that makes the file anew.
+
     Raises:
-        FileError: absent, truncated or damaged; the message names the file.
+        FileError: absent, truncated, damaged, or without these columns; the message names the file.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, schema: pa.Schema | None = None, *, remedy: str = "") -> None:
+        self.path, self._remedy = path, f"; {remedy}" if remedy else ""
         try:
             self._file = pq.ParquetFile(path, page_checksum_verification=True)
         except FileNotFoundError:
-            raise FileError(f"{path}: no such file") from None
+            raise FileError(f"{path}: no such file{self._remedy}") from None
         except (pa.ArrowInvalid, OSError) as error:
-            raise FileError(f"{path}: truncated, or no Parquet file ({_first_line(error)})") from None
+            why = f"truncated, or no Parquet file ({_first_line(error)})"
+            raise FileError(f"{path}: {why}{self._remedy}") from None
+        self._require(schema or ())
+
+    def _require(self, schema: Iterable[pa.Field]) -> None:
+        has = self._file.schema_arrow
+        for field in schema:
+            if (count := has.names.count(field.name)) != 1:
+                there = f"{nearest(field.name, has.names) if not count else ''}; found {', '.join(has.names)[:120]}"
+                raise FileError(f"{self.path}: has {count or 'no'} column {field.name!r}{there}{self._remedy}")
+            if (kind := has.field(field.name).type) != field.type:
+                raise FileError(f"{self.path}: column {field.name!r} is {kind}, expected {field.type}{self._remedy}")
 
     @property
     def rows(self) -> int:
@@ -121,7 +137,7 @@ class TableReader:
         try:
             return read()
         except (pa.ArrowInvalid, OSError) as error:
-            raise FileError(f"{self.path}: damaged ({_first_line(error)})") from None
+            raise FileError(f"{self.path}: damaged ({_first_line(error)}){self._remedy}") from None
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> dict[str, list[Any]]:

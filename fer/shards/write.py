@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from fer.console import log, progress
-from fer.files import FileError, read_json, sha256
+from fer.files import FileError, read_object, sha256
 from fer.labels import is_identities
 from fer.outputs import SHARDS, STATISTICS
 from fer.shards.deal import Destination, deal, has_published_validation, in_order
@@ -36,6 +36,11 @@ from fer.shards.statistics import write_statistics
 from fer.shards.survey import Face, mean_std, survey
 from fer.shards.table import TableReader, write_table
 
+_FACES = {
+    "faces": int, "files": list, "generator": str, "label_space": str, "labels": list, "rejects": dict,
+    "source_digest": str,
+}  # fmt: skip
+
 
 def shard_dataset(name: str, config: ShardConfig, *, seed: int, root: Path) -> Path:
     """Deals `root`/data/faces/<name> into `root`/data/shards/<name>, and writes `root`/data/statistics/<name>.
@@ -52,7 +57,7 @@ def shard_dataset(name: str, config: ShardConfig, *, seed: int, root: Path) -> P
     statistics = STATISTICS.folder(root, name)
     if not (source / "faces.json").is_file():
         raise FileError(f"{source}: no faces; run `dvc repro crop@{name}`")
-    about = read_json(source / "faces.json")
+    about = read_object(source / "faces.json", _FACES, f"run `dvc repro -f crop@{name}`")
     files = [source / entry["file"] for entry in about["files"]]
     faces = survey(files, about["faces"], name)
     duplicates = find_duplicates(faces, near=config.duplicates != "off")

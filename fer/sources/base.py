@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fer.files import read_object
 from fer.labels import LabelSpace
 from fer.shards.schema import Split
 
@@ -132,3 +133,13 @@ class Source(Protocol):
     def read(self, raw: Path, block: Block) -> Iterator[RawSample | Reject]:
         """The samples of a block, in order; a row that cannot be read is a Reject."""
         ...
+
+
+def read_description(raw: Path, **expected: type) -> dict[str, Any]:
+    """source.json of a downloaded folder; FileError where it lacks these keys or holds values of other types."""
+    return read_object(raw / "source.json", expected, fetch_again(raw))
+
+
+def fetch_again(raw: Path) -> str:
+    """The remedy for a downloaded folder that is not what it was."""
+    return f"run `dvc repro -f download@{raw.name}`"

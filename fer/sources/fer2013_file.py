@@ -14,8 +14,8 @@ from urllib.parse import unquote, urlsplit
 
 from fer.archives.tars import is_tar
 from fer.console import log, progress
-from fer.files import FileError, read_json, refuse_impostor, sha256
-from fer.sources.base import BLOCK_ROWS, Block, RawSample, Reject
+from fer.files import FileError, refuse_impostor, sha256
+from fer.sources.base import BLOCK_ROWS, Block, RawSample, Reject, read_description
 from fer.sources.fer2013_rows import Line, Row, RowError, csv_rows, form_of, parquet_rows
 from fer.sources.layout import list_files
 from fer.sources.tree import TreeSource, open_tree
@@ -31,12 +31,12 @@ class RowsSource(TreeSource):
 
     def blocks(self, raw: Path) -> list[Block]:
         """Runs of rows, or packed files."""
-        description = read_json(raw / "source.json")
+        description = read_description(raw)
         return file_blocks(description) if "index" in description else super().blocks(raw)
 
     def read(self, raw: Path, block: Block) -> Iterator[RawSample | Reject]:
         """Every labelled picture of a block, of a file of rows as (48, 48) grey pixels; or a Reject."""
-        of_rows = "index" in read_json(raw / "source.json")
+        of_rows = "index" in read_description(raw)
         yield from self.read_rows(raw, block) if of_rows else super().read(raw, block)
 
     @abstractmethod

@@ -26,11 +26,11 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from fer.files import FileError, read_json
+from fer.files import FileError
 from fer.hashing import stable_hash
 from fer.labels import LabelSpace, identities, space
 from fer.shards.schema import SPLITS, Split
-from fer.sources.base import Block, RawSample, Reject
+from fer.sources.base import Block, RawSample, Reject, read_description
 from fer.sources.entries import find_layout, folders, hashed_split, one_face
 from fer.sources.layout import PICTURE_ENDINGS, list_files, reject
 from fer.sources.pack import Entry, nfc
@@ -127,12 +127,12 @@ class IdentitiesSource(TreeSource):
 
     def blocks(self, raw: Path) -> list[Block]:
         """The packed files, one block each."""
-        self._space = space(read_json(raw / "source.json")["label_space"])
+        self._space = space(read_description(raw, label_space=str)["label_space"])
         return super().blocks(raw)
 
     def read(self, raw: Path, block: Block) -> Iterator[RawSample | Reject]:
         """As of every packed dataset; the block may be another process's."""
-        self._space = space(read_json(raw / "source.json")["label_space"])
+        self._space = space(read_description(raw, label_space=str)["label_space"])
         return super().read(raw, block)
 
     def _records(self, root: Path, tree: Path) -> tuple[dict[str, list[_Found]], list[Reject]]:

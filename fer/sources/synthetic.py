@@ -21,7 +21,7 @@ from fer.config import Config
 from fer.console import progress
 from fer.hashing import stable_hash
 from fer.labels import LabelSpace, identities, space, to_canonical
-from fer.sources.base import BLOCK_ROWS, AnnotatedFace, Block, RawSample, Reject
+from fer.sources.base import BLOCK_ROWS, AnnotatedFace, Block, RawSample, Reject, fetch_again
 from fer.synth.config import ClassWeights, Domain, LabelNoiseKind, SceneConfig
 from fer.synth.expressions import EXPRESSIONS
 from fer.synth.identity import subject_name
@@ -162,9 +162,10 @@ class SyntheticSource:
 
     def read(self, raw: Path, block: Block) -> Iterator[RawSample | Reject]:
         """The scenes of one file, as encoded bytes with annotated faces."""
+        from fer.shards.schema import scene_schema
         from fer.shards.table import TableReader
 
-        for row, record in enumerate(TableReader(raw / block.file)):
+        for row, record in enumerate(TableReader(raw / block.file, scene_schema(), remedy=fetch_again(raw))):
             yield RawSample(
                 key=f"synthetic/{record['index']:08d}",
                 image=record["image"],

@@ -21,11 +21,11 @@ from pydantic import Field, field_validator
 
 from fer.config import Config
 from fer.console import log
-from fer.files import FileError, read_json, sha256
+from fer.files import FileError, sha256
 from fer.hashing import stable_hash
 from fer.labels import LabelSpace
 from fer.shards.schema import SPLITS
-from fer.sources.base import Block, RawSample, Reject
+from fer.sources.base import Block, RawSample, Reject, fetch_again, read_description
 from fer.sources.pack import Entry, nfc, pack, unpacked
 
 _SHOWN_REJECTS = 8
@@ -181,14 +181,15 @@ class TreeSource(ABC):
 
     def blocks(self, raw: Path) -> list[Block]:
         """The packed files, one block each."""
-        body = read_json(raw / "source.json")
+        body = read_description(raw, blocks=list)
         return [Block(index=index, file=file, start=0, stop=rows) for index, (file, rows) in enumerate(body["blocks"])]
 
     def read(self, raw: Path, block: Block) -> Iterator[RawSample | Reject]:
         """Every packed picture of a block, or why there is none."""
+        from fer.shards.schema import picture_schema
         from fer.shards.table import TableReader
 
-        for row in TableReader(raw / block.file):
+        for row in TableReader(raw / block.file, picture_schema(), remedy=fetch_again(raw)):
             key = f"{self.generator}/{row['key']}"
             if row["reason"] is not None:
                 yield Reject(sample_id=key, reason=row["reason"], detail=row["detail"], origin=row["path"])

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from fer import params
 from fer.config import Config, nearest, parse, read_yaml
-from fer.files import FileError, read_json, sha256, write_json
+from fer.files import FileError, read_object, sha256, write_json
 from fer.labels import SPACES, LabelSpace
 from fer.transfer import download
 
@@ -166,8 +166,7 @@ def _fetch(name: str, file: PublishedFile, target: Path, near: list[Path]) -> No
 
 def _recorded(folder: Path) -> dict[str, str]:
     """Digests of the files in a folder as they were fetched."""
-    record: dict[str, str] = read_json(folder / _RECORD) if (folder / _RECORD).is_file() else {}
-    return record
+    return read_object(folder / _RECORD, {}, "remove it") if (folder / _RECORD).is_file() else {}
 
 
 class Finding(NamedTuple):

@@ -117,11 +117,12 @@ def read_info(path: Path) -> WeightsInfo:
     except ValidationError as error:
         fault = error.errors()[0]
         key = ".".join(map(str, fault["loc"]))
-        value = "" if fault["type"] == "missing" else f" = {fault['input']!r:.80}"
-        what = f"{key}{value}: {fault['msg']}" if key else fault["msg"]
+        given = "" if fault["type"] == "missing" else f" = {fault['input']!r:.80}"
+        what = f"{key}{given}: {fault['msg']}" if key else fault["msg"]
         raise FileError(f"{path}: its description: {what}; {_REMEDY}") from None
-    if not isinstance(crop := info.extra.get("crop", {}), dict):
-        raise FileError(f"{path}: its description: extra.crop = {crop!r:.80}: expected a mapping; {_REMEDY}")
+    for key, kind in (("crop", dict), ("synthetic", bool)):
+        if not isinstance(value := info.extra.get(key, kind()), kind):
+            raise FileError(f"{path}: its description: extra.{key} = {value!r:.80}: no {kind.__name__}; {_REMEDY}")
     return replace(info, labels=space(info.label_space).labels) if is_identities(info.label_space) else info
 
 

@@ -53,5 +53,8 @@ def test_another_layout_is_refused(published: dict[str, Tensor]) -> None:
         convert("mfn", published)
     with pytest.raises(ValueError, match=r"missing: fc\.weight"):
         convert("ddamfn", {"conv1.conv.weight": torch.zeros(64, 3, 3, 3)})
-    with pytest.raises(ValueError, match=r"no published layout is known for 'ddamfn_nano'; known: ddamfn, .*, mfn"):
+    with pytest.raises(
+        ValueError,
+        match=r"no published layout is known for 'ddamfn_nano' - did you mean 'ddamfn'\?; known: ddamfn, .*, mfn",
+    ):
         convert("ddamfn_nano", published)

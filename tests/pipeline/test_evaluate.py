@@ -15,12 +15,13 @@ from fer.cluster.predict import predict
 from fer.evaluation.evaluate import _tta_difference, run_evaluation
 from fer.evaluation.predict import Predictions, PredictJob, merge, predict_share
 from fer.evaluation.record import numbers
-from fer.files import read_json
+from fer.files import FileError, read_json
 from fer.params import Params
 from fer.shards.manifest import load_manifest
 from fer.shards.read import ShardSet
 from fer.shards.table import read_table
 from fer.tracking import Run
+from fer.weights.store import load_model, save_model
 
 ROWS = 45
 
@@ -257,6 +258,28 @@ def test_weights_trained_on_other_data_are_refused(tmp_path: Path) -> None:
     publish_training(params, data_digest="0" * 64)
     with pytest.raises(ValueError, match=r"trained on other data.*dvc repro train@toy-nano"):
         run_evaluation(params, "toy", "nano")
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{", "{}", '{"data_digest": 5, "recipe": {}}', '{"data_digest": "x"}'])
+def test_a_train_json_that_no_training_wrote_is_refused_with_the_remedy(text: str, tmp_path: Path) -> None:
+    params = make_project(tmp_path)
+    (publish_training(params) / "train.json").write_text(text)
+    with pytest.raises(FileError, match=r"train\.json: .*; train again with `dvc repro -f train@toy-nano`"):
+        run_evaluation(params, "toy", "nano")
+    assert not (tmp_path / "evaluated").exists()
+
+
+def test_weights_that_are_no_finite_numbers_are_refused_by_file_and_tensor(tmp_path: Path) -> None:
+    params = make_project(tmp_path)
+    path = publish_training(params) / "model.safetensors"
+    model, info = load_model(path)
+    model.fc.bias.data[3] = float("nan")
+    save_model(model, path, info.labels, info.label_space, info.extra, name=info.model, options=info.options)
+    with pytest.raises(
+        FileError, match=rf"{path}: 1 of .* NaN or infinity: fc\.bias; restore the file, or .* train again"
+    ):
+        run_evaluation(params, "toy", "nano")
+    assert not (tmp_path / "evaluated").exists()
 
 
 def test_missing_weights_and_unknown_keys_say_what_to_do(project: Params) -> None:

@@ -14,7 +14,7 @@ from toy_project import make_project, publish_training, publish_training_chosen_
 
 from fer import published
 from fer.evaluation.evaluate import run_evaluation
-from fer.files import read_json, write_json
+from fer.files import FileError, read_json, write_json
 from fer.params import Params, load
 from fer.report import charts, rejects
 from fer.report.build import class_lines, duration, percent, points, render, run_report
@@ -83,6 +83,22 @@ def test_every_reason_for_a_refusal_is_counted_and_explained(project: Params, pa
     assert '<span class="mono">toy/0007</span><br><small>no &lt;face&gt; in it</small>' in shown
     write_json(faces / "faces.json", about | {"source_digest": "1" * 64})
     assert "toy/0007" not in render(collect(params)), "other faces than those of the shards"
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [("trained/toy/nano/train.json", "train"), ("trained/toy/nano/val.json", "train"),
+     ("evaluated/toy/nano/test.json", "evaluate")],
+)  # fmt: skip
+def test_what_no_stage_wrote_is_refused_by_file_with_the_command_that_makes_it(
+    name: str, stage: str, tmp_path: Path
+) -> None:
+    params = make_project(tmp_path)
+    publish_training(params)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    write_json(tmp_path / name, [])
+    with pytest.raises(FileError, match=rf"{name}: holds \[\].*: dvc repro -sf {stage}@toy-nano"):
+        collect(params)
 
 
 def test_reasons_of_refusals_have_a_meaning_in_words() -> None:

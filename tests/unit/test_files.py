@@ -61,3 +61,43 @@ def test_broken_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text("{")
     with pytest.raises(files.FileError, match=r"m\.json"):
         files.read_json(tmp_path / "m.json")
+
+
+WANTED = {"faces": int, "files": list, "generator": str, "rejects": dict}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[]", "holds [], expected keys and values"),
+        ("null", "holds None, expected keys and values"),
+        ('"x"', "holds 'x', expected keys and values"),
+        ("", "not valid JSON"),
+        ("{}", "lacks the key 'faces'"),
+        ('{"faces": 3}', "lacks the key 'files'"),
+        ('{"faces": "3"}', "faces = '3', expected a whole number"),
+        ('{"faces": true}', "faces = True, expected a whole number"),
+        ('{"faces": 3, "files": {}}', "files = {}, expected a list"),
+        ('{"faces": 3, "files": [], "generator": null}', "generator = None, expected a text"),
+        ('{"faces": 3, "files": [], "generator": "", "rejects": []}', "rejects = [], expected keys and values"),
+        (None, "no such file"),
+    ],
+)
+def test_json_of_another_structure_is_told_in_one_line_with_file_key_and_remedy(
+    text: str | None, words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "faces.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(files.FileError) as caught:
+        files.read_object(path, WANTED, "run it again")
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"{path}: ")
+    assert words in line
+    assert line.endswith("; run it again")
+
+
+def test_json_of_the_expected_structure_is_read_with_whatever_else_it_holds(tmp_path: Path) -> None:
+    value = {"faces": 3, "files": [], "generator": "x", "rejects": {}, "more": None}
+    files.write_json(tmp_path / "faces.json", value, sealed=True)
+    assert files.read_object(tmp_path / "faces.json", WANTED, "") == value

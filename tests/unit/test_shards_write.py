@@ -11,10 +11,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from small_shards import change_manifest
 
-from fer.files import write_json
+from fer.files import FileError, write_json
 from fer.pictures import decode_image
 from fer.shards.manifest import Manifest, load_manifest
 from fer.shards.schema import SCHEMA_VERSION, SPLITS, ShardConfig, ShardError, face_schema
@@ -229,6 +231,56 @@ def test_the_manifest_knows_how_the_faces_were_cropped(tmp_path: Path) -> None:
     write_json(path, json.loads(path.read_text()) | {"crop": {"align": "arcface", "size": 112}})
     folder = shard_dataset("set", CONFIG, seed=0, root=tmp_path)
     assert load_manifest(folder).crop == {"align": "arcface", "size": 112}
+
+
+def stored(table: pa.Table, change: str) -> pa.Table:
+    """The faces with other columns."""
+    if change == "renamed":
+        return table.rename_columns({"image": "picture"})
+    if change == "gone":
+        return table.drop_columns(["label"])
+    if change == "twice":
+        return table.append_column("image", table["image"])
+    if change == "type":
+        return table.set_column(table.column_names.index("image"), "image", table["sample_id"])
+    return pa.table({"a": [1]})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("renamed", "has no column 'image'; found sample_id, picture, "),
+        ("gone", "has no column 'label'"),
+        ("twice", "has 2 column 'image'"),
+        ("type", "column 'image' is string, expected binary"),
+        ("all", "has no column 'sample_id'; found a"),
+    ],
+)
+def test_faces_with_other_columns_are_refused_by_file_and_column_and_no_output_changes(
+    change: str, words: str, tmp_path: Path
+) -> None:
+    folder, _ = make(tmp_path, ROWS)
+    before = contents(folder)
+    path = tmp_path / "data" / "faces" / "set" / "faces-00100.parquet"
+    pq.write_table(stored(pq.read_table(path), change), path)
+    with pytest.raises(FileError) as caught:
+        shard_dataset("set", CONFIG, seed=1, root=tmp_path)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"{path}: {words}")
+    assert line.endswith("; run `dvc repro -f crop@set`")
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("key", ["faces", "files", "generator", "label_space", "labels", "rejects", "source_digest"])
+def test_a_faces_json_that_crop_did_not_write_is_refused_by_file_and_key(key: str, tmp_path: Path) -> None:
+    faces_folder(tmp_path, ROWS)
+    path = tmp_path / "data" / "faces" / "set" / "faces.json"
+    about = json.loads(path.read_text())
+    for changed in ({name: value for name, value in about.items() if name != key}, about | {key: None}):
+        write_json(path, changed)
+        with pytest.raises(FileError, match=rf"faces\.json: .*{key}.*; run `dvc repro -f crop@set`"):
+            shard_dataset("set", CONFIG, seed=0, root=tmp_path)
+    assert not (tmp_path / "data" / "shards").exists()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from fer.config import ConfigError, parse
@@ -56,6 +57,15 @@ def test_the_scenes_read_back_as_samples_with_annotated_faces(tmp_path: Path) ->
     assert all(face.label == face.clean_label for face in faces)
     counts = read_json(raw / "source.json")["counts"]
     assert sum(sum(split.values()) for split in counts.values()) == len(faces)
+
+
+def test_scenes_with_other_columns_are_refused_by_file_and_column(tmp_path: Path) -> None:
+    raw = download_dataset("set", small(), seed=3, root=tmp_path)
+    source, path = get_source(small(), 3), raw / "scenes-00000.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["faces"]), path)
+    expected = r"scenes-00000\.parquet: has no column 'faces'.*; run `dvc repro -f download@set`"
+    with pytest.raises(FileError, match=expected):
+        list(source.read(raw, source.blocks(raw)[0]))
 
 
 def test_landmarks_are_off_by_a_detectors_error_or_exact(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_as_many_labels_as_classes(tmp_path: Path) -> None:
     assert not (tmp_path / "m").exists()
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "pointer", "foreign"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "pointer", "foreign", "short", "garbage", "header", "size"])
 def test_what_is_no_weights_file_is_named(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     saved(path)
@@ -64,6 +64,14 @@ def test_what_is_no_weights_file_is_named(damage: str, tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:5000])
     elif damage == "pointer":
         path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    elif damage == "short":
+        path.write_bytes(b"abc")
+    elif damage == "garbage":
+        path.write_bytes(bytes(range(256)) * 8)
+    elif damage == "header":
+        path.write_bytes(path.read_bytes()[:8] + b"\xff" + path.read_bytes()[9:])
+    elif damage == "size":
+        path.write_bytes(struct.pack("<Q", 1 << 60) + path.read_bytes()[8:])
     else:
         save_file({"weight": torch.zeros(1)}, path)
     with pytest.raises(FileError, match=r"model\.safetensors"):
@@ -207,12 +215,12 @@ def test_a_description_with_a_wrong_type_names_the_key(key: str, tmp_path: Path)
     refused_for(with_header(tmp_path / "model.safetensors", {"fer": text}), words)
 
 
-@pytest.mark.parametrize("crop", [[], "face", 3])
-def test_a_description_whose_crop_is_no_mapping_is_refused(crop: object, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("key", "value"), [("crop", []), ("crop", "face"), ("crop", None), ("synthetic", "no")])
+def test_what_a_training_tells_of_its_faces_has_its_type(key: str, value: object, tmp_path: Path) -> None:
     saved(tmp_path / "model.safetensors")
     content = json.loads(described(tmp_path / "model.safetensors"))
-    text = json.dumps(content | {"extra": {"crop": crop}})
-    refused_for(with_header(tmp_path / "model.safetensors", {"fer": text}), f"extra.crop = {crop!r}")
+    text = json.dumps(content | {"extra": {key: value}})
+    refused_for(with_header(tmp_path / "model.safetensors", {"fer": text}), f"extra.{key} = {value!r}")
 
 
 def refused_for(path: Path, words: str) -> None:
