@@ -7,6 +7,7 @@ killed process left behind can be told from what a living one is writing.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -44,6 +45,22 @@ def fsync_directory(path: Path) -> None:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Where a disk refuses what is written to an open file, the OSError names none: here it gets `path`."""
+    try:
+        yield
+    except OSError as error:
+        _name(error, path)
+        raise
+
+
+def _name(error: BaseException, path: Path) -> None:
+    of_writing = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+    if isinstance(error, OSError) and error.filename is None and error.errno in of_writing:
+        error.filename = str(path)
+
+
+@contextmanager
 def open_atomic(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """A file that takes its name only when the block ends without an error.
 
@@ -61,7 +78,8 @@ def open_atomic(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        _name(error, path)
         temporary.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
@@ -166,7 +184,8 @@ def publish_directory(
             shutil.rmtree(old)
         else:
             os.rename(temporary, final)
-    except BaseException:
+    except BaseException as error:
+        _name(error, final)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     fsync_directory(final.parent)

@@ -17,11 +17,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from types import FrameType
-from typing import IO, NoReturn
+from typing import NoReturn
 
 from fer import console
+from fer.disk import explained, is_of_the_disk
+from fer.files import naming
 
 _PR_SET_PDEATHSIG = 1
 _INSIST_SECONDS = 1.0
@@ -103,13 +106,16 @@ def _code_after(error: Interrupted | Exception) -> int:
     if isinstance(error, BrokenPipeError):  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    if isinstance(error, ValueError | FileNotFoundError | PermissionError | LostError):
-        console.log.error("%s", error, exc_info=console.log.isEnabledFor(logging.DEBUG))
-        return 1
-    if isinstance(error, OSError):
-        console.log.error("%s; the outputs that stood before are unchanged", error, exc_info=True)
-        return 1
-    raise error
+    debug, unchanged = console.log.isEnabledFor(logging.DEBUG), "the outputs that stood before are unchanged"
+    if is_of_the_disk(error):
+        console.log.error("%s; %s", explained(error), unchanged, exc_info=debug)
+    elif isinstance(error, ValueError | FileNotFoundError | PermissionError | LostError):
+        console.log.error("%s", error, exc_info=debug)
+    elif isinstance(error, OSError):
+        console.log.error("%s; %s", error, unchanged, exc_info=True)
+    else:
+        raise error
+    return 1
 
 
 def prepare() -> None:
@@ -218,30 +224,29 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
         HeldError: without `wait`, another living process holds it; the message names that process.
     """
     with _locked(path, wait) as handle:
-        handle.seek(0)
-        handle.truncate()
-        handle.write(str(os.getpid()))
-        handle.flush()
+        handle.truncate(0)
+        with naming(path):
+            handle.write(str(os.getpid()).encode())
         try:
             yield
         finally:
-            handle.seek(0)
-            handle.truncate()
+            handle.truncate(0)
 
 
-def _locked(path: Path, wait: bool) -> IO[str]:
+def _locked(path: Path, wait: bool) -> FileIO:
     """The open file of a lock that this process has got."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed by the caller
+            # Unbuffered: what a full disk refuses must not wait to be written at the end.
+            handle = open(path, "a+b", buffering=0)  # noqa: SIM115 - closed by the caller
         except FileNotFoundError:  # its last holder has just removed the folder
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.seek(0)
-            holder = handle.read().strip() or "another process"
+            holder = handle.read().decode().strip() or "another process"
             if not wait:
                 handle.close()
                 raise HeldError(f"{path}: held by process {holder}; wait for it to end or stop it") from None

@@ -25,6 +25,7 @@ from fer.cluster.follow import Follower, best_metrics, log_record
 from fer.cluster.session import connect, require, room
 from fer.cluster.shared import answering_nodes, require_paths
 from fer.console import log
+from fer.disk import is_of_the_disk
 from fer.lineage import digest_of_code, hardware, lineage, versions
 from fer.outputs import TRAINED
 from fer.params import Params
@@ -293,7 +294,7 @@ def _fit(trainer: Any, follower: Follower) -> str | None:
 
 
 def _explained(error: BaseException) -> BaseException:
-    """A worker's own ValueError in place of Ray's wrapping; other failures of workers in few words."""
+    """A worker's own ValueError, or what its disk said, in place of Ray's wrapping; other failures in few words."""
     from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
@@ -309,6 +310,8 @@ def _explained(error: BaseException) -> BaseException:
     for cause in causes:
         if isinstance(cause, ValueError):
             return ValueError(str(cause))
+        if is_of_the_disk(cause):  # as full for the next worker
+            return cause
     if not isinstance(error, TrainingFailedError):
         return error
     lines = [f"worker {rank}: {str(one).strip().splitlines()[-1]}" for rank, one in sorted(failures.items())]

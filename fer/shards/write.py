@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from fer.console import log, progress
-from fer.files import FileError, read_object, sha256
+from fer.files import FileError, naming, read_object, sha256
 from fer.labels import is_identities
 from fer.outputs import SHARDS, STATISTICS
 from fer.shards.deal import Destination, deal, has_published_validation, in_order
@@ -117,7 +117,7 @@ class _Spill:
     def __init__(self, path: Path, files: Iterable[Path]) -> None:
         self._path = path
         names = shard_schema().names
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, shard_schema()) as writer:
+        with naming(path), pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, shard_schema()) as writer:
             for file in files:
                 for batch in TableReader(file).batches(names):
                     writer.write_batch(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 
+from fer.files import open_atomic, write_atomic
 from fer.synth.config import SceneConfig
 from fer.synth.contact import sheet_and_faces
 from fer.synth.expressions import ACTION_UNITS, EXPRESSIONS
@@ -15,7 +16,7 @@ from fer.synth.scene import Face
 
 
 def _write_key(path: Path, faces: list[Face]) -> None:
-    with path.open("w", newline="") as file:
+    with open_atomic(path, "w") as file:
         table = csv.writer(file)
         table.writerow(["number", "expression", "subject", "occluders", *(f"AU{unit}" for unit in ACTION_UNITS)])
         for number, face in enumerate(faces):
@@ -42,7 +43,6 @@ def main(options: argparse.Namespace) -> None:
         options.seed, config, options.rows, options.columns, not options.unlabelled, options.cell
     )
     bgr = cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)
-    if not cv2.imwrite(str(options.out), bgr, (cv2.IMWRITE_PNG_COMPRESSION, 9)):
-        raise OSError(f"could not write {options.out}")
+    write_atomic(options.out, cv2.imencode(".png", bgr, (cv2.IMWRITE_PNG_COMPRESSION, 9))[1].tobytes())
     if options.key:
         _write_key(options.key, faces)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fer.console import log
-from fer.files import FileError
+from fer.files import FileError, naming
 
 MAX_FILE_BYTES = 16 << 20
 
@@ -93,8 +93,9 @@ class Journal:
         return copy.relative_to(self.path.parent).as_posix()
 
     def _write(self, value: Any) -> None:
-        self._file.write(json.dumps(value) + "\n")
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(json.dumps(value) + "\n")
+            self._file.flush()
 
 
 def left_journals(root: Path) -> list[Path]:

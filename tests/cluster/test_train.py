@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,10 @@ def test_a_workers_own_mistake_is_told_without_rays_wrapping() -> None:
 
     assert failed(one=RuntimeError("connection reset"), two=ValueError("sample x: broken")) == "sample x: broken"
     assert failed(one=RuntimeError("connection reset")) == "worker 0: a traceback"  # its last line
+    full = OSError(28, "No space left on device", "state.pt")
+    assert failed(one=pickle.loads(pickle.dumps(full))) == str(full), (
+        "no worker is lost: the next one's disk is as full"
+    )
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def refused(tmp_path: Path, data: bytes, told: str, **options: object) -> None:
     with pytest.raises(FileError, match=told) as failure:
         extract(archive, folder / "out", **options)  # type: ignore[arg-type]
     assert str(archive) in str(failure.value)
+    assert len(str(failure.value).splitlines()) == 1
     left = [path for path in tmp_path.rglob("*") if not path.is_dir()]
     assert left == [archive]
     assert list(folder.iterdir()) == [archive]

@@ -37,8 +37,13 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.json'"):
         files.write_json(path, {"version": 2})
+    with (
+        pytest.raises(OSError, match=r"No space left on device: '.*out'"),
+        files.publish_directory(tmp_path / "out") as folder,
+    ):
+        (folder / "whole").write_text("x")
     monkeypatch.undo()
     assert files.read_json(path) == {"version": 1}
     assert list(tmp_path.iterdir()) == [path]

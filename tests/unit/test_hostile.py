@@ -7,6 +7,7 @@ colours, compared with the clean picture that most of them were made from - or r
 
 from __future__ import annotations
 
+import argparse
 import csv
 import unicodedata
 from collections.abc import Callable
@@ -20,14 +21,18 @@ import pytest
 from picture_files import difference, memory_to_read, silence
 
 from fer.archives import extract
+from fer.commands import predict
 from fer.faces import weights as detector_weights
 from fer.files import FileError, write_json
+from fer.labels import SPACES
+from fer.models import create_model
 from fer.pictures import ImageError, read_image
 from fer.sources.base import RawSample
 from fer.sources.fer2013 import Fer2013Config, Fer2013Source
 from fer.sources.ferplus_votes import judge, read_votes
 from fer.sources.muxspace import MuxspaceConfig, MuxspaceSource
 from fer.weights.published import read_published
+from fer.weights.store import save_model
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -110,11 +115,13 @@ def drawing(folder: Path) -> Pixels:
 
 
 def refuses(reader: Callable[[Path, Path], object], words: str) -> Told:
-    """Refused by a FileError with these words, and nothing is left in the working folder."""
+    """Refused by one line with the file's name and these words, and nothing is left in the working folder."""
 
     def check(path: Path, work: Path) -> None:
-        with pytest.raises(FileError, match=words):
+        with pytest.raises(FileError, match=words) as refusal:
             reader(path, work)
+        (line,) = str(refusal.value).splitlines()
+        assert path.name in line
         assert not [left for left in work.rglob("*") if left.is_file()]
 
     return Told(check)
@@ -141,7 +148,7 @@ def three_good_rows(path: Path, work: Path) -> None:
 
 
 def two_of_twelve_rows(path: Path, work: Path) -> None:
-    with pytest.raises(FileError, match="10 of 12 rows are corrupt"):
+    with pytest.raises(FileError, match=rf"{path.name}: 10 of 12 rows are corrupt"):
         fer2013(path, work)
     for folder in work.iterdir():
         folder.rmdir()
@@ -300,6 +307,25 @@ def test_each_hostile_file_has_its_defined_outcome(bad: Path, tmp_path: Path, na
         assert image.dtype == np.uint8
         if outcome.like is not None:
             assert difference(image, outcome.like(bad)) <= outcome.within
+
+
+def test_a_picture_that_is_refused_is_told_in_one_line_that_names_it(
+    bad: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights_ = tmp_path / "nano.safetensors"
+    labels = SPACES["basic7"].labels
+    save_model(create_model("ddamfn_nano", len(labels)), weights_, labels, "basic7", name="ddamfn_nano")
+    refused = {str(find(bad, name)): one.reason for name, one in TABLE.items() if isinstance(one, Refused)}
+    del refused[str(bad / "directory.jpg")]  # a folder is searched for pictures, whatever its name
+    parser = argparse.ArgumentParser()
+    predict.add_arguments(parser)
+    whole = find(bad, CLEAN)
+    options = ["--detector", "whole", "--threads", "1"]
+    predict.main(parser.parse_args([str(weights_), str(whole), *sorted(refused), *options]))
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{bad}/")]
+    assert len(told) == len(refused) + 1
+    for path, reason in refused.items():
+        assert any(line.startswith(f"{path}  not read: {reason}: ") for line in told), path
 
 
 def test_one_bit_a_pixel_keeps_the_picture_as_dots(bad: Path) -> None:

@@ -28,7 +28,12 @@ def _start(body: str, *arguments: str) -> subprocess.Popen[str]:
         ("return None", 0, ""),
         ("return 3", 3, ""),
         ("raise ValueError('params.yaml: bad')", 1, "error: params.yaml: bad"),
-        ("raise OSError(28, 'No space left on device')", 1, "No space left on device"),
+        ("raise OSError(28, 'No space left on device')", 1, "error: No space left on device; make room and run"),
+        ("raise OSError(5, 'said otherwise', 'a.db')", 1, "error: a.db: Input/output error; the disk, or the network"),
+        ("raise OSError(28, 'said otherwise', 'from', None, 'to')", 1, "error: to: No space left on device; make room"),
+        ("open('/proc/self/mounts/below')", 1, "error: /proc/self/mounts/below: Not a directory; something that is no"),
+        ("raise PermissionError('not for you')", 1, "error: not for you"),
+        ("raise OSError('no number')", 1, "Traceback"),
     ],
 )
 def test_exit_codes(body: str, code: int, text: str) -> None:
@@ -36,7 +41,14 @@ def test_exit_codes(body: str, code: int, text: str) -> None:
     out, _ = process.communicate(timeout=60)
     assert process.returncode == code
     assert text in out
-    assert "Traceback" not in out or "No space" in text
+    assert ("Traceback" in out) == (text == "Traceback")
+    assert text == "Traceback" or len(out.splitlines()) <= 1
+
+
+def test_the_traceback_of_a_full_disk_is_shown_for_debugging(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FER_DEBUG", "1")
+    out, _ = _start("raise OSError(28, 'No space left on device')").communicate(timeout=60)
+    assert "Traceback" in out
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

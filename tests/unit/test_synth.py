@@ -1,13 +1,17 @@
 """The promises of the synthetic data set."""
 
+import argparse
+import errno
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -24,6 +28,7 @@ from fer.synth import (
     describe,
     encode,
     render,
+    sheet,
 )
 from fer.synth.align import ARCFACE_112, aligned_crop
 from fer.synth.expressions import AU_FREQUENCIES, NATURAL_COUNTS, noisy_label, sample_expression, sample_label
@@ -301,3 +306,17 @@ def test_a_contact_sheet_has_a_cell_a_face():
 def test_a_bad_knob_is_an_error_that_names_it(field: str, value: object):
     with pytest.raises(ValueError, match=rf"^{field} = .*must be"):
         SceneConfig(**{field: value})
+
+
+def test_a_sheet_that_cannot_be_written_names_the_file_and_leaves_the_old_one(tmp_path, monkeypatch):
+    parser = argparse.ArgumentParser()
+    sheet.add_arguments(parser)
+    out = tmp_path / "sheet.png"
+    options = parser.parse_args([str(out), "--rows", "1", "--columns", "1", "--cell", "32"])
+    sheet.main(options)
+    before = out.read_bytes()
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OSError, match=r"sheet\.png"):
+        sheet.main(options)
+    assert out.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [out]
