@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -162,6 +162,7 @@ def publish_directory(
     final.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(final.parent, final.name)
     temporary = final.parent / f".{final.name}.tmp-{os.getpid()}"
+    old = final.parent / f".{final.name}.tmp-{os.getpid()}-old"
     temporary.mkdir()
     try:
         yield temporary
@@ -178,7 +179,6 @@ def publish_directory(
         if final.exists():
             # A rename cannot replace a full folder: move the old one aside first, so that a crash between the two
             # renames leaves a folder missing, which the next writer mends, and never one that is half old and half new.
-            old = final.parent / f".{final.name}.tmp-{os.getpid()}-old"
             os.rename(final, old)
             os.rename(temporary, final)
             shutil.rmtree(old)
@@ -187,6 +187,9 @@ def publish_directory(
     except BaseException as error:
         _name(error, final)
         shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not final.exists():
+            with suppress(OSError):  # else the next writer brings it back
+                os.rename(old, final)
         raise
     fsync_directory(final.parent)
 

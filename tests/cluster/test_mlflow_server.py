@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import yaml_text
 from limits import patience
 
 COMPOSE = Path(__file__).resolve().parents[2] / "infra" / "mlflow" / "compose.yaml"
@@ -80,7 +80,7 @@ def _answers(ready: list[str] | str) -> bool:
 def database() -> Iterator[int]:
     """Debian's PostgreSQL with the user, database and password of compose.yaml; its port. Ended with its folder."""
     programs = _programs()
-    settings = yaml.safe_load(COMPOSE.read_text())["services"]["database"]["environment"]
+    settings = yaml_text.load(COMPOSE.read_text())["services"]["database"]["environment"]
     user, name = settings["POSTGRES_USER"], settings["POSTGRES_DB"]
     folder = Path(tempfile.mkdtemp(prefix="fer-postgres-", dir="/tmp"))  # a folder of pytest's is closed to others
     someone: dict[str, Any] = {"cwd": folder}
@@ -107,7 +107,7 @@ def database() -> Iterator[int]:
 
 
 def test_the_compose_files_own_line_and_command_keep_runs_in_postgresql(database: int, tmp_path: Path) -> None:
-    server = yaml.safe_load(COMPOSE.read_text())["services"]["server"]
+    server = yaml_text.load(COMPOSE.read_text())["services"]["server"]
     instructions = server["build"]["dockerfile_inline"].replace("\\\n", " ")
     (line,) = re.findall(r"RUN (pip install .*?) &&", instructions)
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PIP_", "MLFLOW_"))}

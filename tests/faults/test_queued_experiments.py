@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import yaml
+import yaml_text
 from tiny_training import LABELS, NANO, REPOSITORY, finish, make_project, run_dvc, start_training
 
 from fer import params
@@ -76,11 +76,11 @@ def test_a_recipe_that_git_does_not_hold_is_found_in_the_project(
     project = make_project(tmp_path, recipe={"recipe": "tuned/mine.yaml"})
     copy = queue(project, "one")
     (project / "tuned").mkdir()
-    (project / "tuned" / "mine.yaml").write_text(yaml.safe_dump({**NANO, "batch_size": 20}))
+    (project / "tuned" / "mine.yaml").write_text(yaml_text.dump({**NANO, "batch_size": 20}))
     monkeypatch.setenv("DVC_ROOT", str(project))
     assert params.load(copy / "params.yaml").recipe("toy").batch_size == 20
     (copy / "tuned").mkdir()
-    (copy / "tuned" / "mine.yaml").write_text(yaml.safe_dump({**NANO, "batch_size": 24}))
+    (copy / "tuned" / "mine.yaml").write_text(yaml_text.dump({**NANO, "batch_size": 24}))
     assert params.load(copy / "params.yaml").recipe("toy").batch_size == 24, "its own, where it has one"
 
 
@@ -166,19 +166,19 @@ def make_repository(root: Path) -> Path:
     make_project(root, epochs=1, recipe={**NANO, "batch_size": 8})
     shutil.rmtree(root / "data")
     make_photos(root / "photos")
-    document = yaml.safe_load((root / "params.yaml").read_text())
+    document = yaml_text.load((root / "params.yaml").read_text())
     document["datasets"] = {"tiny": {"source": "folders", "path": "photos"}}
     document["crop"] = {"size": 32}
     document["cluster"]["crop_workers"] = 0
     document["shard"] = {"folds": 4}
-    (root / "params.yaml").write_text(yaml.safe_dump(document))
+    (root / "params.yaml").write_text(yaml_text.dump(document))
     for folder in ("fer", "pipelines"):
         shutil.copytree(REPOSITORY / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    stages = yaml_text.load((REPOSITORY / "dvc.yaml").read_text())["stages"]
     stages = {name: stage for name, stage in stages.items() if name != "report"}
     for stage in stages.values():
         stage["cmd"] = stage["cmd"].replace("python ", f"{sys.executable} ", 1)
-    (root / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    (root / "dvc.yaml").write_text(yaml_text.dump({"stages": stages}))
     (root / ".gitignore").write_text((REPOSITORY / ".gitignore").read_text() + "/photos/\n")
     for command in (["init", "-q"], ["config", "user.name", "T"], ["config", "user.email", "t@example.org"]):
         subprocess.run(["git", *command], cwd=root, check=True)

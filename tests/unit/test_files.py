@@ -106,3 +106,21 @@ def test_json_of_the_expected_structure_is_read_with_whatever_else_it_holds(tmp_
     value = {"faces": 3, "files": [], "generator": "x", "rejects": {}, "more": None}
     files.write_json(tmp_path / "faces.json", value, sealed=True)
     assert files.read_object(tmp_path / "faces.json", WANTED, "") == value
+
+
+def test_a_folder_that_cannot_be_replaced_is_back_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    final = tmp_path / "out"
+    final.mkdir()
+    (final / "a").write_text("old")
+    rename = os.rename
+
+    def refuse_the_second(source: Path, target: Path) -> None:
+        if target == final and not str(source).endswith("-old"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse_the_second)
+    with pytest.raises(OSError, match="Input/output"), files.publish_directory(final) as folder:
+        (folder / "a").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (final / "a").read_text() == "old"
