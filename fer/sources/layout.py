@@ -62,7 +62,7 @@ def walk(tree: Path) -> Iterator[tuple[str, os.DirEntry[str], bool]]:
             with os.scandir(folder) as found:
                 entries = list(found)
         except OSError as error:
-            raise FileError(f"{folder}: cannot be listed: {error.strerror}") from None
+            raise FileError(f"{nfc(folder)}: cannot be listed: {error.strerror}") from None
         within = above | {real}
         for entry in entries:
             if entry.name.startswith(".") or entry.name.lower() in _JUNK:

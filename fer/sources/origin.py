@@ -122,7 +122,7 @@ def given_paths(config: DatasetConfig) -> dict[str, str | list[str]]:
 def _absolute(path: str | list[str], home: Path) -> str | list[str]:
     if isinstance(path, list):
         return [str(_absolute(one, home)) for one in path]
-    return path if "://" in path else str(home / Path(path).expanduser())
+    return path if "://" in path else str(home / os.path.expanduser(path))  # noqa: PTH111 - a Path's raises
 
 
 def _of_url(url: str) -> str | None:
@@ -160,7 +160,7 @@ class _Hashes:
 
     def known_place(self, key: str, path: str, digest: str | None) -> str | None:
         """The digest of a place, and where there is none now the one before."""
-        record = os.fsencode(f"={key}:{public_url(path)}")
+        record = f"={key}:{public_url(path)!a}".encode()
         before = self._known.pop(record, None)
         if digest is None and before is not None:
             log.warning("%s: not to be had now; taken for unchanged", nfc(public_url(path)))
@@ -193,6 +193,7 @@ class _Hashes:
                     settled = max(times) < self._started - _TICK_NS
                     unread.append((record, path, facts if settled else b"", status.st_size))
         if contents == {prefix: b"absent"}:
+            self._kept |= {record: facts for record, facts in self._known.items() if record.startswith(prefix)}
             return None
         for record, facts, content in self._hash(unread):
             contents[record] = facts + content

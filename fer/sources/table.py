@@ -120,7 +120,7 @@ class TableSource(TreeSource):
         except FileError:  # `download` tells what is wrong with the table
             return
         for name in named:
-            with suppress(BadRowError):
+            with suppress(ValueError):  # a BadRowError, or no name that a file can have
                 path = files.wanted(name)
                 if not os.access(f"{root}/{path}", os.F_OK):
                     path = files.find(name)

@@ -86,6 +86,13 @@ def test_the_data_of_benchmarks_are_whole_shards(tmp_path: Path) -> None:
     assert [shards.split(name).rows for name in ("train", "validation", "test")] == [700, 20, 20]
 
 
+def test_the_look_at_unchanged_data_is_measured_beside_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fer.bench.origin.time.sleep", lambda _: None)
+    result = REGISTRY["origin"].run(parse("origin", "--files", "20", "--rounds", "1"))
+    assert [row["source"] for row in result.rows] == ["folders", "table"]
+    assert all(row["first s"] >= 0 and row["again s"] >= 0 for row in result.rows)
+
+
 def test_a_table_shows_numbers_and_notes() -> None:
     rows = [{"what": "a", "images/s": 12345}, {"what": "longer", "images/s": 7}]
     table = BenchResult(title="Title", rows=rows, notes=["a note"], settings={}).table()

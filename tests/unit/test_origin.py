@@ -390,6 +390,23 @@ def test_a_url_with_a_digest_is_not_asked_for(tmp_path: Path, site: Site) -> Non
     assert site.asked == []
 
 
+@pytest.mark.parametrize("path", ["a\0b", "a\ud800b", "x" * 5000, "~nobody-of-that-name/x", "file://elsewhere/x", ""])
+def test_a_path_that_cannot_be_is_left_for_download_to_tell(tmp_path: Path, path: str) -> None:
+    config = FoldersConfig.model_construct(source="folders", path=path)
+    assert origin_digest("set", config, tmp_path, tmp_path) is not None
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_disk_that_comes_back_is_not_read_again(tmp_path: Path, read: list[str]) -> None:
+    data = tree(tmp_path / "in")
+    before = digest(tmp_path, data)
+    for name, there in (("away", False), ("in", True)):
+        data = data.rename(tmp_path / name)
+        read.clear()
+        assert digest(tmp_path, tmp_path / "in") == before, there
+    assert read == []
+
+
 def test_a_disk_that_is_not_there_does_not_count_as_a_change(tmp_path: Path, told: pytest.LogCaptureFixture) -> None:
     home, data = tmp_path / "project", tree(tmp_path / "disk" / "in")
     before = digest(home, data)
