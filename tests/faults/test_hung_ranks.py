@@ -192,7 +192,9 @@ def test_a_sample_that_a_ray_worker_cannot_read_is_told_by_the_driver_and_not_tr
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.parametrize("demand", [{"workers": 64}, {"workers": 1, "threads": 500}, {"workers": 1, "gpu": True}])
+@pytest.mark.parametrize(
+    "demand", [{"workers": NANO["batch_size"]}, {"workers": 1, "threads": 200}, {"workers": 1, "gpu": True}]
+)
 def test_more_than_the_cluster_has_is_refused_in_seconds_with_demand_and_supply(
     demand: dict[str, object], tmp_path: Path
 ) -> None:
