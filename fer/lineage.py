@@ -1,5 +1,6 @@
 """Where a result comes from: the commit, the versions, the parameters, in a form that can be recorded and shown."""
 
+import csv
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import fer
-from fer.files import read_object, sha256
+from fer.files import FileError, read_object, sha256
 
 
 def redact(text: str) -> str:
@@ -56,6 +57,24 @@ def training_facts(folder: Path) -> dict[str, Any]:
     again = f"train again with `dvc repro -f train@{folder.parent.name}-{folder.name}`"
     facts = read_object(folder / "train.json", {"data_digest": str, "recipe": dict}, again)
     return facts | read_object(run, {}, again) if (run := folder / "run.json").is_file() else facts
+
+
+def training_history(folder: Path) -> dict[str, list[float]]:
+    """The columns of history.csv in trained/<dataset>/<model>; nothing where there is none.
+
+    Raises:
+        FileError: it is no table of numbers.
+    """
+    path = folder / "history.csv"
+    if not path.is_file():
+        return {}
+    try:
+        with open(path, encoding="utf-8", newline="") as handle:
+            rows = list(csv.DictReader(handle, strict=True))
+        return {key: [float(row[key]) for row in rows] for key in rows[0]} if rows else {}
+    except (ValueError, TypeError, csv.Error) as error:
+        again = f"dvc repro -f train@{folder.parent.name}-{folder.name}"
+        raise FileError(f"{path}: is no table of numbers ({error}); train again with `{again}`") from None
 
 
 def versions() -> dict[str, str]:

@@ -76,6 +76,8 @@ def _import(args: argparse.Namespace) -> None:
     from fer.weights.published import load_published
     from fer.weights.store import save_model
 
+    if args.out.exists():
+        raise ValueError(f"{args.out}: exists already, and is not replaced; give another --out")
     path, known = _source(args.source)
     name = args.model or (known.model if known else None)
     if name is None:

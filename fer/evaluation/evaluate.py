@@ -32,7 +32,7 @@ from fer.evaluation.protocols import both_protocols
 from fer.evaluation.record import record
 from fer.files import FileError, sha256, write_atomic, write_json
 from fer.labels import is_identities
-from fer.lineage import training_facts
+from fer.lineage import training_facts, training_history
 from fer.outputs import EVALUATED
 from fer.params import Params
 from fer.processes import lock
@@ -97,7 +97,13 @@ def run_evaluation(params: Params, dataset: str, model_key: str) -> Path:
         with EVALUATED.publish(final) as folder:
             write_json(folder / "test.json", summary)
             _write_tables(folder, found, split.sample_ids(), shards)
-            _draw(folder / "figures", summary, _history(trained), facts.get("best_epoch"), f"{model_key} on {dataset}")
+            _draw(
+                folder / "figures",
+                summary,
+                training_history(trained),
+                facts.get("best_epoch"),
+                f"{model_key} on {dataset}",
+            )
         record(params, dataset, model_key, facts, summary, shards, final, weights)
     low, high = summary["intervals"][0]["low"], summary["intervals"][0]["high"]
     beside = f"; with {summary['tta']['name']} views {summary['tta']['accuracy']:.4f}" if "tta" in summary else ""
@@ -185,7 +191,7 @@ def _protocols(trained: Path, facts: dict[str, Any], rows: int, params: Params) 
     if facts.get("recipe", {}).get("protocol") != "published":
         return None
     recipe = parse(Recipe, facts["recipe"], str(trained / "train.json"), "recipe")
-    columns = _history(trained)
+    columns = training_history(trained)
     history = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     try:
         return both_protocols(history, recipe, rows, params.evaluate.confidence)
@@ -228,13 +234,3 @@ def _draw(folder: Path, summary: dict[str, Any], history: dict[str, list[float]]
         drawn["learning_curves"] = figures.learning_curves(history, best, title)
     for name, figure in drawn.items():
         figures.save(figure, folder / f"{name}.svg")
-
-
-def _history(trained: Path) -> dict[str, list[float]]:
-    """history.csv as columns of numbers."""
-    path = trained / "history.csv"
-    if not path.is_file():
-        return {}
-    with open(path, encoding="utf-8", newline="") as handle:
-        rows = list(csv.DictReader(handle))
-    return {key: [float(row[key]) for row in rows] for key in rows[0]} if rows else {}

@@ -3,7 +3,6 @@ what is missing or out of date is part of what is told."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from fer import published
 from fer.files import read_object, sha256
-from fer.lineage import lineage, training_facts
+from fer.lineage import lineage, training_facts, training_history
 from fer.models import list_models, model_loss
 from fer.params import Params
 from fer.report.rejects import RejectLine, reject_lines
@@ -208,7 +207,7 @@ def _result(root: Path, dataset: str, model: str, data_digest: str | None) -> Re
         train=train,
         validation=validation,
         test=test,
-        history=_history(trained / "history.csv"),
+        history=training_history(trained),
         missing=missing,
         stale=(),
     )
@@ -244,11 +243,3 @@ def _loss(recipe: Mapping[str, Any]) -> str:
 def _named(lines: Sequence[Mapping[str, Any]], **what: str) -> Mapping[str, Any] | None:
     """The line that says this of itself."""
     return next((line for line in lines if what.items() <= line.items()), None)
-
-
-def _history(path: Path) -> dict[str, list[float]]:
-    if not path.is_file():
-        return {}
-    with open(path, encoding="utf-8", newline="") as handle:
-        rows = list(csv.DictReader(handle))
-    return {key: [float(row[key]) for row in rows] for key in rows[0]} if rows else {}

@@ -77,7 +77,7 @@ def test_import_of_pulled_weights_knows_model_and_order(ddamfn: Path, tmp_path: 
     assert info.extra["published"] == "ddamfn_rafdb"
     assert model.num_classes == 7
     with pytest.raises(ValueError, match="by the register of weights"):
-        run("import", "ddamfn_rafdb", "--dataset", "rafdb", "--out", out)
+        run("import", "ddamfn_rafdb", "--dataset", "rafdb", "--out", tmp_path / "other.safetensors")
 
 
 def test_an_unknown_order_is_asked_for_never_guessed(ddamfn: Path, tmp_path: Path) -> None:
@@ -87,6 +87,7 @@ def test_an_unknown_order_is_asked_for_never_guessed(ddamfn: Path, tmp_path: Pat
     assert not out.exists()
     run("import", ddamfn, "--model", "ddamfn", "--dataset", "rafdb", "--out", out)
     assert read_info(out).labels == RAFDB
+    out = tmp_path / "reversed.safetensors"
     run("import", ddamfn, "--model", "ddamfn", "--labels", ", ".join(reversed(RAFDB)), "--out", out)
     assert read_info(out).labels == tuple(reversed(RAFDB))
 
@@ -120,3 +121,11 @@ def test_the_landmark_network_is_imported_without_classes(test_data: Path, tmp_p
     run("import", "mobilefacenet_landmarks", "--out", tmp_path / "landmarks.safetensors")
     model, info = load_model(tmp_path / "landmarks.safetensors")
     assert (info.labels, model.num_classes, model.name) == ((), 0, "mobilefacenet_landmarks")
+
+
+def test_import_replaces_no_file(tmp_path: Path) -> None:
+    source = tmp_path / "mine.pth"
+    source.write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"mine\.pth: exists already, and is not replaced"):
+        run("import", str(source), "--model", "ddamfn", "--out", str(source))
+    assert source.read_bytes() == b"mine"
