@@ -50,7 +50,7 @@ def run_plan(params: Params) -> Path:
 
     items: dict[str, dict[str, Any]] = {item: {} for item in [*checked_items(params), "report"]}
     for dataset in params.run.datasets:
-        digest = origin_digest(dataset, params.dataset(dataset), params.root, params.parent or params.root)
+        digest = origin_digest(dataset, params.dataset(dataset), params.root, params.home)
         items[f"download/{dataset}"]["origin"] = digest
     final = PLAN.folder(params.root)
     with PLAN.publish(final) as out:
