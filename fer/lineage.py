@@ -54,7 +54,7 @@ def training_facts(folder: Path) -> dict[str, Any]:
 
     What stands in run.json stood in train.json in older projects.
     """
-    again = f"train again with `dvc repro -f train@{folder.parent.name}-{folder.name}`"
+    again = f"make it anew: dvc repro -sf train@{folder.parent.name}-{folder.name}"
     facts = read_object(folder / "train.json", {"data_digest": str, "recipe": dict}, again)
     return facts | read_object(run, {}, again) if (run := folder / "run.json").is_file() else facts
 
@@ -73,8 +73,8 @@ def training_history(folder: Path) -> dict[str, list[float]]:
             rows = list(csv.DictReader(handle, strict=True))
         return {key: [float(row[key]) for row in rows] for key in rows[0]} if rows else {}
     except (ValueError, TypeError, csv.Error) as error:
-        again = f"dvc repro -f train@{folder.parent.name}-{folder.name}"
-        raise FileError(f"{path}: is no table of numbers ({error}); train again with `{again}`") from None
+        again = f"dvc repro -sf train@{folder.parent.name}-{folder.name}"
+        raise FileError(f"{path}: is no table of numbers ({error}); make it anew: {again}") from None
 
 
 def versions() -> dict[str, str]:

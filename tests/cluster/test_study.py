@@ -160,7 +160,7 @@ def test_on_ray_the_results_are_the_same(params: Params) -> None:
 
 
 def test_rows_that_do_not_exist_and_wrong_studies_are_told(params: Params) -> None:
-    with pytest.raises(ConfigError, match="no row 'plane'; the rows: plain, without heads"):
+    with pytest.raises(ConfigError, match=r"no row 'plane' - did you mean 'plain'\?; the rows: plain, without heads"):
         run_study(params, "own.yaml", StudyOptions(rows=("plane",)))
     with pytest.raises(ConfigError, match="no study 'btn_lamda' - did you mean 'btn_lambda'"):
         load_study("btn_lamda", params.root)
