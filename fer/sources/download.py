@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from fer.console import log
 from fer.files import FileError, read_json, sha256, write_json
 from fer.hashing import stable_hash
 from fer.outputs import RAW
-from fer.processes import HeldError, lock, remove_held
+from fer.processes import lock, remove_held
 from fer.sources.base import Source
 from fer.sources.origin import changed, given_paths, look, with_absolute_paths
 from fer.sources.registry import DatasetConfig, get_source
@@ -50,17 +49,17 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path,
     known = {key: digest for key, digest in origin.items() if digest is not None}
     paths = " ".join(str(path) for path in given_paths(config).values())
     work = home / ".work" / "download" / f"{name}-{stable_hash(paths):016x}"
-    with lock(work / "lock", wait=parent is not None), RAW.publish(final) as out:
-        cache = _cache_of(work / "files", known)
-        body = source.download(out, cache)
-        files = sorted(path for path in out.rglob("*") if path.is_file())
-        listed = [
-            {"file": str(path.relative_to(out)), "bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
-        ]
-        about = {"format": FORMAT, "request": source.request, "files": listed, **body}
-        about |= {"origin": known} if known else {}
-        write_json(out / "source.json", about, sealed=True)
-    with suppress(HeldError), lock(work / "lock"):  # else who has waited for it uses what is there, and removes it
+    with lock(work / "lock", wait=parent is not None):
+        with RAW.publish(final) as out:
+            body = source.download(out, _cache_of(work / "files", known))
+            files = sorted(path for path in out.rglob("*") if path.is_file())
+            listed = [
+                {"file": str(path.relative_to(out)), "bytes": path.stat().st_size, "sha256": sha256(path)}
+                for path in files
+            ]
+            about = {"format": FORMAT, "request": source.request, "files": listed, **body}
+            about |= {"origin": known} if known else {}
+            write_json(out / "source.json", about, sealed=True)
         remove_held(work)
     log.info(
         "%s: %d files, %.1f MB", final.relative_to(root), len(files), sum(int(str(f["bytes"])) for f in listed) / 1e6

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from tiny_training import TOY, make_project, published, run_child, run_stage
+from tiny_training import REPOSITORY, TOY, make_project, published, run_child, run_stage
 
 QUIET = {"recipe": TOY, "epochs": 2, "tracking": {"enabled": False}}
 
@@ -88,6 +88,7 @@ def run_pipeline(root: str, output: str, name: str, code: str = "") -> None:
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     os.chdir(root)
+    sys.path.insert(0, str(REPOSITORY))
     sys.argv = [name, *PIPELINE[name][1]]
     exec(code, {})
     processes.run(importlib.import_module(f"pipelines.{name}").main)
