@@ -49,7 +49,7 @@ LOST = {
 
 
 @pytest.mark.parametrize(
-    "process", [pytest.param(one, marks=pytest.mark.slow) if one == "raylet" else one for one in LOST]
+    "process", [pytest.param(one, marks=pytest.mark.slow) if one != "gcs_server" else one for one in LOST]
 )
 def test_a_process_of_rays_own_that_dies_ends_the_training_with_its_name_and_the_same_command_goes_on(
     process: str, undisturbed: TrainState, tmp_path: Path
