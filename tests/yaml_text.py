@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -25,3 +26,14 @@ def dump(value: Any) -> str:
     stream = io.StringIO()
     yaml.dump(value, stream)
     return stream.getvalue()
+
+
+def edit(path: Path, dotted: str, value: object) -> None:
+    """Sets one key of a file, such as `train.workers`."""
+    document = load(path.read_text())
+    *parents, last = dotted.split(".")
+    place = document
+    for key in parents:
+        place = place[key]
+    place[last] = value
+    path.write_text(dump(document))

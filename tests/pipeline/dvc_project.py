@@ -45,14 +45,7 @@ class Project:
         )
 
     def set(self, dotted: str, value: object) -> None:
-        path = self.root / "params.yaml"
-        document = yaml_text.load(path.read_text())
-        *parents, last = dotted.split(".")
-        place = document
-        for key in parents:
-            place = place[key]
-        place[last] = value
-        path.write_text(yaml_text.dump(document))
+        yaml_text.edit(self.root / "params.yaml", dotted, value)
 
     def _environment(self) -> dict[str, str]:
         # As on a fresh machine without a home; `python` is that of the tests.

@@ -19,14 +19,7 @@ def project(tmp_path: Path, repo_root: Path) -> Path:
 
 
 def _edit(project: Path, dotted: str, value: object) -> None:
-    path = project / "params.yaml"
-    document = yaml_text.load(path.read_text())
-    *parents, last = dotted.split(".")
-    place = document
-    for key in parents:
-        place = place[key]
-    place[last] = value
-    path.write_text(yaml_text.dump(document))
+    yaml_text.edit(project / "params.yaml", dotted, value)
 
 
 def test_the_shipped_file_is_right_and_complete(project: Path) -> None:
