@@ -67,11 +67,11 @@ class Output:
             if final.exists():
                 raise FileError(f"{final}: is a file, where a folder of this project belongs; move it away")
             return
-        others = self._others(final)
-        if self.tracked_whole and self.members and others and (final / self.marker).is_file():
+        others, known = self._others(final), (final / self.marker).is_file()
+        if self.tracked_whole and known and others:
             raise FileError(f"{others[0]}: was not made by this project, and dvc would remove it; move it away")
-        ours = [path for path in final.iterdir() if self.tracked_whole or path not in others]
-        if ours and not (final / self.marker).is_file() and not self._is_locked(final):
+        replaced = set(final.iterdir()) - set(() if self.tracked_whole else others)
+        if replaced and not known and not self._is_locked(final):
             raise FileError(
                 f"{final}: was not made by this project (it has no {self.marker}), and would be replaced; move it away"
             )

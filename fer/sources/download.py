@@ -12,7 +12,7 @@ from fer.files import FileError, read_json, sha256, write_json
 from fer.hashing import stable_hash
 from fer.outputs import RAW
 from fer.processes import lock, remove_held
-from fer.sources.base import Source
+from fer.sources.base import Source, read_description
 from fer.sources.origin import changed, given_paths, look, with_absolute_paths
 from fer.sources.registry import DatasetConfig, get_source
 
@@ -90,10 +90,7 @@ def describe(raw: Path) -> dict[str, Any]:
     """
     if not (raw / "source.json").is_file():
         raise FileError(f"{raw}: not downloaded; run `dvc repro download@{raw.name}`")
-    description = read_json(raw / "source.json")
-    if not isinstance(description, dict) or not {"request", "files"} <= description.keys():
-        raise FileError(f"{raw / 'source.json'}: not what download writes; run `dvc repro -f download@{raw.name}`")
-    return description
+    return read_description(raw, request=dict, files=list)
 
 
 def _cache_of(folder: Path, origin: Mapping[str, str]) -> Path:
