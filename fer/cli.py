@@ -23,6 +23,8 @@ class _Command:
 
     module: str
     help: str
+    parses: bool = True
+    """False: the module offers `main(arguments)` alone, which is given the words as they are."""
 
 
 _COMMANDS = {
@@ -32,13 +34,13 @@ _COMMANDS = {
     "shards": _Command("fer.commands.shards", "show a dataset's shards: classes, splits, leaks, folds"),
     "verify": _Command("fer.commands.verify", "whether a backbone tells people apart that it never saw"),
     "predict": _Command("fer.commands.predict", "find the faces in your photos and name their expressions"),
-    "tune": _Command("fer.cluster.tune", "search the hyper-parameters of a model on a dataset"),
-    "study": _Command("fer.cluster.study", "train the rows of a published table, and set them beside what was printed"),
-    "submit": _Command("fer.cluster.jobs", "run one stage as a job on a Ray cluster"),
+    "tune": _Command("fer.stages.tune", "search the hyper-parameters of a model on a dataset"),
+    "study": _Command("fer.stages.study", "train the rows of a published table, and set them beside what was printed"),
+    "submit": _Command("fer.commands.jobs", "run one stage as a job on a Ray cluster"),
     "ui": _Command("fer.commands.ui", "open MLflow's pages on this project's runs"),
-    "bench": _Command("fer.bench", "measure speed: ratios inside one run"),
+    "bench": _Command("fer.commands.bench", "measure speed: ratios inside one run", parses=False),
     "synth": _Command("fer.commands.synth", "look at the synthetic faces, measure how hard they are"),
-    "doctor": _Command("fer.doctor", "check this machine and the services it talks to"),
+    "doctor": _Command("fer.commands.doctor", "check this machine and the services it talks to"),
 }
 
 
@@ -75,6 +77,8 @@ def _main(argv: list[str]) -> int | None:
         sub = commands.add_parser(name, help=command.help, description=command.help)
         if name == chosen:
             module = import_module(command.module)
+            if not command.parses:
+                return module.main(argv[argv.index(name) + 1 :])  # type: ignore[no-any-return]
             module.add_arguments(sub)
             sub.set_defaults(main=module.main)
     args = parser.parse_args(argv)

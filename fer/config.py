@@ -14,8 +14,8 @@ from typing import Any, TypeVar, get_args
 
 import pydantic
 
-from fer import yaml12
-from fer.yaml12 import brief
+from fer.io import yaml12
+from fer.io.yaml12 import brief
 
 MOST_LINES = 20
 """Mistakes that are told of one file."""

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import fer
-from fer.files import FileError, read_object, sha256
+from fer.environment import environment
+from fer.io.files import FileError, read_object, sha256
 
 
 def redact(text: str) -> str:
@@ -36,8 +37,6 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def lineage(root: Path) -> dict[str, str]:
     """Tags for the code behind a run: git commit, whether the tree was changed, DVC stage and experiment, versions."""
-    from fer.params import environment
-
     tags: dict[str, str] = {}
     if commit := _git(root, "rev-parse", "HEAD"):
         tags["mlflow.source.git.commit"] = tags["git.commit"] = commit

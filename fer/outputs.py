@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fer.files import FileError, publish_directory
+from fer.io.files import FileError, publish_directory
 from fer.names import check_name
 
 

@@ -1,11 +1,10 @@
 """params.yaml as typed, frozen configuration: read once, validated whole, before any stage touches an output.
 
-The only validation of knobs, and the only reader of the process environment.
+The only validation of parameters.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +14,16 @@ from pydantic import Field
 
 from fer.cluster.config import ClusterConfig, TuneConfig, check_space
 from fer.config import Config, ConfigError, nearest, parse, read_yaml
+from fer.environment import environment
 from fer.evaluation.config import EvaluateConfig
 from fer.faces.config import CropConfig
+from fer.io.yaml12 import brief
 from fer.names import check_keys
-from fer.report.config import ReportConfig
 from fer.shards.folds import group_folds
 from fer.shards.schema import ShardConfig
 from fer.sources.registry import DatasetConfig
 from fer.tracking import TrackingConfig
 from fer.training.recipe import Recipe, TrainStageConfig, load_recipe
-from fer.yaml12 import brief
 
 FILE_NAME = "params.yaml"
 V = TypeVar("V")
@@ -35,6 +34,17 @@ class RunConfig(Config):
 
     datasets: list[str] = Field(min_length=1, description="keys of `datasets`")
     models: list[str] = Field(min_length=1, description="keys of `models`")
+
+
+class ReportConfig(Config):
+    """What the report shows."""
+
+    title: str = Field(
+        default="Facial expression recognition", min_length=1, max_length=200, description="heading of the page"
+    )
+    published_rows: int = Field(
+        default=12, ge=0, le=100, description="most published figures shown beside a dataset, the best first; 0: all"
+    )
 
 
 class _Document(Config):
@@ -99,37 +109,6 @@ class Params:
     def recipe(self, key: str) -> Recipe:
         """The recipe of that key under `models`; ConfigError lists the known ones."""
         return _pick(self.recipes, key, "models")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Environment:
-    """What the process environment may say; everything else comes from params.yaml."""
-
-    ray_address: str | None
-    mlflow_tracking_uri: str | None
-    debug: bool
-    dvc_stage: str | None
-    dvc_experiment: str | None
-    dvc_root: Path | None
-    cache: Path
-
-
-def environment() -> Environment:
-    """The variables that are read.
-
-    RAY_ADDRESS, MLFLOW_TRACKING_URI, FER_DEBUG, DVC's own of a running stage, and for the folder of downloads that
-    projects share FER_CACHE, or else XDG_CACHE_HOME.
-    """
-    read = os.environ.get
-    return Environment(
-        ray_address=read("RAY_ADDRESS") or None,
-        mlflow_tracking_uri=read("MLFLOW_TRACKING_URI") or None,
-        debug=bool(read("FER_DEBUG")),
-        dvc_stage=read("DVC_STAGE") or None,
-        dvc_experiment=read("DVC_EXP_NAME") or None,
-        dvc_root=Path(root) if (root := read("DVC_ROOT")) else None,
-        cache=Path(read("FER_CACHE") or f"{read('XDG_CACHE_HOME') or '~/.cache'}/fer"),
-    )
 
 
 def project_root(start: Path | None = None) -> Path:

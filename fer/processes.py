@@ -23,8 +23,9 @@ from types import FrameType
 from typing import NoReturn
 
 from fer import console
-from fer.disk import explained, is_of_the_disk
-from fer.files import naming
+from fer.environment import environment
+from fer.io.disk import explained, is_of_the_disk
+from fer.io.files import naming
 
 _PR_SET_PDEATHSIG = 1
 _INSIST_SECONDS = 1.0
@@ -126,9 +127,7 @@ def prepare() -> None:
     console.set_up()
     quiet_libraries()
     end_with_parent()
-    from fer import params  # here, because what it composes imports this module
-
-    if params.environment().debug:
+    if environment().debug:
         console.set_up(logging.DEBUG)
 
 
@@ -170,14 +169,12 @@ def end_with_parent() -> None:
 
 def _is_orphan(parent: int) -> bool:
     """Whether DVC started this process, and what adopts orphans has it now."""
-    from fer import params
-
     try:
         command = Path(f"/proc/{parent}/cmdline").read_bytes()
     except OSError:  # not for us to see
         return False
     adopts = parent == 1 or command.split(b"\0")[0].endswith(b"systemd")
-    return params.environment().dvc_stage is not None and adopts and b"dvc" not in command
+    return environment().dvc_stage is not None and adopts and b"dvc" not in command
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -17,7 +17,7 @@ def main() -> None:
     loaded = params.load()
     dataset = loaded.dataset(args.dataset)
     with processes.stage(f"crop@{args.dataset}", loaded.root):
-        from fer.faces.dataset import crop_dataset
+        from fer.stages.crop import crop_dataset
 
         crop_dataset(
             args.dataset, dataset, loaded.crop, loaded.cluster, seed=loaded.seed, root=loaded.root, parent=loaded.parent

@@ -18,7 +18,7 @@ def main() -> None:
     loaded.dataset(args.dataset)  # an unknown name names no lock
     loaded.recipe(args.model)
     with processes.stage(f"evaluate@{args.dataset}-{args.model}", loaded.root):
-        from fer.evaluation.evaluate import run_evaluation
+        from fer.stages.evaluate import run_evaluation
 
         run_evaluation(loaded, args.dataset, args.model)
 

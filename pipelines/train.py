@@ -18,7 +18,7 @@ def main() -> None:
     loaded.dataset(args.dataset)  # an unknown name names no lock
     loaded.recipe(args.model)
     with processes.stage(f"train@{args.dataset}-{args.model}", loaded.root):
-        from fer.cluster.train import run_training
+        from fer.stages.train import run_training
 
         run_training(loaded, args.dataset, args.model)
 

@@ -19,10 +19,10 @@ from tiny_training import REPOSITORY, environment
 
 from fer.cluster.config import ClusterConfig
 from fer.faces.config import CropConfig
-from fer.faces.dataset import crop_dataset
-from fer.files import write_json
+from fer.io.files import write_json
 from fer.labels import space
 from fer.sources.base import AnnotatedFace, Block, RawSample, Reject
+from fer.stages.crop import crop_dataset
 
 BLOCKS, ROWS = 6, 5
 CONFIG = CropConfig(size=32, max_bad_fraction=0.5)
@@ -86,7 +86,7 @@ def make_raw(root: Path, name: str = "tiny") -> Path:
 def crop(root: Path, *, workers: int = 0, name: str = "tiny", config: CropConfig = CONFIG) -> dict[str, bytes]:
     """The stage; its files by name."""
     cluster = ClusterConfig(cpus=3, object_store_mb=100, crop_workers=workers)
-    with mock.patch("fer.faces.dataset.get_source", return_value=TinySource()):
+    with mock.patch("fer.stages.crop.get_source", return_value=TinySource()):
         folder = crop_dataset(name, None, config, cluster, seed=0, root=root)  # type: ignore[arg-type]
     return files(folder)
 

@@ -5,4 +5,4 @@ import pyarrow.parquet  # noqa: F401
 import tiny_training  # noqa: F401
 import torch._dynamo  # noqa: F401
 
-import fer.cluster.train  # noqa: F401
+import fer.stages.train  # noqa: F401

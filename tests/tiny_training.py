@@ -347,7 +347,7 @@ def train_rank(
 def run_stage(root: str, output: str, code: str = "") -> None:
     """The train stage without Ray, for `child`: it starts at once, and knows the toy. What it says goes to a file."""
     from fer import params
-    from fer.cluster.train import run_training
+    from fer.stages.train import run_training
 
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):

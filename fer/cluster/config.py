@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from fer.config import Config, ConfigError
+from fer.io.yaml12 import brief
 from fer.training.recipe import Recipe, vary
-from fer.yaml12 import brief
 
 _NOT_SEARCHED = ("epochs", "pretrained", "protocol", "cross_validation", "stages")
 """Keys of a recipe that are alike for all trials: of the first, `tune.epochs` is the value."""

@@ -1,171 +1,171 @@
-"""`fer submit`: one stage as a job on a Ray cluster, its log here, its own exit code at the end.
-
-Where a job works. Ray would run it in a copy of the code in a session folder of one node, where no data lies, no other
-node looks and nothing lasts. So a job here always works in a *project folder that every node sees under one path*:
-
-- by default this very folder (the cluster runs on this machine, or both mount the same storage): outputs land where DVC
-  looks for them;
-- `--project-dir DIR` where the cluster mounts it under another path;
-- `--project-dir DIR --upload` where it is not there yet: the code, never data or results, is sent along and laid into
-  DIR.
-
-The folder's params.yaml must be the one that was validated here; the job checks that before it starts.
-
-The same command while its job is running follows that job and starts no second one.
-"""
+"""The job server of a Ray cluster: what is asked of it, and what its refusals mean."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
-from pathlib import Path
-from typing import get_args
+import asyncio
+import logging
+import sys
+import time
+from typing import Any
 
-from fer import params as parameters
 from fer import processes
-from fer.cluster.job_client import JobServer
-from fer.cluster.job_request import (
-    COMMAND,
-    FOLDER,
-    PARAMS,
-    Stage,
-    entrypoint,
-    free_id,
-    job_name,
-    project_folder,
-    running_job,
-    runtime_environment,
-    stage_command,
-)
 from fer.console import log
-from fer.files import sha256
+from fer.io.transfer import public_url
 
-_PER_MODEL = ("train", "evaluate")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The stage, what it works on, and where."""
-    parser.add_argument(
-        "stage", choices=get_args(Stage), help="the stage; repro: `dvc repro`, the whole pipeline in one job"
-    )
-    parser.add_argument("--dataset", metavar="NAME", help=f"a key of `datasets` in {parameters.FILE_NAME}")
-    parser.add_argument(
-        "--model", metavar="NAME", help=f"a key of `models` in {parameters.FILE_NAME} (train, evaluate)"
-    )
-    parser.add_argument(
-        "--address",
-        metavar="URL",
-        help="the cluster's dashboard, http://HEAD:8265 (default: RAY_ADDRESS, then cluster.address)",
-    )
-    parser.add_argument(
-        "--project-dir",
-        metavar="DIR",
-        help="this project's folder as every node of the cluster sees it (default: as seen here)",
-    )
-    parser.add_argument("--upload", action="store_true", help="lay this code into --project-dir first")
-    parser.add_argument(
-        "--detach", action="store_true", help="submit and return; the job goes on without this terminal"
-    )
-    parser.add_argument("--python", default="python", metavar="PATH", help="Python on the cluster (default: python)")
+FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
+STOP_SECONDS = 40.0
+UNKNOWN_SECONDS = 3.0
 
 
-def main(args: argparse.Namespace) -> int:
-    """Validates the request against params.yaml, then submits. Returns the job's exit code."""
-    loaded = parameters.load()
-    arguments: list[str] = []
-    if args.stage == "repro":
-        if args.dataset or args.model:
-            raise ValueError("submit repro: runs what params.yaml names under `run`; takes no --dataset and no --model")
-    else:
-        if not args.dataset:
-            raise ValueError(f"submit {args.stage}: --dataset is missing; known: {', '.join(loaded.datasets)}")
-        loaded.dataset(args.dataset)
-        arguments += ["--dataset", args.dataset]
-        if args.stage in _PER_MODEL:
-            if not args.model:
-                raise ValueError(f"submit {args.stage}: --model is missing; known: {', '.join(loaded.recipes)}")
-            loaded.recipe(args.model)
-            arguments += ["--model", args.model]
-        elif args.model:
-            raise ValueError(f"submit {args.stage}: this stage is for all models; leave --model out")
-    uri = parameters.environment().mlflow_tracking_uri or loaded.tracking.uri
-    return submit(
-        args.stage,
-        arguments,
-        args.address or _configured_address(loaded.cluster.address),
-        root=loaded.root,
-        project_dir=args.project_dir,
-        upload=args.upload,
-        detach=args.detach,
-        python=args.python,
-        tracking_uri=uri,
-    )
-
-
-def submit(
-    stage: Stage,
-    arguments: Sequence[str],
-    address: str | None,
-    *,
-    root: Path,
-    project_dir: str | None = None,
-    upload: bool = False,
-    detach: bool = False,
-    python: str = "python",
-    tracking_uri: str | None = None,
-) -> int:
-    """Runs `python -m pipelines.<stage> <arguments>` as a Ray job.
+class JobServer:
+    """A connection to it. Each call raises ValueError, which says what to set, where the server does not do it.
 
     Args:
         address: of the cluster's dashboard (http://HEAD:8265) or of Ray itself (host:6379, ray://host:10001); None
             leaves it to RAY_API_SERVER_ADDRESS, RAY_ADDRESS or a cluster on this machine.
-        root: the project's folder here.
-        project_dir: the same as the nodes see it; absolute.
-        upload: lay the code into `project_dir` first.
-        detach: return 0 as soon as the job is accepted.
-        tracking_uri: MLflow's address for the job; not passed on when it holds a password, which a job's description
-            would show to everyone.
-
-    Returns:
-        The exit code of the stage itself; 128 + n when signal n ended it; 143 when the job was stopped from elsewhere.
 
     Raises:
-        ValueError: the cluster cannot be reached, refuses the token, or runs another job of this name.
-        Interrupted, KeyboardInterrupt: stopped here, after the job was stopped too.
+        ValueError: the cluster cannot be reached, or refuses the token.
     """
-    folder = project_folder(root, project_dir, upload)
-    command = stage_command(stage, arguments, python)
-    digest = sha256(root / parameters.FILE_NAME)
-    name = job_name(stage, arguments)
-    metadata = {"name": name, COMMAND: " ".join(command), PARAMS: digest, FOLDER: folder}
-    server = JobServer(address)
-    jobs = server.jobs(name)
-    running = running_job(jobs, name, metadata)
-    submission = running or free_id(name, jobs)
-    try:
-        if running:
-            log.info("job %s: already running with the same parameters; following it", submission)
-        else:
-            surroundings = runtime_environment(root, folder, digest, upload, tracking_uri)
-            server.submit(submission, entrypoint(command, folder), surroundings, metadata)
-            log.info("job %s: submitted to %s, works in %s", submission, server.address, folder)
-        if detach:
-            log.info(
-                "follow it: the same command without --detach; stop it: ray job stop --address %s %s",
-                server.address,
-                submission,
-            )
-            return 0
-        code = server.follow(submission)
-    except (KeyboardInterrupt, processes.Interrupted):
-        server.stop(submission)
-        raise
-    if code == 0 and Path(folder) == root.resolve() and stage != "repro":
-        target = "-".join([arguments[index + 1] for index, word in enumerate(arguments) if word.startswith("--")])
-        log.info("let DVC take the outputs: dvc commit --force %s@%s", stage, target)
+
+    def __init__(self, address: str | None) -> None:
+        processes.quiet_libraries()
+        if address is not None:
+            # Ray lets RAY_ADDRESS overrule the argument, and this variable overrule that: what was asked for wins.
+            processes.set_environment("RAY_API_SERVER_ADDRESS", address)
+        # A tuned recipe that params.yaml names is made by the pipeline, so git ignores it; the job needs it.
+        processes.set_environment("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")
+        from ray.job_submission import JobSubmissionClient
+
+        logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it tells of its sockets
+        self._client = _ask(JobSubmissionClient, address, shown=address)
+
+    @property
+    def address(self) -> str:
+        """Of the dashboard, without credentials."""
+        return public_url(self._client.get_address())
+
+    def jobs(self, name: str) -> list[Any]:
+        """Ray's details of the jobs whose id begins with `name`, ended ones too."""
+        return [job for job in _ask(self._client.list_jobs) if str(job.submission_id or "").startswith(name)]
+
+    def submit(self, submission: str, line: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
+        """Submits a job under this id.
+
+        Args:
+            line: for the shell of the head node.
+        """
+        _ask(
+            self._client.submit_job,
+            entrypoint=line, submission_id=submission, runtime_env=runtime_env, metadata=metadata,
+        )  # fmt: skip
+
+    def follow(self, submission: str) -> int:
+        """Copies the job's log to standard output until the job ends; its exit code."""
+        from aiohttp import ClientError
+
+        copy = _LogCopy(self._client, submission)
+        while True:
+            try:
+                asyncio.run(copy.run())
+            except (OSError, RuntimeError, ClientError) as error:
+                log.warning("the log of job %s broke off (%s); taking it up again", submission, error)
+                time.sleep(2)
+            try:
+                info = _ask(self._client.get_job_info, submission)
+            except ValueError as error:
+                raise ValueError(f"{error}. Job {submission} may go on; the same command follows it again") from None
+            if info.status in FINAL:
+                return _exit_code(info, submission)
+            time.sleep(0.2)
+
+    def stop(self, submission: str) -> None:
+        """Stops a job, and says so where it does not stop; raises nothing, since another exception is on its way.
+
+        The cluster may not know the job: an interrupted request to submit it was not sent, or is about to arrive.
+        """
+        log.warning("stopping job %s", submission)
+        started, patience = time.monotonic(), UNKNOWN_SECONDS
+        while True:
+            try:
+                _ask(self._client.stop_job, submission)  # again and again: one that has not started does not hear it
+                patience = STOP_SECONDS
+                for _ in range(5):
+                    if _ask(self._client.get_job_info, submission).status in FINAL:
+                        log.warning("job %s: stopped; nothing half-written was left under an output's name", submission)
+                        return
+                    time.sleep(0.2)
+                reason = "it is still running"
+            except ValueError as error:
+                reason = str(error)
+                time.sleep(0.2)
+            if time.monotonic() - started > patience:
+                log.error(
+                    "job %s: not seen to stop within %.0f s (%s); look at the cluster's dashboard",
+                    submission, patience, reason,
+                )  # fmt: skip
+                return
+
+
+class _LogCopy:
+    """Writes each character of a job's log once, although every connection begins with the first one."""
+
+    def __init__(self, client: Any, submission: str) -> None:
+        self._client = client
+        self._submission = submission
+        self._written = 0
+
+    async def run(self) -> None:
+        """One connection, until the job ends or the connection breaks."""
+        seen = 0
+        async for chunk in self._client.tail_job_logs(self._submission):
+            if seen + len(chunk) > self._written:
+                sys.stdout.write(chunk[max(0, self._written - seen) :])
+                sys.stdout.flush()
+            seen += len(chunk)
+            self._written = max(self._written, seen)
+
+
+def _exit_code(info: Any, submission: str) -> int:
+    # Ray's own command line turns every failure into 1; the code of the process itself stands in the job's details.
+    code = info.driver_exit_code
+    if info.status == "STOPPED":
+        log.warning("job %s: stopped", submission)
+        return 143
+    if code is None:
+        log.error("job %s: did not start: %s", submission, info.message)
+        return 1
+    code = int(code) if code >= 0 else 128 - int(code)
+    if code:
+        log.error("job %s: failed with exit code %d", submission, code)
+    else:
+        log.info("job %s: done", submission)
     return code
 
 
-def _configured_address(address: str | None) -> str | None:
-    # Ray's own variables win over params.yaml; None lets Ray read them.
-    return None if parameters.environment().ray_address or address == "auto" else address
+def _ask(call: Any, *args: Any, shown: str | None = None, **options: Any) -> Any:
+    """One request to the cluster; what goes wrong there becomes a ValueError that says what to set."""
+    from ray.exceptions import AuthenticationError
+
+    where = public_url(shown) if shown else "the Ray cluster"
+    try:
+        return call(*args, **options)
+    except AuthenticationError as error:
+        if "cannot be opened" in str(error):
+            raise ValueError("RAY_AUTH_TOKEN_PATH names a file that cannot be read or is empty") from None
+        if "nvalid" in str(error):
+            raise ValueError(
+                f"{where} refuses the token. Set RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH, a file that holds it) to the "
+                "token that the cluster was started with; on its head `ray get-auth-token` prints it"
+            ) from None
+        raise ValueError(
+            f"{where} asks for a token and none was sent. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
+            "RAY_AUTH_TOKEN_PATH, a file that holds it); on the cluster's head `ray get-auth-token` prints it"
+        ) from None
+    except ConnectionError as error:
+        raise ValueError(
+            f"{where} does not answer ({error}). Give the dashboard's address with --address http://HEAD:8265 or "
+            "RAY_ADDRESS; the head must run `ray start --head --dashboard-host 0.0.0.0` with the ray[default] packages"
+        ) from None
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"{where}: {error}") from None

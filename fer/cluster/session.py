@@ -31,6 +31,7 @@ from fer.cluster.config import ClusterConfig
 from fer.cluster.health import end_all_of, forget_token, lost_here, watched
 from fer.cluster.shared import living_nodes
 from fer.console import log
+from fer.environment import environment
 
 # A Unix socket's path holds at most 107 bytes on Linux (103 on macOS), and Ray adds about 70 to its folder.
 _LONGEST_TEMPORARY_FOLDER = 28
@@ -77,8 +78,6 @@ def connect(config: ClusterConfig, *, dashboard: bool | None = None) -> Iterator
     if ray.is_initialized():
         yield _describe(None)
         return
-    from fer.params import environment
-
     address = environment().ray_address or config.address
     folder = _private_folder() if address is None else None
     keep = False

@@ -19,12 +19,12 @@ from typing import Any
 
 from fer import processes
 from fer.cluster.config import SearchRange
-from fer.cluster.follow import best_metrics
 from fer.console import log
-from fer.files import read_json, write_atomic, write_json
 from fer.hashing import stable_hash
+from fer.io.files import read_json, write_atomic, write_json
 from fer.tracking import Run
 from fer.tracking.run import Status
+from fer.training.metrics import best_metrics
 from fer.training.recipe import Recipe, vary
 from fer.weights.parts import PartSource
 

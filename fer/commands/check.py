@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from fer import params, yaml12
+from fer import params
 from fer.config import ConfigError, nearest
+from fer.io import yaml12
 from fer.stages.plan import checked_items
 
 if TYPE_CHECKING:
@@ -45,10 +46,10 @@ def check_training(recipe: Recipe) -> None:
     """
     import torch
 
-    from fer.augment import Augmenter
     from fer.models import create_model
     from fer.training.learner import carry_over, freeze_all_but
     from fer.training.recompute import recompute_activations
+    from fer.transforms.reference import Augmenter
     from fer.weights.parts import list_parts
     from fer.weights.registry import register
 

@@ -42,7 +42,7 @@ def _print_models(num_classes: int) -> None:
 
 def _print_costs(num_classes: int) -> None:
     from fer.models.cost import measure
-    from fer.models.published_costs import published_costs
+    from fer.studies.published_costs import published_costs
 
     print(
         f"{'model':<24}{'input':>7}{'parameters':>12}{'published':>12}{'GMACs':>8}   printed, and ours counted likewise"

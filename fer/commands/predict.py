@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fer.console import log
 
 if TYPE_CHECKING:
-    from fer.evaluation.photos import Classifier, Photo
+    from fer.inference.photos import Classifier, Photo
 
 _SOME_UNREAD = 3
 
@@ -79,8 +79,8 @@ class _Given:
 
 
 def _given(names: Sequence[str]) -> Iterator[_Given]:
-    from fer.evaluation.photos import find_photos
-    from fer.pictures import MAX_BYTES
+    from fer.inference.photos import find_photos
+    from fer.io.images import MAX_BYTES
 
     for name in names:
         if name == "-":
@@ -117,7 +117,7 @@ def _targets(given: Sequence[_Given], folder: Path) -> list[Path | None]:
 
 def _check_tables(args: argparse.Namespace, given: Sequence[_Given]) -> None:
     """ValueError where a table would take the place of a folder, a photo, the weights, or the other table."""
-    from fer.evaluation.photos import weights_file
+    from fer.inference.photos import weights_file
 
     taken = {one.source.resolve() for one in given if isinstance(one.source, Path)}
     taken.add(weights_file(args.weights).resolve())
@@ -137,12 +137,12 @@ def _predict(args: argparse.Namespace, given: Sequence[_Given], targets: Sequenc
     import cv2
     import torch
 
-    from fer.evaluation.photo_output import SYNTHETIC, annotated, lines, write_jpeg
-    from fer.evaluation.photos import Classifier, classify, crop_config
     from fer.faces.config import CropConfig
     from fer.faces.crop import finder
     from fer.faces.weights import locate
-    from fer.pictures import read_image
+    from fer.inference.output import SYNTHETIC, annotated, lines, write_jpeg
+    from fer.inference.photos import Classifier, classify, crop_config
+    from fer.io.images import read_image
 
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)
@@ -176,8 +176,8 @@ def _predict(args: argparse.Namespace, given: Sequence[_Given], targets: Sequenc
 
 
 def _write_tables(args: argparse.Namespace, classifier: Classifier, photos: Sequence[Photo]) -> None:
-    from fer.evaluation.photo_output import as_csv, as_json
-    from fer.files import sha256, write_atomic, write_json
+    from fer.inference.output import as_csv, as_json
+    from fer.io.files import sha256, write_atomic, write_json
 
     labels, synthetic = classifier.info.labels, classifier.info.synthetic
     if args.json is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fer import yaml12
-from fer.files import FileError, sha256
+from fer.io import yaml12
+from fer.io.files import FileError, sha256
 from fer.labels import DATASET_LABELS
 from fer.weights import registry
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import numpy as np
 import numpy.typing as npt
 
-from fer.files import write_atomic
+from fer.io.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,6 +20,8 @@ from fer.evaluation.config import EvaluateConfig
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+_DRAWS_AT_ONCE = 250
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -231,3 +233,36 @@ def _ratio(numerator: npt.NDArray[Any], denominator: npt.NDArray[Any]) -> Floats
 
 def _or_none(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
+
+
+def paired_bootstrap(
+    differences: npt.NDArray[Any],
+    *,
+    samples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    seeds: bool = True,
+) -> Interval:
+    """Percentile interval of the mean of paired differences.
+
+    Each draw takes as many test faces as there are, with replacement; and as many seeds, which makes it an interval for
+    other faces and other trainings alike. With few seeds their part is too narrow: five seeds lie about 10 % closer
+    together than their population; see `fer.studies.noise.interval`.
+
+    Args:
+        differences: (S, N), of two trainings with the same seed on the same face.
+        seeds: False keeps the trainings as they are: an interval for other faces alone.
+    """
+    trainings, faces = differences.shape
+    random = np.random.Generator(np.random.Philox(seed))
+    # Faces with the same differences under every seed are drawn together, as one cell of a multinomial distribution.
+    kinds, counts = np.unique(differences.T, axis=0, return_counts=True)
+    means = []
+    for first in range(0, samples, _DRAWS_AT_ONCE):
+        count = min(_DRAWS_AT_ONCE, samples - first)
+        by_training = random.multinomial(faces, counts / faces, size=count) @ kinds / faces  # (count, S)
+        drawn = random.multinomial(trainings, np.full(trainings, 1 / trainings), size=count) / trainings
+        means.append((by_training * drawn).sum(1) if seeds else by_training.mean(1))
+    tails = [50 * (1 - confidence), 50 * (1 + confidence)]
+    low, high = np.percentile(np.concatenate(means), tails)
+    return Interval(float(low), float(high))

@@ -16,7 +16,7 @@ from typing import Any
 
 from fer.faces.config import CropConfig
 from fer.faces.crop import FaceCrop, Unreadable, crop_samples, finder
-from fer.files import FileError, naming, read_json, sha256, write_json
+from fer.io.files import FileError, naming, read_json, sha256, write_json
 from fer.sources.base import Block, Reject, Source
 
 MOST_ATTEMPTS = 4

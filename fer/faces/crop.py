@@ -20,9 +20,10 @@ import numpy as np
 
 from fer.faces import align
 from fer.faces.config import CropConfig
-from fer.faces.detect import DEFAULTS, Box, Detection, Detector, Image, create_detector
+from fer.faces.detect import DEFAULTS, create_detector
+from fer.faces.detection import Box, Detection, Detector, Image
 from fer.faces.select import FLOOR, Face, Refusal, choose, unfit
-from fer.pictures import ImageError, decode_image
+from fer.io.images import ImageError, decode_image
 from fer.sources.base import RawSample, Reject
 
 BATCH, BATCH_PIXELS = 16, 64_000_000
@@ -80,7 +81,7 @@ class FaceCrop:
 
 @dataclass(frozen=True, kw_only=True)
 class Unreadable(Reject):
-    """A picture that cannot be decoded; its reason is one of `fer.pictures`."""
+    """A picture that cannot be decoded; its reason is one of `fer.io.images`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +137,7 @@ def crop_samples(
 
     Yields:
         for each sample at least one result. Reject reasons: the keys of `fer.faces.select.REASONS`; for an `Unreadable`
-        those of `fer.pictures.ImageError`.
+        those of `fer.io.images.ImageError`.
 
     Raises:
         ValueError: a label without a box, and no finder; it names the picture.

@@ -7,53 +7,16 @@ same dataset gives the same bytes however its pictures were batched.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, get_args
-
-import numpy as np
-import numpy.typing as npt
+from typing import Literal, get_args
 
 from fer.config import nearest
+from fer.faces.detection import Detector
+from fer.faces.retinaface import RetinaFace
+from fer.faces.yunet import YuNet
 
-Image = npt.NDArray[np.uint8]
-Box = tuple[float, float, float, float]
-Landmarks = tuple[tuple[float, float], ...]
 DetectorName = Literal["retinaface", "yunet"]
-
-COORDINATE_STEP = 1 / 16
-"""Coordinates are multiples of this, in px of the picture."""
-
-SCORE_DIGITS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Detection:
-    """A face that was found, in continuous px of the picture: the pixel r, c covers [c, c + 1) x [r, r + 1).
-
-    Attributes:
-        box: x1, y1, x2, y2, half-open; it may reach beyond the picture.
-        landmarks: five (x, y): right eye, left eye, nose, right mouth corner, left mouth corner (of the person); None
-            where unknown.
-        score: the detector's confidence in 0..1; None where a person annotated the face.
-    """
-
-    box: Box
-    landmarks: Landmarks | None
-    score: float | None
-
-
-class Detector(Protocol):
-    """Finds all faces of pictures."""
-
-    def detect(self, images: Sequence[Image]) -> list[list[Detection]]:
-        """The faces of each picture, highest score first, equal scores by their box.
-
-        Args:
-            images: (H, W, 3) uint8 RGB or (H, W) uint8 grey, upright; their sizes may differ.
-        """
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,75 +62,8 @@ def create_detector(
     if not 64 <= longest_side <= 4096:
         raise ValueError(f"longest_side = {longest_side}: 64 to 4096 px are allowed")
     if name == "yunet":
-        from fer.faces.yunet import YuNet
-
         return YuNet(weights, min_score=min_score, longest_side=longest_side)
-    from fer.faces.retinaface import RetinaFace
-
     return RetinaFace(weights, min_score=min_score, longest_side=longest_side)
-
-
-class Shrunk(NamedTuple):
-    """A picture as a detector looks at it.
-
-    Attributes:
-        image: (h, w, 3) uint8 RGB.
-        back: by what x and y in it are multiplied to be px of the picture that was given.
-    """
-
-    image: Image
-    back: npt.NDArray[np.float64]
-
-
-def shrunk_size(height: int, width: int, longest_side: int) -> tuple[int, int]:
-    """Height and width of a picture as the detector looks at it: in proportion, never enlarged, at least 1 px."""
-    scale = min(1.0, longest_side / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def shrink(image: Image, longest_side: int) -> Shrunk:
-    """The picture at `shrunk_size`.
-
-    Halved as often as it goes, which is exact averaging and ten times faster than averaging over other areas, and then
-    brought to its size bilinearly. Halving leaves out the last row or column of an odd number.
-    """
-    import cv2
-
-    height, width = shrunk_size(image.shape[0], image.shape[1], longest_side)
-    halvings = 0
-    while image.shape[0] >= 2 * height and image.shape[1] >= 2 * width:
-        even = image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]
-        image = np.asarray(
-            cv2.resize(even, (even.shape[1] // 2, even.shape[0] // 2), interpolation=cv2.INTER_AREA), dtype=np.uint8
-        )
-        halvings += 1
-    back = np.array([image.shape[1] / width, image.shape[0] / height]) * 2**halvings
-    if image.shape[:2] != (height, width):
-        image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
-    if image.ndim == 2:
-        image = np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), dtype=np.uint8)
-    return Shrunk(image, back)
-
-
-def detections(boxes: npt.ArrayLike, landmarks: npt.ArrayLike, scores: npt.ArrayLike) -> list[Detection]:
-    """Found faces as the interface promises them: rounded, then sorted.
-
-    Args:
-        boxes: (N, 4); landmarks: (N, 5, 2); scores: (N,), all in the units of `Detection`.
-    """
-    rounded_boxes = np.round(np.asarray(boxes, dtype=np.float64).reshape(-1, 4) / COORDINATE_STEP) * COORDINATE_STEP
-    points = np.round(np.asarray(landmarks, dtype=np.float64).reshape(-1, 5, 2) / COORDINATE_STEP) * COORDINATE_STEP
-    rounded_scores = np.round(np.asarray(scores, dtype=np.float64).reshape(-1), SCORE_DIGITS)
-    found = [
-        Detection(box=_quadruple(box), landmarks=tuple((x, y) for x, y in five), score=score)
-        for box, five, score in zip(rounded_boxes.tolist(), points.tolist(), rounded_scores.tolist(), strict=True)
-    ]
-    return sorted(found, key=lambda face: (-(face.score or 0.0), face.box, face.landmarks))
-
-
-def _quadruple(values: Iterable[float]) -> Box:
-    x1, y1, x2, y2 = values
-    return x1, y1, x2, y2
 
 
 assert set(get_args(DetectorName)) == set(DEFAULTS)

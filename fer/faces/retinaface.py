@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fer.faces.detect import Detection, Image, Shrunk, detections, shrink, shrunk_size
+from fer.faces.detection import Detection, Image, Shrunk, detections, shrink, shrunk_size
 from fer.faces.nms import suppress
 from fer.faces.retinaface_network import ANCHOR_SIDES, MEAN_RGB, STRIDES, FoldedNetwork, Network
-from fer.files import FileError
+from fer.io.files import FileError
 from fer.weights.published import read_published
 from fer.weights.store import usable
 
@@ -45,7 +45,7 @@ _BATCH_PIXELS = 640 * 640
 
 
 class RetinaFace:
-    """See `fer.faces.detect.Detector`. On the CPU, with as many threads as torch has been given."""
+    """See `fer.faces.detection.Detector`. On the CPU, with as many threads as torch has been given."""
 
     def __init__(self, weights: Path, *, min_score: float, longest_side: int) -> None:
         self._network = FoldedNetwork(load_network(weights))

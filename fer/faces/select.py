@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fer.faces.config import CropConfig
-from fer.faces.detect import Box, Detection, Landmarks
+from fer.faces.detection import Box, Detection, Landmarks
 from fer.sources.base import AnnotatedFace
 
 REASONS = {
@@ -22,7 +22,7 @@ REASONS = {
     "bad_landmarks": "its landmarks are not finite, coincide, or do not resemble a face",
 }
 """Why a face is refused, in the words of rejects.parquet, and what that means. Pictures have reasons of their own:
-`fer.pictures`."""
+`fer.io.images`."""
 
 FLOOR = 0.5
 """Detectors are asked for faces down to this part of `min_score`, so that "nearly a face" can be told from "none"."""

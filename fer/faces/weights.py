@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fer.config import nearest
-from fer.files import FileError, below, refuse_impostor, sha256
+from fer.io.files import FileError, below, refuse_impostor, sha256
 from fer.weights import registry
 
 PUBLISHED = {"retinaface": "retinaface_mobilenet025", "yunet": "yunet_2023mar"}

@@ -10,8 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from fer.faces.detect import Detection, Image, detections, shrink
-from fer.files import FileError, refuse_impostor
+from fer.faces.detection import Detection, Image, detections, shrink
+from fer.io.files import FileError, refuse_impostor
 
 MOST_OVERLAP = 0.3
 MOST_CANDIDATES = 5000
@@ -19,7 +19,7 @@ MOST_CANDIDATES = 5000
 
 
 class YuNet:
-    """See `fer.faces.detect.Detector`. Threads may share it: each has a network of its own."""
+    """See `fer.faces.detection.Detector`. Threads may share it: each has a network of its own."""
 
     def __init__(self, weights: Path, *, min_score: float, longest_side: int) -> None:
         if not weights.is_file():

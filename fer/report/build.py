@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fer.console import log
-from fer.files import write_atomic
+from fer.io.files import write_atomic
 from fer.params import Params
 from fer.report import charts
 from fer.report.collect import Content, Dataset, Result, collect

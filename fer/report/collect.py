@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fer import published
-from fer.files import read_object, sha256
+from fer.io.files import read_object, sha256
 from fer.lineage import lineage, training_facts, training_history
 from fer.models import list_models, model_loss
 from fer.params import Params

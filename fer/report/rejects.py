@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fer.faces.select import REASONS
-from fer.files import read_object
+from fer.io.files import read_object
 from fer.shards.manifest import Manifest
 
 _PICTURES = {

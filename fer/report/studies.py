@@ -19,11 +19,11 @@ from urllib.parse import quote
 
 from pydantic import ConfigDict
 
-from fer.cluster.study_cell import PLAN
 from fer.config import Config, parse
-from fer.files import FileError, read_json, sha256
+from fer.io.files import FileError, read_json, sha256
 from fer.params import Params
 from fer.report.study_table import Line, StudyFile, read_study_file
+from fer.studies.cell import PLAN
 
 RESULTS = "results.json"
 MOST_BYTES = 32 * 2**20

@@ -10,10 +10,9 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 
 from fer.config import Config, ConfigError, parse
-from fer.evaluation import noise
 from fer.evaluation.aggregate import Spread, spread
 from fer.params import Params
-from fer.studies import Row, Study, StudyOptions
+from fer.studies import Row, Study, StudyOptions, noise
 
 MOST_FOLDS = 10_000
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -255,7 +254,7 @@ def _difference(pairs: Spread) -> Difference:
 
 def _chosen_on_test(study: Study, row: Row, options: StudyOptions, root: Path) -> bool | None:
     """Whether the row's recipe has the published protocol, by the recipes as they are now; None where one is gone."""
-    from fer.cluster.study import row_recipe
+    from fer.studies.cell import row_recipe
 
     try:
         return row_recipe(study, row, options, root).protocol == "published"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fer.files import sha256, write_atomic
+from fer.io.files import sha256, write_atomic
 from fer.shards.folds import group_folds
 from fer.shards.schema import SCHEMA_VERSION, SPLITS, ShardError, Split
 

@@ -17,7 +17,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fer.augment import Apply, Augmenter
 from fer.models.base import Resize
 from fer.shards.ahead import Buffers, Threads, Turns
 from fer.shards.dataset import RowGroups, ShardSet, ShardSplit
@@ -25,6 +24,7 @@ from fer.shards.order import balanced_weights, epoch_order, occurrences, rank_sl
 from fer.shards.pixels import ModelInput, PixelCache, Pixels, decode, normalise, resize
 from fer.shards.schema import ShardError
 from fer.transforms.draws import sample_keys
+from fer.transforms.reference import Apply, Augmenter
 
 __all__ = ["Batch", "EvalBatches", "ModelInput", "SampleError", "ShardSet", "ShardSplit", "TrainBatches", "normalise"]
 

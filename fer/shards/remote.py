@@ -20,13 +20,14 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fer.files import FileError, write_atomic
+from fer.environment import environment
+from fer.io.files import FileError, write_atomic
+from fer.io.transfer import PATIENCE, Patience, download, public_url
+from fer.io.transfer.part import InterruptionError
+from fer.io.transfer.store import open_store, store_errors
 from fer.labels import SPACES
 from fer.shards.manifest import FILE_NAME, Manifest, parse_manifest
 from fer.shards.schema import ShardError
-from fer.transfer import PATIENCE, Patience, download, public_url
-from fer.transfer.part import InterruptionError
-from fer.transfer.store import open_store, store_errors
 
 FETCHES = 4
 """Parts that are fetched at the same time, besides those that a reader waits for."""
@@ -39,8 +40,6 @@ def is_remote(location: Path | str) -> bool:
 
 def cache_folder() -> Path:
     """Where parts are kept, unless the caller says otherwise."""
-    from fer.params import environment  # here, because what it composes imports this package
-
     return environment().cache.expanduser() / "shards"
 
 

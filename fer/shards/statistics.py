@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from fer.files import open_atomic, write_atomic, write_json
 from fer.hashing import stable_hash
+from fer.io.files import open_atomic, write_atomic, write_json
 from fer.shards.leakage import Dropped, Duplicates, Twins
 from fer.shards.manifest import Manifest
 from fer.shards.schema import SPLITS, Split

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from fer.console import progress
-from fer.files import FileError
+from fer.io.files import FileError
 from fer.shards.duplicates import Fingerprint, fingerprint
 from fer.shards.schema import ShardError, Split, face_schema
 from fer.shards.table import TableReader

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fer.config import nearest
-from fer.files import FileError, open_atomic
+from fer.io.files import FileError, open_atomic
 
 
 def write_table(

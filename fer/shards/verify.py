@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fer.files import FileError, sha256
+from fer.io.files import FileError, sha256
 from fer.labels import SPACES
 from fer.shards.manifest import FILE_NAME, Manifest, Part, load_manifest, repair
 from fer.shards.schema import ShardError, shard_schema

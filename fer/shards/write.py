@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from fer.console import log, progress
-from fer.files import FileError, naming, read_object, sha256
+from fer.io.files import FileError, naming, read_object, sha256
 from fer.labels import is_identities
 from fer.outputs import SHARDS, STATISTICS
 from fer.shards.deal import Destination, deal, has_published_validation, in_order

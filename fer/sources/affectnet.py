@@ -17,7 +17,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from fer.files import FileError
+from fer.io.files import FileError
 from fer.labels import LabelSpace, named, space
 from fer.shards.schema import Split
 from fer.sources.affectnet_csv import CLASS_NAMES, CSV_COLUMNS, Picture, Reading, read_csv_release

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fer.console import progress
-from fer.files import FileError
+from fer.io.files import FileError
 from fer.labels import DATASET_LABELS
 from fer.shards.schema import Split
 from fer.sources.base import Reject

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fer.console import progress
-from fer.files import FileError
+from fer.io.files import FileError
 from fer.labels import named
 from fer.shards.schema import Split
 from fer.sources.affectnet_csv import CLASS_NAMES, Landmarks, Picture, Reading, five_of_68, whole

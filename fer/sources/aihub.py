@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from fer.console import log, progress
-from fer.files import FileError
 from fer.hashing import stable_hash
+from fer.io.files import FileError
 from fer.labels import LabelSpace, space
 from fer.shards.schema import Split
 from fer.sources.aihub_records import (

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fer.files import FileError, refuse_impostor
+from fer.io.files import FileError, refuse_impostor
 from fer.labels import DATASET_LABELS, named
 from fer.sources.pack import nfc
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fer.files import read_object
+from fer.io.files import read_object
 from fer.labels import LabelSpace
 from fer.shards.schema import Split
 

@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from fer.console import log
-from fer.files import FileError
+from fer.io.files import FileError
 from fer.labels import DATASET_LABELS, LabelSpace, named, space
 from fer.shards.schema import Split
 from fer.sources.base import Reject

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fer.config import nearest
-from fer.files import FileError, refuse_impostor
+from fer.io.files import FileError, refuse_impostor
 
 LONGEST_LINE = 1 << 20
 """Characters; the rows of the datasets read here have at most some thousand."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fer.console import log
-from fer.files import FileError, read_json, sha256, write_json
 from fer.hashing import stable_hash
+from fer.io.files import FileError, read_json, sha256, write_json
 from fer.outputs import RAW
 from fer.processes import lock, remove_held
 from fer.sources.base import Source, read_description

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fer.files import FileError
 from fer.hashing import stable_hash
+from fer.io.files import FileError
 from fer.shards.schema import Split
 from fer.sources.base import AnnotatedFace
 

@@ -17,8 +17,8 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from fer.files import FileError, refuse_impostor
-from fer.pictures import ImageError, decode_image
+from fer.io.files import FileError, refuse_impostor
+from fer.io.images import ImageError, decode_image
 from fer.shards.schema import Split
 
 SIDE = 48

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from fer.files import FileError
+from fer.io.files import FileError
 from fer.labels import LabelSpace, space, to_canonical
 from fer.shards.schema import SPLITS, Split
 from fer.sources.base import AnnotatedFace, Block, RawSample, Reject

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from fer.files import FileError
+from fer.io.files import FileError
 from fer.labels import DATASET_LABELS
 from fer.sources.csvfile import read_records, read_rows
 from fer.sources.entries import shares

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from fer.config import nearest
 from fer.console import log
-from fer.files import FileError
+from fer.io.files import FileError
 from fer.labels import LabelSpace, named, space
 from fer.shards.schema import Split
 from fer.sources.base import LabelSpaceName, Reject

@@ -26,8 +26,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from fer.files import FileError
 from fer.hashing import stable_hash
+from fer.io.files import FileError
 from fer.labels import LabelSpace, identities, space
 from fer.shards.schema import SPLITS, Split
 from fer.sources.base import Block, RawSample, Reject, read_description

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fer.files import FileError
 from fer.hashing import stable_hash
+from fer.io.files import FileError
 from fer.shards.schema import SPLITS, Split
 from fer.sources.base import Reject
 from fer.sources.csvfile import read_rows
@@ -172,7 +172,7 @@ def open_nested(
 
     Args:
         wanted: which archives to open, by their paths.
-        encoding: of the names in archives that do not state it; None: `fer.archives.extract` tells.
+        encoding: of the names in archives that do not state it; None: `fer.io.archives.extract` tells.
 
     Returns:
         `tree` where it holds no such archive.
@@ -180,7 +180,7 @@ def open_nested(
     Raises:
         FileError: a damaged or a hostile archive.
     """
-    from fer.archives import extract
+    from fer.io.archives import extract
 
     opened = tree
     for level in ("outer", "inner"):

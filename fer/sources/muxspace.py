@@ -18,7 +18,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from fer.files import FileError
+from fer.io.files import FileError
 from fer.labels import LabelSpace, named, space
 from fer.sources.base import Reject
 from fer.sources.csvfile import fold, read_header, read_records, read_rows

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from fer.console import log, progress
-from fer.disk import disk_errors
-from fer.files import FileError, read_json, write_atomic
+from fer.io.disk import disk_errors
+from fer.io.files import FileError, read_json, write_atomic
+from fer.io.transfer import local_path, public_url, validator
 from fer.sources.layout import walk
 from fer.sources.pack import nfc
 from fer.sources.registry import DatasetConfig, get_source
 from fer.sources.tree import TreeSource
-from fer.transfer import local_path, public_url, validator
 
 _HEADER = b"fer hashes 1 "
 _THREADS = 4

@@ -22,7 +22,7 @@ import struct
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from fer.files import FileError, refuse_impostor
+from fer.io.files import FileError, refuse_impostor
 
 _MARK = 0xCED7230A
 _MARK_BYTES = struct.pack("<I", _MARK)

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fer.config import nearest
-from fer.files import FileError, sha256
+from fer.io.files import FileError, sha256
 from fer.labels import LabelSpace, space
 from fer.sources.base import LabelSpaceName, Reject
 from fer.sources.entries import hashed_split

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from fer.config import Config, nearest
-from fer.files import FileError, refuse_impostor
+from fer.io.files import FileError, refuse_impostor
 from fer.labels import LabelSpace, named
 from fer.shards.schema import Split
 from fer.sources.base import AnnotatedFace

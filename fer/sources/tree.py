@@ -21,8 +21,8 @@ from pydantic import Field, field_validator
 
 from fer.config import Config
 from fer.console import log
-from fer.files import FileError, sha256
 from fer.hashing import stable_hash
+from fer.io.files import FileError, sha256
 from fer.labels import LabelSpace
 from fer.shards.schema import SPLITS
 from fer.sources.base import Block, RawSample, Reject, fetch_again, read_description
@@ -289,8 +289,8 @@ def open_tree(path: str | Sequence[str], cache: Path, *, sha256_hex: str | None 
         return joined
     if "://" not in path and Path(path).is_dir():
         return Path(path)
-    from fer.archives import extract
-    from fer.transfer import download
+    from fer.io.archives import extract
+    from fer.io.transfer import download
 
     name = _public_name(path)
     archive = cache / name

@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fer.files import write_json
+from fer.io.files import write_json
 from fer.outputs import EVALUATED, FACES, PLAN, RAW, SHARDS, STATISTICS, TRAINED
 from fer.params import Params
 

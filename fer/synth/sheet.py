@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cv2
 
-from fer.files import open_atomic, write_atomic
+from fer.io.files import open_atomic, write_atomic
 from fer.synth.config import SceneConfig
 from fer.synth.contact import sheet_and_faces
 from fer.synth.expressions import ACTION_UNITS, EXPRESSIONS

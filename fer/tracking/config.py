@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from fer.config import Config
+from fer.environment import environment
 
 
 class TrackingConfig(Config):
@@ -30,8 +31,6 @@ def store_uri(config: TrackingConfig, root: Path) -> str:
 
     The path of a local store starts at `root`, and is absolute here.
     """
-    from fer.params import environment  # fer.params holds a TrackingConfig, so it cannot be imported above
-
     uri = environment().mlflow_tracking_uri or config.uri or "sqlite:///mlflow.db"
     scheme = "sqlite:///" if uri.startswith("sqlite:///") else ""
     if not scheme and (":" in uri or uri.startswith("databricks")):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fer.console import log
-from fer.files import FileError, naming
+from fer.io.files import FileError, naming
 
 MAX_FILE_BYTES = 16 << 20
 

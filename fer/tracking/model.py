@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from fer.environment import environment
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
@@ -38,8 +40,6 @@ def record_model(
     import numpy as np
     from mlflow.models import Model, ModelSignature
     from mlflow.types.schema import Schema, TensorSpec
-
-    from fer.params import environment
 
     kind = np.dtype(np.float32)
     named_by_environment = environment().mlflow_tracking_uri

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from fer.console import log
-from fer.files import FileError
+from fer.io.files import FileError
 from fer.lineage import flatten, lineage, redact
 from fer.tracking import store
 from fer.tracking.config import TrackingConfig, store_uri

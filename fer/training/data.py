@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fer.augment import Augmenter
 from fer.models import FerModel
 from fer.shards.read import EvalBatches, ModelInput, ShardSet, ShardSplit, TrainBatches
 from fer.shards.schema import Split
 from fer.training.peers import Peers
 from fer.training.recipe import Recipe
+from fer.transforms.reference import Augmenter
 
 
 @dataclass(frozen=True)

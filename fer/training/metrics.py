@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,3 +25,8 @@ def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
         "accuracy": correct.mean().item(),
         "balanced_accuracy": (recalled[counts > 0] / counts[counts > 0]).mean().item(),
     }
+
+
+def best_metrics(best: Mapping[str, float]) -> dict[str, float]:
+    """The row of the best epoch by the names that runs are ranked by: `best_epoch`, `best_val_accuracy`, ..."""
+    return {"best_epoch": best["epoch"], **{f"best_{k}": v for k, v in best.items() if k.startswith("val_")}}

@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fer.files import write_json
+from fer.io.files import write_json
 from fer.training.peers import Peers
 from fer.training.state import TrainState
 

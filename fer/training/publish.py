@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fer.files import write_atomic, write_json
+from fer.io.files import write_atomic, write_json
 from fer.models import FerModel
 from fer.outputs import TRAINED
 from fer.training.loop import TrainJob

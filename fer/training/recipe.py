@@ -14,10 +14,10 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fer.augment import AugmentSpec
 from fer.config import Config, ConfigError, nearest, parse, read_yaml
-from fer.files import below, sha256
-from fer.yaml12 import brief
+from fer.io.files import below, sha256
+from fer.io.yaml12 import brief
+from fer.transforms.reference import AugmentSpec
 
 MOST_EPOCHS = 10_000
 MOST_IMAGES = 65_536

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fer.console import log
-from fer.files import open_atomic, remove_leftovers
+from fer.io.files import open_atomic, remove_leftovers
 
 SCHEMA = 2
 KEPT = 2

@@ -25,7 +25,7 @@ from xml.parsers import expat
 import torch
 from torch import Tensor, nn
 
-from fer.files import FileError, refuse_impostor
+from fer.io.files import FileError, refuse_impostor
 from fer.models import create_model
 from fer.models.backbones.mobilefacenet import InvertedResidual, MobileFaceNetFeatures
 from fer.models.layers.conv import ConvBNAct

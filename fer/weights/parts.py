@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from fer.files import FileError, below, sha256
+from fer.io.files import FileError, below, sha256
 from fer.models import FerModel
 from fer.models.backbones.ir import IRFeatures
 from fer.models.backbones.mobilefacenet import LandmarkBackbone, MobileFaceNetFeatures

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fer.files import FileError, refuse_impostor
+from fer.io.files import FileError, refuse_impostor
 from fer.models import FerModel, create_model, model_options
 from fer.weights.convert import convert, published_options
 from fer.weights.store import shortened, usable

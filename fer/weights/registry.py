@@ -15,11 +15,11 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from fer import params
 from fer.config import Config, nearest, parse, read_yaml
-from fer.files import FileError, read_object, sha256, write_json
+from fer.environment import environment
+from fer.io.files import FileError, read_object, sha256, write_json
+from fer.io.transfer import download
 from fer.labels import SPACES, LabelSpace
-from fer.transfer import download
 
 _RECORD = "fetched.json"
 
@@ -100,7 +100,7 @@ def label_space(labels: list[str] | tuple[str, ...]) -> LabelSpace:
 
 def cache_folder() -> Path:
     """Where fetched weights lie: `weights` in FER_CACHE, or else in the user's own cache."""
-    return params.environment().cache.expanduser() / "weights"
+    return environment().cache.expanduser() / "weights"
 
 
 def find(name: str, *, folder: Path | None = None) -> Path:

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
 from fer.console import log
-from fer.files import FileError, refuse_impostor, write_atomic
+from fer.io.files import FileError, refuse_impostor, write_atomic
 from fer.labels import is_identities, space
 from fer.models import FerModel, create_model
 

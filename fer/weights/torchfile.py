@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fer.files import FileError
+from fer.io.files import FileError
 from fer.weights.unpickle import Global, TensorRef, unpickle
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."

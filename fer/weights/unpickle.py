@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NoReturn
 
-from fer.files import FileError
+from fer.io.files import FileError
 
 
 class UnsafeFileError(FileError):

@@ -53,7 +53,7 @@ CLIENT = """
 import sys
 from pathlib import Path
 from fer import processes
-from fer.cluster.jobs import submit
+from fer.commands.jobs import submit
 options = eval(sys.argv[3])
 arguments = ["--dataset", "tiny", "--model", sys.argv[1]]
 processes.run(lambda: submit("train", arguments, sys.argv[2], root=Path.cwd(), **options))

@@ -15,7 +15,7 @@ from fer.cluster.config import ClusterConfig
 from fer.cluster.map import map_blocks
 from fer.cluster.session import Cluster, connect, require
 from fer.console import log
-from fer.files import FileError, read_json
+from fer.io.files import FileError, read_json
 
 CONFIG = ClusterConfig(cpus=2, object_store_mb=100)
 

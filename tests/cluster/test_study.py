@@ -12,15 +12,15 @@ import pytest
 import torch
 from tiny_training import make_project, make_shards
 
-from fer.cluster.study import _assignments, make_plan, row_recipe, run_study
-from fer.cluster.study_report import markdown, summarise
 from fer.config import ConfigError
 from fer.evaluation.aggregate import detectable_difference, pairs_needed, spread
-from fer.files import read_json
+from fer.io.files import read_json
 from fer.models import create_model
 from fer.models.ddamfn import attention_loss
 from fer.params import Params, load
+from fer.stages.study import _assignments, make_plan, row_recipe, run_study
 from fer.studies import Study, StudyOptions, list_studies, load_study
+from fer.studies.results import markdown, summarise
 from fer.training.recipe import Recipe, load_recipe
 
 OWN = """

@@ -13,12 +13,13 @@ from types import SimpleNamespace
 import pytest
 from tiny_training import LABELS, NANO, TOY, make_project, run_child, run_stage, start_training
 
-from fer.cluster import train
 from fer.cluster.config import ClusterConfig
+from fer.cluster.fit import _explained
 from fer.cluster.shared import missing_paths
-from fer.cluster.train import _explained, code_digest, fingerprint
 from fer.params import load
 from fer.processes import LostError
+from fer.stages import train
+from fer.stages.train import code_digest, fingerprint
 from fer.training.recipe import Recipe, TrainStageConfig
 
 

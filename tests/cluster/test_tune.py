@@ -20,9 +20,9 @@ from tiny_training import TOY, environment, make_project
 
 from fer.cluster.config import SearchRange, TuneConfig
 from fer.cluster.trials import Trial, TrialLog, TrialPlan, own_values, run_trial, vary
-from fer.cluster.tune import check_space, refuse_edited, table
 from fer.config import ConfigError, parse
-from fer.files import FileError, read_json, sha256
+from fer.io.files import FileError, read_json, sha256
+from fer.stages.tune import check_space, refuse_edited, table
 from fer.training.recipe import Recipe, load_recipe
 
 RATE = {"learning_rate": SearchRange(low=1e-4, high=0.1, log=True)}

@@ -35,7 +35,7 @@ from tiny_training import (
     run_ranks,
 )
 
-from fer.files import write_json
+from fer.io.files import write_json
 from fer.training.loop import TrainJob, train
 
 SAM = {"rho": 0.05}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny_training import TOY, child, make_project, no_leftovers, patience, published, run_child, run_stage
 
-from fer.files import read_json
+from fer.io.files import read_json
 from fer.training.state import StateError, TrainState, saved_states
 
 EVERY = 97

@@ -13,7 +13,7 @@ from tiny_crop import BLOCKS, CHANGES, CONFIG, TinySource, begun, crop, crop_unt
 from tiny_training import finish, patience, run_child, still_alive
 
 from fer.faces.blocks import MOST_ATTEMPTS, crop_block
-from fer.files import FileError
+from fer.io.files import FileError
 from fer.processes import lock
 
 KILLED = -signal.SIGKILL

@@ -15,14 +15,12 @@ from pathlib import Path
 import pytest
 from flaky_server import BODY, Site, serve
 
-from fer.archives import extract
-from fer.files import FileError
-from fer.transfer import Patience, download
+from fer.io.archives import extract
+from fer.io.files import FileError
+from fer.io.transfer import Patience, download
 
 DIGEST = hashlib.sha256(BODY).hexdigest()
-_FETCH = (
-    "import sys; from pathlib import Path; from fer.transfer import download; download(sys.argv[1], Path(sys.argv[2]))"
-)
+_FETCH = "import sys, pathlib; from fer.io.transfer import download; download(sys.argv[1], pathlib.Path(sys.argv[2]))"
 
 
 def fetching(url: str, target: Path) -> subprocess.Popen[bytes]:
@@ -85,7 +83,9 @@ def test_an_extraction_that_is_killed_at_any_file_is_done_anew_by_the_next(tmp_p
     with zipfile.ZipFile(archive, "w") as writer:
         for name in names:
             writer.writestr(name, name * 10)
-    script = "import sys; from pathlib import Path; from fer.archives import extract; extract(*map(Path, sys.argv[1:]))"
+    script = (
+        "import sys; from pathlib import Path; from fer.io.archives import extract; extract(*map(Path, sys.argv[1:]))"
+    )
     for share in (0.0, 0.5, 0.9):
         child = subprocess.Popen([sys.executable, "-c", script, str(archive), str(out)])
         while len(list(tmp_path.glob(f".out.tmp-{child.pid}/*"))) < share * len(names):

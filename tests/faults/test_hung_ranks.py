@@ -201,7 +201,7 @@ def test_more_than_the_cluster_has_is_refused_in_seconds_with_demand_and_supply(
     if demand.get("gpu") and Path("/dev/nvidia0").exists():
         pytest.skip("there is a GPU")
     root = make_project(tmp_path, **demand)
-    stamp = "import fer.cluster.train as train, time\nopen_, begun = train.connect, []\n"
+    stamp = "import fer.stages.train as train, time\nopen_, begun = train.connect, []\n"
     stamp += "def told(*a, **k):\n    print('connecting', time.time(), flush=True)\n    return open_(*a, **k)\n"
     stamp += "train.connect = told\n"
     stage = start_training(root, code=stamp)

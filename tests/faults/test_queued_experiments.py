@@ -116,7 +116,7 @@ def test_an_experiment_waits_for_another_with_the_same_download_and_both_have_th
     def bring(copy: Path) -> None:
         download_dataset("tiny", config, seed=0, root=copy, parent=project)
 
-    monkeypatch.setattr("fer.transfer.download", fetch)
+    monkeypatch.setattr("fer.io.transfer.download", fetch)
     monkeypatch.setattr("fer.console.log.info", lambda line, *_: waits.set() if "waiting" in line else None)
     bring(copies[0])
     threads[0].join(60)

@@ -32,7 +32,7 @@ QUIET = {"recipe": TOY, "epochs": 2, "tracking": {"enabled": False}}
 
 # Where the stage is when the signal comes: a module and its function, before which it waits; and which call of it.
 POINTS = {
-    "reading the shards": ("fer.cluster.train.ShardSet.open", 1),
+    "reading the shards": ("fer.stages.train.ShardSet.open", 1),
     "before the first update": ("fer.training.loop.set_learning_rate", 1),
     "in the second epoch": ("fer.training.loop.set_learning_rate", 7),
     "writing a checkpoint": ("fer.training.state.hashlib.sha256", 2),

@@ -14,7 +14,7 @@ from fer.commands import models as command
 from fer.models import create_model, list_models
 from fer.models.cost import Cost, measure
 from fer.models.layers.attention import countable
-from fer.models.published_costs import published_costs
+from fer.studies.published_costs import published_costs
 from fer.weights import dead_keys
 
 from .conformance import ASSETS

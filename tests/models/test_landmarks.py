@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from fer.faces.align import box_similarity, transform, warp
-from fer.files import FileError
+from fer.io.files import FileError
+from fer.io.images import decode_image
 from fer.models import create_model
 from fer.models.backbones.mobilefacenet import PUBLISHED, InvertedResidual, LandmarkBackbone
 from fer.models.inference import for_inference
 from fer.models.mobilefacenet import MobileFaceNetLandmarks
-from fer.pictures import decode_image
 from fer.weights.openvino import MAX_BYTES, landmark_state
 from fer.weights.parts import branch_state
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fer.bench.yardsticks import YARDSTICKS, Published, biformer
-from fer.bench.yardsticks.ddamfn import ddamfn
-from fer.bench.yardsticks.lhc import from_keras, lhc_net
-from fer.bench.yardsticks.poster_v2 import poster_v2
-from fer.bench.yardsticks.published import KERAS
+from benchmarks.reference import YARDSTICKS, Published, biformer
+from benchmarks.reference.ddamfn import ddamfn
+from benchmarks.reference.lhc import from_keras, lhc_net
+from benchmarks.reference.poster_v2 import poster_v2
+from benchmarks.reference.published import KERAS
 from fer.models import create_model
 from fer.weights import convert
 

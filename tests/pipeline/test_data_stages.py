@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fer import processes
-from fer.files import read_json
+from fer.io.files import read_json
 from fer.shards.table import read_table
 from fer.shards.verify import verify
 

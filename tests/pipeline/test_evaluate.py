@@ -12,14 +12,13 @@ import pytest
 from toy_project import LABELS, make_project, publish_training, publish_training_chosen_on_test
 
 from fer.cluster.predict import predict
-from fer.evaluation.evaluate import _tta_difference, run_evaluation
 from fer.evaluation.predict import Predictions, PredictJob, merge, predict_share
-from fer.evaluation.record import numbers
-from fer.files import FileError, read_json
+from fer.io.files import FileError, read_json
 from fer.params import Params
 from fer.shards.manifest import load_manifest
 from fer.shards.read import ShardSet
 from fer.shards.table import read_table
+from fer.stages.evaluate import _tta_difference, numbers, run_evaluation
 from fer.tracking import Run
 from fer.weights.store import load_model, save_model
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from fer import params as parameters
-from fer.cluster.train import run_training
 from fer.commands import verify
-from fer.evaluation.evaluate import run_evaluation
-from fer.faces.dataset import crop_dataset
-from fer.files import read_json
+from fer.io.files import read_json
 from fer.models import create_model
 from fer.shards.read import ShardSet
 from fer.shards.write import shard_dataset
 from fer.sources.download import download_dataset
+from fer.stages.crop import crop_dataset
+from fer.stages.evaluate import run_evaluation
+from fer.stages.train import run_training
 from fer.weights.parts import load_part, locate
 from fer.weights.store import load_model, read_info
 

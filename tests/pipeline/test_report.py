@@ -13,14 +13,14 @@ from page_outline import Outline
 from toy_project import make_project, publish_training, publish_training_chosen_on_test
 
 from fer import published
-from fer.evaluation.evaluate import run_evaluation
-from fer.files import FileError, read_json, write_json
+from fer.io.files import FileError, read_json, write_json
 from fer.params import Params, load
 from fer.report import charts, rejects
 from fer.report.build import class_lines, duration, percent, points, render, run_report
 from fer.report.collect import collect
 from fer.shards.manifest import load_manifest
 from fer.sources.fer2013 import Fer2013Config
+from fer.stages.evaluate import run_evaluation
 
 FER = Path(rejects.__file__).parents[1]
 BANNER = "SYNTHETIC: says nothing about accuracy on people."

@@ -13,16 +13,16 @@ import pytest
 from page_outline import Outline
 from toy_project import make_project
 
-from fer.cluster.study_cell import Plan
-from fer.cluster.study_report import read
 from fer.config import parse
-from fer.evaluation import noise, study_figures
 from fer.evaluation.figures import save
-from fer.files import write_json
+from fer.io.files import write_json
 from fer.params import Params
 from fer.report.build import render, run_report
 from fer.report.collect import collect
-from fer.studies import Study, StudyOptions
+from fer.studies import Study, StudyOptions, noise
+from fer.studies import figures as study_figures
+from fer.studies.cell import Plan
+from fer.studies.results import read
 
 TABLE: dict[str, Any] = {
     "title": "A table of two <b>rows</b>",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fer import params as parameters
-from fer.files import sha256, write_json
+from fer.io.files import sha256, write_json
 from fer.labels import SPACES
 from fer.models import create_model
 from fer.shards.manifest import Manifest, Part

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from fer.config import parse
-from fer.files import read_json
+from fer.io.files import read_json
 from fer.sources.base import RawSample, Reject
 from fer.sources.download import download_dataset
 from fer.sources.registry import get_source

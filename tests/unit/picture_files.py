@@ -58,7 +58,7 @@ def memory_to_read(path: Path) -> tuple[str, int]:
     """In a process of its own: the size, or the reason for which it is refused; the most memory beyond imports, MiB."""
     script = (
         "import re, sys; from pathlib import Path; import cv2, numpy, PIL.Image; PIL.Image.init()\n"
-        "from fer.pictures import ImageError, read_image\n"
+        "from fer.io.images import ImageError, read_image\n"
         "peak = lambda: int(re.search(r'VmHWM:\\s*(\\d+)', Path('/proc/self/status').read_text())[1]) // 1024\n"
         "before = peak()\n"
         "try: outcome = '{1} x {0}'.format(*read_image(Path(sys.argv[1])).shape)\n"

@@ -28,9 +28,9 @@ from hostile_archives import (
     zip_of_zeros,
 )
 
-from fer import disk
-from fer.archives import Limits, extract
-from fer.files import FileError
+from fer.io import disk
+from fer.io.archives import Limits, extract
+from fer.io.files import FileError
 
 GOOD = {"set/train/0/a.jpg": b"one" * 1000, "set/train/1/b.jpg": b"", "set/labels.csv": b"a,0\n"}
 TARS = ["w", "w:gz", "w:bz2", "w:xz"]
@@ -421,7 +421,9 @@ def test_a_full_disk_midway_is_told_and_leaves_nothing(tmp_path: Path, kind: str
 def test_what_a_killed_extraction_left_is_removed_by_the_next(tmp_path: Path) -> None:
     archive, out = tmp_path / "a.zip", tmp_path / "out"
     archive.write_bytes(zip_of({f"{number}": bytes(100) for number in range(5000)}))
-    script = "import sys; from pathlib import Path; from fer.archives import extract; extract(*map(Path, sys.argv[1:]))"
+    script = (
+        "import sys; from pathlib import Path; from fer.io.archives import extract; extract(*map(Path, sys.argv[1:]))"
+    )
     child = subprocess.Popen([sys.executable, "-c", script, str(archive), str(out)])
     while not list(tmp_path.glob(".out.tmp-*/*")):
         time.sleep(0.005)

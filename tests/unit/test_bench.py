@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from fer import bench
-from fer.bench.data import write_shards
-from fer.bench.passes import Setting, peak_mib
-from fer.bench.result import REGISTRY, BenchResult, benchmark
+import benchmarks as bench
+from benchmarks.data import write_shards
+from benchmarks.passes import Setting, peak_mib
+from benchmarks.result import REGISTRY, BenchResult, benchmark
 from fer.shards.read import ShardSet
 
 
@@ -87,7 +87,7 @@ def test_the_data_of_benchmarks_are_whole_shards(tmp_path: Path) -> None:
 
 
 def test_the_look_at_unchanged_data_is_measured_beside_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fer.bench.origin.time.sleep", lambda _: None)
+    monkeypatch.setattr("benchmarks.origin.time.sleep", lambda _: None)
     result = REGISTRY["origin"].run(parse("origin", "--files", "20", "--rounds", "1"))
     assert [row["source"] for row in result.rows] == ["folders", "table"]
     assert all(row["first s"] >= 0 and row["again s"] >= 0 for row in result.rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fer.bench.crop import FileSource, Timed, rate
+from benchmarks.crop import FileSource, Timed, rate
 
 
 def block(process: int, start: float, stop: float) -> Timed:

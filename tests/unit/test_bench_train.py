@@ -8,9 +8,9 @@ import pytest
 import torch
 from limits import patience
 
-from fer import bench
-from fer.bench.result import REGISTRY, BenchResult
-from fer.bench.steps import Turns
+import benchmarks as bench
+from benchmarks.result import REGISTRY, BenchResult
+from benchmarks.steps import Turns
 from fer.models import FerModel, TrainOutput, register
 
 

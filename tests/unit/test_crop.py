@@ -14,8 +14,8 @@ from fer.faces import align
 from fer.faces import crop as crop_module
 from fer.faces.config import CropConfig
 from fer.faces.crop import BATCH, FaceCrop, Finder, Unreadable, crop_sample, crop_samples, finder
-from fer.faces.detect import Detection, Image
-from fer.pictures import decode_image
+from fer.faces.detection import Detection, Image
+from fer.io.images import decode_image
 from fer.sources.base import AnnotatedFace, RawSample, Reject
 
 CONFIG = CropConfig(size=64, min_face_size=20)

@@ -9,25 +9,25 @@ from pathlib import Path
 import pytest
 import yaml_text
 
-from fer.cluster import train
-from fer.faces import dataset
+from fer.stages import crop as dataset
+from fer.stages import train
 
 OBSERVERS = {
     "fer/__init__.py": "holds the version alone",
     "fer/cluster": "where work runs; the same bits on any number of workers",
     "fer/config.py": "parses params, which DVC compares by value",
     "fer/console.py": "tells people",
-    "fer/disk.py": "looks at the room on a disk",
-    "fer/files.py": "writes bytes as they are given",
+    "fer/io/disk.py": "looks at the room on a disk",
+    "fer/io/files.py": "writes bytes as they are given",
     "fer/lineage.py": "tells where a result comes from",
     "fer/names.py": "refuses names, and changes none",
     "fer/outputs.py": "places results, whole",
     "fer/params.py": "reads params, which DVC compares by value",
     "fer/processes.py": "locks, signals, exit codes",
     "fer/tracking": "tells MLflow",
-    "fer/yaml12.py": "reads params, which DVC compares by value",
+    "fer/io/yaml12.py": "reads params, which DVC compares by value",
 }
-FETCHED = dict.fromkeys(("fer/archives", "fer/transfer"), "brings files, whose digests are compared")
+FETCHED = dict.fromkeys(("fer/io/archives", "fer/io/transfer"), "brings files, whose digests are compared")
 DETECTOR = {
     "fer/models": "other networks than detectors",
     "fer/weights": "but for what is listed: files of other networks, and their names",
@@ -43,7 +43,7 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {
     "train": FETCHED | REMOTE,
     "evaluate": FETCHED
     | REMOTE
-    | dict.fromkeys(("fer/augment.py", "fer/transforms"), "only a training augments")
+    | dict.fromkeys(("fer/transforms/reference.py", "fer/transforms"), "only a training augments")
     | {
         "fer/training": "but for recipes: trains",
         "fer/weights": "but for the project's own files: imports published ones",
@@ -54,10 +54,10 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {
 
 COMPUTATIONS = {
     "download": "fer/sources/download.py",
-    "crop": "fer/faces/dataset.py",
+    "crop": "fer/stages/crop.py",
     "shard": "fer/shards/write.py",
     "train": "fer/training/loop.py",
-    "evaluate": "fer/evaluation/evaluate.py",
+    "evaluate": "fer/stages/evaluate.py",
     "report": "fer/report/build.py",
 }
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fer.bench.detect import Outcome, judge, overlap, sum_of
+from benchmarks.detect import Outcome, judge, overlap, sum_of
 from fer.faces import weights
-from fer.faces.detect import DEFAULTS, Detection, Image, create_detector, detections, shrink, shrunk_size
-from fer.files import FileError
-from fer.pictures import decode_image
+from fer.faces.detect import DEFAULTS, create_detector
+from fer.faces.detection import Detection, Image, detections, shrink, shrunk_size
+from fer.io.files import FileError
+from fer.io.images import decode_image
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:8f23\nsize 232589\n"
 SEEN = json.loads((Path(__file__).parents[1] / "assets" / "photo_faces.json").read_text())

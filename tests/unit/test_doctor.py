@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from tiny_training import make_project
 
-from fer import doctor, probes
+from fer.commands import doctor
 from fer.params import Params, load
+from fer.tracking import health as probes
 
 
 @pytest.fixture

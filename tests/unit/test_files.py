@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fer import files
+from fer.io import files
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:

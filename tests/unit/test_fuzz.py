@@ -20,9 +20,9 @@ from picture_files import encoded, scene, silence
 from PIL import Image
 from small_shards import write_set
 
-from fer import pictures
-from fer.files import FileError, read_json, write_json
-from fer.pictures import ImageError, decode_image
+from fer.io import images as pictures
+from fer.io.files import FileError, read_json, write_json
+from fer.io.images import ImageError, decode_image
 from fer.shards.manifest import FILE_NAME, parse_manifest
 from fer.shards.read import ShardSet
 from fer.shards.schema import ShardError

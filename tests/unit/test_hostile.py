@@ -2,7 +2,7 @@
 
 What a person who looks at the file would expect decides. Pictures are read right - upright, of the right size and
 colours, compared with the clean picture that most of them were made from - or refused for a reason; the module
-`fer.pictures` tells the rules behind it. Tables, archives and weights go through the readers that a user's own would.
+`fer.io.images` tells the rules behind it. Tables, archives and weights go through the readers that a user's own would.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import numpy.typing as npt
 import pytest
 from picture_files import difference, memory_to_read, silence
 
-from fer.archives import extract
 from fer.commands import predict
 from fer.faces import weights as detector_weights
-from fer.files import FileError, write_json
+from fer.io.archives import extract
+from fer.io.files import FileError, write_json
+from fer.io.images import ImageError, read_image
 from fer.labels import SPACES
 from fer.models import create_model
-from fer.pictures import ImageError, read_image
 from fer.sources.base import RawSample
 from fer.sources.fer2013 import Fer2013Config, Fer2013Source
 from fer.sources.ferplus_votes import judge, read_votes

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from fer import bench
-from fer.bench import ingest, tree
-from fer.bench.data import made_up
-from fer.bench.peers import MODULES, Job, contender
-from fer.bench.peers.__main__ import read
-from fer.bench.result import REGISTRY
+import benchmarks as bench
+from benchmarks import ingest, tree
+from benchmarks.baselines import MODULES, Job, contender
+from benchmarks.baselines.__main__ import read
+from benchmarks.data import made_up
+from benchmarks.result import REGISTRY
 
 
 def arguments(*words: str) -> argparse.Namespace:
@@ -88,7 +88,7 @@ def test_ten_times_the_data_takes_no_more_memory(tmp_path: Path) -> None:
     def memory(rows: int) -> float:
         folder = tmp_path / str(rows)
         folder.mkdir()
-        command = [sys.executable, "-m", "fer.bench.peers"]
+        command = [sys.executable, "-m", "benchmarks.baselines"]
         subprocess.run([*command, "prepare", "ours", str(folder), "112", str(rows)], check=True)
         words = ["read", "ours", str(folder), "112", "128", "2", "1"]
         done = subprocess.run([*command, *words], check=True, capture_output=True, text=True)

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from fer.cluster import job_client, jobs
-from fer.cluster.job_client import JobServer
-from fer.cluster.job_request import entrypoint, free_id, job_name, running_job, runtime_environment
-from fer.files import sha256
+from fer.cluster import jobs as job_client
+from fer.cluster.jobs import JobServer
+from fer.commands import jobs
+from fer.commands.job_request import entrypoint, free_id, job_name, running_job, runtime_environment
+from fer.io.files import sha256
 
 
 def start(command: list[str], folder: Path, digest: str, *, upload: bool = False) -> tuple[int, str]:

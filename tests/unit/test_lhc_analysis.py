@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fer.evaluation.lhc_analysis import (
+from fer.models import create_model
+from fer.models.lhc_net import LHCBlock, LHCNet
+from fer.studies.lhc_analysis import (
     break_even,
     correlations,
     drawn_anew,
@@ -17,8 +19,6 @@ from fer.evaluation.lhc_analysis import (
     switched_off,
     top_mean,
 )
-from fer.models import create_model
-from fer.models.lhc_net import LHCBlock, LHCNet
 
 TEN = [0.70, 0.71, 0.72, 0.73, 0.74, 0.75, 0.76, 0.77, 0.78, 0.79]
 

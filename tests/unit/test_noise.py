@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fer.evaluation import study_figures
 from fer.evaluation.figures import save
-from fer.evaluation.noise import Answers, compare, growth, interval, markdown, paired_bootstrap, verdict
+from fer.evaluation.metrics import paired_bootstrap
+from fer.studies import figures as study_figures
+from fer.studies.noise import Answers, compare, growth, interval, markdown, verdict
 
 
 def answers(right: list[list[int]], seeds: tuple[int, ...] = (0, 1)) -> Answers:
@@ -44,7 +45,7 @@ def test_the_interval_over_seeds_and_faces_has_the_variance_of_both() -> None:
     random = np.random.default_rng(0)
     seeds = random.normal(0, 0.5, (40, 1))  # much wider than the faces' part
     differences = seeds + random.normal(0, 1, (40, 2000))
-    both, faces = paired_bootstrap(differences), paired_bootstrap(differences, seeds=False)
+    both, faces = paired_bootstrap(differences)(differences, seeds=False)
     expected = 2 * 1.96 * float(seeds.std()) / 40**0.5
     assert both.high - both.low == pytest.approx(expected, rel=0.1)
     assert faces.high - faces.low < 0.1 * expected

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from fer.config import ConfigError, parse
 from fer.console import log
-from fer.files import FileError, read_json, write_json
+from fer.io.files import FileError, read_json, write_json
 from fer.sources import origin
 from fer.sources.folders import FoldersConfig
 from fer.sources.muxspace import MuxspaceConfig

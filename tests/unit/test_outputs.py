@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fer.commands import check
 from fer.config import ConfigError
-from fer.files import FileError, publish_directory
+from fer.io.files import FileError, publish_directory
 from fer.outputs import EVALUATED, FACES, RAW, SHARDS, STATISTICS, TRAINED, Output
 
 KINDS = [RAW, FACES, SHARDS, STATISTICS, TRAINED, EVALUATED]

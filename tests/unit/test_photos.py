@@ -21,17 +21,17 @@ from small_shards import write_part, write_set
 
 from fer import cli, console, synth
 from fer.config import ConfigError
-from fer.evaluation.photo_output import SYNTHETIC, annotated, as_csv, as_json, lines
-from fer.evaluation.photos import Classifier, Photo, classify, crop_config, find_photos
 from fer.evaluation.predict import PredictJob, predict_share
 from fer.faces import crop as crop_module
 from fer.faces.config import CropConfig
 from fer.faces.crop import FaceCrop, Finder, crop_samples
-from fer.faces.detect import Detection, Image
-from fer.files import FileError
+from fer.faces.detection import Detection, Image
+from fer.inference.output import SYNTHETIC, annotated, as_csv, as_json, lines
+from fer.inference.photos import Classifier, Photo, classify, crop_config, find_photos
+from fer.io.files import FileError
+from fer.io.images import decode_image
 from fer.labels import SPACES
 from fer.models import create_model
-from fer.pictures import decode_image
 from fer.shards.manifest import load_manifest
 from fer.sources.base import AnnotatedFace, RawSample
 from fer.training.publish import publish

@@ -15,9 +15,10 @@ import pytest
 from picture_files import HEIGHT, WIDTH, Pixels, difference, encoded, memory_to_read, scene, silence
 from PIL import Image, ImageChops
 
-from fer import jpeg, pictures
+from fer.io import images as pictures
+from fer.io import jpeg
 
-# Its filter in `fer.pictures` does not outlive a test, because pytest restores all filters.
+# Its filter in `fer.io.images` does not outlive a test, because pytest restores all filters.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fer.cluster.place import LIST_NAME, place
-from fer.files import write_json
+from fer.commands.place import LIST_NAME, place
+from fer.io.files import write_json
 
 
 def test_code_is_brought_up_to_date_and_what_else_lies_there_stays(tmp_path: Path) -> None:

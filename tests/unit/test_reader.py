@@ -12,13 +12,13 @@ import pytest
 import torch
 from small_shards import LABELS, label_of, picture, png, write_split
 
-from fer.augment import Apply, Augmenter, AugmentSpec
 from fer.models.base import Resize
 from fer.shards.dataset import RowGroups, ShardSplit
 from fer.shards.order import epoch_order
 from fer.shards.read import EvalBatches, SampleError, TrainBatches
 from fer.shards.schema import ShardError, shard_schema
 from fer.shards.table import write_table
+from fer.transforms.reference import Apply, Augmenter, AugmentSpec
 
 INPUT = (12, Resize())
 AUGMENT = [

@@ -8,7 +8,7 @@ import pytest
 
 from fer.commands.check import check_training
 from fer.config import ConfigError
-from fer.files import sha256
+from fer.io.files import sha256
 from fer.models import create_model
 from fer.training.optimizer import build_optimizer
 from fer.training.recipe import Recipe, TrainStageConfig, list_recipes, load_recipe

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from small_shards import change_manifest, picture, png, write_part, write_set
 
+from fer.io.transfer import Patience
 from fer.models.base import Resize
 from fer.shards import remote
 from fer.shards.read import ShardSet, TrainBatches
 from fer.shards.remote import RemoteParts
 from fer.shards.schema import ShardError
-from fer.transfer import Patience
 
 URL = "memory://bucket/sets/tiny"
 QUICK = Patience(attempts=2, wait=0.01, stall=1.0)
@@ -331,7 +331,7 @@ def test_a_store_that_fails_for_a_moment_is_asked_again(
 def test_a_set_behind_the_s3_protocol_gives_the_same_batches_as_the_folder(folder: Path, cache: Path) -> None:
     pytest.importorskip("moto", reason="needs the extra `bench`")
     pytest.importorskip("s3fs", reason="needs the extra `s3`")
-    from fer.bench.remote import s3_server, upload
+    from benchmarks.remote import s3_server, upload
 
     with s3_server():
         url = upload(folder)

@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from fer.bench.detect import overlap
-from fer.bench.yardsticks import Published
-from fer.bench.yardsticks import retinaface as published
-from fer.faces.detect import Image, create_detector, shrink
+from benchmarks.detect import overlap
+from benchmarks.reference import Published
+from benchmarks.reference import retinaface as published
+from fer.faces.detect import create_detector
+from fer.faces.detection import Image, shrink
 from fer.faces.nms import suppress
 from fer.faces.retinaface import RetinaFace, anchors_of, decode, load_network
 from fer.faces.retinaface_network import MEAN_RGB, FoldedNetwork, Network, Raw
-from fer.files import FileError
-from fer.pictures import decode_image
+from fer.io.files import FileError
+from fer.io.images import decode_image
 
 WEIGHTS = "weights/retinaface/mobilenet0.25_Final.pth"
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fer.faces.config import CropConfig
-from fer.faces.detect import Detection
+from fer.faces.detection import Detection
 from fer.faces.select import REASONS, Face, Refusal, choose, match, overlap, unfit
 from fer.sources.base import AnnotatedFace
 

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from small_shards import change_manifest
 
-from fer.files import FileError, write_json
-from fer.pictures import decode_image
+from fer.io.files import FileError, write_json
+from fer.io.images import decode_image
 from fer.shards.manifest import Manifest, load_manifest
 from fer.shards.schema import SCHEMA_VERSION, SPLITS, ShardConfig, ShardError, face_schema
 from fer.shards.table import TableReader, read_table, write_table

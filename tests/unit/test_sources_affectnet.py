@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fer.config import ConfigError, parse
-from fer.files import FileError
+from fer.io.files import FileError
 from fer.labels import DATASET_LABELS, SPACES
 from fer.sources.affectnet import TEST, TRAIN, AffectNetConfig
 from fer.sources.affectnet_csv import five_of_68

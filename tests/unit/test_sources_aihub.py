@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fer.config import ConfigError, parse
-from fer.files import FileError
+from fer.io.files import FileError
+from fer.io.images import decode_image
 from fer.labels import DATASET_LABELS, SPACES, named
-from fer.pictures import decode_image
 from fer.sources.aihub import AiHubConfig, korean
 from fer.sources.aihub_records import CLASS_NAMES, Record, RecordError, parse_box, parse_record, read_json_records
 

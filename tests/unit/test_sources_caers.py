@@ -9,7 +9,7 @@ import pytest
 from brought import about, fetch, labels, picture, read, text, zipped
 
 from fer.config import ConfigError, parse
-from fer.files import FileError, read_json
+from fer.io.files import FileError, read_json
 from fer.labels import DATASET_LABELS, SPACES
 from fer.sources.caers import PUBLISHED_BOXES, CaersConfig, Place, read_boxes
 

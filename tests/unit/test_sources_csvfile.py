@@ -9,7 +9,7 @@ from brought import text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fer.files import FileError
+from fer.io.files import FileError
 from fer.sources.csvfile import LONGEST_LINE, read_records, read_rows
 
 ROWS = [{"a": "1", "b": "x y"}, {"a": "2", "b": "z"}]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_fer2013 import USAGES, assert_rows, csv_file, fetch, parquet_file, read, text
 
-from fer.files import FileError, sha256
+from fer.io.files import FileError, sha256
 from fer.sources.base import BLOCK_ROWS, RawSample, Reject
 from fer.sources.download import download_dataset
 from fer.sources.fer2013 import PUBLISHED, Fer2013Config, _check_counts

@@ -9,7 +9,7 @@ import cv2
 import pytest
 from small_fer2013 import USAGES, assert_rows, csv_file, fetch, parquet_file, pixels, read
 
-from fer.files import FileError, read_json
+from fer.io.files import FileError, read_json
 from fer.labels import space
 
 

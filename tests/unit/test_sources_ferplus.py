@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from brought import about, fetch, picture, read, text
 
-from fer.files import FileError
+from fer.io.files import FileError
 from fer.labels import SPACES
 from fer.sources.ferplus import KEPT, FerPlusConfig
 from fer.sources.ferplus_votes import ANSWERS, EXPRESSIONS, Mode, Verdict, judge, read_votes

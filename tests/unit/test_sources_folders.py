@@ -9,7 +9,7 @@ import pytest
 from brought import about, fetch, labels, picture, read, text, zipped
 
 from fer.config import ConfigError, parse
-from fer.files import FileError
+from fer.io.files import FileError
 from fer.labels import SPACES
 from fer.sources.folders import FoldersConfig
 

@@ -12,7 +12,7 @@ import pytest
 from brought import about, fetch, picture, read, text, zipped
 
 from fer.config import parse
-from fer.files import FileError
+from fer.io.files import FileError
 from fer.sources import identities, recordio
 from fer.sources.base import RawSample
 from fer.sources.identities import IdentitiesConfig, IdentitiesSource

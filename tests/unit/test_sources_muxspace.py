@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from brought import about, fetch, labels, picture, read, text
 
-from fer.files import FileError
+from fer.io.files import FileError
 from fer.labels import SPACES
 from fer.sources.muxspace import MuxspaceConfig, person
 

@@ -10,9 +10,9 @@ import pytest
 from brought import about, fetch, labels, picture, read, text, zipped
 
 from fer.config import ConfigError, parse
-from fer.files import FileError
+from fer.io.files import FileError
+from fer.io.images import decode_image
 from fer.labels import DATASET_LABELS, SPACES
-from fer.pictures import decode_image
 from fer.sources.base import RawSample
 from fer.sources.rafdb import PUBLISHED, RafDbConfig, RafDbSource
 

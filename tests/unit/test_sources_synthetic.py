@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fer.config import ConfigError, parse
-from fer.files import FileError, read_json
+from fer.io.files import FileError, read_json
 from fer.sources import synthetic
 from fer.sources.base import RawSample
 from fer.sources.download import download_dataset

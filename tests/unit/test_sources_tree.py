@@ -9,7 +9,7 @@ import pytest
 from brought import about, fetch, picture, read, text, zipped
 
 from fer.config import ConfigError, parse
-from fer.files import FileError, sha256
+from fer.io.files import FileError, sha256
 from fer.sources.base import Source
 from fer.sources.folders import FoldersConfig
 from fer.sources.identities import IdentitiesSource

@@ -9,7 +9,7 @@ import cv2
 import pytest
 from test_shards_write import CONFIG, LABELS, ROWS, contents, face, faces_folder, make, png
 
-from fer.files import read_json
+from fer.io.files import read_json
 from fer.shards.schema import SPLITS, ShardConfig
 from fer.shards.write import shard_dataset
 

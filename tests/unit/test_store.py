@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fer.files import FileError
+from fer.io.files import FileError
 from fer.labels import SPACES
 from fer.models import create_model
 from fer.weights.store import load_model, read_info, save_model, usable

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fer.files import FileError
+from fer.io.files import FileError
 from fer.weights.tensorflow import _crc32c, read_checkpoint
 
 TINY = Path(__file__).parents[1] / "assets" / "conformance" / "tf_ckpt_tiny"

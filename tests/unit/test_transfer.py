@@ -20,11 +20,11 @@ import fsspec
 import pytest
 from flaky_server import BODY, Site, serve
 
-from fer import disk
-from fer.files import FileError
-from fer.transfer import Patience, download, public_url, validator
-from fer.transfer import http as transfer_http
-from fer.transfer import part as transfer_part
+from fer.io import disk
+from fer.io.files import FileError
+from fer.io.transfer import Patience, download, public_url, validator
+from fer.io.transfer import http as transfer_http
+from fer.io.transfer import part as transfer_part
 
 DIGEST = hashlib.sha256(BODY).hexdigest()
 QUICK = Patience(attempts=4, stall=0.3, wait=0.01, longest_wait=5.0)
@@ -479,7 +479,7 @@ def test_a_broken_read_of_a_store_goes_on_and_a_changed_object_is_read_anew(
 ) -> None:
     asked: list[int] = []
     read = type(store).cat_file
-    monkeypatch.setattr("fer.transfer.store._RANGE", 1 << 19)
+    monkeypatch.setattr("fer.io.transfer.store._RANGE", 1 << 19)
 
     def flaky(self: object, path: str, start: int, end: int) -> bytes:
         asked.append(start)

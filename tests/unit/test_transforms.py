@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
-from fer.augment import Augmenter, AugmentSpec
 from fer.transforms.draws import philox, sample_keys, uniforms
 from fer.transforms.pipeline import FORMS, _Leaf, _OneOf, _Sequential
+from fer.transforms.reference import Augmenter, AugmentSpec
 
 SIZE = 40
 KEYS = sample_keys(3, 1, np.arange(48), np.zeros(48, np.int64))
@@ -81,7 +81,7 @@ def script(node: Any, reference: Any, numbers: np.ndarray) -> None:
 
 def both(specs: list[AugmentSpec], image: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each of KEYS: the picture made by the fast forms, and that of albumentations fed with the same numbers."""
-    from fer.augment import _build
+    from fer.transforms.reference import _build
 
     size = len(image)
     augment = Augmenter(specs, size)

@@ -15,7 +15,7 @@ import torch
 from models.conformance import load, published_state
 from torch import Tensor, nn
 
-from fer.files import FileError
+from fer.io.files import FileError
 from fer.models import create_model
 from fer.weights import load_published, read_published
 from fer.weights.store import save_model

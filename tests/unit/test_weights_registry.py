@@ -11,9 +11,9 @@ from typing import ClassVar
 
 import pytest
 
-from fer import params
 from fer.config import ConfigError, parse
-from fer.files import FileError
+from fer.environment import environment
+from fer.io.files import FileError
 from fer.labels import SPACES
 from fer.models import list_models
 from fer.weights import registry
@@ -123,10 +123,10 @@ def test_unknown_names_list_the_known() -> None:
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert params.environment().cache == tmp_path / "cache"
+    assert environment().cache == tmp_path / "cache"
     monkeypatch.delenv("FER_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert params.environment().cache == tmp_path / "xdg" / "fer"
+    assert environment().cache == tmp_path / "xdg" / "fer"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert registry.cache_folder() == tmp_path / ".cache" / "fer" / "weights"

@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 import torch
 
-from fer.files import FileError
+from fer.io.files import FileError
 from fer.weights import read_published
 from fer.weights.torchfile import LEGACY_MAGIC, TorchFile
 from fer.weights.unpickle import Stub, TensorRef, UnsafeFileError

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fer import yaml12
 from fer.commands import weights
 from fer.config import ConfigError, read_yaml
+from fer.io import yaml12
 from fer.weights.registry import register
 
 SCALARS = (

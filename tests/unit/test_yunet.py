@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from fer.faces import yunet
-from fer.faces.detect import Image
+from fer.faces.detection import Image
 from fer.faces.yunet import YuNet
-from fer.files import FileError
-from fer.pictures import decode_image
+from fer.io.files import FileError
+from fer.io.images import decode_image
 
 WEIGHTS = "weights/yunet/face_detection_yunet_2023mar.onnx"
 

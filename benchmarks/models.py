@@ -1,0 +1,208 @@
+"""`fer bench models`: our models beside plain transcriptions of the published code, in one process."""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.result import BenchResult, benchmark
+from fer.config import nearest
+
+if TYPE_CHECKING:
+    from benchmarks.passes import Setting
+
+_FEWEST_ROUNDS = 3
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="networks to measure (all that there are)")
+    parser.add_argument("--batch", type=int, default=32, help="images in evaluation; half as many in training (32)")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help=f"for each row, but at least {_FEWEST_ROUNDS} rounds; 0: one (20)"
+    )
+    parser.add_argument("--passes", nargs="+", choices=("eval", "train"), default=["eval", "train"], help="(both)")
+    parser.add_argument("--threads", type=int, default=2, help="of torch (2)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out; it takes longest")
+
+
+@benchmark("models", help="images/s and memory of our models beside the published code's", arguments=_arguments)
+def run(args: argparse.Namespace) -> BenchResult:
+    """One row for each network and pass; unknown names or devices are a ValueError."""
+    import torch
+
+    from benchmarks.reference import YARDSTICKS
+
+    known = list(YARDSTICKS)
+    names = args.models or known
+    for name in names:
+        if name not in YARDSTICKS:
+            raise ValueError(
+                f"--models {name}: no published code to compare with{nearest(name, known)}; known: {', '.join(known)}"
+            )
+    if args.device != "cpu" and not (args.device == "cuda" and torch.cuda.is_available()):
+        raise ValueError(f"--device {args.device}: cpu is allowed, and cuda on a machine that has it")
+    if args.batch < 4:
+        raise ValueError(f"--batch {args.batch}: 4 or more is needed, BatchNorm in training wants two images")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(args.threads)
+    try:
+        rows = [row for name in names for kind in args.passes for row in _measure(name, kind, args)]
+    finally:
+        torch.set_num_threads(threads)
+    return BenchResult(
+        title=f"evaluation at batch {args.batch}, forward and backward at {args.batch // 2}, {_where(args)}",
+        rows=rows,
+        notes=[
+            "published: a plain eager transcription of the published code in float32, channels first, which gives the "
+            "published logits (tests/models/test_yardsticks.py); what the code computes for nothing is computed",
+            "ours: evaluation through fer.models.inference.for_inference; channels last; train: no optimiser step",
+            "all of a row in turn, round by round; medians, and the median of the rounds' ratios",
+            "GMAC/s: by the published code's arithmetic; % of dense: of the rate of a dense 3x3 convolution (256 "
+            "channels, 14x14) with the same dtype and batch in the same rounds; it is of a forward pass, and a step of "
+            "training is counted as three",
+            "x IR-50: the published transcription's images/s by those of IR-50's; official: the same ratio of the "
+            "published code itself on two cores of another machine, +-20 %, which checks the transcription",
+            "MiB: the most that the pass holds, weights included",
+        ],
+        settings={
+            "models": names,
+            "batch": args.batch,
+            "seconds": args.seconds,
+            "passes": args.passes,
+            "threads": args.threads,
+            "device": args.device,
+        },
+    )
+
+
+def _where(args: argparse.Namespace) -> str:
+    return f"{args.threads} threads" if args.device == "cpu" else str(args.device)
+
+
+def _measure(name: str, kind: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of one network and one pass: float32, and bfloat16 in evaluation where the processor computes in it."""
+    import torch
+
+    from benchmarks.passes import Setting, build
+    from benchmarks.reference import IR50, YARDSTICKS
+
+    training, yardstick = kind == "train", YARDSTICKS[name]
+    batch = args.batch // 2 if training else args.batch
+
+    def setting(network: str, *, ours: bool, dtype: torch.dtype = torch.float32) -> Setting:
+        return Setting(
+            network=network,
+            ours=ours,
+            training=training,
+            batch=batch,
+            device=args.device,
+            dtype=dtype,
+            threads=args.threads,
+        )
+
+    published, ours = setting(name, ours=False), {"fp32": setting(name, ours=True)}
+    if not training and (args.device != "cpu" or _computes_bfloat16()):
+        ours["bf16"] = setting(name, ours=True, dtype=torch.bfloat16)
+    steps = {"published": build(published), **{dtype: build(variant) for dtype, variant in ours.items()}}
+    steps |= {f"dense {dtype}": _dense(variant) for dtype, variant in ours.items()}
+    if yardstick.official is not None and yardstick is not IR50:
+        steps["ir50"] = build(setting("ir50", ours=False))
+    seconds = _interleaved(steps, args.seconds)
+    rate = {step: batch / statistics.median(times) for step, times in seconds.items()}
+    gmacs = _gmacs(name) * (3 if training else 1)
+    peak = {} if args.no_memory else _peaks(published, ours)
+    official = None
+    if yardstick.official is not None and IR50.official is not None:
+        official = yardstick.official[training] / IR50.official[training]
+    rows = []
+    for dtype in ours:
+        ratios = [theirs / mine for theirs, mine in zip(seconds["published"], seconds[dtype], strict=True)]
+        row: dict[str, Any] = {
+            "model": name,
+            "pass": f"{kind} {dtype}",
+            "published img/s": round(rate["published"], 2),
+            "ours img/s": round(rate[dtype], 2),
+            "ratio": round(statistics.median(ratios), 2),
+            "GMAC/s": round(rate[dtype] * gmacs, 1),
+            "% of dense": round(100 * rate[dtype] * gmacs / (rate[f"dense {dtype}"] * _DENSE_GMACS), 1),
+            "x IR-50": round(rate["published"] / rate["ir50"], 2) if "ir50" in rate else "",
+            "official x IR-50": round(official, 2) if official is not None and "ir50" in rate else "",
+        }
+        if peak:
+            row |= {
+                "published MiB": round(peak["published"]),
+                "ours MiB": round(peak[dtype]),
+                "memory ratio": round(peak[dtype] / peak["published"], 2),
+            }
+        rows.append(row)
+    return rows
+
+
+def _interleaved(steps: Mapping[str, Callable[[], object]], budget: float) -> dict[str, list[float]]:
+    """Seconds of every step in every round; each is run once before."""
+    for step in steps.values():
+        step()
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    started = time.perf_counter()
+    fewest = _FEWEST_ROUNDS if budget > 0 else 1
+    rounds = 0
+    while rounds < fewest or time.perf_counter() - started < budget:
+        for name, step in steps.items():
+            begun = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - begun)
+        rounds += 1
+    return seconds
+
+
+_DENSE_GMACS = 256 * 256 * 9 * 14 * 14 / 1e9
+
+
+def _dense(setting: "Setting") -> Callable[[], object]:
+    """A convolution that keeps the arithmetic units busy: what these cores reach at best."""
+    import torch
+    import torch.nn.functional as F
+
+    x = torch.randn(setting.batch, 256, 14, 14, device=setting.device, dtype=setting.dtype)
+    weight = torch.randn(256, 256, 3, 3, device=setting.device, dtype=setting.dtype)
+    x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
+
+    def step() -> None:
+        with torch.inference_mode():
+            F.conv2d(x, weight, padding=1)
+        if setting.device != "cpu":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def _gmacs(name: str) -> float:
+    """Multiply-accumulates of the published forward pass of one image, in billions."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmarks.reference import YARDSTICKS, Published
+
+    yardstick = YARDSTICKS[name]
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        yardstick.forward(Published(names=yardstick.names), torch.randn(1, 3, yardstick.size, yardstick.size))
+    operations: int = counter.get_total_flops()
+    return operations / 2e9
+
+
+def _peaks(published: "Setting", ours: Mapping[str, "Setting"]) -> dict[str, float]:
+    from benchmarks.passes import peak_mib
+
+    return {name: peak_mib(setting) for name, setting in {"published": published, **ours}.items()}
+
+
+def _computes_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself, as far as Linux tells."""
+    listing = Path("/proc/cpuinfo")
+    if not listing.is_file():
+        return False
+    flags = next((line for line in listing.read_text().splitlines() if line.startswith(("flags", "Features"))), "")
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))

@@ -1,0 +1,141 @@
+"""The passes that `fer bench models` times: evaluation or a training step, of a yardstick or of our model."""
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.reference import YARDSTICKS, Published, Yardstick
+from fer.models import TrainOutput, create_model
+from fer.models.inference import for_inference
+
+Pass = Callable[[], object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is measured.
+
+    Attributes:
+        network: a key of `YARDSTICKS`.
+        ours: our model, and not the yardstick.
+        training: forward and backward, and not evaluation.
+        dtype: of weights and input in evaluation.
+    """
+
+    network: str
+    ours: bool
+    training: bool
+    batch: int
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    threads: int = 2
+
+
+def build(setting: Setting) -> Pass:
+    """The pass over one random batch, ready to be called; it returns when it is done."""
+    yardstick = YARDSTICKS[setting.network]
+    torch.manual_seed(0)
+    x = torch.randn(setting.batch, 3, yardstick.size, yardstick.size, device=setting.device, dtype=setting.dtype)
+    step = (_ours if setting.ours else _published)(setting, yardstick, x)
+    if setting.device == "cpu":
+        return step
+
+    def done() -> None:
+        step()
+        torch.cuda.synchronize()
+
+    return done
+
+
+def _published(setting: Setting, yardstick: Yardstick, x: Tensor) -> Pass:
+    published = Published(names=yardstick.names, training=setting.training)
+    with torch.device(setting.device), torch.no_grad():
+        yardstick.forward(published, x[:2])  # makes the weights
+
+    def evaluate() -> None:
+        with torch.inference_mode():
+            yardstick.forward(published, x)
+
+    def train() -> None:
+        for parameter in published.parameters():
+            parameter.grad = None
+        _loss(yardstick.forward(published, x), yardstick).backward()  # type: ignore[no-untyped-call]
+
+    return train if setting.training else evaluate
+
+
+def _ours(setting: Setting, yardstick: Yardstick, x: Tensor) -> Pass:
+    model = create_model(yardstick.model, **yardstick.options).to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = x.to(memory_format=torch.channels_last)
+    if not setting.training:
+        model = for_inference(model).to(setting.dtype)
+
+        def evaluate() -> None:
+            with torch.inference_mode():
+                model(x)
+
+        return evaluate
+    model.load_state_dict(model.state_dict())  # a frozen landmark network refuses to train before its weights come
+    model.train()
+
+    def train() -> None:
+        model.zero_grad()
+        output = model(x)
+        assert isinstance(output, TrainOutput)
+        _loss(output.logits, yardstick).backward()  # type: ignore[no-untyped-call]
+
+    return train
+
+
+def _loss(output: Tensor, yardstick: Yardstick) -> Tensor:
+    """Of both alike: cross-entropy alone, or the mean square of an output that is no logits."""
+    if not yardstick.classifies:
+        return output.square().mean()
+    return F.cross_entropy(output, torch.arange(len(output), device=output.device) % output.shape[1])
+
+
+def peak_mib(setting: Setting) -> float:
+    """The most memory that two passes hold, weights included, in MiB.
+
+    On CPU of a process of its own, above what it held when all was imported; on an accelerator what torch allocated.
+    """
+    if setting.device != "cpu":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        _twice(setting)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(_own_peak_mib, setting).result()
+
+
+def _own_peak_mib(setting: Setting) -> float:
+    torch.set_num_threads(setting.threads)
+    F.conv2d(torch.zeros(2, 8, 8, 8), torch.zeros(8, 8, 3, 3))  # what the kernels' library keeps for itself
+    before = _resident_peak()
+    _twice(setting)
+    return (_resident_peak() - before) / 2**20
+
+
+def _twice(setting: Setting) -> None:
+    step = build(setting)
+    step()
+    step()
+
+
+def _resident_peak() -> float:
+    """The most memory that this process has held, in bytes."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage's figure starts at that of the parent process
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS

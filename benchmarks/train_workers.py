@@ -1,0 +1,120 @@
+"""What two data-parallel workers reach of what two processes that know nothing of each other do: `fer bench train`."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.steps import FEWEST_STEPS, EnoughError, row
+
+if TYPE_CHECKING:
+    from fer.training.loop import TrainJob
+
+
+def worker_rows(job: TrainJob, budget: float, goal: float) -> list[dict[str, Any]]:
+    """Two processes that train alone, beside each other, and together, round by round."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    meeting = Path(job.work_dir).with_name("meeting")
+    children = [context.Process(target=_worker, args=(job, rank, str(meeting), budget, results)) for rank in (0, 1)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    if any(child.exitcode for child in children):
+        raise RuntimeError("a worker of the benchmark ended with an error, told above")
+    one, other = (results.get() for _ in children)
+    rounds = [
+        tuple(mine + theirs for mine, theirs in zip(*shares, strict=True)) for shares in zip(one, other, strict=True)
+    ]  # whoever does not take part in a measurement gives 0
+    speedups = [together / alone for alone, _, _, together in rounds]
+    ceilings = [halves / alone for alone, _, halves, _ in rounds]
+    alone, beside, halves, together = (statistics.median(column) for column in zip(*rounds, strict=True))
+    return [
+        row(
+            "two workers / one, same global batch",
+            statistics.median(speedups),
+            goal,
+            at_most=False,
+            rounds=len(rounds),
+            detail=f"{together:.0f} / {alone:.0f} images/s",
+        ),
+        row(
+            "two processes, whole batches / one",
+            statistics.median([beside / alone for alone, beside, _, _ in rounds]),
+            rounds=len(rounds),
+            detail=f"{beside:.0f} / {alone:.0f} images/s",
+        ),
+        row(
+            "two processes, half batches / one",
+            statistics.median(ceilings),
+            rounds=len(rounds),
+            detail=f"{halves:.0f} / {alone:.0f} images/s",
+        ),
+        row(
+            "two workers / two processes, half batches",
+            statistics.median([two / most for two, most in zip(speedups, ceilings, strict=True)]),
+            rounds=len(rounds),
+            detail=f"{together:.0f} / {halves:.0f} images/s",
+        ),
+    ]
+
+
+def _worker(job: TrainJob, rank: int, meeting: str, budget: float, results: Any) -> None:
+    """One of two processes: [rates alone, beside the other, so with half batches, together], 0 without a part in it."""
+    import torch
+    import torch.distributed as dist
+
+    from fer import processes
+
+    processes.quiet_libraries()
+    torch.set_num_threads(job.threads)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    steps, until = FEWEST_STEPS, time.monotonic() + budget
+    found: list[tuple[float, ...]] = []
+    half = dataclasses.replace(job, recipe=job.recipe.model_copy(update={"batch_size": job.recipe.batch_size // 2}))
+    go_on = torch.ones(1)
+    while go_on:
+        dist.barrier()
+        alone = _rate(job, rank, 1, steps) if rank == 0 else 0.0
+        dist.barrier()
+        beside = _rate(job, rank, 1, steps)
+        dist.barrier()
+        halves = _rate(half, rank, 1, steps)
+        dist.barrier()
+        together = _rate(job, rank, 2, steps)
+        found.append((alone, beside, halves, together if rank == 0 else 0.0))
+        go_on.fill_(time.monotonic() < until)
+        dist.broadcast(go_on, src=0)
+    results.put(found)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _rate(job: TrainJob, rank: int, world_size: int, steps: int) -> float:
+    """Images a second of the global batch over so many steps, after two that are not counted."""
+    from fer.training.loop import train
+    from fer.training.progress import Progress
+
+    times: list[float] = []
+
+    def on_step(progress: Progress) -> None:
+        times.append(time.perf_counter())
+        if len(times) == steps + 2:
+            raise EnoughError
+
+    with tempfile.TemporaryDirectory(dir=Path(job.shards).parent) as work:
+        shared = Path(job.shards).parent / "together"
+        shared.mkdir(exist_ok=True)
+        own = dataclasses.replace(job, work_dir=work if world_size == 1 else str(shared))
+        try:
+            train(own, rank=rank if world_size > 1 else 0, world_size=world_size, on_step=on_step)
+        except EnoughError:
+            return steps * job.recipe.batch_size / (times[-1] - times[1])
+    raise AssertionError("the training ended by itself")

@@ -1,0 +1,38 @@
+"""The only reader of the process environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What the process environment may say; everything else comes from params.yaml."""
+
+    ray_address: str | None
+    mlflow_tracking_uri: str | None
+    debug: bool
+    dvc_stage: str | None
+    dvc_experiment: str | None
+    dvc_root: Path | None
+    cache: Path
+
+
+def environment() -> Environment:
+    """The variables that are read.
+
+    RAY_ADDRESS, MLFLOW_TRACKING_URI, FER_DEBUG, DVC's own of a running stage, and for the folder of downloads that
+    projects share FER_CACHE, or else XDG_CACHE_HOME.
+    """
+    read = os.environ.get
+    return Environment(
+        ray_address=read("RAY_ADDRESS") or None,
+        mlflow_tracking_uri=read("MLFLOW_TRACKING_URI") or None,
+        debug=bool(read("FER_DEBUG")),
+        dvc_stage=read("DVC_STAGE") or None,
+        dvc_experiment=read("DVC_EXP_NAME") or None,
+        dvc_root=Path(root) if (root := read("DVC_ROOT")) else None,
+        cache=Path(read("FER_CACHE") or f"{read('XDG_CACHE_HOME') or '~/.cache'}/fer"),
+    )

@@ -1,0 +1,1 @@
+"""Photographs in, expressions out: detect, align, classify."""

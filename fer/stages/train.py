@@ -1,0 +1,260 @@
+"""The train stage: decides what a training is, where it runs, and what is left of it.
+
+    .work/<fingerprint>/          what a killed training goes on from; removed when it is published
+        state-*.pt, progress.json     written by rank 0 (fer.training)
+        lock                          held by the driver
+    trained/<dataset>/<model>/    appears complete, by rename; run.json alone differs between equal trainings
+
+The fingerprint is taken over data, recipe, seed and code: another training never goes on from this one's state. The
+driver follows it by `progress.json`, so all nodes must see the driver's work folder; it alone talks to MLflow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fer.console import log, progress
+from fer.io.files import read_json
+from fer.lineage import digest_of_code, hardware, lineage, versions
+from fer.outputs import TRAINED
+from fer.params import Params
+from fer.processes import lock, remove_held
+from fer.shards.read import ShardSet
+from fer.tracking import Run, open_run
+from fer.training.loop import TrainJob, build_model, train
+from fer.training.metrics import best_metrics
+from fer.training.progress import FILE_NAME as PROGRESS
+from fer.training.progress import Progress
+from fer.training.publish import publish
+from fer.training.recipe import Recipe, TrainStageConfig
+from fer.training.state import Record, TrainState
+from fer.weights.parts import PartSource, locate
+
+_CODE = (
+    "hashing.py",
+    "labels.py",
+    "models",
+    "shards/ahead.py",
+    "shards/dataset.py",
+    "shards/folds.py",
+    "shards/manifest.py",
+    "shards/order.py",
+    "shards/pixels.py",
+    "shards/read.py",
+    "shards/schema.py",
+    "training",
+    "transforms",
+    "weights",
+)
+
+
+def run_training(params: Params, dataset: str, model_key: str) -> Path:
+    """Trains `models.<model_key>` on a dataset, or goes on with it, and publishes `trained/<dataset>/<model_key>/`.
+
+    Returns:
+        The published folder: model.safetensors, history.csv, val.json, train.json, run.json.
+
+    Raises:
+        ValueError: a mistake in params, shards that cannot be used, resources that do not exist, another process at the
+            same training, checkpoints of which none is whole, or a training that diverged.
+    """
+    recipe = params.recipe(model_key)
+    params.dataset(dataset)
+    published = TRAINED.folder(params.root, dataset, model_key)
+    folder = (params.root / "data" / "shards" / dataset).resolve()
+    shards = ShardSet.open(folder)
+    code = code_digest()
+    pretrained = locate(recipe.pretrained, params.root, params.parent)
+    whole = fingerprint(shards.digest, recipe, params.seed, code, pretrained)
+    job = TrainJob(
+        shards=str(folder),
+        work_dir=str((params.home / ".work" / whole[:16]).resolve()),
+        recipe=recipe,
+        labels=tuple(shards.labels),
+        seed=params.seed,
+        threads=params.train.threads,
+        checkpoint_every_steps=params.train.checkpoint_every_steps,
+        fingerprint=whole,
+        pretrained=pretrained,
+    )
+    model, work, title = build_model(job), Path(job.work_dir), f"train {model_key} on {dataset}"
+    settings = {"recipe": recipe.model_dump(mode="json"), "seed": params.seed}
+    stage = {"train": params.train.model_dump()}
+    facts = {
+        "dataset": dataset,
+        "model": recipe.last.model,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "labels": list(shards.labels),
+        "label_space": shards.label_space,
+        "synthetic": shards.manifest.synthetic,
+        "crop": shards.manifest.crop,
+        "fingerprint": whole,
+        "data_digest": shards.digest,
+        "code_digest": code,
+        "pretrained": {source.part: source.digest for source in pretrained},
+    }
+    tags = {key: facts[key] for key in ("dataset", "model", "parameters", "data_digest", "code_digest")}
+    with (
+        lock(work / "lock", wait=params.queued),
+        open_run(
+            params.tracking,
+            params.home,
+            checkout=params.root,
+            experiment=dataset,
+            run_name=model_key,
+            key=whole,
+            params=settings | stage,
+            tags=tags,
+        ) as run,
+    ):
+        _announce(title, job, params.train)
+        _run(params, job, Follower(title, work, sum(stage.epochs for stage in recipe.in_stages), run))
+        state = TrainState.load(work)
+        assert state is not None, "a training that ended well left its last state"
+        assert state.stage_is_over(recipe.last.epochs, recipe.last.patience), "a training ends at its end"
+        for record in state.records():  # what a driver that was killed could not log any more; points are logged once
+            log_record(run, record)
+        best = state.history[state.best_epoch - 1]
+        run.log_metrics({**best_metrics(best), "checkpoint_fallbacks": state.fallbacks}, step=state.epoch)
+        publish(published, model, job, state, facts | settings, stage | _circumstances(params, state, run))
+        for name in ("history.csv", "train.json", "run.json"):
+            run.log_artifact(published / name, "training")
+        remove_held(work)
+    log.info(
+        f"{title}: best epoch {state.best_epoch} of {state.epoch}, validation accuracy {best['val_accuracy']:.4f}, "
+        f"balanced {best['val_balanced_accuracy']:.4f} -> {published.relative_to(params.root)}"
+    )
+    return published
+
+
+# ------------------------------------------------------------------------------------------------ what a training is
+
+
+def fingerprint(data_digest: str, recipe: Recipe, seed: int, code: str, pretrained: Sequence[PartSource] = ()) -> str:
+    """Hex SHA-256 of all that a training's result depends on but for its machine: ranks, threads, processor."""
+    parts = {
+        "data": data_digest,
+        "recipe": recipe.model_dump(mode="json"),
+        "pretrained": [source.digest for source in pretrained],  # their parts stand in the recipe
+        "seed": seed,
+        "code": code,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def code_digest() -> str:
+    """Hex SHA-256 of the code that computes a training: models, loop, augmentation, order, reader."""
+    return digest_of_code(_CODE)
+
+
+# ------------------------------------------------------------------------------------------------ where it runs
+
+
+def _run(params: Params, job: TrainJob, follower: Follower) -> None:
+    (Path(job.work_dir) / PROGRESS).unlink(missing_ok=True)
+    with follower:
+        if params.train.workers:
+            from fer.cluster.fit import train_on_ray
+
+            train_on_ray(job, params.train, params.cluster, follower.look)
+        else:
+            train(job, device=_own_device(params.train.gpu), on_epoch=follower.on_epoch, on_step=follower.on_step)
+
+
+def _own_device(gpu: bool) -> str:
+    import torch
+
+    if gpu and not torch.cuda.is_available():
+        raise ValueError("train.gpu is true, and torch finds no GPU here: set it to false, or name a cluster with GPUs")
+    return "cuda:0" if gpu else "cpu"
+
+
+def _announce(title: str, job: TrainJob, stage: TrainStageConfig) -> None:
+    """Says what will be done; a damaged checkpoint is told here, before any worker starts."""
+    where = f"{stage.workers} Ray workers" if stage.workers else "this process"
+    epochs = " + ".join(str(part.epochs) for part in job.recipe.in_stages)
+    log.info(f"{title}: {epochs} epochs in {where}, {stage.threads} thread(s) each")
+    if state := TrainState.load(Path(job.work_dir)):
+        if stage.workers:  # in this process the loop itself warns
+            state.check(job.fingerprint, stage.workers, stage.threads, warn=log.warning)
+        log.info(f"{title}: going on after {state.epoch} epochs and {state.step} updates")
+
+
+# ------------------------------------------------------------------------------------------------ what people see of it
+
+
+class Follower:
+    """One line an epoch, a bar on terminals, and the curves in MLflow; told by the loop, or by the file it writes."""
+
+    def __init__(self, title: str, work: Path, epochs: int, run: Run) -> None:
+        self._title, self._path, self._epochs, self._run = title, work / PROGRESS, epochs, run
+        self._last_epoch: int | None = None
+        self._bar: Any = None
+
+    def __enter__(self) -> Follower:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def on_epoch(self, record: Record) -> None:
+        """Tells of a finished epoch."""
+        log_record(self._run, record)
+        line = (
+            f"epoch {record['epoch']}/{self._epochs}: loss {record['train_loss']:.4f}, "
+            f"accuracy {record['train_accuracy']:.4f}; "
+            f"validation loss {record['val_loss']:.4f}, accuracy {record['val_accuracy']:.4f}, "
+            f"balanced {record['val_balanced_accuracy']:.4f}; "
+            f"{record['images_per_second']:.0f} images/s, {record['seconds']:.1f} s"
+        )
+        log.info("%s", line)
+
+    def on_step(self, now: Progress) -> None:
+        """Moves the bar."""
+        done = now.epoch * now.steps + now.step
+        if self._bar is None:
+            self._bar = progress(now.epochs * now.steps, self._title, "step", done)
+        self._bar.update(done - self._bar.n)
+
+    def look(self) -> None:
+        """Reads what rank 0 wrote since the last look."""
+        if not self._path.exists():
+            return
+        content = read_json(self._path)
+        records = content.pop("records")
+        if self._last_epoch is None:  # epochs that an earlier run has told of
+            self._last_epoch = content["epoch"] if content["step"] else max(0, content["epoch"] - 1)
+        for record in records[self._last_epoch :]:
+            self.on_epoch(record)
+        self._last_epoch = max(self._last_epoch, len(records))
+        self.on_step(Progress(**content))
+
+
+def log_record(run: Run, record: Record) -> None:
+    """Logs one epoch's row; what the run has already is not logged twice."""
+    run.log_metrics({key: value for key, value in record.items() if key != "epoch"}, step=int(record["epoch"]))
+
+
+# ------------------------------------------------------------------------------------------------ what is left of it
+
+
+def _circumstances(params: Params, state: TrainState, run: Run) -> dict[str, Any]:
+    """How and with what it was trained; differs between two runs of the same training."""
+    made_by = lineage(params.root)
+    rates = [timing["images_per_second"] for timing in state.timings]
+    return {
+        "seconds": round(sum(timing["seconds"] for timing in state.timings), 2),
+        "images_per_second": round(sum(rates) / len(rates), 1),
+        "resumes": state.resumes,
+        "checkpoint_fallbacks": state.fallbacks,
+        "versions": versions(),
+        "hardware": hardware(),
+        "git_commit": made_by.get("git.commit"),
+        "git_dirty": made_by.get("git.dirty"),
+        "mlflow_run_id": run.run_id,
+    }
