@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_training import LABELS, make_shards
+from builders.shards import LABELS, make_shards
 
 from fer.evaluation.config import EvaluateConfig
 from fer.evaluation.metrics import summarise

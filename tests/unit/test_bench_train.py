@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 import torch
-from limits import patience
+from builders.limits import patience
 
 import benchmarks as bench
 from benchmarks.result import REGISTRY, BenchResult
