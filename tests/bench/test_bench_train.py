@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from limits import patience
+from builders.limits import patience
 
 from benchmarks.__main__ import parse
 from benchmarks.result import REGISTRY, BenchResult

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_training import make_project, make_shards
+from builders.projects import make_project
+from builders.shards import make_shards
 
 from fer.config import ConfigError
 from fer.evaluation.aggregate import detectable_difference, pairs_needed, spread

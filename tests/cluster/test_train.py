@@ -11,7 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tiny_training import LABELS, NANO, TOY, make_project, run_child, run_stage, start_training
+from builders.projects import NANO, TOY, make_project, start_training
+from builders.runs import run_child, run_stage
+from builders.shards import LABELS
 
 from fer.cluster.config import ClusterConfig
 from fer.cluster.fit import _explained

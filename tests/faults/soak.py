@@ -21,8 +21,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import psutil
-from tiny_training import (
-    REPOSITORY,
+from builders.projects import REPOSITORY
+from builders.runs import (
     assert_same_bits,
     child,
     elsewhere,

@@ -13,8 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml_text
-from tiny_crop import files
-from tiny_training import REPOSITORY, environment, make_project, patience, run_dvc, still_alive
+from builders.crops import files
+from builders.limits import patience
+from builders.projects import REPOSITORY, environment, make_project, run_dvc
+from builders.runs import still_alive
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

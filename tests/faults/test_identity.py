@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 import yaml_text
-from tiny_training import TOY, child, environment, make_project, make_shards, patience, published, run_child, run_stage
+from builders.limits import patience
+from builders.projects import TOY, environment, make_project, published
+from builders.runs import child, run_child, run_stage
+from builders.shards import make_shards
 
 QUIET = {"recipe": TOY, "epochs": 2, "tracking": {"enabled": False}}
 DIE = "import os, signal\nimport fer.training.loop as loop\nupdates, rate = [], loop.set_learning_rate\n"

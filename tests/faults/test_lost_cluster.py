@@ -10,19 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from builders.limits import patience
+from builders.projects import environment, finish, make_project, start_training
+from builders.runs import final_state, make_job, run_ranks, still_alive
+from builders.shards import make_shards
 from test_resume_ray import UNDER_SAM, assert_published, steps_in_mlflow, wait_for_worker
-from tiny_training import (
-    environment,
-    final_state,
-    finish,
-    make_job,
-    make_project,
-    make_shards,
-    patience,
-    run_ranks,
-    start_training,
-    still_alive,
-)
 
 from fer.training.state import TrainState, saved_states
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import child, final_state, make_job, patience, train_rank
+from builders.limits import patience
+from builders.runs import child, final_state, make_job, train_rank
 
 from fer.training.loop import DivergedError, TrainJob
 from fer.training.passes import Passes

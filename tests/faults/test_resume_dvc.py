@@ -12,7 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml_text
-from tiny_training import REPOSITORY, environment, make_project, patience, published, run_dvc, still_alive
+from builders.limits import patience
+from builders.projects import REPOSITORY, environment, make_project, published, run_dvc
+from builders.runs import still_alive
 
 pytestmark = pytest.mark.slow
 

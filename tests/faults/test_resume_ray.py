@@ -14,20 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from builders.limits import patience
+from builders.projects import NANO, finish, make_project, start_training
+from builders.runs import assert_same, final_state, make_job, run_ranks, still_alive
+from builders.shards import make_shards
 from safetensors.torch import load_file
-from tiny_training import (
-    NANO,
-    assert_same,
-    final_state,
-    finish,
-    make_job,
-    make_project,
-    make_shards,
-    patience,
-    run_ranks,
-    start_training,
-    still_alive,
-)
 
 from fer.training.state import TrainState
 

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_training import finish, make_project, patience, published, start_training
+from builders.limits import patience
+from builders.projects import finish, make_project, published, start_training
 
 # Slow enough to be hit in the middle, in a child that knows nothing of tests.
 SLOWLY = "import fer.training.loop as loop, time\nstep = loop.set_learning_rate\n"

@@ -15,7 +15,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from tiny_training import REPOSITORY, TOY, make_project, published, run_child, run_stage
+from builders.projects import REPOSITORY, TOY, make_project, published
+from builders.runs import run_child, run_stage
 
 QUIET = {"recipe": TOY, "epochs": 2, "tracking": {"enabled": False}}
 

@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_training import NANO, child, environment, finish, make_project, patience, published, start_training
+from builders.limits import patience
+from builders.projects import NANO, environment, finish, make_project, published, start_training
+from builders.runs import child
 
 from fer.tracking import Run, TrackingConfig, TrackingError, open_run, store
 from fer.tracking import run as run_module

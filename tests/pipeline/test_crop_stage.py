@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from limits import patience
+from builders.limits import patience
 
 from fer.cluster.config import ClusterConfig
 from fer.faces.blocks import crop_block

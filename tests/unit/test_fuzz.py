@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders.shards import write_set
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from picture_files import encoded, scene, silence
 from PIL import Image
-from small_shards import write_set
 
 from fer.io import images as pictures
 from fer.io.files import FileError, read_json, write_json

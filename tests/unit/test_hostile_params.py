@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml_text
-from limits import patience
+from builders.limits import patience
 
 from fer.commands import check
 from fer.config import ConfigError

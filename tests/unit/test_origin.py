@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from brought import about, fetch, picture, text, zipped
+from builders.layouts import about, fetch, picture, text, zipped
 from flaky_server import Site, serve
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from brought import about, fetch, labels, picture, read, text, zipped
+from builders.layouts import about, fetch, labels, picture, read, text, zipped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -6,7 +6,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from brought import about, fetch, labels, picture, read, text, zipped
+from builders.layouts import about, fetch, labels, picture, read, text, zipped
 
 from fer.config import ConfigError, parse
 from fer.io.files import FileError, read_json

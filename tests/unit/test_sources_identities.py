@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from brought import about, fetch, picture, read, text, zipped
+from builders.layouts import about, fetch, picture, read, text, zipped
 
 from fer.config import parse
 from fer.io.files import FileError

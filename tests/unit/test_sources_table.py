@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from brought import about, fetch, labels, picture, read, text, zipped
+from builders.layouts import about, fetch, labels, picture, read, text, zipped
 
 from fer.config import ConfigError, parse
 from fer.io.files import FileError

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from brought import about, fetch, picture, read, text, zipped
+from builders.layouts import about, fetch, picture, read, text, zipped
 
 from fer.config import ConfigError, parse
 from fer.io.files import FileError, sha256

@@ -1,4 +1,4 @@
-"""A project small enough to train in seconds: shards of noisy patches, params.yaml, the train stage as a child."""
+"""Training runs in processes of their own: the loop alone, killed where a test wants, and their states compared."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import multiprocessing
 import multiprocessing.process
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
@@ -16,222 +14,29 @@ from datetime import timedelta
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-import cv2
-import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
-import yaml_text
-from limits import patience
+from builders.limits import patience
+from builders.projects import PYTHONPATH, TOY
+from builders.shards import LABELS, make_shards
 
 from fer import processes
-from fer.labels import SPACES
-from fer.models import FerModel, TrainOutput, register
-from fer.shards.manifest import Manifest
-from fer.shards.schema import SCHEMA_VERSION, shard_schema
-from fer.shards.table import write_table
-from fer.shards.write import describe_part
 from fer.training.loop import TrainJob, train
 from fer.training.recipe import Recipe
 from fer.training.sam import Sam
 from fer.training.state import TrainState, saved_states
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-LABELS = SPACES["basic7"].labels
-
-
-@register("toy")
-class Toy(FerModel):
-    """The smallest model with all that a state must hold: BatchNorm's statistics and dropout."""
-
-    def __init__(self, num_classes: int = 7, *, norm: bool = True, drop_rate: float = 0.2) -> None:
-        super().__init__(num_classes, input_size=16)
-        self.conv = torch.nn.Conv2d(3, 8, 3, stride=2)
-        self.norm = torch.nn.BatchNorm2d(8) if norm else torch.nn.Identity()
-        self.act = torch.nn.PReLU(8)
-        self.drop = torch.nn.Dropout(drop_rate)
-        self.fc = torch.nn.Linear(8 * 7 * 7, num_classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor | TrainOutput:
-        logits = self.fc(self.drop(self.act(self.norm(self.conv(x))).flatten(1)))
-        return TrainOutput(logits, {}) if self.training else logits
-
-
-TOY = {
-    "model": "toy",
-    "epochs": 3,
-    "batch_size": 16,
-    "eval_batch_size": 16,
-    "learning_rate": 0.003,
-    "weight_decay": 0.01,
-    "schedule": {"kind": "cosine", "warmup_epochs": 0.5},
-    "label_smoothing": 0.1,
-    "ema_decay": 0.9,
-    "augment": [{"name": "HorizontalFlip", "p": 0.5}, {"name": "Affine", "rotate": [-10, 10], "p": 0.5}],
-}
-
-NANO = {**TOY, "model": "ddamfn_nano", "options": {"drop_rate": 0.2}}
-"""For children that do not know the toy."""
-
-
-def make_shards(
-    folder: Path,
-    *,
-    train: int = 80,
-    validation: int = 40,
-    test: int = 8,
-    size: int = 16,
-    seed: int = 0,
-    broken: int | None = None,
-) -> Path:
-    """Shards of grey patches whose pattern tells the class; a quarter is noise. `broken`: a training row of rubbish."""
-    random = np.random.default_rng(seed)
-    parts = []
-    for split, rows, fold in (("train", train, 1), ("validation", validation, 0), ("test", test, None)):
-        table = []
-        for index in range(rows):
-            label = int(random.integers(len(LABELS)))
-            wave = np.sin(np.arange(size) * (label + 1) / 4)
-            picture = 128 + 60 * np.outer(wave, wave) + random.normal(0, 30, (size, size))
-            data = cv2.imencode(".png", np.clip(picture, 0, 255).astype(np.uint8))[1].tobytes()
-            if (split, index) == ("train", broken):
-                data = b"no picture"
-            table.append(
-                {
-                    "sample_id": f"{folder.name}/{split}-{index:04d}",
-                    "image": data,
-                    "label": label,
-                    "clean_label": label,
-                    "subject": None,
-                    "pose": None,
-                }
-            )
-        path = folder / f"{split}-0.parquet"
-        metadata = {"fer.schema": str(SCHEMA_VERSION), "fer.labels": json.dumps(list(LABELS)), "fer.color": "RGB"}
-        write_table(path, table, shard_schema(), metadata=metadata, rows_per_group=32)
-        parts.append(describe_part(path, split, fold, [row["label"] for row in table], len(LABELS)))
-    Manifest(
-        schema_version=SCHEMA_VERSION,
-        dataset=folder.name,
-        label_space="basic7",
-        labels=LABELS,
-        colour="RGB",
-        image_size=(size, size),
-        generator="test",
-        synthetic=True,
-        source_digest="0" * 64,
-        seed=seed,
-        folds=2,
-        parts=tuple(parts),
-        splits={part.split: (part.file,) for part in parts},
-        class_histogram={part.split: part.class_histogram for part in parts},
-        mean=(0.5, 0.5, 0.5),
-        std=(0.2, 0.2, 0.2),
-        rejects={},
-        validation_source="fold 0",
-        shared_pictures={},
-    ).save(folder)
-    return folder
-
-
-def make_project(
-    root: Path,
-    *,
-    epochs: int = 3,
-    recipe: Mapping[str, Any] = NANO,
-    tracking: Mapping[str, Any] | None = None,
-    **train: Any,
-) -> Path:
-    """A folder with params.yaml and shards, in which `train --dataset tiny --model toy` works."""
-    if not (root / "data").exists():
-        make_shards(root / "data" / "shards" / "tiny")
-    params = {
-        "seed": 3,
-        "run": {"datasets": ["tiny"], "models": ["toy"]},
-        "datasets": {"tiny": {"source": "synthetic"}},
-        "crop": {},
-        "shard": {},
-        "train": {"workers": 0, "threads": 1, "checkpoint_every_steps": 2, "max_failures": 1, **train},
-        "models": {"toy": {**recipe, "epochs": epochs}},
-        "evaluate": {},
-        "report": {},
-        "cluster": {"cpus": 2},
-        "tracking": {"log_model": False, **(tracking or {})},
-        "tune": {},
-    }
-    (root / "params.yaml").write_text(yaml_text.dump(params))
-    return root
-
-
-def environment() -> dict[str, str]:
-    """Of a child that runs in a project: the code under test is importable, and nothing of the user's interferes."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
-    return {**kept, "PYTHONPATH": str(REPOSITORY), "DVC_NO_ANALYTICS": "1"}
-
-
-def start_training(root: Path, *, code: str = "", **variables: str) -> subprocess.Popen[str]:
-    """The train stage as a child process; `code` runs in it first, to lay mines; `variables` of its environment."""
-    script = f"{code}\nimport sys\nsys.argv[1:] = ['--dataset', 'tiny', '--model', 'toy']\n"
-    script += "from fer import processes\nfrom pipelines.train import main\nprocesses.run(main)\n"
-    return subprocess.Popen(
-        [sys.executable, "-c", script],
-        cwd=root,
-        env=environment() | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def run_dvc(root: Path, *arguments: str) -> str:
-    """A dvc command in a project, which must end well; its output."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments],
-        cwd=root,
-        env=environment() | {"PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        timeout=patience(280),
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def finish(child: subprocess.Popen[str], timeout: float = 120) -> str:
-    """Waits for a child that must end well; its output. `timeout`: seconds of an idle machine, as all limits here."""
-    output, _ = child.communicate(timeout=patience(timeout))
-    assert child.returncode == 0, output
-    return output
-
-
-def published(root: Path) -> dict[str, bytes]:
-    """The files of the finished training that must not depend on how it went."""
-    folder = root / "trained" / "tiny" / "toy"
-    return {
-        name: (folder / name).read_bytes() for name in ("model.safetensors", "history.csv", "val.json", "train.json")
-    }
-
-
-# ------------------------------------------------------------------------------------------------ the loop alone
 
 _CHILDREN = multiprocessing.get_context("forkserver")
 
 
 def child(target: Callable[..., None], *arguments: Any) -> multiprocessing.process.BaseProcess:
     """Starts a function in a process of its own, forked from a server that has this module and torch imported."""
-    _CHILDREN.set_forkserver_preload(["tiny_preload"])
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).parent), str(REPOSITORY)]
-    )  # for the server's preload
-    try:
+    _CHILDREN.set_forkserver_preload(["builders.preload"])
+    with mock.patch.dict(os.environ, PYTHONPATH=PYTHONPATH):  # for the server's preload
         forkserver.ensure_running()
-    finally:
-        del os.environ["PYTHONPATH"]
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
     process = _CHILDREN.Process(target=target, args=arguments)
     process.start()
     return process

@@ -15,7 +15,7 @@ from unittest import mock
 
 import cv2
 import numpy as np
-from tiny_training import REPOSITORY, environment
+from builders.projects import PYTHONPATH, environment
 
 from fer.cluster.config import ClusterConfig
 from fer.faces.config import CropConfig
@@ -94,9 +94,9 @@ def crop(root: Path, *, workers: int = 0, name: str = "tiny", config: CropConfig
 def start(root: Path, *, workers: int) -> subprocess.Popen[str]:
     """The stage in a process of its own, with Ray's workers below it."""
     return subprocess.Popen(
-        [sys.executable, "-c", f"import tiny_crop, pathlib; tiny_crop.crop(pathlib.Path.cwd(), workers={workers})"],
+        [sys.executable, "-c", f"from builders.crops import Path, crop; crop(Path.cwd(), workers={workers})"],
         cwd=root,
-        env={**environment(), "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(REPOSITORY)])},
+        env={**environment(), "PYTHONPATH": PYTHONPATH},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
