@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.steps import FEWEST_STEPS, EnoughError, row
 
 if TYPE_CHECKING:
-    from fer.training.loop import TrainJob
+    from fer.training.job import TrainJob
 
 
 def worker_rows(job: TrainJob, budget: float, goal: float) -> list[dict[str, Any]]:

@@ -32,7 +32,8 @@ from fer.shards.manifest import Manifest
 from fer.shards.schema import SCHEMA_VERSION, shard_schema
 from fer.shards.table import write_table
 from fer.shards.write import describe_part
-from fer.training.loop import TrainJob, train
+from fer.training.job import TrainJob
+from fer.training.loop import train
 from fer.training.recipe import Recipe
 from fer.training.sam import Sam
 from fer.training.state import TrainState, saved_states

@@ -29,7 +29,7 @@ from tiny_training import (
     train_rank,
 )
 
-from fer.training.loop import TrainJob
+from fer.training.job import TrainJob
 from fer.training.peers import PeerLostError
 
 HUNG = (1, 3)
