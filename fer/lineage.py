@@ -1,21 +1,19 @@
 """Where a result comes from: the commit, the versions, the parameters, in a form that can be recorded and shown."""
 
 import csv
-import hashlib
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import fer
 from fer.environment import environment
-from fer.io.files import FileError, read_object, sha256
+from fer.io.files import FileError, read_object
 
 
 def redact(text: str) -> str:
@@ -87,21 +85,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def digest_of_code(entries: Sequence[str]) -> str:
-    """Hex SHA-256 of a part of this package's code.
-
-    Args:
-        entries: files and folders in `fer`, relative to it; the order counts.
-    """
-    package = Path(fer.__file__).parent
-    digest = hashlib.sha256()
-    for entry in entries:
-        path = package / entry
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(f"{file.relative_to(package).as_posix()} {sha256(file)}\n".encode())
-    return digest.hexdigest()
 
 
 def hardware() -> str:

@@ -6,12 +6,14 @@ import logging
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fer.console import log
-from fer.training.state import StateError, TrainState, saved_states
+from fer.training.job import TrainJob, decisive_versions
+from fer.training.state import StateError, TrainState, VersionsError, saved_states
 
 
 @pytest.fixture(autouse=True)
@@ -98,19 +100,40 @@ def test_a_file_that_carries_code_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_the_state_of_another_training_is_refused() -> None:
+def a_job(**changes: Any) -> TrainJob:
+    return TrainJob(
+        **{
+            "shards": "", "work_dir": ".work/x", "recipe": None, "labels": (), "seed": 1, "threads": 1,
+            "checkpoint_every_steps": 1, "fingerprint": "f" * 64, "command": "train it", **changes,
+        }
+    )  # fmt: skip
+
+
+def test_the_state_of_another_run_is_refused() -> None:
     with pytest.raises(StateError, match="belongs to"):
-        a_state(1).check("0" * 64, 1, 1, warn=None)
+        a_state(1).check(a_job(fingerprint="0" * 64), 1, warn=None)
 
 
-def test_other_threads_or_workers_go_on_with_a_warning() -> None:
+def test_resuming_with_other_threads_or_workers_warns() -> None:
     told: list[str] = []
     state = a_state(1)
-    state.check("f" * 64, 1, 1, warn=told.append)
+    state.check(a_job(), 1, warn=told.append)
     assert not told
-    state.check("f" * 64, 2, 1, warn=told.append)
+    state.check(a_job(), 2, warn=told.append)
     assert "rounded differently" in told[0]
     assert state.world_size == 2
+
+
+def test_resuming_under_other_versions_is_refused_unless_they_are_accepted() -> None:
+    state, now = a_state(1), decisive_versions()
+    state.versions = {**now, "torch": "1.0"}
+    change = f"torch 1.0 -> {now['torch']}"
+    with pytest.raises(VersionsError, match=rf"\.work/x.*{change}.*train it --accept-versions.*train it --restart"):
+        state.check(a_job(), 1, warn=None)
+    assert state.versions["torch"] == "1.0"
+    state.check(a_job(accept_versions=True), 1, warn=None)
+    assert state.versions == now
+    assert state.accepted == [{"epoch": 0, "changed": {"torch": f"1.0 -> {now['torch']}"}}]
 
 
 def test_the_first_of_equally_good_epochs_is_the_best_and_less_loss_is_better() -> None:
