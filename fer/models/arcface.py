@@ -30,19 +30,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fer.models.backbones.ir import IR50
-from fer.models.backbones.mobilefacenet import PUBLISHED as MOBILEFACENET
 from fer.models.base import FerModel, TrainOutput, at_least_float32, cross_entropy
-from fer.models.ir import IR
+from fer.models.ir import IR, IR50
 from fer.models.mfn import MFN, MFNConfig
 from fer.models.mfn import NANO as MFN_NANO
 from fer.models.mfn import PUBLISHED as MFN_PUBLISHED
+from fer.models.mobilefacenet import PUBLISHED as MOBILEFACENET
 from fer.models.mobilefacenet import MobileFaceNet
 from fer.models.registry import register
 
 
 class Embedder(NamedTuple):
-    """A backbone in two parts. `features`: pictures -> map, or maps of which the last counts; `head`: map -> (B,E)."""
+    """A backbone in two parts. `features`: images -> map, or maps of which the last counts; `head`: map -> (B,E)."""
 
     features: nn.Module
     head: nn.Module

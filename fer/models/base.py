@@ -22,7 +22,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class TrainOutput(NamedTuple):
     """What a model in training mode returns. A NamedTuple of tensors, so that DistributedDataParallel finds them all.
 
-    logits: (B, num_classes), unnormalised.
+    logits: (B, num_classes), unnormalized.
     aux: what the model's own loss needs besides, each documented by the model; empty for most.
     """
 
@@ -73,7 +73,7 @@ class FerModel(nn.Module, ABC):
         """`TrainOutput` in training mode, logits (B, num_classes) in evaluation mode."""
 
     def loss(self, output: TrainOutput, targets: Tensor) -> Tensor:
-        """Scalar to minimise. `targets`: class indices int64 (B,), or class probabilities float (B, num_classes)."""
+        """Scalar to minimize. `targets`: class indices int64 (B,), or class probabilities float (B, num_classes)."""
         return cross_entropy(output.logits, targets)
 
 

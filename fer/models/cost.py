@@ -5,7 +5,7 @@
     cost = measure(model)
     cost.operations.macs  # 8.59e9
 
-Counted on the operations that one picture takes through the evaluation mode's reference path, attention written out.
+Counted on the operations that one image takes through the evaluation mode's reference path, attention written out.
 On the meta device no number is computed and no weight is needed; a model takes a fraction of a second.
 """
 
@@ -24,12 +24,12 @@ from fer.models.layers.attention import countable
 
 @dataclass(frozen=True, kw_only=True)
 class Operations:
-    """One picture's operations by kind.
+    """One image's operations by kind.
 
     convolution, linear, matmul: multiply-accumulates, as torch.utils.flop_counter has them; a linear layer is a product
         with one matrix for the whole batch, `matmul` (of attention) one with a matrix for each sample.
     conv_bias: outputs of the convolutions that have a bias.
-    map_norm, norm: elements that a BatchNorm of maps normalises; those of every BatchNorm and LayerNorm.
+    map_norm, norm: elements that a BatchNorm of maps normalizes; those of every BatchNorm and LayerNorm.
     prelu, relu: elements that they are taken of; `relu` holds the ReLU6 within a hardswish.
     """
 
@@ -49,9 +49,9 @@ class Operations:
 
     @property
     def torchstat(self) -> int:
-        """What torchstat 0.0.7 prints as "Flops": bias, normalisation and activation of maps beside the MACs.
+        """What torchstat 0.0.7 prints as "Flops": bias, normalization and activation of maps beside the MACs.
 
-        It sees no matrix product of attention, and of the normalisations BatchNorm2d alone.
+        It sees no matrix product of attention, and of the normalizations BatchNorm2d alone.
         """
         return self.convolution + self.linear + self.conv_bias + 2 * self.map_norm + self.prelu + self.relu
 
@@ -77,14 +77,14 @@ class Cost:
 
 
 def measure(model: FerModel) -> Cost:
-    """The cost of a picture of `model.input_size`. The model may be on the meta device; its mode is left as it was."""
+    """The cost of a image of `model.input_size`. The model may be on the meta device; its mode is left as it was."""
     device = next(model.parameters()).device
-    picture = torch.empty(1, 3, model.input_size, model.input_size, device=device)
+    image = torch.empty(1, 3, model.input_size, model.input_size, device=device)
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with _Counter() as counter, countable(), torch.no_grad():
-            model(picture)
+            model(image)
     finally:
         for module, mode in training.items():
             module.training = mode

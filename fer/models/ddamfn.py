@@ -57,7 +57,7 @@ SMALL = MFNConfig(
 class DualDirectionHead(nn.Module):
     """One attention head (paper, section 2): (B,C,S,S) -> attention map (B,C,S,S) in (0, 1).
 
-    Coordinate attention, with a learnt weight a position in place of the mean over each row and each column.
+    Coordinate attention, with a learned weight a position in place of the mean over each row and each column.
     """
 
     def __init__(self, channels: int, size: int) -> None:

@@ -19,7 +19,7 @@ Departures from the published code, and why:
 * Where the map is small, full attention with a mask takes the place of copies (`fer.models.layers.routing`).
 * Depths, widths, heads and input size are one configuration, so that narrow variants are the same code. In the last
   stage the published code has 8 heads whatever the width, no bias on queries, keys and values, and its local
-  convolution reads the normalised input instead of the values; all as published here.
+  convolution reads the normalized input instead of the values; all as published here.
 
 Shapes: B batch, H height, W width, C channels, R regions a side, N classes.
 """
@@ -32,11 +32,8 @@ from torch import Tensor, nn
 
 from fer.models.base import FerModel, TrainOutput
 from fer.models.layers.attention import attention
-from fer.models.layers.depthwise import DepthwiseConv, ResidualDepthwiseConv
-from fer.models.layers.drop_path import DropPath
-from fer.models.layers.fold import fold_conv_bn
-from fer.models.layers.fused_linear import FusedLinear
-from fer.models.layers.linear import MLP
+from fer.models.layers.conv import DepthwiseConv, ResidualDepthwiseConv, fold_conv_bn
+from fer.models.layers.linear import MLP, DropPath, FusedLinear
 from fer.models.layers.routing import RoutingAttention
 from fer.models.registry import register
 
@@ -169,7 +166,7 @@ class DynamicViT(FerModel):
     drop_path_rate: of the last block. 0.1 (tiny), 0.15 (small), 0.4 (base) are said to be the values of the BiFormer
         paper's ImageNet training; its repository does not hold them, and they are not checked.
 
-    The slides' recipe is not known, neither optimiser nor learning rate nor epochs.
+    The slides' recipe is not known, neither optimizer nor learning rate nor epochs.
 
     Parameters with 7 classes: 12,633,351 (tiny), 25,026,823 (small), 56,041,351 (base).
     GMACs at 224 pixels: 2.215, 4.463, 9.758.

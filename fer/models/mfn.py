@@ -13,7 +13,7 @@ Departures from the published code, and why:
 * The BatchNorm and PReLU that the published MixConv constructs and never calls are left out: 29,184 dead parameters.
   `fer.weights.convert` drops them by name.
 * Widths, depths, kernels, stem stride and input size are one configuration, so that narrow variants are the same code.
-* The classifier (`num_classes` > 0) reads the embedding before its L2 normalisation: a unit vector would bound the
+* The classifier (`num_classes` > 0) reads the embedding before its L2 normalization: a unit vector would bound the
   logits. The published code trains MFN for face recognition only; its table counts this classifier's parameters.
 
 Shapes: B batch, C channels, E expanded channels, H height, W width, N classes.
@@ -27,8 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fer.models.base import FerModel, TrainOutput
-from fer.models.layers.conv import ConvBNAct, global_depthwise
-from fer.models.layers.fold import fold_conv_bn
+from fer.models.layers.conv import ConvBNAct, fold_conv_bn, global_depthwise
 from fer.models.layers.gate import profiles, weigh
 from fer.models.registry import register
 
@@ -100,7 +99,7 @@ NANO = MFNConfig(
 class MixConv(nn.Module):
     """Depthwise convolutions of several kernel sizes, each on its share of the channels: (B,E,H,W) -> (B,E,H/s,W/s).
 
-    Neither normalised nor activated, as published.
+    Neither normalized nor activated, as published.
     """
 
     def __init__(self, kernels: Kernels, stride: int) -> None:
@@ -213,7 +212,7 @@ class MFNFeatures(nn.Sequential):
 @register("mfn_nano", config=NANO)
 @register("mfn", config=PUBLISHED)
 class MFN(FerModel):
-    """MFN with a classifier on its 256-d embedding; with `num_classes=0` the L2-normalised embedding itself, (B, 256).
+    """MFN with a classifier on its 256-d embedding; with `num_classes=0` the L2-normalized embedding itself, (B, 256).
 
     Parameters, published configuration: 4,164,264 for the embedding, 4,166,063 with 7 classes.
     """

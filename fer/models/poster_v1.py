@@ -14,7 +14,7 @@ The default is the published code for RAF-DB. Where it surprises, it is followed
 
 * An image token is 1,024 consecutive numbers of the map (C,14,14) in memory order, so 5.2 channels of it and no place
   on the face; the landmark tokens are the 49 places of their map.
-* Queries are the other stream's normalised tokens as they are, without a projection. Both directions of a block start
+* Queries are the other stream's normalized tokens as they are, without a projection. Both directions of a block start
   from the same tokens.
 * A 1x1 convolution over the token axis ends every block and mixes all 100 tokens. The published model for AffectNet,
   another file, has none: `token_mixing=False`.
@@ -38,13 +38,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fer.models.backbones.ir import IR50_THREE_STAGES, IRConfig, IRFeatures
-from fer.models.backbones.mobilefacenet import PUBLISHED as MOBILEFACENET
-from fer.models.backbones.mobilefacenet import LandmarkBackbone, MobileFaceNetConfig
 from fer.models.base import FerModel, TrainOutput, at_least_float32, cross_entropy
-from fer.models.layers.cross_attention import CrossAttention
-from fer.models.layers.drop_path import DropPath
-from fer.models.layers.linear import MLP
+from fer.models.ir import IR50_THREE_STAGES, IRConfig, IRFeatures
+from fer.models.layers.attention import CrossAttention
+from fer.models.layers.linear import MLP, DropPath
+from fer.models.mobilefacenet import PUBLISHED as MOBILEFACENET
+from fer.models.mobilefacenet import LandmarkBackbone, MobileFaceNetConfig
 from fer.models.poster_v2 import NANO as POSTER_V2_NANO
 from fer.models.poster_v2 import Gate
 from fer.models.registry import register

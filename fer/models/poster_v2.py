@@ -9,7 +9,7 @@ An IR-50 cut after three stages and a frozen MobileFaceNet landmark network both
 image features attend to the landmark features; the fused maps become 147 tokens for a small vision transformer.
 
 The default is the published code, which differs from the paper: the queries are the landmark features as they are
-(the paper's equation 4 projects them), the residual connection starts from the normalised image features (equation 5:
+(the paper's equation 4 projects them), the residual connection starts from the normalized image features (equation 5:
 from the features themselves), layer scales of 1e-5 weigh both residual branches, and the windows are the whole maps.
 
 Departures from the published code, and why:
@@ -31,16 +31,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fer.models.backbones.ir import IR50_THREE_STAGES, IRConfig, IRFeatures
-from fer.models.backbones.mobilefacenet import PUBLISHED as MOBILEFACENET
-from fer.models.backbones.mobilefacenet import LandmarkBackbone, MobileFaceNetConfig
-from fer.models.backbones.mobilefacenet import Stage as LandmarkStage
 from fer.models.base import FerModel, TrainOutput
-from fer.models.layers.class_token import ClassTokenTransformer
-from fer.models.layers.cross_attention import CrossAttention
-from fer.models.layers.drop_path import DropPath
-from fer.models.layers.linear import MLP
-from fer.models.layers.tokens import Embedding, to_map, to_tokens
+from fer.models.ir import IR50_THREE_STAGES, IRConfig, IRFeatures
+from fer.models.layers.attention import CrossAttention
+from fer.models.layers.linear import MLP, DropPath
+from fer.models.layers.tokens import ClassTokenTransformer, Embedding, to_map, to_tokens
+from fer.models.mobilefacenet import PUBLISHED as MOBILEFACENET
+from fer.models.mobilefacenet import LandmarkBackbone, MobileFaceNetConfig
+from fer.models.mobilefacenet import Stage as LandmarkStage
 from fer.models.registry import register
 
 ATTENTIONS = ("window", "vanilla")
@@ -226,8 +224,8 @@ class PosterV2(FerModel):
     The others are ablations. Rows of the paper's Table 8 and what makes them; the paper does not say what takes the
     place of what is left out, so that the last column is inferred:
 
-        w/o multi-scale feature extraction  multi_scale=False     the last level alone, fused and tokenised
-        w/o ViT                             vit_depth=0           mean of the tokens, normalised, before the gate
+        w/o multi-scale feature extraction  multi_scale=False     the last level alone, fused and tokenized
+        w/o ViT                             vit_depth=0           mean of the tokens, normalized, before the gate
         w/o W-MCSA                          attention="vanilla"   projected queries, no position bias, whole maps
         w/o cross-fusion                    cross_fusion=False    image features attend to themselves, no landmarks
 

@@ -52,12 +52,12 @@ def model_options(name: str) -> dict[str, Any]:
 
 
 def model_loss(name: str) -> str:
-    """What the model minimises in training, in words: `FerModel.loss_is`."""
+    """What the model minimizes in training, in words: `FerModel.loss_is`."""
     return str(getattr(_entry(name).builder, "loss_is", "the model's own loss"))
 
 
 def create_model(name: str, num_classes: int = 7, **options: Any) -> FerModel:
-    """A freshly initialised model, in training mode; the weights are a function of torch's global seed.
+    """A freshly initialized model, in training mode; the weights are a function of torch's global seed.
 
     Raises ValueError for an unknown name or option, naming the valid ones, and for values that the model refuses.
     """

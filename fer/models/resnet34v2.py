@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fer.models.base import FerModel, Resize, TrainOutput
-from fer.models.layers.fold import fold_conv_bn
+from fer.models.layers.conv import fold_conv_bn
 from fer.models.registry import register
 
 BN_EPSILON = 2e-5
@@ -34,13 +34,13 @@ class ResNetV2Config:
     """Size of the network. A level is the stem or one of the stages; each halves the map but the first stage.
 
     Attributes:
-        input_size: side of the picture in pixels; the stem divides it by 4.
+        input_size: side of the image in pixels; the stem divides it by 4.
         stem_width: channels after the stem.
         depths, widths: units and channels of each stage.
         hidden: widths of the classifier's hidden layers.
         drop_rate: dropout probability after each hidden layer.
         bn_momentum: weight of a new batch in the running statistics of the BatchNorms.
-        antialias: of the resize to `input_size`. The published networks enlarge pictures of 48 pixels.
+        antialias: of the resize to `input_size`. The published networks enlarge images of 48 pixels.
     """
 
     input_size: int
@@ -112,7 +112,7 @@ class PixelNorm(nn.BatchNorm2d):
 
 
 class Stem(nn.Module):
-    """(B,3,S,S) -> (B,C,S/4,S/4): normalise the pixels, 7x7 convolution of stride 2, max-pooling of stride 2.
+    """(B,3,S,S) -> (B,C,S/4,S/4): normalize the pixels, 7x7 convolution of stride 2, max-pooling of stride 2.
 
     The published pooling pads with zeros; after a ReLU that gives what padding with minus infinity gives.
     """

@@ -26,9 +26,8 @@ from torch import Tensor, nn
 from fer.models.base import FerModel, Resize, TrainOutput
 from fer.models.layers.attention import attention as attend
 from fer.models.layers.attention import is_countable
-from fer.models.layers.class_token import ClassTokenTransformer, SelfAttention
 from fer.models.layers.routing import gathered_attention, route, routing_bias
-from fer.models.layers.tokens import to_tokens
+from fer.models.layers.tokens import ClassTokenTransformer, SelfAttention, to_tokens
 from fer.models.registry import register
 
 ATTENTIONS = ("full", "dynamic")

@@ -36,7 +36,7 @@ from fer.sources.registry import DatasetConfig, get_source
 FORMAT = 1
 _CODE = (
     "faces", "hashing.py", "io/jpeg.py", "labels.py", "io/images.py", "shards/schema.py", "shards/table.py", "sources",
-    "synth", "weights/published.py", "weights/torchfile.py", "weights/unpickle.py",
+    "synth", "weights/published.py", "weights/torchfile.py",
 )  # fmt: skip
 _SHOWN_EXAMPLES = 8
 _DECODING_THREADS = 2

@@ -100,7 +100,7 @@ _THOP_TWICE = _Convention(
     count=lambda cost, paper: 2 * (cost.operations.thop + paper.uncounted_operations),
 )
 _TORCHSTAT = _Convention(
-    text="torchstat: MACs, biases, normalisation, activation", count=lambda cost, paper: cost.operations.torchstat
+    text="torchstat: MACs, biases, normalization, activation", count=lambda cost, paper: cost.operations.torchstat
 )
 _THOP = _Convention(
     text="thop: MACs of layers, no attention products; printed truncated",

@@ -11,9 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fer.models import create_model
 from fer.models.inference import for_inference
 from fer.models.layers.attention import attention, countable, is_countable
-from fer.models.layers.depthwise import ResidualDepthwiseConv
-from fer.models.layers.drop_path import DropPath
-from fer.models.layers.fused_linear import FusedLinear
+from fer.models.layers.conv import ResidualDepthwiseConv
+from fer.models.layers.linear import DropPath, FusedLinear
 from fer.models.layers.routing import gathered_attention, masked_attention, route
 
 

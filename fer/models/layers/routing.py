@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from fer.models.layers.attention import attention, is_countable
-from fer.models.layers.depthwise import DepthwiseConv
-from fer.models.layers.fused_linear import FusedLinear
+from fer.models.layers.conv import DepthwiseConv
+from fer.models.layers.linear import FusedLinear
 
 MASK_UP_TO = 256
 """The tokens of a map up to which the mask is the way taken.
