@@ -48,7 +48,7 @@ class IRConfig:
 IR18 = IRConfig(depths=(2, 2, 2, 2), widths=(64, 128, 256, 512), stem_width=64)
 IR50 = IRConfig(depths=(3, 4, 14, 3), widths=(64, 128, 256, 512), stem_width=64)
 IR50_THREE_STAGES = IRConfig(depths=(3, 4, 14), widths=(64, 128, 256), stem_width=64)
-"""What POSTER and POSTER V2 keep of IR-50: 17,611,968 parameters."""
+"""The part of IR-50 in POSTER and POSTER V2: 17,611,968 parameters."""
 NANO = IRConfig(depths=(1, 1, 1, 1), widths=(8, 16, 32, 64), stem_width=8)
 
 
@@ -134,6 +134,8 @@ class IR(FerModel):
     Parameters of the embedding: ir18 17,594,240; ir50 43,574,976; ir50 of three stages 17,611,968.
     """
 
+    without_classes = "the embedding"
+
     def __init__(
         self,
         num_classes: int = 7,
@@ -144,8 +146,6 @@ class IR(FerModel):
         stages: int = 4,
         drop_rate: float = 0.0,
     ) -> None:
-        if num_classes < 0:
-            raise ValueError(f"ir: num_classes = {num_classes}: 0 (the embedding) or the number of classes is allowed")
         if stages not in (3, 4):
             raise ValueError(f"ir: stages = {stages!r}: 3 or 4 is allowed")
         super().__init__(num_classes, input_size=input_size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -128,17 +128,17 @@ def _stage(in_channels: int, stage: Stage) -> tuple[InvertedResidual, nn.Sequent
 
 
 class LandmarkBackbone(MobileFaceNetFeatures):
-    """MobileFaceNet's features as a branch of another model, frozen or trained along.
+    """MobileFaceNet's features as a branch of another model, frozen or trained with it.
 
     frozen: its parameters take no gradient.
     bn: of a frozen branch in training, "frozen": BatchNorm in evaluation mode; "drift": in training mode, as published.
-        Of a branch that is trained along, BatchNorm is in the mode of the model.
+        Of a branch that is not frozen, BatchNorm is in the mode of the model.
 
     The forward pass in training raises ValueError where the branch is frozen and was never loaded, and where BatchNorm
     would normalize by the batch but the loaded weights have their BatchNorms folded (`fer.weights.openvino`).
 
     Attributes:
-        loaded: a state dict that holds every tensor of this module was loaded, into it or into a model around it.
+        loaded: whether a state dict with every tensor of this module was loaded, into it or a model that contains it.
     """
 
     def __init__(self, config: MobileFaceNetConfig, *, frozen: bool, bn: str) -> None:
@@ -173,18 +173,18 @@ class LandmarkBackbone(MobileFaceNetFeatures):
             raise ValueError(
                 "the landmark network is frozen at random weights. Load the published ones (`fer weights pull "
                 "mobilefacenet_landmarks`, then the recipe's pretrained: {landmarks: mobilefacenet_landmarks}), or "
-                "train it along with landmark_frozen=False"
+                "train it with landmark_frozen=False"
             )
         if self.loaded and self.stem.bn.training and _is_folded(self.stem.bn):
             raise ValueError(
-                "the landmark network's weights have BatchNorm folded in, and with its statistics gone they are good "
-                "for a frozen network alone. Set landmark_frozen=True and landmark_bn='frozen', or load weights with "
+                "the landmark network's weights have BatchNorm folded in; without its statistics they serve only "
+                "a frozen network. Set landmark_frozen=True and landmark_bn='frozen', or load weights with "
                 "statistics (mobilefacenet_model_best.pth.tar)"
             )
 
 
 def _is_folded(bn: nn.BatchNorm2d) -> bool:
-    """It divides by one and subtracts nothing, as no trained BatchNorm does, nor a fresh one (its variance is one)."""
+    """It divides by one and subtracts nothing, unlike a trained BatchNorm or a new one (whose variance is one)."""
     assert bn.running_var is not None
     return bool((bn.running_var == 1 - bn.eps).all())
 
@@ -216,6 +216,8 @@ class MobileFaceNet(FerModel):
     Parameters: 1,204,103 with 7 classes (1.148 Mi in the DDAMFN paper's table), 1,200,512 for the embedding.
     """
 
+    without_classes = "the embedding"
+
     def __init__(
         self,
         num_classes: int = 7,
@@ -224,10 +226,6 @@ class MobileFaceNet(FerModel):
         input_size: int = INPUT_SIZE,
         embedding_width: int = 512,
     ) -> None:
-        if num_classes < 0:
-            raise ValueError(
-                f"mobilefacenet: num_classes = {num_classes}: 0 (the embedding) or the number of classes is allowed"
-            )
         super().__init__(num_classes, input_size=input_size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
         self.features = MobileFaceNetFeatures(config)
         self.head = DepthwiseEmbedding(config.out_width, input_size // 16, embedding_width)
@@ -241,7 +239,7 @@ class MobileFaceNet(FerModel):
 
 @register("mobilefacenet_landmarks", config=PUBLISHED)
 class MobileFaceNetLandmarks(FerModel):
-    """68 landmarks; with `num_classes` > 0 a linear classifier on their 136 coordinates: geometry alone.
+    """68 landmarks; with `num_classes` > 0 a linear classifier on their 136 coordinates: only geometry.
 
     With `num_classes=0` the output is (B,68,2): x and y as fractions of the crop's side, from its upper left corner, in
     the order of 300-W. The crop is a square about the face with little margin.
@@ -250,12 +248,9 @@ class MobileFaceNetLandmarks(FerModel):
     Parameters: 1,007,248 without a classifier.
     """
 
+    without_classes = "the landmarks"
+
     def __init__(self, num_classes: int = 7, *, config: MobileFaceNetConfig) -> None:
-        if num_classes < 0:
-            raise ValueError(
-                f"mobilefacenet_landmarks: num_classes = {num_classes}: "
-                "0 (the landmarks) or the number of classes is allowed"
-            )
         super().__init__(num_classes, input_size=INPUT_SIZE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         self.features = MobileFaceNetFeatures(config)
         self.head = DepthwiseEmbedding(config.out_width, INPUT_SIZE // 16, 2 * NUM_LANDMARKS)

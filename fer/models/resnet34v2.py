@@ -10,8 +10,8 @@ Departures from the published code, and why:
 
 * Channels first, and logits where the published code ends in a softmax: every model of the zoo returns logits.
 * Widths, depths, hidden layers and input size are one configuration, so that narrow variants are the same code.
-* The published training starts from ImageNet weights of the convolutions; here the weights start as Keras would draw
-  them: He's uniform for convolutions, Glorot's uniform for linear layers, no bias.
+* The published training starts from ImageNet weights of the convolutions; here the weights are initialized as in
+  Keras: He's uniform for convolutions, Glorot's uniform for linear layers, no bias.
 
 Shapes: B batch, C channels, H height, W width, N classes.
 """
@@ -106,7 +106,7 @@ class PixelNorm(nn.BatchNorm2d):
         self.register_parameter("weight", None)
 
     def reset_parameters(self) -> None:
-        """Statistics and shift as at the start."""
+        """Resets the statistics and the shift."""
         self.reset_running_stats()
         nn.init.zeros_(self.bias)
 
@@ -196,8 +196,6 @@ class ResNet34V2(FerModel):
     """
 
     def __init__(self, num_classes: int = 7, *, config: ResNetV2Config, drop_rate: float | None = None) -> None:
-        if num_classes < 1:
-            raise ValueError(f"num_classes = {num_classes}: at least 1 is needed")
         super().__init__(
             num_classes,
             input_size=config.input_size,

@@ -19,7 +19,7 @@ from fer.models.layers.routing import gathered_attention, masked_attention, rout
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_regions": 3}, r"num_regions = 3 does not divide the 4 tokens a side.*allowed: 1, 2, 4$"),
+        ({"num_regions": 3}, r"num_regions = 3 does not divide the 4 tokens per side.*allowed: 1, 2, 4$"),
         ({"topk": 17}, r"topk = 17: .*1 to 16"),
         ({"topk": (1, 2)}, r"topk = \(1, 2\): one number or three"),
         ({"topk": 0}, "topk = 0"),

@@ -16,9 +16,9 @@ _written_out = False
 def countable() -> Iterator[None]:
     """The reference path: inside, `attention` is two matrix products with a softmax between them.
 
-    For `torch.utils.flop_counter`, which takes the fused kernel of the CPU for no operations at all. `layers.routing`
-    then attends by copies, as the published code does, and not by masks, which take more arithmetic. The results agree
-    to rounding. For the whole process, not per thread; a graph exported inside keeps the reference path.
+    For `torch.utils.flop_counter`, which does not count the CPU's fused kernel. `layers.routing` then attends by
+    copies, as the published code does, and not by masks, which take more arithmetic. The results agree to rounding.
+    For the whole process, not per thread; a graph exported inside keeps the reference path.
     """
     global _written_out
     before, _written_out = _written_out, True
@@ -29,7 +29,7 @@ def countable() -> Iterator[None]:
 
 
 def is_countable() -> bool:
-    """Whether the reference path is asked for."""
+    """Whether the reference path is active."""
     return _written_out
 
 
@@ -72,7 +72,7 @@ class RelativePositionBias(nn.Module):
 
 
 class Constant(nn.Module):
-    """A tensor in the place of a module that computes it: () -> the tensor."""
+    """A tensor in place of the module that computes it: () -> the tensor."""
 
     value: Tensor
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class ScaledLinear(nn.Linear):
-    """A linear layer and a learned factor a channel after it (LayerScale, arXiv:2103.17239)."""
+    """A linear layer followed by a learned factor per channel (LayerScale, arXiv:2103.17239)."""
 
     def __init__(self, in_features: int, out_features: int, *, initial_scale: float) -> None:
         super().__init__(in_features, out_features)
@@ -25,7 +25,7 @@ class ScaledLinear(nn.Linear):
 
 
 def linear(in_features: int, out_features: int, layer_scale: float | None) -> nn.Linear:
-    """A linear layer; with `layer_scale` its result is weighed by a learned factor a channel of that initial value."""
+    """A linear layer; with `layer_scale` followed by a learned factor per channel, of that initial value."""
     if layer_scale is None:
         return nn.Linear(in_features, out_features)
     return ScaledLinear(in_features, out_features, initial_scale=layer_scale)

@@ -50,8 +50,8 @@ class Embedding(nn.Sequential):
 class ComposedEmbedding(nn.Module):
     """Two convolutions (3x3, stride 2, padding 1) as one, for maps of side S: (B,C,S,S) -> (B,T,D).
 
-    Where the second pads with zeros, the first without its bias would be zero too: it would see padding alone. So the
-    weights compose exactly, and the first one's bias becomes a map, the smaller at the border. Composed in float64.
+    Where the second pads with zeros, the first without its bias would be zero too: its input would be padding. So the
+    weights compose exactly, and the first one's bias becomes a map, smaller at the border. Composed in float64.
     """
 
     bias: Tensor
@@ -87,7 +87,7 @@ class SelfAttention(nn.Module):
         return self._attend(q, k, v)
 
     def first(self, x: Tensor) -> Tensor:
-        """What the first token, which attends to all, becomes: (B,T,D) -> (B,1,D)."""
+        """The output of the first token, which attends to all: (B,T,D) -> (B,1,D)."""
         dim, weight, bias = x.shape[-1], self.qkv.weight, self.qkv.bias
         (q,) = self._heads(F.linear(x[:, :1], weight[:dim], bias[:dim]), 1)
         k, v = self._heads(F.linear(x, weight[dim:], bias[dim:]), 2)
@@ -126,7 +126,7 @@ class Block(nn.Module):
 class ClassTokenTransformer(nn.Module):
     """Class token in front, learned positions, blocks, LayerNorm; the class token's row: (B,T,D) -> (B,D).
 
-    Without blocks the class token would see no other; then the mean of the tokens is normalized in its place, and
+    Without blocks the class token would not depend on the tokens; then their mean is normalized in its place, and
     neither class token nor positions exist.
     """
 
