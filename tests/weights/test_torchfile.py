@@ -28,8 +28,7 @@ import torch
 
 from fer.io.files import FileError
 from fer.weights import read_published
-from fer.weights.torchfile import LEGACY_MAGIC, TorchFile
-from fer.weights.unpickle import Stub, TensorRef, UnsafeFileError
+from fer.weights.torchfile import LEGACY_MAGIC, Stub, TensorRef, TorchFile, UnsafeFileError
 
 Save = Callable[[Any, Path], None]
 
@@ -251,7 +250,7 @@ def test_plain_values_and_foreign_objects_come_as_data(save: Save, tmp_path: Pat
     assert root["names"] == {"a", "b"}
     assert root["large"] == 1 << 80
     assert isinstance(root["recorder"], Stub)
-    assert str(root["recorder"]).endswith("test_weights_unpickle.Attributes")
+    assert str(root["recorder"]).endswith("test_torchfile.Attributes")
     assert set(root["recorder"].state) == {"epoch_losses", "best"}
 
 
