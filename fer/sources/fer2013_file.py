@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from fer.console import log, progress
-from fer.io.archives.tars import is_tar
+from fer.io.archives import is_tar
 from fer.io.files import FileError, refuse_impostor, sha256
 from fer.io.transfer import download
 from fer.sources.base import BLOCK_ROWS, Block, RawSample, Reject, read_description

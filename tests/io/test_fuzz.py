@@ -1,26 +1,25 @@
-"""Whatever bytes a file holds, its reader gives a right result or an error with a name: no crash, no silent change.
+"""For any bytes, a reader returns a valid result or raises its own error: no crash, no undetected change.
 
-Files of every kind are written, then harmed: bits flipped, pieces cut out, put in, exchanged with another's. What a
-reader may answer is listed; anything else fails. The examples are the same in every run.
+Files of every kind are written, then corrupted: bits flipped, pieces removed, inserted, exchanged with another's. The
+allowed outcomes are listed; anything else fails. The examples are the same in every run.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from builders.images import encoded, scene, silence
 from builders.shards import write_set
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from picture_files import encoded, scene, silence
 from PIL import Image
 
-from fer.io import images as pictures
+from fer.io import images
 from fer.io.files import FileError, read_json, write_json
 from fer.io.images import ImageError, decode_image
 from fer.shards.manifest import FILE_NAME, parse_manifest
@@ -35,38 +34,36 @@ bounded = settings(
 )
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
-Harm = Callable[[bytes], bytes]
-
 
 @st.composite
-def harmed(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
-    """The bytes of a file after one to three harms."""
+def corrupted(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
+    """The bytes of a file after one to three corruptions."""
     data = draw(whole)
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, max(0, len(data) - 1)))
         length = draw(st.integers(1, 64))
-        harm = draw(st.sampled_from(["flip", "overwrite", "remove", "insert", "repeat", "cut", "splice"]))
-        if harm == "flip" and data:
+        kind = draw(st.sampled_from(["flip", "overwrite", "remove", "insert", "repeat", "cut", "splice"]))
+        if kind == "flip" and data:
             flipped = data[start] ^ (1 << draw(st.integers(0, 7)))
             data = data[:start] + bytes([flipped]) + data[start + 1 :]
-        elif harm == "overwrite":
+        elif kind == "overwrite":
             data = data[:start] + draw(st.binary(min_size=length, max_size=length)) + data[start + length :]
-        elif harm == "remove":
+        elif kind == "remove":
             data = data[:start] + data[start + length :]
-        elif harm == "insert":
+        elif kind == "insert":
             data = data[:start] + draw(st.binary(min_size=1, max_size=length)) + data[start:]
-        elif harm == "repeat":
+        elif kind == "repeat":
             data = data[: start + length] + data[start:]
-        elif harm == "cut":
+        elif kind == "cut":
             data = data[:start]
         else:
             data = data[:start] + draw(whole)[start:]
     return data
 
 
-# ------------------------------------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------------------------------------ images
 
-PICTURES = [
+IMAGES = [
     encoded(scene(), "JPEG"),
     encoded(scene(), "JPEG", progressive=True, restart_marker_blocks=3),
     encoded(Image.fromarray(scene()).convert("CMYK"), "JPEG"),
@@ -86,10 +83,10 @@ REASONS = {"empty", "not_an_image", "unsupported", "truncated", "damaged", "too_
 
 
 @settings(bounded, max_examples=300)
-@given(data=harmed(st.sampled_from(PICTURES)))
-def test_a_harmed_picture_is_a_picture_or_an_image_error(data: bytes) -> None:
+@given(data=corrupted(st.sampled_from(IMAGES)))
+def test_corrupted_image_is_decoded_or_an_image_error(data: bytes) -> None:
     with pytest.MonkeyPatch.context() as patch, silence():
-        patch.setattr(pictures, "MAX_PIXELS", 1_000_000)  # a harmed header may ask for any size
+        patch.setattr(images, "MAX_PIXELS", 1_000_000)  # a corrupted header may ask for any size
         try:
             image = decode_image(data)
         except ImageError as error:
@@ -112,8 +109,8 @@ ROWS = [b"3," + PIXELS + b",Training\n", b'"0","' + PIXELS + b'","PrivateTest"\r
 
 
 @bounded
-@given(text=harmed(st.sampled_from(ROWS)))
-def test_a_harmed_row_of_fer2013_is_a_row_or_a_row_error(text: bytes) -> None:
+@given(text=corrupted(st.sampled_from(ROWS)))
+def test_corrupted_row_of_fer2013_is_a_row_or_a_row_error(text: bytes) -> None:
     try:
         row = parse_csv_row(text, CsvColumns(0, 1, 2))
     except RowError:
@@ -124,8 +121,8 @@ def test_a_harmed_row_of_fer2013_is_a_row_or_a_row_error(text: bytes) -> None:
 
 
 @bounded
-@given(data=harmed(st.just(b"emotion,pixels,Usage\n" + b"".join(ROWS))))
-def test_a_harmed_file_of_fer2013_is_read_line_by_line_or_refused(
+@given(data=corrupted(st.just(b"emotion,pixels,Usage\n" + b"".join(ROWS))))
+def test_corrupted_file_of_fer2013_is_read_line_by_line_or_refused(
     tmp_path_factory: pytest.TempPathFactory, data: bytes
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "fer2013.csv"
@@ -166,7 +163,7 @@ def check_record(raw: Any) -> None:
 
 @bounded
 @given(data=st.data())
-def test_a_record_of_ai_hub_with_anything_in_a_field_is_a_record_or_a_record_error(data: st.DataObject) -> None:
+def test_aihub_record_with_any_value_is_a_record_or_a_record_error(data: st.DataObject) -> None:
     record = json.loads(json.dumps(RECORD))
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.sampled_from([record, *(value for value in record.values() if isinstance(value, dict))]))
@@ -177,8 +174,8 @@ def test_a_record_of_ai_hub_with_anything_in_a_field_is_a_record_or_a_record_err
 
 
 @bounded
-@given(data=harmed(st.sampled_from([json.dumps([RECORD, RECORD]).encode(), json.dumps([RECORD]).encode("cp949")])))
-def test_a_harmed_file_of_records_is_read_record_by_record_or_refused(
+@given(data=corrupted(st.sampled_from([json.dumps([RECORD, RECORD]).encode(), json.dumps([RECORD]).encode("cp949")])))
+def test_corrupted_file_of_records_is_read_record_by_record_or_refused(
     tmp_path_factory: pytest.TempPathFactory, data: bytes
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "records.json"
@@ -195,7 +192,7 @@ NUMBERS = [b"9" * 5000, b"[" * 100_000, b"\xff\xfe{}", b'{"a": 1' + b"0" * 5000 
 
 
 @pytest.mark.parametrize("text", NUMBERS, ids=["digits", "depth", "encoding", "digits inside"])
-def test_json_that_python_chokes_on_is_refused_by_name(tmp_path: Path, text: bytes) -> None:
+def test_json_that_python_cannot_parse_is_refused_with_the_file(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "source.json"
     path.write_bytes(text)
     for read in (describe, lambda folder: read_json_records(folder / "source.json")):
@@ -204,13 +201,13 @@ def test_json_that_python_chokes_on_is_refused_by_name(tmp_path: Path, text: byt
 
 
 @pytest.mark.parametrize("text", [b"1e999", b"NaN", b"[]", b"{}", b'{"request": 1}'])
-def test_a_source_json_that_download_did_not_write_is_refused(tmp_path: Path, text: bytes) -> None:
+def test_source_json_of_another_structure_is_refused(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "source.json").write_bytes(text)
     with pytest.raises(FileError, match=r"source\.json"):
         describe(tmp_path)
 
 
-def test_a_flipped_bit_in_what_one_stage_tells_the_next_changes_nothing_unseen(tmp_path: Path) -> None:
+def test_flipped_bit_of_sealed_json_is_detected_or_harmless(tmp_path: Path) -> None:
     """source.json and faces.json are written sealed. (A flip in the seal's own name leaves a file without a seal.)"""
     path = tmp_path / "faces.json"
     about = {"dataset": "기쁨", "faces": 4711, "share": 0.125, "files": [{"file": "faces-0.parquet", "rows": 4711}]}
@@ -234,17 +231,17 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_set(tmp_path_factory.mktemp("fuzz") / "tiny", size=4)
 
 
-def harmed_file(folder: Path, work: Path, name: str) -> tuple[Path, bytes]:
-    """A copy of the folder to harm a file of, and that file's bytes."""
+def copy_to_corrupt(folder: Path, work: Path, name: str) -> tuple[Path, bytes]:
+    """A copy of the folder, and the bytes of one of its files."""
     copy = work / folder.name
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(folder, copy)
     return copy, (copy / name).read_bytes()
 
 
-def test_any_flipped_byte_of_a_manifest_is_found_when_the_shards_are_opened(shards: Path, tmp_path: Path) -> None:
+def test_flipped_byte_of_a_manifest_is_detected_on_open(shards: Path, tmp_path: Path) -> None:
     """Every byte, by a bit that makes another digit or letter of it, and by one that makes it none."""
-    copy, data = harmed_file(shards, tmp_path, FILE_NAME)
+    copy, data = copy_to_corrupt(shards, tmp_path, FILE_NAME)
     ShardSet.open(copy)
     for place in range(len(data)):
         for bit in (1, 128):
@@ -259,10 +256,8 @@ def test_any_flipped_byte_of_a_manifest_is_found_when_the_shards_are_opened(shar
 
 
 @pytest.mark.parametrize("name", ["train-f1-0.parquet", "train-f0-0.parquet", "test-0.parquet"])
-def test_any_flipped_byte_of_a_shard_is_found_when_the_shards_are_opened(
-    shards: Path, tmp_path: Path, name: str
-) -> None:
-    copy, data = harmed_file(shards, tmp_path, name)
+def test_flipped_byte_of_a_shard_is_detected_on_open(shards: Path, tmp_path: Path, name: str) -> None:
+    copy, data = copy_to_corrupt(shards, tmp_path, name)
     ShardSet.open(copy)
     for place in [*range(0, len(data), 97), len(data) - 1]:
         changed = bytearray(data)
@@ -274,10 +269,12 @@ def test_any_flipped_byte_of_a_shard_is_found_when_the_shards_are_opened(
 
 @settings(bounded, max_examples=60)
 @given(data=st.data())
-def test_harmed_shards_are_refused(shards: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_corrupted_shards_are_refused(
+    shards: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     name = data.draw(st.sampled_from([FILE_NAME, "train-f2-0.parquet", "test-0.parquet"]))
-    copy, whole = harmed_file(shards, tmp_path_factory.getbasetemp(), name)
-    changed = data.draw(harmed(st.just(whole)))
+    copy, whole = copy_to_corrupt(shards, tmp_path_factory.getbasetemp(), name)
+    changed = data.draw(corrupted(st.just(whole)))
     (copy / name).write_bytes(changed)
     if changed == whole:
         ShardSet.open(copy)

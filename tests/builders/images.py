@@ -1,4 +1,4 @@
-"""Small pictures as files of any kind, for the tests of decoding; what decoding says and takes."""
+"""Small images as files of any kind; the messages and the memory of decoding them."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ HEIGHT, WIDTH = 40, 56
 
 
 def encoded(image: Image.Image | Pixels, kind: str, **options: object) -> bytes:
-    """The picture as a file's bytes."""
+    """The image as a file's bytes."""
     buffer = io.BytesIO()
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def scene() -> Pixels:
-    """Smooth, so that lossy formats keep it, and different under every turn and exchange of channels."""
+    """Smooth, so that lossy formats keep it, and different under every rotation and exchange of channels."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     return np.stack([rows * 6, columns * 4, 200 - rows * 2 - columns], axis=2).astype(np.uint8)
 
 
 def difference(one: Pixels, other: Pixels) -> float:
-    """Mean absolute difference of their samples; pictures of different size do not compare."""
+    """Mean absolute difference of their samples; images of different sizes do not compare."""
     assert one.shape == other.shape
     return float(np.abs(one.astype(int) - other).mean())
 
@@ -55,7 +55,7 @@ def silence() -> Iterator[None]:
 
 
 def memory_to_read(path: Path) -> tuple[str, int]:
-    """In a process of its own: the size, or the reason for which it is refused; the most memory beyond imports, MiB."""
+    """In a process of its own: the size or the reason of the refusal, and the peak memory beyond imports in MiB."""
     script = (
         "import re, sys; from pathlib import Path; import cv2, numpy, PIL.Image; PIL.Image.init()\n"
         "from fer.io.images import ImageError, read_image\n"

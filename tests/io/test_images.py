@@ -1,4 +1,4 @@
-"""Every kind of picture is decoded to the same upright RGB, or refused with a reason."""
+"""Every kind of image is decoded to the same upright RGB, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from picture_files import HEIGHT, WIDTH, Pixels, difference, encoded, memory_to_read, scene, silence
+from builders.images import HEIGHT, WIDTH, Pixels, difference, encoded, memory_to_read, scene, silence
 from PIL import Image, ImageChops
 
-from fer.io import images as pictures
-from fer.io import jpeg
+from fer.io import images, jpeg
 
 # Its filter in `fer.io.images` does not outlive a test, because pytest restores all filters.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 
 def refusal(data: bytes) -> str:
-    """The reason for which it is refused."""
-    with pytest.raises(pictures.ImageError) as caught:
-        pictures.decode_image(data)
+    """The reason of the refusal."""
+    with pytest.raises(images.ImageError) as caught:
+        images.decode_image(data)
     return caught.value.reason
 
 
@@ -49,17 +48,17 @@ def test_every_orientation_becomes_upright(kind: str, orientation: int) -> None:
         6: stored[::-1].transpose(1, 0, 2), 7: stored[::-1, ::-1].transpose(1, 0, 2),
         8: stored[:, ::-1].transpose(1, 0, 2),
     }[orientation]  # fmt: skip
-    decoded = pictures.decode_image(with_orientation(kind, orientation))
+    decoded = images.decode_image(with_orientation(kind, orientation))
     assert difference(decoded, upright) < 2.5
     assert decoded.flags.c_contiguous
 
 
 @pytest.mark.parametrize("tag", [0, 9, 65535])
-def test_an_orientation_that_does_not_exist_turns_nothing(tag: int) -> None:
-    assert pictures.decode_image(with_orientation("JPEG", tag)).shape == (HEIGHT, WIDTH, 3)
+def test_invalid_orientation_is_ignored(tag: int) -> None:
+    assert images.decode_image(with_orientation("JPEG", tag)).shape == (HEIGHT, WIDTH, 3)
 
 
-def test_orientation_is_read_in_both_byte_orders_and_broken_blocks_are_passed_over() -> None:
+def test_orientation_is_read_in_both_byte_orders_and_malformed_blocks_are_ignored() -> None:
     for order, mark in (("<", b"II"), (">", b"MM")):
         block = mark + struct.pack(f"{order}HIHHHIHH", 42, 8, 1, jpeg.ORIENTATION, 3, 1, 6, 0)
         assert jpeg.exif_orientation(block) == 6
@@ -83,8 +82,8 @@ LOSSLESS = {
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
-def test_lossless_kinds_keep_every_pixel(name: str) -> None:
-    assert np.array_equal(pictures.decode_image(LOSSLESS[name]()), scene())
+def test_lossless_image_keeps_every_pixel(name: str) -> None:
+    assert np.array_equal(images.decode_image(LOSSLESS[name]()), scene())
 
 
 LOSSY = {
@@ -128,67 +127,63 @@ def _ycck(rgb: Pixels) -> bytes:
 
 
 @pytest.mark.parametrize("name", LOSSY)
-def test_lossy_kinds_look_the_same(name: str) -> None:
+def test_lossy_image_looks_the_same(name: str) -> None:
     make, bound = LOSSY[name]
-    assert difference(pictures.decode_image(make()), scene()) < bound
+    assert difference(images.decode_image(make()), scene()) < bound
 
 
-def test_grey_of_any_depth_becomes_the_same_rgb() -> None:
-    grey = scene()[:, :, 0]
-    wanted = np.repeat(grey[:, :, None], 3, axis=2)
+def test_gray_of_any_depth_becomes_the_same_rgb() -> None:
+    gray = scene()[:, :, 0]
+    expected = np.repeat(gray[:, :, None], 3, axis=2)
     same = {
-        "8 bit": encoded(grey, "PNG"),
-        "16 bit": encoded(grey.astype(np.uint16) * 257, "PNG"),
-        "16 bit tiff": encoded(grey.astype(np.uint16) * 257, "TIFF"),
-        "float, 0 .. 1": encoded(Image.fromarray((grey / 255).astype(np.float32)), "TIFF"),
-        "float, 0 .. 255": encoded(Image.fromarray(grey.astype(np.float32)), "TIFF"),
-        "float, 0 .. 65535": encoded(Image.fromarray(grey.astype(np.float32) * 257), "TIFF"),
-        "opaque": encoded(Image.fromarray(grey).convert("LA"), "PNG"),
+        "8 bit": encoded(gray, "PNG"),
+        "16 bit": encoded(gray.astype(np.uint16) * 257, "PNG"),
+        "16 bit tiff": encoded(gray.astype(np.uint16) * 257, "TIFF"),
+        "float, 0 .. 1": encoded(Image.fromarray((gray / 255).astype(np.float32)), "TIFF"),
+        "float, 0 .. 255": encoded(Image.fromarray(gray.astype(np.float32)), "TIFF"),
+        "float, 0 .. 65535": encoded(Image.fromarray(gray.astype(np.float32) * 257), "TIFF"),
+        "opaque": encoded(Image.fromarray(gray).convert("LA"), "PNG"),
     }
     for name, data in same.items():
-        assert np.array_equal(pictures.decode_image(data), wanted), name
+        assert np.array_equal(images.decode_image(data), expected), name
 
 
-def test_a_dark_16_bit_picture_stays_dark() -> None:
-    assert pictures.decode_image(encoded(np.full((8, 8), 200, np.uint16), "PNG")).max() == 1
+def test_dark_16_bit_image_stays_dark() -> None:
+    assert images.decode_image(encoded(np.full((8, 8), 200, np.uint16), "PNG")).max() == 1
 
 
-def test_samples_that_are_no_numbers_are_black() -> None:
+def test_nan_samples_are_black() -> None:
     values = np.array([[np.nan, np.inf, -np.inf, -1.0, 0.5, 1.0]], np.float32)
-    decoded = pictures.decode_image(encoded(Image.fromarray(values), "TIFF"))
+    decoded = images.decode_image(encoded(Image.fromarray(values), "TIFF"))
     assert decoded[0, :, 0].tolist() == [0, 255, 0, 0, 128, 255]
 
 
-def test_transparency_is_laid_over_white() -> None:
-    half = pictures.decode_image(encoded(Image.new("RGBA", (2, 2), (255, 0, 0, 128)), "PNG"))
+def test_transparency_is_blended_with_white() -> None:
+    half = images.decode_image(encoded(Image.new("RGBA", (2, 2), (255, 0, 0, 128)), "PNG"))
     assert np.abs(half[0, 0].astype(int) - [255, 127, 127]).max() <= 1
-    grey = pictures.decode_image(encoded(Image.new("LA", (2, 2), (0, 0)), "PNG"))
-    assert grey[0, 0].tolist() == [255, 255, 255]
+    gray = images.decode_image(encoded(Image.new("LA", (2, 2), (0, 0)), "PNG"))
+    assert gray[0, 0].tolist() == [255, 255, 255]
     indexed = Image.new("P", (2, 1))
     indexed.putpalette([10, 20, 30, 40, 50, 60])
     indexed.putpixel((1, 0), 1)
-    assert pictures.decode_image(encoded(indexed, "PNG", transparency=1))[0].tolist() == [[10, 20, 30], [255] * 3]
+    assert images.decode_image(encoded(indexed, "PNG", transparency=1))[0].tolist() == [[10, 20, 30], [255] * 3]
     keyed = Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8))
-    assert pictures.decode_image(encoded(keyed, "PNG", transparency=(4, 5, 6)))[0].tolist() == [[1, 2, 3], [255] * 3]
+    assert images.decode_image(encoded(keyed, "PNG", transparency=(4, 5, 6)))[0].tolist() == [[1, 2, 3], [255] * 3]
 
 
-def test_pictures_in_several_bands_are_put_together_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = pictures.decode_image(encoded(_inks(scene()), "TIFF"))
-    monkeypatch.setattr(pictures, "_BAND_PIXELS", 3 * WIDTH)
-    assert np.array_equal(pictures.decode_image(encoded(_inks(scene()), "TIFF")), whole)
+def test_conversion_in_bands_changes_no_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = images.decode_image(encoded(_inks(scene()), "TIFF"))
+    monkeypatch.setattr(images, "_BAND_PIXELS", 3 * WIDTH)
+    assert np.array_equal(images.decode_image(encoded(_inks(scene()), "TIFF")), whole)
 
 
-@pytest.mark.parametrize(("width", "height"), [(1, 1), (4000, 3), (3, 4000), (7, 9), (8, 1)])
-def test_pictures_of_odd_sizes_are_read(width: int, height: int) -> None:
-    for kind in ("JPEG", "PNG"):
-        assert pictures.decode_image(encoded(Image.new("RGB", (width, height), "red"), kind)).shape == (
-            height,
-            width,
-            3,
-        )
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("size", [(1, 1), (4000, 3), (3, 4000), (7, 9), (8, 1)])
+def test_images_of_odd_sizes_are_decoded(size: tuple[int, int], kind: str) -> None:
+    assert images.decode_image(encoded(Image.new("RGB", size, "red"), kind)).shape == (size[1], size[0], 3)
 
 
-def test_ordinary_pictures_have_the_pixels_that_opencv_gives() -> None:
+def test_ordinary_images_have_the_pixels_of_opencv() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)
     for name, data in {
         "4:2:0": encoded(noise, "JPEG", quality=80),
@@ -198,15 +193,15 @@ def test_ordinary_pictures_have_the_pixels_that_opencv_gives() -> None:
         "png": encoded(noise, "PNG"),
     }.items():
         assert np.array_equal(
-            pictures.decode_image(data), cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+            images.decode_image(data), cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         ), name
 
 
-def test_many_threads_decode_what_one_does() -> None:
+def test_threads_decode_the_same_pixels() -> None:
     files = [make() for make in LOSSLESS.values()] + [make() for make, _ in LOSSY.values()]
-    alone = [pictures.decode_image(data) for data in files]
+    alone = [images.decode_image(data) for data in files]
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(pictures.decode_image, files * 8))
+        together = list(pool.map(images.decode_image, files * 8))
     assert all(np.array_equal(one, alone[index % len(files)]) for index, one in enumerate(together))
 
 
@@ -227,58 +222,58 @@ def test_many_threads_decode_what_one_does() -> None:
         (b"\xff\xd8\xff\xd9", "damaged"),
     ],
 )
-def test_what_is_no_picture_has_a_reason(data: bytes, reason: str) -> None:
+def test_other_bytes_have_a_reason(data: bytes, reason: str) -> None:
     assert refusal(data) == reason
 
 
 @pytest.mark.parametrize("name", [*LOSSLESS, *LOSSY])
-def test_a_picture_cut_off_anywhere_is_refused_or_whole(name: str) -> None:
+def test_truncated_image_is_refused_or_whole(name: str) -> None:
     data = LOSSLESS[name]() if name in LOSSLESS else LOSSY[name][0]()
-    whole = pictures.decode_image(data)
+    whole = images.decode_image(data)
     random = np.random.default_rng(0)
     ends = {*random.integers(1, len(data), 40).tolist(), *range(max(1, len(data) - 40), len(data))}
     reasons = set()
     with silence():
         for end in ends:
             try:
-                assert np.array_equal(pictures.decode_image(data[:end]), whole), end
-            except pictures.ImageError as error:
+                assert np.array_equal(images.decode_image(data[:end]), whole), end
+            except images.ImageError as error:
                 reasons.add(error.reason)
     assert reasons <= {"truncated", "damaged", "not_an_image"}
 
 
-def test_a_jpeg_with_wrong_bytes_is_refused_where_it_can_be_told() -> None:
+def test_half_of_damaged_jpegs_are_detected() -> None:
     photo = scene().repeat(6, axis=0).repeat(6, axis=1)
     photo[60:180, 80:260] = np.random.default_rng(1).integers(0, 256, (120, 180, 3))
     data = encoded(photo, "JPEG", quality=90)
     random = np.random.default_rng(2)
-    told = 0
+    detected = 0
     for _ in range(40):
         start = int(random.integers(2000, len(data) - 2000))
         broken = data[:start] + random.bytes(60) + data[start + 60 :]
         try:
-            pictures.decode_image(broken)
-        except pictures.ImageError as error:
-            told += error.reason in ("damaged", "truncated")
-    assert told >= 20, f"{told} of 40"
+            images.decode_image(broken)
+        except images.ImageError as error:
+            detected += error.reason in ("damaged", "truncated")
+    assert detected >= 20, f"{detected} of 40"
 
 
-def test_a_png_with_one_wrong_bit_is_refused() -> None:
+def test_png_with_a_flipped_bit_is_refused() -> None:
     data = bytearray(encoded(scene(), "PNG"))
     for place in range(8, len(data), 7):
         data[place] ^= 16
-        with pytest.raises(pictures.ImageError):
-            pictures.decode_image(bytes(data))
+        with pytest.raises(images.ImageError):
+            images.decode_image(bytes(data))
         data[place] ^= 16
 
 
-def test_zeros_before_the_end_marker_are_no_damage() -> None:
+def test_zeros_before_the_end_marker_are_not_damage() -> None:
     data = encoded(scene(), "JPEG")
     padded = data[:-2] + bytes(100) + data[-2:]
-    assert np.array_equal(pictures.decode_image(padded), pictures.decode_image(data))
+    assert np.array_equal(images.decode_image(padded), images.decode_image(data))
 
 
-def test_sizes_above_the_limit_are_refused_before_anything_is_decoded() -> None:
+def test_too_many_pixels_are_refused_before_decoding() -> None:
     header = struct.pack(">HHBHHB", 0xFFC0, 17, 8, 60_000, 60_000, 3) + bytes([1, 17, 0, 2, 17, 0, 3, 17, 0])
     scan = struct.pack(">HHB", 0xFFDA, 12, 3) + bytes([1, 0, 2, 0, 3, 0, 0, 63, 0])
     assert refusal(b"\xff\xd8" + header + scan + b"\0\xff\xd9") == "too_large"
@@ -288,33 +283,29 @@ def test_sizes_above_the_limit_are_refused_before_anything_is_decoded() -> None:
     assert refusal(b"\x89PNG\r\n\x1a\n" + b"".join(chunks)) == "too_large"
 
 
-def test_files_above_the_limit_are_refused_unread(tmp_path: Path) -> None:
+def test_file_above_the_size_limit_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "sparse.jpg"
     with open(path, "wb") as file:
-        file.truncate(pictures.MAX_BYTES + 1)
-    with pytest.raises(pictures.ImageError, match="too_large"):
-        pictures.read_image(path)
+        file.truncate(images.MAX_BYTES + 1)
+    with pytest.raises(images.ImageError, match="too_large"):
+        images.read_image(path)
 
 
-def test_a_progressive_jpeg_of_endless_scans_is_refused() -> None:
+def test_progressive_jpeg_with_too_many_scans_is_refused() -> None:
     data = encoded(scene(), "JPEG", progressive=True)
     scan = data[data.rindex(b"\xff\xda") : -2]
     assert refusal(data[:-2] + scan * jpeg.MAX_SCANS + data[-2:]) == "unsupported"
 
 
-@pytest.mark.parametrize("reason", ["not_a_file", "empty", "unreadable"])
-def test_what_cannot_be_read_as_a_file_has_a_reason(tmp_path: Path, reason: str) -> None:
-    folder, empty, locked = tmp_path / "folder.jpg", tmp_path / "empty.jpg", tmp_path / "locked.jpg"
-    folder.mkdir()
-    empty.touch()
-    locked.write_bytes(b"x")
-    locked.chmod(0)
-    if reason == "unreadable" and os.access(locked, os.R_OK):
-        pytest.skip("root may read everything")
-    path = {"not_a_file": folder, "empty": empty, "unreadable": locked}[reason]
-    with pytest.raises(pictures.ImageError) as caught:
-        pictures.read_image(path)
-    assert caught.value.reason == reason
+def test_unreadable_file_has_a_reason(tmp_path: Path) -> None:
+    for name in ("folder", "empty", "locked"):
+        (tmp_path / name).mkdir() if name == "folder" else (tmp_path / name).touch()
+    (tmp_path / "locked").chmod(0)
+    locked = "empty" if os.access(tmp_path / "locked", os.R_OK) else "unreadable"  # root may read everything
+    for name, reason in (("folder", "not_a_file"), ("absent", "not_a_file"), ("empty", "empty"), ("locked", locked)):
+        with pytest.raises(images.ImageError) as caught:
+            images.read_image(tmp_path / name)
+        assert caught.value.reason == reason
 
 
 @pytest.mark.slow
@@ -332,9 +323,9 @@ def test_what_cannot_be_read_as_a_file_has_a_reason(tmp_path: Path, reason: str)
         ("one_strip.tiff", {"mode": "RGB", "compression": "tiff_adobe_deflate", "tiffinfo": {278: 8000}}),
     ],
 )
-def test_the_largest_pictures_take_less_than_a_gigabyte(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
+def test_largest_images_take_less_than_a_gigabyte(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     side = 6928 if name.endswith(".webp") else 8000
-    assert pictures.MAX_PIXELS == 8000 * 8000
+    assert images.MAX_PIXELS == 8000 * 8000
     Image.new(options.pop("mode"), (side, side)).save(tmp_path / name, **options)
     outcome, peak = memory_to_read(tmp_path / name)
     assert outcome == f"{side} x {side}"

@@ -1,4 +1,4 @@
-"""YAML 1.2: the values that DVC reads, limits before anything is built, and files that every reader reads back."""
+"""YAML 1.2: the values that DVC reads, limits that hold before any value is built, and output for every reader."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ DOCUMENTS = (
 
 
 @pytest.mark.parametrize("text", [f"key: {scalar}" for scalar in SCALARS] + list(DOCUMENTS))
-def test_dvc_and_this_project_read_the_same_values(text: str, tmp_path: Path) -> None:
+def test_dvc_reads_the_same_values(text: str, tmp_path: Path) -> None:
     from dvc.utils.serialize import load_yaml
 
     path = tmp_path / "params.yaml"
@@ -52,7 +52,7 @@ def test_dvc_and_this_project_read_the_same_values(text: str, tmp_path: Path) ->
     ("text", "value"),
     [("off", "off"), ("1:30", "1:30"), ("010", 10), ("0o17", 15), ("1e3", 1000.0), ("1_000", 1000), ("no", "no")],
 )
-def test_values_are_those_of_yaml_12(text: str, value: object) -> None:
+def test_scalars_follow_yaml_12(text: str, value: object) -> None:
     assert yaml12.load(f"key: {text}".encode()) == {"key": value}
 
 
@@ -69,7 +69,7 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(["a", "off", "1:30", "010", "~"]), JSON, min_size=1))
-def test_what_is_written_is_read_back_by_readers_of_yaml_12_and_11(value: dict[str, Any]) -> None:
+def test_dumped_values_are_loaded_by_readers_of_yaml_12_and_11(value: dict[str, Any]) -> None:
     import yaml  # of YAML 1.1; albumentations needs it
 
     text = yaml12.dump(value)
@@ -77,7 +77,7 @@ def test_what_is_written_is_read_back_by_readers_of_yaml_12_and_11(value: dict[s
     assert repr(yaml.safe_load(text)) == repr(value)
 
 
-def test_an_entry_of_the_weights_register_is_shown_as_it_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_list_prints_entries_that_can_be_loaded(capsys: pytest.CaptureFixture[str]) -> None:
     import argparse
 
     for name, entry in register().items():
@@ -86,7 +86,7 @@ def test_an_entry_of_the_weights_register_is_shown_as_it_can_be_read(capsys: pyt
 
 
 @pytest.mark.parametrize("size", [10, 50_000])
-def test_a_file_is_never_read_beyond_the_limit(size: int, tmp_path: Path) -> None:
+def test_huge_file_is_refused_unread(size: int, tmp_path: Path) -> None:
     path = tmp_path / "huge.yaml"
     with path.open("wb") as handle:
         handle.truncate(size * 2**20)  # a hole, which takes no space
@@ -94,7 +94,7 @@ def test_a_file_is_never_read_beyond_the_limit(size: int, tmp_path: Path) -> Non
         read_yaml(path)
 
 
-def test_everything_read_has_a_form_in_json() -> None:
+def test_values_without_a_form_in_json_are_refused() -> None:
     with pytest.raises(yaml12.YamlError, match=r"a\.0\.b = inf: not a finite number"):
         yaml12.load(b"a: [{b: .inf}]")
     assert math.isfinite(yaml12.load(b"a: 1e308")["a"])

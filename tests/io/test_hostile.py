@@ -1,8 +1,8 @@
-"""What becomes of each hostile or odd file of the test data: one table, no file without a row.
+"""The outcome of each hostile or odd file of the test data: one table, no file without a row.
 
-What a person who looks at the file would expect decides. Pictures are read right - upright, of the right size and
-colours, compared with the clean picture that most of them were made from - or refused for a reason; the module
-`fer.io.images` tells the rules behind it. Tables, archives and weights go through the readers that a user's own would.
+Images are decoded upright, with the right size and colors, compared with the clean image that most of them were made
+from, or refused for a reason; `fer.io.images` has the rules. Tables, archives and weights go through the readers of a
+user's own files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
-from picture_files import difference, memory_to_read, silence
+from builders.images import difference, memory_to_read, silence
 
 from fer.commands import predict
 from fer.faces import weights as detector_weights
@@ -41,11 +41,11 @@ CLEAN = "png_renamed.jpg"  # 640 x 800, lossless: what most of the others were m
 
 @dataclass(frozen=True)
 class Read:
-    """A picture that is read: its height and width, and from what it may differ by how much.
+    """An image that is decoded.
 
     Attributes:
-        like: the expected pixels, of the folder; None where there is nothing to compare with.
-        within: mean absolute difference of samples, of 255.
+        like: the expected pixels, from the folder; None where there is nothing to compare with.
+        within: largest mean absolute difference of samples, of 255.
     """
 
     height: int
@@ -56,14 +56,14 @@ class Read:
 
 @dataclass(frozen=True)
 class Refused:
-    """A picture that is refused."""
+    """An image that is refused."""
 
     reason: str
 
 
 @dataclass(frozen=True)
-class Told:
-    """A file that its reader refuses, with these words, or the check of what it gives."""
+class Checked:
+    """A file of another kind, with the check of its reader."""
 
     check: Callable[[Path, Path], None]
 
@@ -85,13 +85,13 @@ def tiny(folder: Path) -> Pixels:
     return np.asarray(cv2.resize(clean(folder), (12, 12), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def grey(folder: Path) -> Pixels:
+def gray(folder: Path) -> Pixels:
     luma = cv2.cvtColor(clean(folder), cv2.COLOR_RGB2GRAY)
     return np.asarray(cv2.cvtColor(luma, cv2.COLOR_GRAY2RGB), np.uint8)
 
 
 def over_white(name: str) -> Callable[[Path], Pixels]:
-    """What is seen through the picture's own alpha before white."""
+    """The image blended with white by its own alpha."""
 
     def expected(folder: Path) -> Pixels:
         stored = cv2.imread(str(folder / name), cv2.IMREAD_UNCHANGED)
@@ -114,7 +114,7 @@ def drawing(folder: Path) -> Pixels:
 # ------------------------------------------------------------------------------------------------ other readers
 
 
-def refuses(reader: Callable[[Path, Path], object], words: str) -> Told:
+def refuses(reader: Callable[[Path, Path], object], words: str) -> Checked:
     """Refused by one line with the file's name and these words, and nothing is left in the working folder."""
 
     def check(path: Path, work: Path) -> None:
@@ -124,7 +124,7 @@ def refuses(reader: Callable[[Path, Path], object], words: str) -> Told:
         assert path.name in line
         assert not [left for left in work.rglob("*") if left.is_file()]
 
-    return Told(check)
+    return Checked(check)
 
 
 def fer2013(path: Path, work: Path, *, max_bad_fraction: float = 0.001) -> tuple[dict[str, int], list[RawSample]]:
@@ -154,7 +154,7 @@ def two_of_twelve_rows(path: Path, work: Path) -> None:
         folder.rmdir()
     bad, rows = fer2013(path, work, max_bad_fraction=1.0)
     assert bad == {"columns": 1, "label": 3, "pixel_count": 2, "pixel_value": 3, "usage": 1}
-    assert [row.key for row in rows] == ["fer2013/00000000", "fer2013/00000010"]  # the same picture twice
+    assert [row.key for row in rows] == ["fer2013/00000000", "fer2013/00000010"]  # the same image twice
     assert np.array_equal(rows[0].image, rows[1].image)
 
 
@@ -177,9 +177,9 @@ def old_mac_list(path: Path, work: Path) -> None:
 
 def korean_names(path: Path, work: Path) -> None:
     extract(path, work / "tree")
-    pictures = sorted(found.relative_to(work / "tree").as_posix() for found in (work / "tree").rglob("*.jpg"))
-    assert pictures == ["기쁨/0002_여_20_기쁨.jpg", "분노/0001_남_30_분노.jpg"]
-    assert all(read_image(work / "tree" / name).shape == (100, 80, 3) for name in pictures)
+    images = sorted(found.relative_to(work / "tree").as_posix() for found in (work / "tree").rglob("*.jpg"))
+    assert images == ["기쁨/0002_여_20_기쁨.jpg", "분노/0001_남_30_분노.jpg"]
+    assert all(read_image(work / "tree" / name).shape == (100, 80, 3) for name in images)
 
 
 def detector(path: Path, work: Path) -> Path:
@@ -196,14 +196,14 @@ def weights(path: Path, work: Path) -> object:
 
 PHOTO = Read(800, 640, clean, 2.5)
 
-TABLE: dict[str, Read | Refused | Told] = {
-    # damaged: what is lost cannot be told from the rest, and grey rows are not made up
+TABLE: dict[str, Read | Refused | Checked] = {
+    # damaged: what is lost cannot be told from the rest, and gray rows are not made up
     "truncated_60pct.jpg": Refused("truncated"),
     "truncated_99pct.jpg": Refused("truncated"),
     "truncated_header.jpg": Refused("truncated"),
     "corrupt_scan.jpg": Refused("damaged"),
     "trailing_garbage.jpg": PHOTO,
-    # no pictures
+    # not images
     "zero_bytes.jpg": Refused("empty"),
     "text_renamed.jpg": Refused("not_an_image"),
     "html_renamed.jpg": Refused("not_an_image"),
@@ -212,11 +212,11 @@ TABLE: dict[str, Read | Refused | Told] = {
     "blank_12000x12000.png": Refused("too_large"),
     "blank_20000x20000_1bit.png": Refused("too_large"),
     # kinds of samples
-    "gray16.png": Read(800, 640, grey, 1.0),
+    "gray16.png": Read(800, 640, gray, 1.0),
     "rgb16.png": Read(800, 640, clean, 0.0),
-    "float32.tiff": Read(800, 640, grey, 1.0),
+    "float32.tiff": Read(800, 640, gray, 1.0),
     "cmyk.jpg": PHOTO,
-    "grayscale.jpg": Read(800, 640, grey, 2.5),
+    "grayscale.jpg": Read(800, 640, gray, 2.5),
     "rgba.png": Read(800, 640, over_white("rgba.png"), 0.6),
     "la.png": Read(800, 640, over_white("la.png"), 0.6),
     "palette.png": Read(800, 640, clean, 8.0),  # 32 colours
@@ -243,18 +243,18 @@ TABLE: dict[str, Read | Refused | Told] = {
     "all_black.jpg": Read(200, 200, black, 0.0),
     "no_face.jpg": Read(1080, 1920, drawing, 0.0),
     # archives
-    "cp949_names.zip": Told(korean_names),
+    "cp949_names.zip": Checked(korean_names),
     "archives/fer2013_truncated.tar.gz": refuses(unpack, "cut off"),
     # tables
-    "csv/fer2013_bad_rows.csv": Told(two_of_twelve_rows),
-    "csv/fer2013_bom_crlf.csv": Told(three_good_rows),
-    "csv/icml_header_spaces.csv": Told(three_good_rows),
+    "csv/fer2013_bad_rows.csv": Checked(two_of_twelve_rows),
+    "csv/fer2013_bom_crlf.csv": Checked(three_good_rows),
+    "csv/icml_header_spaces.csv": Checked(three_good_rows),
     "csv/fer2013_header_only.csv": refuses(fer2013, "a header and no rows"),
     "csv/fer2013_truncated.csv": refuses(fer2013, "ends in the middle of a row"),
     "csv/fer2013_lfs_pointer.csv": refuses(fer2013, "Git LFS pointer"),
     "csv/fer2013_is_html.csv": refuses(fer2013, "web page"),
-    "csv/ferplus_bad_rows.csv": Told(votes_without_a_majority),
-    "csv/muxspace_500_picts_satz.csv": Told(old_mac_list),
+    "csv/ferplus_bad_rows.csv": Checked(votes_without_a_majority),
+    "csv/muxspace_500_picts_satz.csv": Checked(old_mac_list),
     # weights
     "weights/ir50_truncated.pth": refuses(weights, "cut off"),
     "weights/mobilefacenet_model_best_truncated.pth.tar": refuses(weights, "cut off"),
@@ -272,14 +272,14 @@ def bad(test_data: Path) -> Path:
 
 def find(folder: Path, name: str) -> Path:
     """The file of that name, in whichever form its letters are stored."""
-    wanted = unicodedata.normalize("NFC", name)
+    expected = unicodedata.normalize("NFC", name)
     for path in (folder / name).parent.iterdir():
-        if unicodedata.normalize("NFC", path.relative_to(folder).as_posix()) == wanted:
+        if unicodedata.normalize("NFC", path.relative_to(folder).as_posix()) == expected:
             return path
     raise AssertionError(f"{name} is in the table and not in {folder}")
 
 
-def test_every_hostile_file_has_its_row(bad: Path) -> None:
+def test_every_hostile_file_has_a_row(bad: Path) -> None:
     with open(bad / "index.csv", encoding="utf-8", newline="") as file:
         indexed = {unicodedata.normalize("NFC", row["file"]) for row in csv.DictReader(file)}
     about = {"index.csv", "SHA256SUMS", "directory.jpg/.keep"}
@@ -294,7 +294,7 @@ def test_every_hostile_file_has_its_row(bad: Path) -> None:
 @pytest.mark.parametrize("name", TABLE)
 def test_each_hostile_file_has_its_defined_outcome(bad: Path, tmp_path: Path, name: str) -> None:
     path, outcome = find(bad, name), TABLE[name]
-    if isinstance(outcome, Told):
+    if isinstance(outcome, Checked):
         outcome.check(path, tmp_path)
     elif isinstance(outcome, Refused):
         with silence(), pytest.raises(ImageError) as caught:
@@ -309,36 +309,36 @@ def test_each_hostile_file_has_its_defined_outcome(bad: Path, tmp_path: Path, na
             assert difference(image, outcome.like(bad)) <= outcome.within
 
 
-def test_a_picture_that_is_refused_is_told_in_one_line_that_names_it(
+def test_predict_names_each_refused_image_and_its_reason_in_one_line(
     bad: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights_ = tmp_path / "nano.safetensors"
     labels = SPACES["basic7"].labels
     save_model(create_model("ddamfn_nano", len(labels)), weights_, labels, "basic7", name="ddamfn_nano")
     refused = {str(find(bad, name)): one.reason for name, one in TABLE.items() if isinstance(one, Refused)}
-    del refused[str(bad / "directory.jpg")]  # a folder is searched for pictures, whatever its name
+    del refused[str(bad / "directory.jpg")]  # a folder is searched for images, whatever its name
     parser = argparse.ArgumentParser()
     predict.add_arguments(parser)
     whole = find(bad, CLEAN)
     options = ["--detector", "whole", "--threads", "1"]
     predict.main(parser.parse_args([str(weights_), str(whole), *sorted(refused), *options]))
-    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{bad}/")]
-    assert len(told) == len(refused) + 1
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{bad}/")]
+    assert len(printed) == len(refused) + 1
     for path, reason in refused.items():
-        assert any(line.startswith(f"{path}  not read: {reason}: ") for line in told), path
+        assert any(line.startswith(f"{path}  not read: {reason}: ") for line in printed), path
 
 
-def test_one_bit_a_pixel_keeps_the_picture_as_dots(bad: Path) -> None:
-    """Dithered: each pixel is black or white, and blocks of them are as bright as the picture."""
+def test_one_bit_per_pixel_keeps_the_brightness(bad: Path) -> None:
+    """Dithered: each pixel is black or white, and blocks of pixels are as bright as the image."""
     image = read_image(bad / "onebit.png")
     assert set(np.unique(image)) == {0, 255}
     blocks = cv2.resize(image, (40, 50), interpolation=cv2.INTER_AREA).astype(int)
-    wanted = cv2.resize(grey(bad), (40, 50), interpolation=cv2.INTER_AREA).astype(int)
-    assert np.abs(blocks - wanted).mean() < 5
+    expected = cv2.resize(gray(bad), (40, 50), interpolation=cv2.INTER_AREA).astype(int)
+    assert np.abs(blocks - expected).mean() < 5
 
 
 @pytest.mark.parametrize("name", ["blank_12000x12000.png", "blank_20000x20000_1bit.png"])
-def test_the_bombs_are_refused_within_a_few_megabytes(bad: Path, name: str) -> None:
+def test_bombs_are_refused_within_a_few_megabytes(bad: Path, name: str) -> None:
     outcome, peak = memory_to_read(bad / name)
     assert outcome == "too_large"
     assert peak < 100, f"{peak} MiB"

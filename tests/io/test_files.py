@@ -1,4 +1,4 @@
-"""Files are whole or absent, whatever happens while they are written."""
+"""A file is complete or absent, whatever happens while it is written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from fer.io import files
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_folder_is_published_completely_or_not_at_all(tmp_path: Path) -> None:
     final = tmp_path / "out"
     with files.publish_directory(final) as folder:
         (folder / "a").write_text("1")
@@ -29,7 +29,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in final.iterdir()] == ["a"]
 
 
-def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_keeps_the_old_file_and_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     files.write_json(path, {"version": 1})
 
@@ -49,9 +49,9 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_writer_are_removed_by_the_next(tmp_path: Path) -> None:
     script = (
-        "import os, signal, sys; from pathlib import Path; from fer import files\n"
+        "import os, signal, sys; from pathlib import Path; from fer.io import files\n"
         "with files.publish_directory(Path(sys.argv[1])) as d:\n"
         "    (d / 'half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -62,53 +62,47 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_broken_json_is_named(tmp_path: Path) -> None:
-    (tmp_path / "m.json").write_text("{")
-    with pytest.raises(files.FileError, match=r"m\.json"):
-        files.read_json(tmp_path / "m.json")
-
-
-WANTED = {"faces": int, "files": list, "generator": str, "rejects": dict}
+EXPECTED = {"faces": int, "files": list, "generator": str, "rejects": dict}
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("[]", "holds [], expected keys and values"),
-        ("null", "holds None, expected keys and values"),
-        ('"x"', "holds 'x', expected keys and values"),
+        ("[]", "holds [], expected an object"),
+        ("null", "holds None, expected an object"),
+        ('"x"', "holds 'x', expected an object"),
         ("", "not valid JSON"),
-        ("{}", "lacks the key 'faces'"),
-        ('{"faces": 3}', "lacks the key 'files'"),
-        ('{"faces": "3"}', "faces = '3', expected a whole number"),
-        ('{"faces": true}', "faces = True, expected a whole number"),
+        ("{}", "missing key 'faces'"),
+        ('{"faces": 3}', "missing key 'files'"),
+        ('{"faces": "3"}', "faces = '3', expected an integer"),
+        ('{"faces": true}', "faces = True, expected an integer"),
         ('{"faces": 3, "files": {}}', "files = {}, expected a list"),
-        ('{"faces": 3, "files": [], "generator": null}', "generator = None, expected a text"),
-        ('{"faces": 3, "files": [], "generator": "", "rejects": []}', "rejects = [], expected keys and values"),
+        ('{"faces": 3, "files": [], "generator": null}', "generator = None, expected a string"),
+        ('{"faces": 3, "files": [], "generator": "", "rejects": []}', "rejects = [], expected an object"),
         (None, "no such file"),
     ],
 )
-def test_json_of_another_structure_is_told_in_one_line_with_file_key_and_remedy(
+def test_json_of_another_structure_is_refused_with_file_key_and_remedy(
     text: str | None, words: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "faces.json"
     if text is not None:
         path.write_text(text)
     with pytest.raises(files.FileError) as caught:
-        files.read_object(path, WANTED, "run it again")
+        files.read_object(path, EXPECTED, "run it again")
     (line,) = str(caught.value).splitlines()
     assert line.startswith(f"{path}: ")
     assert words in line
     assert line.endswith("; run it again")
 
 
-def test_json_of_the_expected_structure_is_read_with_whatever_else_it_holds(tmp_path: Path) -> None:
+def test_json_may_hold_more_than_the_expected_keys(tmp_path: Path) -> None:
     value = {"faces": 3, "files": [], "generator": "x", "rejects": {}, "more": None}
     files.write_json(tmp_path / "faces.json", value, sealed=True)
-    assert files.read_object(tmp_path / "faces.json", WANTED, "") == value
+    assert files.read_object(tmp_path / "faces.json", EXPECTED, "") == value
 
 
-def test_a_folder_that_cannot_be_replaced_is_back_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_that_cannot_be_replaced_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     final = tmp_path / "out"
     final.mkdir()
     (final / "a").write_text("old")
@@ -124,3 +118,19 @@ def test_a_folder_that_cannot_be_replaced_is_back_in_its_place(tmp_path: Path, m
         (folder / "a").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (final / "a").read_text() == "old"
+
+
+def test_process_is_alive_until_it_ends() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert files.process_is_alive(child.pid)
+    child.communicate()
+    assert not files.process_is_alive(child.pid)
+    assert files.process_is_alive(1), "of another user, perhaps"
+
+
+@pytest.mark.parametrize("number", sorted(files._REMEDIES))
+def test_disk_errors_name_path_cause_and_remedy(number: int) -> None:
+    error = OSError(number, "in other words", "from", None, "to/file")
+    assert files.is_of_the_disk(error)
+    assert files.explained(error).startswith(f"to/file: {os.strerror(number)}; ")
+    assert not files.is_of_the_disk(ValueError(number))

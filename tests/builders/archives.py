@@ -1,4 +1,4 @@
-"""Archives as attackers and accidents make them."""
+"""Hostile and damaged archives."""
 
 from __future__ import annotations
 
