@@ -86,6 +86,11 @@ def _main(argv: list[str]) -> int | None:
     return code
 
 
+def first_line(doc: str | None) -> str:
+    """The first line of a docstring."""
+    return (doc or "").partition("\n")[0]
+
+
 def stage_parser(doc: str | None, *, model: bool = False) -> argparse.ArgumentParser:
     """The arguments that every pipeline stage takes.
 
@@ -95,7 +100,7 @@ def stage_parser(doc: str | None, *, model: bool = False) -> argparse.ArgumentPa
     """
     from fer import params  # here, so that the signal handlers are in place before these slow imports
 
-    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(description=first_line(doc))
     parser.add_argument("--dataset", required=True, metavar="NAME", help=f"a key of `datasets` in {params.FILE_NAME}")
     if model:
         parser.add_argument("--model", required=True, metavar="NAME", help=f"a key of `models` in {params.FILE_NAME}")
