@@ -16,8 +16,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from builders.images import encoded
 from builders.shards import write_part, write_set
-from picture_files import encoded
 
 from fer import cli, console, synth
 from fer.config import ConfigError

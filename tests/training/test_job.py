@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from tiny_training import NANO
+from builders.projects import NANO
 
 from fer.training import job
 from fer.training.job import decisive_versions, fingerprint
