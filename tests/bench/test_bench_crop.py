@@ -8,7 +8,7 @@ from benchmarks.crop import FileSource, Timed, rate
 
 
 def block(process: int, start: float, stop: float) -> Timed:
-    return Timed(process=process, start=start, stop=stop, cpu=stop - start, pictures=10, faces=0)
+    return Timed(process=process, start=start, stop=stop, cpu=stop - start, images=10, faces=0)
 
 
 def test_the_rate_of_workers_is_that_of_the_time_in_which_all_are_at_work() -> None:
@@ -18,11 +18,11 @@ def test_the_rate_of_workers_is_that_of_the_time_in_which_all_are_at_work() -> N
     assert rate([*one, *late]) == pytest.approx((10 * 1.5 + 10 + 10 * 0.5 / 2) / 1.5)
 
 
-def test_too_short_a_measurement_is_told() -> None:
-    with pytest.raises(ValueError, match="raise --pictures or --rounds"):
+def test_too_short_a_measurement_is_refused() -> None:
+    with pytest.raises(ValueError, match="raise --images or --rounds"):
         rate([block(1, 0, 1), block(2, 3, 4)])
 
 
-def test_blocks_hold_every_picture_once() -> None:
+def test_blocks_hold_every_image_once() -> None:
     blocks = FileSource([None] * 37).blocks(None)  # type: ignore[arg-type, list-item]
     assert [index for one in blocks for index in range(one.start, one.stop)] == list(range(37))

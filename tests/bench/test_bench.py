@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 from pathlib import Path
 
 import pytest
 
-import benchmarks as bench
+from benchmarks.__main__ import main, parse
 from benchmarks.data import write_shards
 from benchmarks.passes import Setting, peak_mib
 from benchmarks.result import REGISTRY, BenchResult, benchmark
 from fer.shards.read import ShardSet
 
 
-def parse(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
-    return parser.parse_args(words)
-
-
 def test_the_benchmarks_are_listed_with_what_they_measure(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.main(parse("--list")) == 0
+    assert main(["--list"]) == 0
     listing = capsys.readouterr().out
     assert [line.split()[0] for line in listing.splitlines()] == sorted(REGISTRY)
     assert {"models", "reader", "ray"} <= set(REGISTRY)
@@ -35,7 +28,7 @@ def test_the_reader_is_measured_beside_the_decode_limit_of_the_same_run(
     out = tmp_path / "reader.json"
     words = ["reader", "--size", "16", "--rows", "600", "--rounds", "1", "--threads", "1", "2", "--json", str(out)]
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/fer", "bench", *words])
-    assert bench.main(parse(*words)) == 0
+    assert main(words) == 0
     assert "decode limit" in capsys.readouterr().out
     report = json.loads(out.read_text())
     assert {row["threads"] for row in report["rows"]} == {1, 2}
@@ -43,20 +36,19 @@ def test_the_reader_is_measured_beside_the_decode_limit_of_the_same_run(
     limits = [row for row in report["rows"] if row["what"] == "decode limit"]
     assert [row["% of decode limit"] for row in limits] == [100.0, 100.0]
     assert report["command"] == shlex.join(["fer", "bench", *words])
-    assert report["machine"]["cores"] >= 1
+    assert "cores" in report["machine"]
     assert "torch" in report["versions"]
 
 
 def test_a_model_is_measured_beside_the_published_code(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["models", "--models", "mobilefacenet", "--batch", "4", "--seconds", "0", "--threads", "1", "--no-memory"]
-    result = REGISTRY["models"].run(parse(*words))
+    result = REGISTRY["models"].run(parse(words))
     assert [row["pass"] for row in result.rows if "bf16" not in row["pass"]] == ["eval fp32", "train fp32"]
     assert len({tuple(row) for row in result.rows}) == 1
     for row in result.rows:
         assert row["published img/s"] > 0
         assert row["ratio"] > 0
         assert 0 < row["% of dense"] < 200
-        assert row["official x IR-50"] > 1
     assert result.table().startswith("evaluation at batch 4, forward and backward at 2, 1 threads")
 
 
@@ -78,7 +70,7 @@ def test_the_peak_memory_is_that_of_the_pass_alone() -> None:
 )
 def test_a_model_that_cannot_be_measured_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        REGISTRY["models"].run(parse("models", *words))
+        REGISTRY["models"].run(parse(["models", *words]))
 
 
 def test_the_data_of_benchmarks_are_whole_shards(tmp_path: Path) -> None:
@@ -86,9 +78,9 @@ def test_the_data_of_benchmarks_are_whole_shards(tmp_path: Path) -> None:
     assert [shards.split(name).rows for name in ("train", "validation", "test")] == [700, 20, 20]
 
 
-def test_the_look_at_unchanged_data_is_measured_beside_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_data_are_measured_beside_the_first_hash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.origin.time.sleep", lambda _: None)
-    result = REGISTRY["origin"].run(parse("origin", "--files", "20", "--rounds", "1"))
+    result = REGISTRY["origin"].run(parse(["origin", "--files", "20", "--rounds", "1"]))
     assert [row["source"] for row in result.rows] == ["folders", "table"]
     assert all(row["first s"] >= 0 and row["again s"] >= 0 for row in result.rows)
 
