@@ -35,12 +35,11 @@ from fer.hashing import stable_hash
 from fer.io.files import FileError, refuse_impostor
 from fer.labels import DATASET_LABELS, LabelSpace, named, space
 from fer.shards.schema import Split
-from fer.sources.base import Reject
+from fer.sources.archives import open_nested
+from fer.sources.base import Box, Entry, Reject, hashed_split, nfc, one_face
 from fer.sources.csvfile import RowError
-from fer.sources.entries import hashed_split, one_face
-from fer.sources.layout import PICTURE_ENDINGS, in_order, list_files, open_nested, reject
-from fer.sources.pack import Entry, nfc
-from fer.sources.tree import Catalogue, TreeConfig, TreeSource
+from fer.sources.layout import PICTURE_ENDINGS, in_order, list_files
+from fer.sources.tree import Catalogue, Published, TreeConfig, TreeSource
 
 CLASS_NAMES = DATASET_LABELS["aihub82"]
 UNKNOWN = "unknown"
@@ -54,7 +53,6 @@ _SHOWN_PERSONS = 5
 
 _Count = Annotated[int, Field(ge=1, le=1_000_000)]
 _LabelRule = Literal["folder", "majority", "unanimous"]
-Box = tuple[float, float, float, float]
 
 
 # ------------------------------------------------------------------------------------------------ records
@@ -276,7 +274,7 @@ class AiHubSource(TreeSource):
                     try:
                         record = parse_record(raw, asked)
                     except RowError as error:
-                        entries.append(reject(f"{nfc(file)}-{index}", error.reason, str(error), origin))
+                        entries.append(Reject(f"{nfc(file)}-{index}", error.reason, str(error), origin))
                         continue
                     name = record.file.lower()
                     found = "listed_twice" if name in seen else self._entry(record, published, images.get(name), origin)
@@ -288,13 +286,12 @@ class AiHubSource(TreeSource):
                     if isinstance(found, Entry):
                         persons[record.person].add(published)
         for name in images.keys() - seen:
-            entries.append(reject(name, "no_label", "no label file has a record of it", images[name]))
+            entries.append(Reject(name, "no_label", "no label file has a record of it", images[name]))
         entries, notes = self._choose(entries, persons, excluded)
-        counts = {reason: count for reason, count in excluded.items() if count}
         form = f"labels by {self.config.labels}, split {self.config.split}"
-        return Catalogue(form=form, entries=in_order(entries), excluded=counts, notes=notes)
+        return Catalogue(form=form, entries=in_order(entries), excluded=excluded, notes=notes)
 
-    def published(self, catalogue: Catalogue) -> Mapping[str, Mapping[str, int] | int]:
+    def published(self, catalogue: Catalogue) -> Published:
         """The numbers of `per_class`; no counts of the whole are published by class."""
         return {
             split: dict.fromkeys(CLASS_NAMES, count)
@@ -305,7 +302,7 @@ class AiHubSource(TreeSource):
         """A record's entry, or the rule that excludes it."""
         key = record.file.rpartition(".")[0] or record.file
         if path is None:
-            absent = reject(key, "missing_file", "the label file names it, and it is not there", origin)
+            absent = Reject(key, "missing_file", "the label file names it, and it is not there", origin)
             return "not_in_this_copy" if self.config.subset else absent
         name = record.label(self.config.labels)
         if name is None or name == UNKNOWN:

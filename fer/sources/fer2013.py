@@ -18,23 +18,20 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
-from urllib.parse import unquote, urlsplit
 
 from pydantic import Field
 
 from fer.console import log, progress
 from fer.io.archives.tars import is_tar
-from fer.io.files import FileError, refuse_impostor, sha256
-from fer.io.transfer import download
-from fer.labels import DATASET_LABELS, LabelSpace, named, space, to_canonical
+from fer.io.files import FileError, refuse_impostor
+from fer.labels import DATASET_LABELS, named, to_canonical
 from fer.shards.schema import SPLITS, Split
-from fer.sources.base import BLOCK_ROWS, AnnotatedFace, Block, RawSample, Reject, read_description
+from fer.sources.archives import fetch, open_tree
+from fer.sources.base import BLOCK_ROWS, AnnotatedFace, Block, Entry, RawSample, Reject, one_face, read_description
 from fer.sources.csvfile import RowError
-from fer.sources.entries import find_layout, folders, one_face
 from fer.sources.fer2013_rows import SIDE, USAGES, Line, Row, form_of, read_rows
-from fer.sources.layout import PICTURE_ENDINGS, list_files, split_named
-from fer.sources.pack import Entry
-from fer.sources.tree import Catalogue, TreeConfig, TreeSource, open_tree
+from fer.sources.layout import PICTURE_ENDINGS, find_layout, folders, list_files, split_named
+from fer.sources.tree import Catalogue, Published, TreeConfig, TreeSource
 
 CLASS_NAMES = DATASET_LABELS["fer2013"]
 
@@ -92,7 +89,7 @@ class RowsSource(TreeSource):
         """Fetches, counts and copies the rows, or packs the images; see `fer.sources.base.Source.download`."""
         if self.config.path is None:
             return super().download(out, cache)  # tells how to get it
-        path = fetch(self.config.path, cache, sha256_hex=self.config.sha256)
+        path = fetch_rows(self.config.path, cache, sha256_hex=self.config.sha256)
         if path.is_dir():
             return self.take(path, out)
         labels = self.row_labels(out)
@@ -104,7 +101,7 @@ class RowsSource(TreeSource):
         lacking = [row[name] - counts[split][name] for split, row in classes.items() for name in row]
         complete = lacking and min(lacking) >= 0 and sum(lacking) == sum(about["bad_rows"].values())
         self._compare(counts, counts if complete else published, catalogue)
-        name = file_name(str(path))
+        name = "fer2013.data" if path.name == "source.json" else path.name
         shutil.copyfile(path, out / name)
         return {"file": name, "published": published, **about}
 
@@ -163,7 +160,7 @@ class RowsSource(TreeSource):
                     raise row
                 faces = labels(line, row)
             except RowError as error:
-                yield line, Reject(sample_id=key, reason=f"row_{error.reason}", detail=str(error), origin=origin)
+                yield line, Reject(key, f"row_{error.reason}", str(error), origin)
             else:
                 sample = partial(RawSample, key=key, image=row.pixels, split=row.split, is_crop=True, origin=origin)
                 yield line, faces if isinstance(faces, str) else sample(faces=faces)
@@ -190,25 +187,17 @@ class RowsSource(TreeSource):
                 yield found
 
 
-def fetch(path: str, cache: Path, *, sha256_hex: str | None) -> Path:
+def fetch_rows(path: str, cache: Path, *, sha256_hex: str | None) -> Path:
     """The file of rows, or the folder of images, at a path: a file, a folder, an archive, or a URL of one.
 
     A downloaded file, and the content of an archive, are kept in `cache`.
 
     Raises:
-        FileError: absent, damaged, or an archive or folder without anything of FER2013.
+        FileError: absent, damaged, or an archive or folder with several files of rows.
     """
-    local = Path(path)
-    if "://" in path:
-        local = cache / file_name(path)
-        if sha256_hex or not local.exists():
-            download(path, local, sha256_hex=sha256_hex)
-    elif local.is_dir():
+    local = fetch(path, cache, sha256_hex=sha256_hex)
+    if local.is_dir():
         return _find(local)
-    elif not local.is_file():
-        raise FileError(f"{path}: no such file or folder; set the key `path` of this dataset to where it is")
-    elif sha256_hex and (digest := sha256(local)) != sha256_hex.lower():
-        raise FileError(f"{path}: sha256 is {digest}, expected {sha256_hex}: another or a damaged file")
     with keep_only_good(cache):
         refuse_impostor(local, local.name)
         with local.open("rb") as handle:
@@ -243,12 +232,6 @@ def _find(tree: Path) -> Path:
     return tree / found[0] if found else tree
 
 
-def file_name(path: str) -> str:
-    """The name of a file in data/raw."""
-    name = Path(unquote(urlsplit(path).path) if "://" in path else path).name
-    return name if name and name not in ("source.json", "..") else "fer2013.data"
-
-
 def contents(tree: Path) -> str:
     """A few of the names in a folder, for messages."""
     names = [path.name + ("/" if path.is_dir() else "") for path in sorted(tree.iterdir())]
@@ -277,11 +260,6 @@ class Fer2013Source(RowsSource):
         "Parquet file (image, label, usage); an archive or a folder with one of these in it; folders train/<class>/ "
         "and test/<class>/ of images named Training_*.jpg, PublicTest_*.jpg and PrivateTest_*.jpg"
     )
-
-    @property
-    def label_space(self) -> LabelSpace:
-        """As configured."""
-        return space(self.config.label_space)
 
     def row_labels(self, raw: Path) -> RowLabels:
         """The labels in the rows themselves."""
@@ -323,7 +301,7 @@ class Fer2013Source(RowsSource):
         form = "class folders" if all_named else "class folders, PublicTest and PrivateTest together"
         return Catalogue(form=form, entries=entries, notes={"usage_in_names": all_named})
 
-    def published(self, catalogue: Catalogue) -> Mapping[str, Mapping[str, int] | int]:
+    def published(self, catalogue: Catalogue) -> Published:
         """As counted on the csv; validation and test added up where nothing tells them apart."""
         splits = {entry.split for entry in catalogue.entries if isinstance(entry, Entry)}
         if catalogue.notes.get("usage_in_names", True) or "validation" in splits:

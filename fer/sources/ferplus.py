@@ -22,13 +22,12 @@ from pydantic import Field
 from fer.io.files import FileError
 from fer.labels import DATASET_LABELS, LabelSpace, space, to_canonical
 from fer.shards.schema import SPLITS, Split
-from fer.sources.base import AnnotatedFace, Reject
+from fer.sources.base import AnnotatedFace, Entry, Reject, one_face, shares
 from fer.sources.csvfile import RowError, read_records, read_rows
-from fer.sources.entries import find_layout, one_face, shares
-from fer.sources.fer2013 import CLASS_NAMES, RowsConfig, RowsSource, contents, fetch, is_ferplus_layout
+from fer.sources.fer2013 import CLASS_NAMES, RowsConfig, RowsSource, contents, fetch_rows, is_ferplus_layout
 from fer.sources.fer2013_rows import USAGES, Line, Row
-from fer.sources.pack import Entry
-from fer.sources.tree import Catalogue
+from fer.sources.layout import find_layout
+from fer.sources.tree import Catalogue, Published
 
 Mode = Literal["majority", "probability", "multi_target", "soft"]
 
@@ -204,7 +203,7 @@ class FerPlusSource(RowsSource):
         """Fetches the votes too, joins and counts; see `fer.sources.base.Source.download`."""
         if self.config.path is None or self.config.votes is None:
             return super().download(out, cache)
-        votes = fetch(self.config.votes, cache / "votes", sha256_hex=None)
+        votes = fetch_rows(self.config.votes, cache / "votes", sha256_hex=None)
         if votes.is_dir():
             raise FileError(f"{self.config.votes}: a folder or an archive; set `votes` to {VOTES_FILE} itself")
         shutil.copyfile(votes, out / VOTES_FILE)
@@ -265,7 +264,7 @@ class FerPlusSource(RowsSource):
                 key = f"{folder.name}/{name}"
                 if isinstance(counts, str) or "/" in name or "\\" in name:
                     detail = counts if isinstance(counts, str) else f"image {name!r}, expected a file's name"
-                    entries.append(Reject(sample_id=key, reason="row_votes", detail=detail, origin=origin))
+                    entries.append(Reject(key, "row_votes", detail, origin))
                     continue
                 faces = self.faces(Votes("", name, counts), split)
                 if isinstance(faces, str):
@@ -296,7 +295,7 @@ class FerPlusSource(RowsSource):
             found[fields[0]] = (f"{folder.name}/label.csv:{line}", counts)
         return found
 
-    def published(self, catalogue: Catalogue) -> Mapping[str, Mapping[str, int] | int]:
+    def published(self, catalogue: Catalogue) -> Published:
         """Images that the rule keeps of the published votes."""
         return {split: KEPT[self._mode(split)][index] for index, split in enumerate(SPLITS)}
 

@@ -1,7 +1,8 @@
 """muxspace/facial_expressions: faces of LFW and of films, labeled by a few volunteers.
 
 Public on GitHub: `images/`, and `data/legend.csv` with a line for each vote: the volunteer, the image's name, the
-emotion in any case and in several spellings. Other lists of the repository have no header and old-Mac line ends.
+emotion in any case and in several spellings. Other lists of the repository have no header and old-Mac line ends. The
+list has changed with every contribution, so no counts are published.
 
 Where several people labeled an image, its label is the majority's, and their votes are its distribution; without a
 majority the image is left out and counted. No split is published: a person is test or train by a hash of the name at
@@ -12,19 +13,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
 
 from fer.io.files import FileError
-from fer.labels import LabelSpace, named, space
-from fer.sources.base import Reject
+from fer.labels import named
+from fer.sources.base import Entry, Reject, hashed_split, nfc, one_face, shares
 from fer.sources.csvfile import fold, read_header, read_records, read_rows
-from fer.sources.entries import find_layout, hashed_split, one_face, shares
-from fer.sources.layout import reject
-from fer.sources.pack import Entry, nfc
+from fer.sources.layout import find_layout
 from fer.sources.tree import Catalogue, TreeConfig, TreeSource
 
 _COLUMNS = ("user.id", "image", "emotion")
@@ -61,11 +60,6 @@ class MuxspaceSource(TreeSource):
         f"{_LEGEND} with the columns {', '.join(_COLUMNS)}."
     )
 
-    @property
-    def label_space(self) -> LabelSpace:
-        """As configured."""
-        return space(self.config.label_space)
-
     def scan(self, tree: Path) -> Catalogue:
         """One entry per image that the legend names; see `TreeSource.scan`."""
         legend = self.config.legend
@@ -78,9 +72,9 @@ class MuxspaceSource(TreeSource):
             origin = f"{legend}:{line}"
             if not name or "/" in name or "\\" in name:
                 detail = f"image {name!r}, expected a file's name"
-                rejects[f"line {line}"] = reject(f"line-{line}", "bad_row", detail, origin)
+                rejects[f"line {line}"] = Reject(f"line-{line}", "bad_row", detail, origin)
             elif (label := named(emotion)) is None:
-                rejects[name] = reject(name, "unknown_label", f"emotion {emotion!r}", origin)
+                rejects[name] = Reject(name, "unknown_label", f"emotion {emotion!r}", origin)
             else:
                 votes[name][user] = label
         entries: list[Entry | Reject] = [one for name, one in rejects.items() if name not in votes]
@@ -107,10 +101,6 @@ class MuxspaceSource(TreeSource):
         faces = one_face(self.label_space.index(label), subject=subject, distribution=distribution)
         split = hashed_split(subject or name, self.config.test_fraction)
         return Entry(key=name, path=path, split=split, faces=faces, is_crop=True)
-
-    def published(self, catalogue: Catalogue) -> Mapping[str, Mapping[str, int] | int]:
-        """Nothing: the list has changed with every contribution."""
-        return {}
 
 
 def person(name: str) -> str | None:

@@ -22,14 +22,13 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from fer.config import Config, nearest
-from fer.io.files import FileError, refuse_impostor, sha256
-from fer.labels import LabelSpace, named, space
+from fer.io.files import FileError, refuse_impostor
+from fer.labels import named, space
 from fer.shards.schema import Split
-from fer.sources.base import AnnotatedFace, LabelSpaceName, Reject
+from fer.sources.archives import fetch
+from fer.sources.base import AnnotatedFace, Entry, LabelSpaceName, Reject, hashed_split, nfc, one_face
 from fer.sources.csvfile import RowError, read_records
-from fer.sources.entries import hashed_split, one_face
 from fer.sources.layout import list_files, posix, split_named
-from fer.sources.pack import Entry, nfc
 from fer.sources.tree import Catalogue, TreeConfig, TreeSource
 
 LEFT_OUT = "none"
@@ -121,11 +120,6 @@ class TableSource(TreeSource):
     generator = "table"
     how_to_get = "Expected a csv or Parquet file with a column of paths and one of labels; `columns` gives their names."
 
-    @property
-    def label_space(self) -> LabelSpace:
-        """As configured."""
-        return space(self.config.label_space)
-
     def download(self, out: Path, cache: Path) -> dict[str, Any]:
         """Opens the table and packs its images; see `fer.sources.base.Source.download`."""
         table = self._given()
@@ -133,9 +127,7 @@ class TableSource(TreeSource):
             if self.config.root is not None:
                 raise FileError(f"{self.config.path}: `root` goes with a table; a folder or archive holds its images")
             return super().download(out, cache)
-        if self.config.sha256 and (digest := sha256(table)) != self.config.sha256.lower():
-            raise FileError(f"{table}: sha256 is {digest}, expected {self.config.sha256}: another or a damaged file")
-        root = self._root(table)
+        root = self._root(fetch(str(table), cache, sha256_hex=self.config.sha256))
         if not root.is_dir():
             raise FileError(f"{root}: no such folder; set the key `root` of this dataset to where the images are")
         return self.take(root, out)
@@ -187,14 +179,10 @@ class TableSource(TreeSource):
                 else:
                     images.setdefault(files.find(row[columns.path]), []).append(face)
             except RowError as error:
-                rejects.append(Reject(sample_id=f"row-{line}", reason=error.reason, detail=str(error), origin=origin))
+                rejects.append(Reject(f"row-{line}", error.reason, str(error), origin))
         entries = [self._entry(path, faces, base, excluded) for path, faces in images.items()]
         form = f"{'Parquet' if table.suffix.lower() == '.parquet' else 'csv'} table"
         return Catalogue(form=form, entries=[*entries, *rejects], excluded=excluded)
-
-    def published(self, catalogue: Catalogue) -> Mapping[str, Mapping[str, int] | int]:
-        """Nothing: the data are the user's own."""
-        return {}
 
     def _given(self) -> Path | None:
         """The table itself, where `path` names it."""
@@ -271,7 +259,7 @@ class TableSource(TreeSource):
         splits = {split for split, _ in kept}
         if len(splits) > 1 or (len(kept) > 1 and not all(face.box for _, face in kept)):
             detail = f"{len(kept)} rows of one image in {len(splits)} splits, of which not all have a box"
-            return Reject(sample_id=key, reason="contradicting_rows", detail=detail, origin=path)
+            return Reject(key, "contradicting_rows", detail, path)
         annotations = tuple(face for _, face in kept)
         split = splits.pop() or hashed_split(annotations[0].subject or key, self.config.test_fraction)
         return Entry(key=key, path=path, split=split, faces=annotations, is_crop=self.config.crops)

@@ -29,8 +29,7 @@ from fer.io.files import FileError, sha256, write_json
 from fer.lineage import digest_of_code, versions
 from fer.outputs import FACES
 from fer.processes import HeldError, lock, remove_held
-from fer.sources.base import Reject, Source
-from fer.sources.download import describe
+from fer.sources.base import Reject, Source, describe
 from fer.sources.registry import DatasetConfig, get_source
 
 FORMAT = 1

@@ -18,8 +18,8 @@ from tiny_training import LABELS, NANO, REPOSITORY, finish, make_project, run_dv
 
 from fer import params
 from fer.processes import lock
-from fer.sources.download import download_dataset
 from fer.sources.folders import FoldersConfig
+from fer.stages.download import download_dataset
 
 
 def queue(project: Path, name: str) -> Path:

@@ -53,7 +53,7 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {
 """Modules beyond `OBSERVERS` that decide nothing in a stage that imports them; what its list names is not left out."""
 
 COMPUTATIONS = {
-    "download": "fer/sources/download.py",
+    "download": "fer/stages/download.py",
     "crop": "fer/stages/crop.py",
     "shard": "fer/shards/write.py",
     "train": "fer/training/loop.py",

@@ -27,8 +27,8 @@ from fer.shards.manifest import FILE_NAME, parse_manifest
 from fer.shards.read import ShardSet
 from fer.shards.schema import ShardError
 from fer.sources.aihub import Record, parse_record, read_json_records
+from fer.sources.base import describe
 from fer.sources.csvfile import RowError
-from fer.sources.download import describe
 from fer.sources.fer2013_rows import CsvColumns, Row, csv_rows, form_of, parse_csv_row
 
 bounded = settings(

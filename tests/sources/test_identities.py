@@ -1,4 +1,4 @@
-"""People as a dataset: folders of subjects, and InsightFace's train.rec, of which nothing is believed unseen."""
+"""People as a dataset: folders of subjects, and InsightFace's train.rec, of which nothing is trusted unchecked."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def packed(*labels: float, data: bytes = b"", many: bool = False) -> bytes:
 
 
 def write_rec(folder: Path, shown: list[tuple[float, bytes]], *, head: bool = True, many: bool = False) -> Path:
-    """A dataset of (person, picture); `head`: with the records that InsightFace adds for the people."""
+    """A dataset of (person, image); `head`: with the records that InsightFace adds for the people."""
     folder.mkdir(parents=True, exist_ok=True)
     persons = sorted({person for person, _ in shown})
     records = [packed(len(shown) + 1, len(shown) + 1 + len(persons))] if head else []
@@ -82,7 +82,7 @@ def splits(samples: dict[str, RawSample]) -> dict[str, set[str]]:
 # ------------------------------------------------------------------------------------------------ folders
 
 
-def test_everybody_is_in_training_or_else_in_test_alone(tmp_path: Path) -> None:
+def test_every_person_is_in_training_or_in_test_alone(tmp_path: Path) -> None:
     options = {"test_fraction": 0.2, "validation_fraction": 0.25}
     raw = fetch(tmp_path, IdentitiesConfig, people(tmp_path / "in"), **options)
     samples, rejects = read(raw, IdentitiesConfig, **options)
@@ -98,7 +98,7 @@ def test_everybody_is_in_training_or_else_in_test_alone(tmp_path: Path) -> None:
     assert all(sample.is_crop and sample.faces[0].subject is None for sample in samples.values())
 
 
-def test_a_label_is_the_person_and_the_space_tells_who_they_are_by_digest_alone(tmp_path: Path) -> None:
+def test_a_label_is_the_person_and_the_label_space_names_nobody(tmp_path: Path) -> None:
     raw = fetch(tmp_path, IdentitiesConfig, people(tmp_path / "in"))
     samples, _ = read(raw, IdentitiesConfig)
     names = about(raw)["people"]
@@ -114,7 +114,7 @@ def test_a_label_is_the_person_and_the_space_tells_who_they_are_by_digest_alone(
     assert not any("person" in label for label in source.label_space.labels)
 
 
-def test_who_is_in_test_stays_there_whatever_is_added(tmp_path: Path) -> None:
+def test_test_people_stay_in_test_when_others_are_added(tmp_path: Path) -> None:
     options = {"test_fraction": 0.3}
     first, _ = read(fetch(tmp_path / "1", IdentitiesConfig, people(tmp_path / "in"), **options), IdentitiesConfig)
     more = people(tmp_path / "in", names=60)
@@ -123,7 +123,7 @@ def test_who_is_in_test_stays_there_whatever_is_added(tmp_path: Path) -> None:
     assert unseen == {name for name, places in splits(second).items() if places == {"test"}} & splits(first).keys()
 
 
-def test_people_with_few_pictures_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_people_with_few_images_are_left_out_and_counted(tmp_path: Path) -> None:
     source = people(tmp_path / "in")
     picture(source / "stranger" / "1.jpg")
     (source / "nobody").mkdir()
@@ -133,15 +133,13 @@ def test_people_with_few_pictures_are_left_out_and_counted(tmp_path: Path) -> No
     assert "stranger" not in about(raw)["people"]
 
 
-def test_a_validation_holds_no_more_pictures_than_its_logits_may_take(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_validation_has_at_most_the_images_whose_logits_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identities, "MOST_VALIDATION", 7)
     raw = fetch(tmp_path, IdentitiesConfig, people(tmp_path / "in"), validation_fraction=0.5)
     assert about(raw)["counts"]["validation"] == {"pictures": 7}
 
 
-def test_names_are_one_spelling_and_lie_deeper_or_in_archives(tmp_path: Path) -> None:
+def test_names_are_normalized_and_images_may_be_deeper_or_in_archives(tmp_path: Path) -> None:
     source = people(tmp_path / "in" / "set" / "images", names=4)
     picture(source / unicodedata.normalize("NFD", "김") / "deep" / "a.jpg")
     picture(source / unicodedata.normalize("NFD", "김") / "b.jpg")
@@ -153,9 +151,9 @@ def test_names_are_one_spelling_and_lie_deeper_or_in_archives(tmp_path: Path) ->
     assert {key: sample.faces for key, sample in one.items()} == {key: sample.faces for key, sample in other.items()}
 
 
-def test_a_folder_of_something_else_is_told_with_what_is_expected(tmp_path: Path) -> None:
+def test_a_folder_without_people_is_refused_with_the_layout(tmp_path: Path) -> None:
     text(tmp_path / "in" / "notes" / "a.txt", "x")
-    with pytest.raises(FileError, match=r"no folders of people.*found notes.*a folder of pictures for each person"):
+    with pytest.raises(FileError, match=r"train\.rec: found notes.*a folder of images for each person"):
         fetch(tmp_path, IdentitiesConfig, tmp_path / "in")
 
 
@@ -163,7 +161,7 @@ def test_a_folder_of_something_else_is_told_with_what_is_expected(tmp_path: Path
 
 
 @pytest.mark.parametrize(("head", "many"), [(True, False), (True, True), (False, False)])
-def test_a_rec_file_gives_every_picture_byte_for_byte(tmp_path: Path, head: bool, many: bool) -> None:
+def test_a_rec_file_gives_every_image_byte_for_byte(tmp_path: Path, head: bool, many: bool) -> None:
     shown = jpegs(tmp_path / "jpg")
     raw = fetch(tmp_path, IdentitiesConfig, write_rec(tmp_path / "in" / "faces_emore", shown, head=head, many=many))
     samples, rejects = read(raw, IdentitiesConfig)
@@ -174,12 +172,12 @@ def test_a_rec_file_gives_every_picture_byte_for_byte(tmp_path: Path, head: bool
     assert {key: sample.faces[0].label for key, sample in samples.items()} == {key: int(key[:6]) for key in want}
 
 
-def test_a_picture_that_holds_the_mark_is_joined_again(tmp_path: Path) -> None:
+def test_an_image_that_holds_the_record_mark_is_joined_again(tmp_path: Path) -> None:
     data = b"abcd" + struct.pack("<I", MARK) * 2 + b"efg"
     folder = write_rec(tmp_path, [(0.0, data), (1.0, b"xyz" + struct.pack("<I", MARK))], head=False)
     assert (folder / "train.rec").read_bytes().count(struct.pack("<I", MARK)) == 5  # of four parts, and one not aligned
     with (folder / "train.rec").open("rb") as handle:
-        found = [recordio.read_picture(handle, offset) for _, offset in recordio.read_index(folder)]
+        found = [recordio.read_image(handle, offset) for _, offset in recordio.read_index(folder)]
     assert found == [data, b"xyz" + struct.pack("<I", MARK)]
 
 
@@ -200,24 +198,24 @@ def test_damaged_records_are_rejected_one_by_one(tmp_path: Path) -> None:
     assert len(samples) == len(shown) - 6
     assert sorted(one.sample_id.rpartition("/")[2] for one in rejects) == [f"{n:08d}" for n in (5, 20, 40, 50, 60, 90)]
     assert {one.reason for one in rejects} == {"damaged_record", "unreadable_file"}
-    with pytest.raises(FileError, match="6 of 120 pictures are unusable"):
+    with pytest.raises(FileError, match="6 of 120 "):
         fetch(tmp_path / "again", IdentitiesConfig, folder)
 
 
 @pytest.mark.parametrize(
     ("file", "content", "told"),
     [
-        ("train.idx", None, "train.idx: no such file; it comes with train.rec"),
-        ("train.idx", "0\t0\n1 40\n", "line 2: b'1 40.n' is not a key, a tab and an offset"),
-        ("train.idx", "0\t0\n0\t8\n", "line 2: key 0 is given twice"),
-        ("train.idx", "0\t999999999\n", "line 1: offset 999999999 begins no record"),
-        ("train.idx", "0\t" + "9" * 500, "line 1"),
-        ("train.idx", "version https://git-lfs.github.com/spec/v1", "Git LFS pointer"),
-        ("property", "many", "'many' is not the number of people"),
-        ("property", "31,112,112", "pictures of 30 people, and `property` says 31"),
+        ("train.idx", None, "train.idx: no such file"),
+        ("train.idx", "0\t0\n1 40\n", r"train\.idx: line 2: b'1 40\\n'"),
+        ("train.idx", "0\t0\n0\t8\n", r"train\.idx: line 2: key 0"),
+        ("train.idx", "0\t999999999\n", r"train\.idx: line 1: offset 999999999"),
+        ("train.idx", "0\t" + "9" * 500, r"train\.idx: line 1"),
+        ("train.idx", "version https://git-lfs.github.com/spec/v1", r"train\.idx: .*Git LFS"),
+        ("property", "many", "property: 'many'"),
+        ("property", "31,112,112", "30 people, and `property` says 31"),
     ],
 )
-def test_what_does_not_fit_together_is_refused_by_name(
+def test_inconsistent_record_files_are_refused_by_name(
     tmp_path: Path, file: str, content: str | None, told: str
 ) -> None:
     folder = write_rec(tmp_path / "in", jpegs(tmp_path / "jpg"))
@@ -228,19 +226,19 @@ def test_what_does_not_fit_together_is_refused_by_name(
         fetch(tmp_path, IdentitiesConfig, folder, subset=False)
 
 
-def test_a_head_that_lies_about_the_pictures_is_refused(tmp_path: Path) -> None:
+def test_a_first_record_that_contradicts_the_index_is_refused(tmp_path: Path) -> None:
     folder = write_rec(tmp_path / "in", jpegs(tmp_path / "jpg"))
     data = bytearray((folder / "train.rec").read_bytes())
     data[32:36] = struct.pack("<f", 1e9)
     (folder / "train.rec").write_bytes(data)
-    with pytest.raises(FileError, match=r"record 0 says that pictures end before key 1e\+09"):
+    with pytest.raises(FileError, match=r"train\.rec: record 0 .* key 1e\+09"):
         fetch(tmp_path, IdentitiesConfig, folder)
 
 
 # ------------------------------------------------------------------------------------------------ synthetic people
 
 
-def test_synthetic_subjects_are_labels_and_others_than_those_of_expressions(tmp_path: Path) -> None:
+def test_synthetic_subjects_are_labels_and_differ_from_those_of_expressions(tmp_path: Path) -> None:
     config = {"source": "synthetic", "scenes": 24, "scene_size": 64, "face_size": [30, 50], "train_subjects": 5}
     config |= {"test_subjects": 3, "test_fraction": 0.5, "no_face_probability": 0.0}
     found = {}

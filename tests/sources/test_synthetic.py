@@ -12,9 +12,9 @@ from fer.config import ConfigError, parse
 from fer.io.files import FileError, read_json
 from fer.sources import synthetic
 from fer.sources.base import RawSample
-from fer.sources.download import download_dataset
 from fer.sources.registry import get_source
 from fer.sources.synthetic import SyntheticConfig
+from fer.stages.download import download_dataset
 from fer.synth import render
 
 SMALL = {"source": "synthetic", "scenes": 6, "scene_size": 64, "face_size": (30.0, 50.0), "multi_face_probability": 0.5}
