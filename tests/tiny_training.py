@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import multiprocessing.process
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -185,10 +186,30 @@ def start_training(root: Path, *, code: str = "", **variables: str) -> subproces
     )
 
 
+def make_repository(root: Path, *, epochs: int = 6, **train: Any) -> Path:
+    """A copy of the code with a tiny dataset and dvc.yaml with plan and train; it trains for some seconds."""
+    for folder in ("fer", "pipelines"):
+        shutil.copytree(REPOSITORY / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    stages = {name: yaml_text.load((REPOSITORY / "dvc.yaml").read_text())["stages"][name] for name in ("plan", "train")}
+    for stage in stages.values():
+        stage["cmd"] = stage["cmd"].replace("python ", f"{sys.executable} ", 1)
+    make_project(root, epochs=epochs, **train)
+    (root / "dvc.yaml").write_text(yaml_text.dump({"stages": stages}))
+    run_dvc(root, "init", "--no-scm")
+    return root
+
+
 def run_dvc(root: Path, *arguments: str) -> str:
     """A dvc command in a project, which must end well; its output."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments],
+    done = run_in(root, "-m", "dvc", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def run_in(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python in a project with the project's own copy of the code."""
+    return subprocess.run(
+        [sys.executable, *arguments],
         cwd=root,
         env=environment() | {"PYTHONPATH": str(root)},
         capture_output=True,
@@ -196,8 +217,6 @@ def run_dvc(root: Path, *arguments: str) -> str:
         timeout=patience(280),
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def finish(child: subprocess.Popen[str], timeout: float = 120) -> str:

@@ -65,7 +65,7 @@ def test_a_stopped_repro_leaves_no_process_and_no_output_and_the_next_goes_on(wo
         repro.wait(patience(30))
         assert not [name for name in still_alive(children, 10) if not name.endswith("Agent")]
         assert not list(root.glob("data/faces/tiny/*")), "something looks finished"
-    assert "going on after" in run_dvc(root, "repro")
+    assert "resuming after" in run_dvc(root, "repro")
     assert files(root / "data" / "faces" / "tiny") == files(whole / "data" / "faces" / "tiny")
     assert not (root / ".work" / "crop").exists()
     assert list(json.loads(run_dvc(root, "status", "--json"))) == ["plan"], "which looks for changed data each time"

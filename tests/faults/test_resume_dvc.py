@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,23 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml_text
-from tiny_training import REPOSITORY, environment, make_project, patience, published, run_dvc, still_alive
+from tiny_training import environment, make_repository, patience, published, run_dvc, still_alive
 
 pytestmark = pytest.mark.slow
-
-
-def make_repository(root: Path, **train: object) -> Path:
-    """A copy of the code with a tiny dataset and dvc.yaml with plan and train; it trains for some seconds."""
-    for folder in ("fer", "pipelines"):
-        shutil.copytree(REPOSITORY / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    stages = {name: yaml_text.load((REPOSITORY / "dvc.yaml").read_text())["stages"][name] for name in ("plan", "train")}
-    for stage in stages.values():
-        stage["cmd"] = stage["cmd"].replace("python ", f"{sys.executable} ", 1)
-    make_project(root, epochs=6, **train)
-    (root / "dvc.yaml").write_text(yaml_text.dump({"stages": stages}))
-    run_dvc(root, "init", "--no-scm")
-    return root
 
 
 def start_repro(root: Path) -> subprocess.Popen[bytes]:

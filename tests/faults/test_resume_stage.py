@@ -42,7 +42,7 @@ def test_the_same_command_goes_on_to_the_same_files(
     child.communicate(timeout=patience(30))
     assert child.returncode == (-signum if signum == signal.SIGKILL else 128 + signum)
     assert not (root / "trained").exists()
-    assert "going on after" in finish(start_training(root))
+    assert "resuming after" in finish(start_training(root))
     assert published(root) == undisturbed
     assert [path.name for path in (root / ".work").iterdir()] == ["locks"]
 
