@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import brought
 import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from builders import layouts as brought
 
 from fer.labels import DATASET_LABELS, SPACES
 from fer.sources.base import RawSample, Reject

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-import brought
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from builders import layouts as brought
 from builders.layouts import about
 from small_fer2013 import USAGES, assert_rows, csv_file, fetch, parquet_file, pixels, read, text
 
