@@ -39,7 +39,6 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {
         "fer/console.py": "tells people",
         "fer/environment.py": "reads environment variables, which say where things are",
         "fer/faces/weights.py": "finds a file, whose digest is compared",
-        "fer/io/disk.py": "explains errors of a disk",
         "fer/io/files.py": "writes bytes as they are given",
         "fer/io/yaml12.py": _READS,
         "fer/lineage.py": "tells where a result comes from",
@@ -57,8 +56,11 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {
         "fer/weights/registry.py": "finds files, whose digests are compared",
     },
     "crop": {
-        "fer/io/archives": _FETCHES,
-        "fer/io/transfer": _FETCHES,
+        "fer/io/archive_tree.py": _FETCHES,
+        "fer/io/archives.py": _FETCHES,
+        "fer/io/remote.py": _FETCHES,
+        "fer/io/transfer.py": _FETCHES,
+        "fer/sources/archives.py": _FETCHES,
         "fer/sources/origin.py": "looks for changed data, for the download",
     },
     "evaluate": {

@@ -13,7 +13,7 @@ from builders.crops import files
 from builders.limits import patience
 from builders.projects import make_project, published, run_dvc
 from builders.runs import still_alive
-from builders.stopping import checkpoints, copy_code, family, resumed, start_repro, wait_until
+from builders.stopping import checkpoints, copy_code, family, make_repository, resumed, start_repro, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
