@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from brought import about, fetch, found, picture, read, text, zipped
 
-from fer.config import ConfigError, parse
 from fer.io.files import FileError
 from fer.sources.folders import FoldersConfig
 
@@ -140,8 +139,3 @@ def test_ambiguous_folders_are_refused_with_the_remedy(
 ) -> None:
     with pytest.raises(FileError, match=said):
         fetch(tmp_path, FoldersConfig, build(tmp_path / "in"), **options)
-
-
-def test_unknown_label_in_classes_is_refused_before_anything_is_read() -> None:
-    with pytest.raises(ConfigError, match=r"'hapiness' - did you mean 'happiness'"):
-        parse(FoldersConfig, {"source": "folders", "classes": {"a": "hapiness"}}, "params.yaml")

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from fer.config import ConfigError, parse
 from fer.io.files import FileError, read_json
 from fer.sources import synthetic
 from fer.sources.base import RawSample
@@ -101,11 +100,3 @@ def test_a_failed_renderer_is_an_error_and_leaves_nothing(tmp_path: Path, monkey
     with pytest.raises(FileError):
         download_dataset("set", small(), seed=3, root=tmp_path)
     assert not list((tmp_path / "data" / "raw").iterdir())
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [("strength", 9.0), ("scene_size", 8), ("face_size", [200, 300]), ("scens", 5), ("scenes", 0)]
-)
-def test_wrong_synthetic_option_is_refused_by_name(key: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=key):
-        parse(SyntheticConfig, {"source": "synthetic", key: value}, "params.yaml")
