@@ -174,13 +174,6 @@ def test_bad_lines_of_votes_keep_their_place_and_are_counted(tmp_path: Path) -> 
     assert bad == [("ferplus/00000002", "row_votes"), ("ferplus/00000003", "row_votes")]
 
 
-def test_hostile_votes_have_a_defined_outcome(test_data: Path) -> None:
-    votes = read_votes(test_data / "bad" / "csv" / "ferplus_bad_rows.csv")
-    found = [one.counts if isinstance(one.counts, str) else aggregate_votes(one.counts, "majority") for one in votes]
-    assert found == ["no_agreement", "no_votes", "not_a_face", "no_agreement", "no_votes", "5 fields, expected 12"]
-    assert not votes[2].name
-
-
 @pytest.mark.parametrize(
     ("rows", "votes", "options", "message"),
     [
