@@ -7,7 +7,7 @@ Two layouts: a folder of images for each person, at any depth; and MS-Celeb-1M a
 Splits are assigned here, for none are published:
 
 * test: all images of `test_fraction` of the people, by a hash of the name. They are never trained on: `fer verify`
-  measures how well their images are told apart. (Their labels are classes of the network all the same, ones without
+  measures how well their images are distinguished. (Their labels are classes of the network all the same, ones without
   an image.)
 * validation: some images of the others, so that everybody is in training. At most 4096, because a validation holds
   the logits of all its images for all classes.

@@ -1,10 +1,10 @@
 """Scenes: a pure function of (seed, index, config).
 
 `describe` decides everything that has a name (split, subjects, labels, action units, geometry); `render` paints it;
-`encode` gives the bytes a data set would store.
+`encode` gives the bytes a dataset would store.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from math import cos, sin
 
@@ -98,14 +98,12 @@ class _Cast:
 
 @lru_cache(maxsize=64)
 def _in_domain(config: SceneConfig) -> SceneConfig:
-    """The knobs with the domain applied."""
+    """The options with the domain applied."""
     if config.domain == "wild":
         return config
-    return replace(
-        config, yaw_range=config.yaw_range / 3, pitch_range=config.pitch_range / 3, roll_range=config.roll_range / 3,
-        light_contrast=0.3 * config.light_contrast, occlusion_probability=0.0, blur_probability=0.0,
-        grey_probability=0.0, distractors=0,
-    )  # fmt: skip
+    third = {name: getattr(config, name) / 3 for name in ("yaw_range", "pitch_range", "roll_range")}
+    none = dict.fromkeys(("occlusion_probability", "blur_probability", "grey_probability"), 0.0)
+    return config.model_copy(update={**third, **none, "light_contrast": 0.3 * config.light_contrast, "distractors": 0})
 
 
 def describe(seed: int, index: int, config: SceneConfig = DEFAULT) -> Layout:
@@ -115,7 +113,7 @@ def describe(seed: int, index: int, config: SceneConfig = DEFAULT) -> Layout:
 
 
 def render(seed: int, index: int, config: SceneConfig = DEFAULT) -> Scene:
-    """Scene `index` of the data set `seed`; depends on nothing else, so any worker may render any scene in any
+    """Scene `index` of the dataset `seed`; depends on nothing else, so any worker may render any scene in any
     order."""
     config = _in_domain(config)
     split, cast = _direct(seed, index, config)
@@ -142,7 +140,7 @@ def render(seed: int, index: int, config: SceneConfig = DEFAULT) -> Scene:
 
 
 def encode(scene: Scene) -> bytes:
-    """The stored file: JPEG, one channel where the scene is grey; or, where `scene.broken`, bytes no decoder
+    """The stored file: JPEG, one channel where the scene is gray; or, where `scene.broken`, bytes no decoder
     accepts."""
     stored = scene.image[..., 0] if scene.grey else cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR)
     done, buffer = cv2.imencode(".jpg", stored, (cv2.IMWRITE_JPEG_QUALITY, scene.quality))
