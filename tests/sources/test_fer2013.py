@@ -169,11 +169,6 @@ def test_published_counts_are_required_except_for_corrupt_rows(
             fetch(tmp_path, path, **options)
 
 
-def test_without_a_path_the_error_names_the_home_page_and_the_key(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=r"(?s)kaggle\.com.*`path`"):
-        fetch(tmp_path, None)
-
-
 def test_another_digest_is_refused_and_the_right_one_accepted(tmp_path: Path) -> None:
     path = csv_file(tmp_path / "a.csv")
     with pytest.raises(FileError, match=r"a\.csv: sha256 is [0-9a-f]{64}, expected 0{64}"):
