@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> BenchResult:
     import cv2
     import torch
 
-    from fer.faces.weights import locate
+    from fer.faces.detect import locate
 
     weights = {name: str(locate(name, args.weights, Path.cwd()).resolve()) for name in args.detectors}
     cv2.setNumThreads(1)

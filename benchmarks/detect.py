@@ -36,8 +36,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 @benchmark("detect", help="which faces of pictures the detectors find, and which they miss", arguments=_arguments)
 def run(args: argparse.Namespace) -> BenchResult:
     """A row for each picture and their sum, detector by detector; ValueError for what cannot be read."""
-    from fer.faces.detect import DEFAULTS, create_detector
-    from fer.faces.weights import locate
+    from fer.faces.detect import DEFAULTS, create_detector, locate
     from fer.io.images import decode_image
 
     seen: dict[str, dict[str, list[Box]]] = read_json(args.faces)

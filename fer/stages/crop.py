@@ -156,7 +156,7 @@ def _weights(config: CropConfig, root: Path, parent: Path | None) -> Path | None
     """The detector's file, whole; None for one that needs none."""
     if config.detector == "annotated":
         return None
-    from fer.faces.weights import locate
+    from fer.faces.detect import locate
 
     return locate(config.detector, config.detector_weights, root, parent).resolve()
 

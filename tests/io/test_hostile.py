@@ -21,7 +21,7 @@ import pytest
 from builders.images import difference, memory_to_read, silence
 
 from fer.commands import predict
-from fer.faces import weights as detector_weights
+from fer.faces.detect import locate
 from fer.io.archives import extract
 from fer.io.files import FileError, write_json
 from fer.io.images import ImageError, read_image
@@ -183,7 +183,7 @@ def korean_names(path: Path, work: Path) -> None:
 
 
 def detector(path: Path, work: Path) -> Path:
-    return detector_weights.locate("yunet", str(path), work)
+    return locate("yunet", str(path), work)
 
 
 def unpack(path: Path, work: Path) -> None:
