@@ -88,7 +88,7 @@ def locate(name: str, given: str | None, root: Path, parent: Path | None = None)
         path = below(Path(given).expanduser(), root, parent)
         if path.is_dir():
             path = next(iter(sorted(path.rglob(file.name))), path / file.name)
-    remedy = f"`fer weights pull {published}` brings {file.name}, --from FOLDER where there is no network"
+    remedy = f"`fer weights pull {published}` downloads {file.name}; without a network, use --from FOLDER"
     if not path.is_file():
         raise FileError(f"{path}: no weights of {name} there; {remedy}")
     try:

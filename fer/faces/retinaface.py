@@ -110,7 +110,7 @@ def load_network(weights: Path) -> Network:
     except RuntimeError:
         raise FileError(
             f"{weights}: not the weights of RetinaFace with MobileNet-0.25; "
-            "`fer weights pull retinaface_mobilenet025` brings them"
+            "`fer weights pull retinaface_mobilenet025` downloads them"
         ) from None
     return network.eval()
 

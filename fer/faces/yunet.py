@@ -23,7 +23,7 @@ class YuNet:
 
     def __init__(self, weights: Path, *, min_score: float, longest_side: int) -> None:
         if not weights.is_file():
-            raise FileError(f"{weights}: no such file; `fer weights pull yunet_2023mar` brings it")
+            raise FileError(f"{weights}: no such file; `fer weights pull yunet_2023mar` downloads it")
         refuse_impostor(weights, str(weights))
         self._weights, self._min_score, self._longest_side = weights, min_score, longest_side
         self._model = np.fromfile(weights, dtype=np.uint8)
@@ -65,7 +65,7 @@ class YuNet:
             except cv2.error as error:
                 raise FileError(
                     f"{self._weights}: not a YuNet that OpenCV can load ({error.err}); "
-                    "`fer weights pull yunet_2023mar` brings it"
+                    "`fer weights pull yunet_2023mar` downloads it"
                 ) from None
             finally:
                 cv2.utils.logging.setLogLevel(level)

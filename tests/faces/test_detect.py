@@ -96,7 +96,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("name", "file"), [("retinaface", "mobilenet0.25_Final.pth"), ("yunet", "face_detection_yunet_2023mar.onnx")]
 )
-def test_missing_or_wrong_weights_are_refused_with_the_command_that_brings_them(
+def test_missing_or_wrong_weights_are_refused_with_the_command_that_downloads_them(
     name: str, file: str, tmp_path: Path
 ) -> None:
     with pytest.raises(FileError, match=rf"{file}: not there; run `fer weights pull {DEFAULTS[name].weights}`"):

@@ -12,6 +12,7 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -39,6 +40,14 @@ from fer.weights.store import WeightsInfo, load_model, save_model
 
 LABELS = SPACES["basic7"].labels
 CROP = CropConfig(detector="yunet", size=96, border="replicate", jpeg_quality=90)
+
+
+class Scenes(NamedTuple):
+    """A folder of synthetic scenes, a finder of their faces, and the number of these."""
+
+    folder: Path
+    finder: Finder
+    count: int
 
 
 class Knowing:
@@ -73,8 +82,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finder, int]:
-    """A folder of synthetic scenes, a finder of their faces, and the number of these."""
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
     folder = tmp_path_factory.mktemp("scenes")
     known: dict[str, list[Detection]] = {}
     for index in range(12):
@@ -86,7 +94,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finder, int]
             for number, face in enumerate(scene.faces)
         ]
     finder = Finder(detector=Knowing(known), min_score=0.5)
-    return folder, finder, sum(map(len, known.values()))
+    return Scenes(folder, finder, sum(map(len, known.values())))
 
 
 def photos_in(folder: Path) -> list[tuple[str, Path | bytes]]:
@@ -107,20 +115,12 @@ def shards_of(folder: Path, crops: list[bytes]) -> Path:
 # ------------------------------------------------------------------------------------------------ parity
 
 
-def test_images_of_a_dataset_get_the_logits_of_evaluate(
-    weights: Path, scenes: tuple[Path, Finder, int], tmp_path: Path
-) -> None:
+def test_images_of_a_dataset_get_the_logits_of_evaluate(weights: Path, scenes: Scenes, tmp_path: Path) -> None:
     """The crop stage, shards and `evaluate` on one side, `fer predict` on the other."""
     folder, finder, count = scenes
+    face = AnnotatedFace(box=None, landmarks=None, label=1, clean_label=1)
     samples = [
-        RawSample(
-            key=path.name,
-            image=path.read_bytes(),
-            split="test",
-            faces=(AnnotatedFace(box=None, landmarks=None, label=1, clean_label=1),),
-            is_crop=False,
-            origin=path.name,
-        )
+        RawSample(key=path.name, image=path.read_bytes(), split="test", faces=(face,), is_crop=False, origin=path.name)
         for path in find_photos([folder])
     ]
     config = CROP.model_copy(update={"faces": "all"})
@@ -140,18 +140,6 @@ def test_images_of_a_dataset_get_the_logits_of_evaluate(
         predicted = np.array([face.logits for photo in found for face in photo.faces])
         assert np.abs(predicted - evaluated).max() < 1e-5 * max(1.0, np.abs(evaluated).max())
         assert [photo.name for photo in found] == [name for name, _ in photos_in(folder)]
-
-
-def test_jpeg_quality_of_the_crop_changes_the_logits(weights: Path, scenes: tuple[Path, Finder, int]) -> None:
-    folder, finder, _ = scenes
-    classifier = Classifier(weights)
-    photo = photos_in(folder)[:4]
-    logits = {}
-    for quality in (95, 30):
-        config = crop_config(classifier.info, None).model_copy(update={"jpeg_quality": quality})
-        found = classify(photo, classifier, config, finder)
-        logits[quality] = np.array([face.logits for one in found for face in one.faces])
-    assert not np.array_equal(logits[95], logits[30])
 
 
 def test_flip_is_the_mean_over_the_face_and_its_mirror_image(weights: Path) -> None:
@@ -233,9 +221,7 @@ def test_images_below_folders_are_found_in_order(tmp_path: Path) -> None:
     assert found == ["b.JPG", "a/z.png", "no_ending"]
 
 
-def test_unreadable_photos_are_named_with_the_reason_and_skipped(
-    weights: Path, scenes: tuple[Path, Finder, int], tmp_path: Path
-) -> None:
+def test_unreadable_photos_are_named_with_the_reason_and_skipped(weights: Path, scenes: Scenes, tmp_path: Path) -> None:
     folder, finder, _ = scenes
     (tmp_path / "page.jpg").write_bytes(b"<html>")
     blank = encoded(np.full((90, 90, 3), 200, np.uint8), "PNG")
@@ -260,13 +246,13 @@ def test_whole_photo_is_one_face(weights: Path) -> None:
     assert np.array_equal(face.logits, classifier.logits([encoded(noise, "PNG")])[0])
 
 
-def found_photos(weights: Path, scenes: tuple[Path, Finder, int]) -> list[Photo]:
+def found_photos(weights: Path, scenes: Scenes) -> list[Photo]:
     classifier = Classifier(weights)
-    return list(classify(photos_in(scenes[0]), classifier, crop_config(classifier.info, None), scenes[1]))
+    return list(classify(photos_in(scenes.folder), classifier, crop_config(classifier.info, None), scenes.finder))
 
 
 def test_tables_have_every_face_with_all_probabilities_in_the_order_of_the_weights(
-    weights: Path, scenes: tuple[Path, Finder, int]
+    weights: Path, scenes: Scenes
 ) -> None:
     photos = found_photos(weights, scenes)
     rows = list(csv.DictReader(as_csv(photos, LABELS).splitlines()))
@@ -283,7 +269,7 @@ def test_tables_have_every_face_with_all_probabilities_in_the_order_of_the_weigh
     assert len(rows) == len(faces) + sum(not photo.faces for photo in photos)
 
 
-def test_drawing_does_not_change_the_photo(weights: Path, scenes: tuple[Path, Finder, int]) -> None:
+def test_drawing_does_not_change_the_photo(weights: Path, scenes: Scenes) -> None:
     photo = next(photo for photo in found_photos(weights, scenes) if photo.faces)
     image = decode_image(Path(photo.name).read_bytes())
     before = image.copy()
@@ -297,11 +283,11 @@ def test_drawing_does_not_change_the_photo(weights: Path, scenes: tuple[Path, Fi
 
 
 @pytest.fixture
-def predict(weights: Path, scenes: tuple[Path, Finder, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+def predict(weights: Path, scenes: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
     """Runs `fer predict` in an empty folder, with the known faces instead of a detector."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fer.faces.detect.locate", lambda *_: Path("detector"))
-    monkeypatch.setattr(crop_module, "finder", lambda *_: scenes[1])
+    monkeypatch.setattr(crop_module, "finder", lambda *_: scenes.finder)
 
     def run(*arguments: str) -> int | None:
         return cli._main(["predict", str(weights), *arguments, "--threads", "1"])
@@ -310,17 +296,19 @@ def predict(weights: Path, scenes: tuple[Path, Finder, int], tmp_path: Path, mon
 
 
 def test_command_prints_one_line_per_face_and_writes_nothing(
-    predict, scenes: tuple[Path, Finder, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    predict, scenes: Scenes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert predict(str(scenes[0])) == 0
+    assert predict(str(scenes.folder)) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert all(line.startswith(str(scenes[0])) for line in printed)
+    assert all(line.startswith(str(scenes.folder)) for line in printed)
     assert sum("  face " in line for line in printed) > 8
     assert not list(tmp_path.iterdir())
 
 
-def test_command_writes_the_requested_files(predict, scenes: tuple[Path, Finder, int], tmp_path: Path) -> None:
-    assert predict(str(scenes[0]), "--json", "faces.json", "--csv", "faces.csv", "--annotate", "--out", "drawn") == 0
+def test_command_writes_the_requested_files(predict, scenes: Scenes, tmp_path: Path) -> None:
+    assert (
+        predict(str(scenes.folder), "--json", "faces.json", "--csv", "faces.csv", "--annotate", "--out", "drawn") == 0
+    )
     about = json.loads((tmp_path / "faces.json").read_text())
     with_faces = [photo for photo in about["photos"] if photo["faces"]]
     assert about["labels"] == list(LABELS)
@@ -330,20 +318,19 @@ def test_command_writes_the_requested_files(predict, scenes: tuple[Path, Finder,
 
 
 def test_unreadable_photos_have_their_own_exit_code_and_are_counted_last(
-    predict, scenes: tuple[Path, Finder, int], tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    predict, scenes: Scenes, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(console.log, "handlers", [])
     monkeypatch.setattr(console.log, "propagate", False)
     console.set_up()
     (tmp_path / "page.jpg").write_bytes(b"<html>")
-    assert predict("page.jpg", str(scenes[0] / "00.jpg"), "--json", "f.json", "--csv", "f.csv") == 3
+    assert predict("page.jpg", str(scenes.folder / "00.jpg"), "--json", "f.json", "--csv", "f.csv") == 3
     assert capsys.readouterr().out.splitlines()[-1] == "warning: 1 of 2 photos could not be read"
     assert [photo["read"] for photo in json.loads((tmp_path / "f.json").read_text())["photos"]] == [False, True]
     assert len((tmp_path / "f.csv").read_text().splitlines()) == 3
     assert predict("page.jpg", "gone.jpg") == 1
     assert capsys.readouterr().out.splitlines()[-1] == "warning: 2 of 2 photos could not be read"
-    assert predict(str(scenes[0] / "00.jpg")) == 0
+    assert predict(str(scenes.folder / "00.jpg")) == 0
     assert "could not be read" not in capsys.readouterr().out
 
 
@@ -358,9 +345,11 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def photos(scenes: tuple[Path, Finder, int], tmp_path: Path) -> Path:
+def photos(scenes: Scenes, tmp_path: Path) -> Path:
     """Photos with faces: a.jpg, in/b.jpg and in/side/a.jpg."""
-    with_faces = [path for path in sorted(scenes[0].iterdir()) if scenes[1].detector.detect([pixels_of(path)])[0]]
+    with_faces = [
+        path for path in sorted(scenes.folder.iterdir()) if scenes.finder.detector.detect([pixels_of(path)])[0]
+    ]
     for name, path in zip(("a.jpg", "in/b.jpg", "in/side/a.jpg"), with_faces, strict=False):
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "photos" / name).write_bytes(path.read_bytes())
@@ -487,21 +476,13 @@ def test_weights_with_nan_are_refused(
     weights: Path, photos: Path, predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, info = load_model(weights / "model.safetensors")
-    broken = {
-        key: torch.full_like(value, float("nan")) for key, value in model.state_dict().items() if key == "fc.bias"
-    }
-    assert broken
-    state = {**model.state_dict(), **broken}
+    state = model.state_dict()
+    state["fc.bias"] = torch.full_like(state["fc.bias"], float("nan"))
     save_model(model, tmp_path / "m.safetensors", LABELS, "basic7", info.extra, name="ddamfn_nano", weights=state)
     with pytest.raises(FileError, match=r"m\.safetensors: 1 of .* NaN or infinity: fc\.bias; restore the file"):
         cli._main(["predict", str(tmp_path / "m.safetensors"), "photos", "--json", "f.json"])
-    job = PredictJob(
-        shards=str(shards_of(tmp_path / "s", [])),
-        weights=str(tmp_path / "m.safetensors"),
-        split="test",
-        batch_size=1,
-        threads=1,
-    )
+    shards, weights = str(shards_of(tmp_path / "s", [])), str(tmp_path / "m.safetensors")
+    job = PredictJob(shards=shards, weights=weights, split="test", batch_size=1, threads=1)
     with pytest.raises(FileError, match=r"m\.safetensors: 1 of .* NaN or infinity: fc\.bias; restore the file"):
         predict_share(job)
     assert capsys.readouterr().out == ""
@@ -509,9 +490,9 @@ def test_weights_with_nan_are_refused(
 
 
 def test_image_is_read_from_standard_input(
-    predict, scenes: tuple[Path, Finder, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    predict, scenes: Scenes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = (scenes[0] / "00.jpg").read_bytes()
+    data = (scenes.folder / "00.jpg").read_bytes()
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=BytesIO(data)))
     assert predict("-", "--detector", "whole") == 0
     assert capsys.readouterr().out.startswith("-  face 1")
