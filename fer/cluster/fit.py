@@ -16,7 +16,8 @@ from fer.cluster.shared import answering_nodes, require_paths
 from fer.console import log
 from fer.io.files import is_of_the_disk
 from fer.processes import LostError, with_environment
-from fer.training.loop import DivergedError, TrainJob, train
+from fer.training.job import TrainJob
+from fer.training.loop import DivergedError, train
 from fer.training.recipe import Recipe, TrainStageConfig
 
 _POLL_SECONDS = 0.25

@@ -139,7 +139,7 @@ def _predict(args: argparse.Namespace, given: Sequence[_Given], targets: Sequenc
 
     from fer.faces.config import CropConfig
     from fer.faces.crop import finder
-    from fer.faces.detect import locate
+    from fer.faces.weights import locate
     from fer.inference.output import SYNTHETIC, annotated, lines, write_jpeg
     from fer.inference.photos import Classifier, classify, crop_config
     from fer.io.images import read_image

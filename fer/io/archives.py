@@ -1,9 +1,9 @@
 """Extraction of untrusted zip and tar archives: everything or nothing, and never a byte outside the destination.
 
 Hostile or broken archives are refused with the reason: names that lead elsewhere or collide, links, devices,
-encryption, bombs, truncated files. Sizes are counted as they are written, and the content decides the kind
-of an archive. `fer.io.archive_tree` has the limits and the rules for names. The `data` filter of `tarfile` is not used:
-it allows links, backslashes and names that collide.
+encryption, bombs, truncated files. Sizes are counted as they are written, and the content decides which kind of
+archive a file is. `fer.io.archive_tree` has the limits and the rules for names. The `data` filter of `tarfile` is not
+used: it allows links, backslashes and names that collide.
 """
 
 from __future__ import annotations

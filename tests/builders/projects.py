@@ -9,14 +9,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml_text
 from builders.limits import patience
 from builders.shards import make_shards
+
+from fer.models import FerModel, TrainOutput, register
 
 TESTS = Path(__file__).resolve().parents[1]
 REPOSITORY = TESTS.parent
 PYTHONPATH = os.pathsep.join([str(TESTS), str(REPOSITORY)])
 """For children that import this package."""
+
+
+@register("toy")
+class Toy(FerModel):
+    """The smallest model with all that a state must hold: BatchNorm's statistics and dropout."""
+
+    def __init__(self, num_classes: int = 7, *, norm: bool = True, drop_rate: float = 0.2) -> None:
+        super().__init__(num_classes, input_size=16)
+        self.conv = torch.nn.Conv2d(3, 8, 3, stride=2)
+        self.norm = torch.nn.BatchNorm2d(8) if norm else torch.nn.Identity()
+        self.act = torch.nn.PReLU(8)
+        self.drop = torch.nn.Dropout(drop_rate)
+        self.fc = torch.nn.Linear(8 * 7 * 7, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | TrainOutput:
+        logits = self.fc(self.drop(self.act(self.norm(self.conv(x))).flatten(1)))
+        return TrainOutput(logits, {}) if self.training else logits
+
 
 TOY = {
     "model": "toy",

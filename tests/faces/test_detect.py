@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from benchmarks.detect import Outcome, judge, overlap, sum_of
-from fer.faces.detect import DEFAULTS, create_detector, locate
+from fer.faces.detect import DEFAULTS, create_detector
 from fer.faces.detection import Detection, Image, detections, shrink, shrunk_size
+from fer.faces.weights import PUBLISHED, locate
 from fer.io.files import FileError
 from fer.io.images import decode_image
 
@@ -99,17 +100,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_missing_or_wrong_weights_are_refused_with_the_command_that_downloads_them(
     name: str, file: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(FileError, match=rf"{file}: not there; run `fer weights pull {DEFAULTS[name].weights}`"):
+    with pytest.raises(FileError, match=rf"{file}: not there; run `fer weights pull {PUBLISHED[name]}`"):
         locate(name, None, tmp_path)
     (tmp_path / "mine" / "deep").mkdir(parents=True)
-    words = rf"mine.*{file}: no weights of {name} there; `fer weights pull {DEFAULTS[name].weights}`"
+    words = rf"mine.*{file}: no weights of {name} there; `fer weights pull {PUBLISHED[name]}`"
     with pytest.raises(FileError, match=words):
         locate(name, "mine", tmp_path)
     path = tmp_path / "mine" / "deep" / file
     for content, words in ((LFS_POINTER, "Git LFS pointer"), (b"<html>", "web page"), (b"", "empty"), (b"x", "sha256")):
         path.write_bytes(content)
         for given in ("mine", f"mine/deep/{file}", str(path)):
-            with pytest.raises(FileError, match=rf"{words}.*`fer weights pull {DEFAULTS[name].weights}`"):
+            with pytest.raises(FileError, match=rf"{words}.*`fer weights pull {PUBLISHED[name]}`"):
                 locate(name, given, tmp_path)
 
 

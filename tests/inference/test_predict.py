@@ -286,7 +286,7 @@ def test_drawing_does_not_change_the_photo(weights: Path, scenes: Scenes) -> Non
 def predict(weights: Path, scenes: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
     """Runs `fer predict` in an empty folder, with the known faces instead of a detector."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fer.faces.detect.locate", lambda *_: Path("detector"))
+    monkeypatch.setattr("fer.faces.weights.locate", lambda *_: Path("detector"))
     monkeypatch.setattr(crop_module, "finder", lambda *_: scenes.finder)
 
     def run(*arguments: str) -> int | None:

@@ -26,7 +26,7 @@ from fer.shards.manifest import FILE_NAME, parse_manifest
 from fer.shards.read import ShardSet
 from fer.shards.schema import ShardError
 from fer.sources.aihub_records import Record, RecordError, parse_record, read_json_records
-from fer.sources.download import describe
+from fer.sources.base import describe
 from fer.sources.fer2013_rows import CsvColumns, Row, RowError, csv_rows, form_of, parse_csv_row
 
 bounded = settings(

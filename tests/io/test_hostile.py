@@ -21,7 +21,7 @@ import pytest
 from builders.images import difference, memory_to_read, silence
 
 from fer.commands import predict
-from fer.faces.detect import locate
+from fer.faces.weights import locate
 from fer.io.archives import extract
 from fer.io.files import FileError, write_json
 from fer.io.images import ImageError, read_image
