@@ -26,7 +26,7 @@ def test_decoding_gives_rgb_or_grey_as_stored() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\x89PNG", b"<html>"])
 def test_bytes_that_are_no_picture_are_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match="no readable picture"):
+    with pytest.raises(ValueError, match="not a readable image"):
         decode(np.frombuffer(data, np.uint8))
 
 

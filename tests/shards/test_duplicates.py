@@ -56,14 +56,14 @@ def test_an_altered_picture_is_found(how: str) -> None:
     originals = [crop(photo(seed), 6, 6, 48, 48) for seed in range(12)]
     altered = [ALTERED[how](photo(seed)) for seed in range(12)]
     found = near_duplicates([fingerprint(image) for image in originals + altered])
-    assert [(pair.first, pair.second, pair.mirrored) for pair in found] == [(row, row + 12, False) for row in range(12)]
+    assert [(pair.first, pair.second, pair.kind) for pair in found] == [(row, row + 12, "near") for row in range(12)]
 
 
 def test_a_mirrored_picture_is_found_and_named_so() -> None:
     pictures = [crop(photo(seed), 6, 6, 48, 48) for seed in range(6)]
     mirrored = [np.ascontiguousarray(ALTERED["moved"](photo(seed))[:, ::-1]) for seed in range(6)]
     found = near_duplicates([fingerprint(image) for image in pictures + mirrored])
-    assert [(pair.first, pair.second, pair.mirrored) for pair in found] == [(row, row + 6, True) for row in range(6)]
+    assert [(pair.first, pair.second, pair.kind) for pair in found] == [(row, row + 6, "mirrored") for row in range(6)]
 
 
 def test_different_pictures_of_one_scene_are_left_alone() -> None:

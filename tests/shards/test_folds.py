@@ -46,8 +46,8 @@ def test_no_two_repeats_give_the_same_groups_and_all_groupings_can_be_had() -> N
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"folds": 1}, r"2 to 3 can be had.*shard\.folds"),
-        ({"folds": 4}, r"folds = 4.*2 to 3 can be had.*shard\.folds"),
+        ({"folds": 1}, r"2 to 3 are possible.*shard\.folds"),
+        ({"folds": 4}, r"folds = 4.*2 to 3 are possible.*shard\.folds"),
         ({"folds": 3, "repeat": 1}, r"repeat = 1.*0 to 0 differ.*shard\.folds"),
         ({"folds": 2, "repeat": -1}, r"repeat = -1.*0 to 2 differ"),
         ({"folds": 3, "fold": 3}, r"fold = 3: of 3 folds, 0 to 2"),

@@ -294,7 +294,7 @@ def test_a_set_that_is_not_whole_is_refused_when_it_is_opened(store: Store, cach
     [
         ({"labels": ["a"] * 7}, "labels a, a, .* are not those of label space 'basic7'"),
         ({"splits": {"train": TRAIN}}, "splits do not hold each part once"),
-        ({"parts": [{"file": "../../../evil.parquet"}]}, "names a part that is no plain file name"),
+        ({"parts": [{"file": "../../../evil.parquet"}]}, "names a part that is not a plain file name"),
     ],
 )
 def test_a_manifest_that_lies_is_refused(

@@ -135,7 +135,7 @@ def test_soft_labels_are_the_stored_shares_and_otherwise_all_of_the_label(tmp_pa
 
 def test_shares_of_another_number_of_labels_are_refused(tmp_path: Path) -> None:
     split = split_with_shares(tmp_path, {17: [0.5, 0.5]})
-    with pytest.raises(ShardError, match=r"soft\.parquet: sample 'small/17' has 2 shares.* 7: "):
+    with pytest.raises(ShardError, match=r"soft\.parquet: sample 'small/17' has 2 .* 7 labels: "):
         train_batches(split, soft_labels=True)
 
 
@@ -216,7 +216,7 @@ def test_row_groups_are_read_once_for_all_threads_and_the_oldest_are_dropped(spl
 def test_a_broken_picture_is_named_within_seconds_and_no_thread_stays(tmp_path: Path) -> None:
     split = write_split(tmp_path, broken={41: b"GIF89a nothing", 77: b""})
     started = time.monotonic()
-    with pytest.raises(SampleError, match=r"small/00(41|77).*parquet.*no readable picture") as caught:
+    with pytest.raises(SampleError, match=r"small/00(41|77).*parquet.*not a readable image") as caught:
         list(train_batches(split, threads=2).epoch(0))
     assert caught.value.sample_id in ("small/0041", "small/0077")
     assert Path(caught.value.file).is_file()

@@ -1,4 +1,4 @@
-"""What becomes of rows that show one photograph; pictures are stood for by names."""
+"""Rows of one photograph are counted, dropped or grouped; images are represented by names."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from fer.shards import leakage
-from fer.shards.deal import DisjointSets, deal
+from fer.shards.assign import DisjointSets, assign
 from fer.shards.duplicates import Fingerprint, Pair
 from fer.shards.leakage import (
     Duplicates,
-    Twins,
     find_duplicates,
     label_conflicts,
     rows_near,
@@ -39,8 +38,8 @@ def face(sample_id: str, split: Split = "train", label: int = 0, pixels: bytes =
     )
 
 
-def near(*pairs: tuple[int, int]) -> tuple[Twins, ...]:
-    return tuple(Twins(one, other, "near", 0.9) for one, other in pairs)
+def near(*pairs: tuple[int, int]) -> tuple[Pair, ...]:
+    return tuple(Pair(one, other, "near", 0.9) for one, other in pairs)
 
 
 def test_test_rows_always_stay_and_everything_that_shows_their_picture_goes() -> None:
@@ -92,18 +91,18 @@ def test_conflicting_labels_are_counted_by_picture_within_a_split_or_between_spl
 
 
 def test_copies_of_two_near_duplicates_are_one_pair_of_their_first_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leakage, "near_duplicates", lambda prints: [Pair(0, 1, 0.95, True)])
+    monkeypatch.setattr(leakage, "near_duplicates", lambda prints: [Pair(0, 1, "mirrored", 0.95)])
     faces = [face("a", pixels=b"1"), face("b", pixels=b"2"), face("c", "test", pixels=b"1")]
     found = find_duplicates(faces, near=True)
     assert found.exact == ((0, 2),)
-    assert found.near == (Twins(0, 1, "mirrored", 0.95),)
+    assert found.near == (Pair(0, 1, "mirrored", 0.95),)
     assert find_duplicates(faces, near=False) == Duplicates(found.exact, ())
 
 
 def test_four_thousand_copies_of_two_near_duplicates_make_pairs_by_their_sum_not_their_product(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(leakage, "near_duplicates", lambda prints: [Pair(0, 1, 0.95, False)])
+    monkeypatch.setattr(leakage, "near_duplicates", lambda prints: [Pair(0, 1, "near", 0.95)])
     copies = 4_000
     faces = [
         face(f"{row:04}", "test" if row % 5 == 0 else "train", pixels=b"%d" % (row % 2)) for row in range(2 * copies)
@@ -115,7 +114,7 @@ def test_four_thousand_copies_of_two_near_duplicates_make_pairs_by_their_sum_not
     assert (counts["test~train"], counts["train~train"], counts["test~test"]) == (1_600, 6_400, 1_600)
     assert len(rows_to_drop(faces, duplicates)) == 6_400
     config = ShardConfig(duplicates="group")
-    places = deal(faces, config, seed=0, together=[pair[:2] for pair in duplicates.near])
+    places = assign(faces, config, seed=0, together=[pair[:2] for pair in duplicates.near])
     assert len({place.fold for place in places if place.split == "train"}) == 1
 
 
@@ -127,7 +126,7 @@ def test_what_is_counted_dropped_and_grouped_is_that_of_all_pairs_of_rows(
     pictures, rows = 9, 24
     shown = [*range(pictures), *random.integers(0, pictures, rows - pictures).tolist()]
     near_pairs = [(a, b) for a in range(pictures) for b in range(a + 1, pictures) if random.random() < 0.12]
-    monkeypatch.setattr(leakage, "near_duplicates", lambda prints: [Pair(a, b, 0.9, False) for a, b in near_pairs])
+    monkeypatch.setattr(leakage, "near_duplicates", lambda prints: [Pair(a, b, "near", 0.9) for a, b in near_pairs])
     splits = [SPLITS[choice] for choice in random.integers(0, 3, rows)]
     faces = [
         face(f"{random.integers(10**6):06}-{row}", splits[row], int(random.integers(2)), pixels=b"%d" % picture)
@@ -148,7 +147,7 @@ def test_what_is_counted_dropped_and_grouped_is_that_of_all_pairs_of_rows(
     of_rows = Duplicates(duplicates.exact, near(*all_pairs))
     assert rows_to_drop(faces, duplicates) == rows_to_drop(faces, of_rows)
     grouped, of_all = (
-        deal(faces, ShardConfig(), seed=0, together=[pair[:2] for pair in one.near]) for one in (duplicates, of_rows)
+        assign(faces, ShardConfig(), seed=0, together=[pair[:2] for pair in one.near]) for one in (duplicates, of_rows)
     )
     assert grouped == of_all
 
