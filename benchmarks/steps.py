@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.timing import ratio
 
 if TYPE_CHECKING:
-    from fer.training.loop import TrainJob
+    from fer.training.job import TrainJob
 
 FEWEST_STEPS = 6
 """That are measured of each, however little time there is."""

@@ -13,7 +13,7 @@ from benchmarks.result import BenchResult, benchmark
 from benchmarks.steps import FEWEST_STEPS, Turns, against, bare_loop, row, take_turns
 
 if TYPE_CHECKING:
-    from fer.training.loop import TrainJob
+    from fer.training.job import TrainJob
     from fer.training.recipe import Recipe
 
 PARTS = ("loop", "sam", "workers", "checkpoint", "bf16")
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> BenchResult:
 def _job(root: Path, recipe: Recipe, batch: int, threads: int) -> TrainJob:
     """A run of the model that never ends by itself, with nothing but what is measured."""
     from benchmarks.data import LABELS
-    from fer.training.loop import TrainJob
+    from fer.training.job import TrainJob
     from fer.training.recipe import Schedule
 
     plain: dict[str, Any] = {

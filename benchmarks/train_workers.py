@@ -13,7 +13,7 @@ from benchmarks.steps import FEWEST_STEPS, EnoughError, row
 from benchmarks.timing import ratio
 
 if TYPE_CHECKING:
-    from fer.training.loop import TrainJob
+    from fer.training.job import TrainJob
 
 
 def worker_rows(job: TrainJob, budget: float, goal: float) -> list[dict[str, Any]]:

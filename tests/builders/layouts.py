@@ -1,4 +1,4 @@
-"""What the tests of datasets that users bring share: tiny pictures, packing a layout, reading it back."""
+"""What the tests of datasets that users bring share: tiny images, packing a layout, reading it back."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import numpy as np
 
 from fer.config import parse
 from fer.io.files import read_json
+from fer.labels import SPACES
 from fer.sources.base import RawSample, Reject
-from fer.sources.download import download_dataset
 from fer.sources.registry import get_source
 from fer.sources.tree import TreeConfig
+from fer.stages.download import download_dataset
 
 
 def picture(path: Path, colour: int = 0, size: int = 6) -> Path:
-    """A small picture of one colour, in the format of the file's name; its folder is made."""
+    """A small image of one color, in the format of the file's name; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.full((size, size, 3), (colour * 37 % 256, colour * 91 % 256, 255 - colour % 256), np.uint8)
     done, data = cv2.imencode(path.suffix.lower(), pixels)
@@ -70,6 +71,18 @@ def read(raw: Path, kind: type[TreeConfig], /, **options: Any) -> tuple[dict[str
 def labels(samples: dict[str, RawSample], names: tuple[str, ...]) -> dict[str, str]:
     """Split and class name of each sample's one face, e.g. "train happiness"."""
     return {key: f"{one.split} {names[one.faces[0].label]}" for key, one in samples.items()}
+
+
+def found(root: Path, kind: type[TreeConfig], path: Path | list[Path], /, **options: Any) -> dict[str, str]:
+    """Split and class name of each image of a layout, all of whose images are usable."""
+    samples, rejects = read(fetch(root, kind, path, **options), kind, **options)
+    assert not rejects
+    return labels(samples, SPACES["basic8"].labels)
+
+
+def rejected(raw: Path, kind: type[TreeConfig], /, **options: Any) -> dict[str, str]:
+    """The reason of each refused row, by its sample id without the dataset's name."""
+    return {one.sample_id.partition("/")[2]: one.reason for one in read(raw, kind, **options)[1]}
 
 
 def about(raw: Path) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from builders.projects import PYTHONPATH, TOY
 from builders.shards import LABELS, make_shards
 
 from fer import processes
-from fer.training.loop import TrainJob, train
+from fer.training.job import TrainJob
+from fer.training.loop import train
 from fer.training.recipe import Recipe
 from fer.training.sam import Sam
 from fer.training.state import TrainState, saved_states

@@ -36,7 +36,8 @@ from builders.runs import (
 )
 
 from fer.io.files import write_json
-from fer.training.loop import TrainJob, train
+from fer.training.job import TrainJob
+from fer.training.loop import train
 
 SAM = {"rho": 0.05}
 STAGES = [{"epochs": 2}, {"optimizer": "sgd", "learning_rate": 0.01, "trainable": ["fc.*"], "epochs": 1}]

@@ -26,7 +26,7 @@ from builders.runs import (
 )
 from builders.shards import make_shards
 
-from fer.training.loop import TrainJob
+from fer.training.job import TrainJob
 from fer.training.peers import PeerLostError
 
 HUNG = (1, 3)

@@ -19,8 +19,8 @@ from builders.shards import LABELS
 
 from fer import params
 from fer.processes import lock
-from fer.sources.download import download_dataset
 from fer.sources.folders import FoldersConfig
+from fer.stages.download import download_dataset
 
 
 def queue(project: Path, name: str) -> Path:

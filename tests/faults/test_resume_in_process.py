@@ -22,7 +22,8 @@ from builders.runs import (
     run_ranks,
 )
 
-from fer.training.loop import TrainJob, train
+from fer.training.job import TrainJob
+from fer.training.loop import train
 from fer.training.state import TrainState, saved_states
 
 KILLED = -signal.SIGKILL

@@ -14,9 +14,9 @@ from fer.commands import verify
 from fer.io.files import read_json
 from fer.models import create_model
 from fer.shards.read import ShardSet
-from fer.sources.download import download_dataset
 from fer.stages import shard
 from fer.stages.crop import crop_dataset
+from fer.stages.download import download_dataset
 from fer.stages.evaluate import run_evaluation
 from fer.stages.train import run_training
 from fer.weights.parts import load_part, locate

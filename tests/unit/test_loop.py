@@ -18,7 +18,8 @@ from fer.models import create_model
 from fer.training import loop
 from fer.training.data import open_data
 from fer.training.ema import Ema
-from fer.training.loop import DivergedError, TrainJob, prepare, train
+from fer.training.job import TrainJob
+from fer.training.loop import DivergedError, prepare, train
 from fer.training.metrics import classification_metrics
 from fer.training.peers import Peers
 from fer.training.progress import FILE_NAME

@@ -167,7 +167,7 @@ def test_an_archive_holds_the_one_table_with_its_pictures(tmp_path: Path) -> Non
     ("content", "said"),
     [
         ("path,emotion\na,b\n", "lacks the column 'label'"),
-        ("path,label\n", "not one labelled picture"),
+        ("path,label\n", "not one labeled image"),
         ("<html>", "web page"),
         ('path,label\n"a,b\n', "never closed"),
     ],
