@@ -43,7 +43,7 @@ def test_a_killed_training_is_never_gone_on_with_under_other_data_or_parameters(
     for project in (root, fresh):
         change(project)
         assert run_child(run_stage, str(project), str(tmp_path / "said")) == 0
-        assert "going on after" not in (tmp_path / "said").read_text()
+        assert "resuming after" not in (tmp_path / "said").read_text()
     assert published(root) == published(fresh)
     assert set(root.glob(".work/*/state-*.pt")) == before, "the other training could still be gone on with"
 

@@ -61,7 +61,7 @@ def test_a_process_of_rays_own_that_dies_ends_the_training_with_its_name_and_the
     assert not (tmp_path / "trained").exists()
     (work,) = tmp_path.glob(".work/[0-9a-f]*")
     assert saved_states(work)
-    assert "going on after" in finish(start_training(tmp_path), timeout=280)
+    assert "resuming after" in finish(start_training(tmp_path), timeout=280)
     assert_published(tmp_path, undisturbed)
     points = steps_in_mlflow(tmp_path)
     assert len(points) == len(set(points)) == 3 * EPOCHS

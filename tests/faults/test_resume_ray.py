@@ -98,7 +98,7 @@ def test_a_killed_driver_leaves_nothing_running_and_goes_on_when_run_again(
     child.communicate()
     assert_gone(family)
     assert not (root / "trained").exists()
-    assert "going on after" in finish(start_training(root), timeout=280)
+    assert "resuming after" in finish(start_training(root), timeout=280)
     assert_published(root, undisturbed)
     points = steps_in_mlflow(root)
     assert len(points) == len(set(points)) == 9  # three metrics, three epochs, each once
