@@ -131,7 +131,7 @@ def make_shards(
     seed: int = 0,
     broken: int | None = None,
 ) -> Path:
-    """A whole folder of gray patches that can be learned, one part a split. `broken`: a training row without an image."""
+    """A whole folder of gray patches that can be learned, one part a split. `broken`: a training row that is none."""
     plan: list[tuple[Split, int, int | None]] = [
         ("train", train, 1),
         ("validation", validation, 0),

@@ -57,7 +57,7 @@ def test_no_two_repeats_give_the_same_groups_and_all_groupings_occur() -> None:
     ],
 )
 def test_impossible_folds_are_rejected_with_the_possible_ones(
-    tmp_path: Path, arguments: dict[str, Any], said: str
+    tmp_path: Path, arguments: dict[str, Any], reason: str
 ) -> None:
     manifest = load_manifest(write_set(tmp_path / "tiny"))
     with pytest.raises(ValueError, match=reason):
