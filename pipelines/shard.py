@@ -1,6 +1,6 @@
-"""Stage shard: deals the faces of one dataset by hash into parts, with a manifest.
+"""Stage shard: the faces of one dataset as shards, split into test, validation and folds of training rows.
 
-Reads data/faces/<dataset>/, writes data/shards/<dataset>/.
+Reads data/faces/<dataset>/, writes data/shards/<dataset>/ and data/statistics/<dataset>/.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ def main() -> None:
 
     args = stage_parser(__doc__).parse_args()
     loaded = params.load()
-    loaded.dataset(args.dataset)  # a name that stands nowhere is refused with the known ones
+    loaded.dataset(args.dataset)  # an unknown name names no lock
     with processes.stage(f"shard@{args.dataset}", loaded.root):
-        from fer.shards.write import shard_dataset
+        from fer.stages import shard
 
-        shard_dataset(args.dataset, loaded.shard, seed=loaded.seed, root=loaded.root)
+        shard.run(loaded, args.dataset)
 
 
 if __name__ == "__main__":

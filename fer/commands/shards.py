@@ -1,4 +1,4 @@
-"""`fer shards`: what stands in a dataset's shards, and which folds can be cut from them."""
+"""`fer shards`: the content of a dataset's shards, and the folds of a cross-validation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """A table of classes and splits, what was refused, what leaks, and the folds."""
+    """A table of classes and splits, rejected rows, leaks between splits, and the folds."""
     from fer import params
     from fer.shards.verify import verify
 
@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def shards_folder(loaded: Params, dataset: str) -> Path:
-    """data/shards/<dataset>; ValueError where there are no shards, with the nearest name or the command that helps."""
+    """data/shards/<dataset>; ValueError without shards names the nearest dataset or the command that makes them."""
     folder = loaded.root / "data" / "shards"
     made = sorted(path.parent.name for path in folder.glob("*/manifest.json"))
     if dataset in made:
@@ -52,11 +52,11 @@ def shards_folder(loaded: Params, dataset: str) -> Path:
 
 
 def describe(manifest: Manifest) -> list[str]:
-    """Lines: the dataset, its classes by split, what was refused, and what leaks from split to split."""
+    """Lines: the dataset, its classes by split, rejected rows, and what leaks from split to split."""
     from fer.labels import is_identities
     from fer.shards.schema import SPLITS
 
-    size = " x ".join(map(str, manifest.image_size)) + " px" if manifest.image_size else "pictures of several sizes"
+    size = " x ".join(map(str, manifest.image_size)) + " px" if manifest.image_size else "images of several sizes"
     lines = [
         f"{manifest.dataset}: {sum(map(manifest.rows, SPLITS)):,} faces, {size}, label space {manifest.label_space}, "
         f"{len(manifest.parts)} parts, {manifest.folds} base folds",
@@ -68,12 +68,15 @@ def describe(manifest: Manifest) -> list[str]:
         counts = {split: manifest.class_histogram[split][index] for split in SPLITS}
         lines.append(f"{label:<16}" + "".join(_count(counts[split], manifest.rows(split)) for split in SPLITS))
     lines += [f"{'all':<16}" + "".join(_count(manifest.rows(split), manifest.rows(split)) for split in SPLITS), ""]
-    lines.append(f"rejected:         {_counts(manifest.rejects)}")
-    lines.append(f"same pixels:      {_counts(manifest.shared_pictures)}")
-    near = _counts(manifest.near_pictures) if manifest.duplicates != "off" else "not looked for (shard.duplicates: off)"
-    lines.append(f"same photograph:  {near}")
-    lines.append(f"several labels:   {_counts(manifest.label_conflicts)}")
-    return lines
+    searched = manifest.duplicates != "off"
+    near = _counts(manifest.near_pictures) if searched else "not searched for (shard.duplicates: off)"
+    return [
+        *lines,
+        f"rejected:         {_counts(manifest.rejects)}",
+        f"same pixels:      {_counts(manifest.shared_pictures)}",
+        f"same photograph:  {near}",
+        f"several labels:   {_counts(manifest.label_conflicts)}",
+    ]
 
 
 def describe_folds(manifest: Manifest, folds: int, repeat: int) -> list[str]:
@@ -97,8 +100,7 @@ def _count(count: int, total: int) -> str:
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    told = [f"{_in_words(name)} {count:,}" for name, count in counts.items() if count]
-    return ", ".join(told) or "none"
+    return ", ".join(f"{_in_words(name)} {count:,}" for name, count in counts.items() if count) or "none"
 
 
 def _in_words(name: str) -> str:

@@ -1,4 +1,4 @@
-"""`fer verify`: whether a backbone tells people apart that it never saw."""
+"""`fer verify`: face verification with a backbone, on people that it was not trained on."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which weights, which people, how many pairs of pictures."""
+    """Weights, dataset of identities, number of pairs."""
     parser.add_argument(
         "weights",
         type=Path,
         metavar="WEIGHTS",
-        help="a .safetensors file of an arcface model, or its training's folder",
+        help="a .safetensors file of an arcface model, or the folder of its run",
     )
     parser.add_argument("dataset", metavar="DATASET", help="a folder of data/shards, of identities")
     parser.add_argument("--pairs", type=int, default=3000, metavar="N", help="matched pairs, and mismatched (3000)")
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """The figures of LFW's protocol on the test split, beside those of the same network with random weights."""
+    """LFW's protocol on the test split, and the same for the network with random weights."""
     import torch
 
     from fer import params
@@ -37,11 +37,11 @@ def main(args: argparse.Namespace) -> None:
     path = args.weights / "model.safetensors" if args.weights.is_dir() else args.weights
     model, info = load_model(path)
     if not isinstance(model, ArcFace):
-        raise ValueError(f"{path}: weights of {info.model}, which embeds nobody; those of an arcface model are needed")
+        raise ValueError(f"{path}: weights of {info.model}, which embeds no faces; give those of an arcface model")
     shards = ShardSet.open(shards_folder(params.load(), args.dataset))
     if not is_identities(shards.label_space):
         raise ValueError(
-            f"{args.dataset}: its labels are {shards.label_space}, no people: give a dataset of identities"
+            f"{args.dataset}: its labels are {shards.label_space}, not people: give a dataset of identities"
         )
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)

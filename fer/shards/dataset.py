@@ -1,10 +1,13 @@
 """Opened shards: the splits of a dataset, their labels, and their row groups as they are read."""
 
+from __future__ import annotations
+
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -18,7 +21,7 @@ import pyarrow.parquet as pq
 
 from fer.shards.manifest import Manifest, digest, repair
 from fer.shards.remote import RemoteParts, is_remote
-from fer.shards.schema import SPLITS, ShardError, Split
+from fer.shards.schema import ShardError
 from fer.shards.verify import verify as check
 
 Int64Array = npt.NDArray[np.int64]
@@ -35,7 +38,7 @@ class ShardSet:
         folder: where it is, or where parts that come from a store are kept.
         manifest: what is known of the dataset and its parts.
         digest: sha256 of manifest.json, which holds that of every part: the identity of the data.
-        store: brings the parts where they are elsewhere.
+        store: fetches the parts where they are elsewhere.
     """
 
     folder: Path
@@ -44,16 +47,16 @@ class ShardSet:
     store: RemoteParts | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def open(cls, location: Path | str, *, verify: bool = True, cache: Path | None = None) -> "ShardSet":
+    def open(cls, location: Path | str, *, verify: bool = True, cache: Path | None = None) -> ShardSet:
         """Opens a folder of shards, after reading every byte of it once.
 
-        Of a folder in a store the manifest is fetched, and every part's presence and size checked; a part itself is
-        fetched, and every byte of it checked, when it is needed.
+        Of a folder in a store the manifest is fetched, and the presence and size of every part checked; a part itself
+        is fetched, and every byte of it checked, when it is needed.
 
         Args:
-            location: data/shards/<dataset>, or its URL: s3://bucket/prefix/name and whatever else fsspec or HTTP knows.
-            verify: False leaves out the reading of what is here, as where another process has just done it; presence,
-                sizes, schema and counts are checked all the same.
+            location: data/shards/<dataset>, or its URL: s3://bucket/prefix/name or any other that fsspec or HTTP knows.
+            verify: False skips the reading of local bytes, as where another process has just done it; presence, sizes,
+                schema and counts are checked all the same.
             cache: folder in which parts from stores are kept, by the digest of their set; None is the one of the
                 environment, `fer.shards.remote.cache_folder()`.
 
@@ -77,7 +80,7 @@ class ShardSet:
         """Name of the label space, a key of `fer.labels.SPACES`."""
         return self.manifest.label_space
 
-    def split(self, name: str, *, folds: int | None = None, fold: int = 0, repeat: int = 0) -> "ShardSplit":
+    def split(self, name: str, *, folds: int | None = None, fold: int = 0, repeat: int = 0) -> ShardSplit:
         """The rows of "train", "validation" or "test": the manifest's own, or one fold of a cross-validation.
 
         Args:
@@ -86,24 +89,20 @@ class ShardSet:
         Raises:
             ValueError: no such split, one without rows, or a cross-validation that these shards cannot give.
         """
-        split: Split | None = next((known for known in SPLITS if known == name), None)
-        if split is None:
-            there = ", ".join(known for known in SPLITS if self.manifest.splits.get(known))
-            raise ValueError(f"{self.folder}: there is no split {name!r}; there are: {there}")
         groups = {part.file: part.row_groups for part in self.manifest.parts}
-        files = self.manifest.files(split, folds=folds, fold=fold, repeat=repeat)
+        files = self.manifest.files(name, folds=folds, fold=fold, repeat=repeat)
         return ShardSplit(name, [(self.folder / file, groups[file]) for file in files], self.labels, self.store)
 
 
 @dataclass(frozen=True)
 class EncodedGroup:
-    """The pictures of one row group, as stored."""
+    """The images of one row group, as stored."""
 
     data: npt.NDArray[np.uint8]
     offsets: Int64Array
 
     def __getitem__(self, row: int) -> npt.NDArray[np.uint8]:
-        """Bytes (n,) of a picture; a view."""
+        """Bytes (n,) of an image; a view."""
         return self.data[self.offsets[row] : self.offsets[row + 1]]
 
 
@@ -114,7 +113,7 @@ class ShardSplit:
         name: of the split, for messages.
         parts: each part's file, and the rows of each of its row groups.
         label_names: a label is an index into them.
-        store: brings the parts where they are elsewhere.
+        store: fetches the parts where they are elsewhere.
     """
 
     def __init__(
@@ -156,22 +155,23 @@ class ShardSplit:
         return np.concatenate([column.to_numpy() for column in self._columns("clean_label")]).astype(np.int64)
 
     def distributions(self) -> Float32Array:
-        """float32 (rows, classes): the share of each label where several people were asked, else 1 for the label.
+        """float32 (rows, classes): class probabilities by several annotators where stored, else 1 for the label.
 
         Raises:
-            ShardError: a row has another number of shares than there are classes.
+            ShardError: a row has another number of probabilities than there are classes.
         """
-        shares = np.eye(len(self.label_names), dtype=np.float32)[self.labels()]
-        given = [one for column in self._columns("distribution") for one in column.to_pylist()]
-        rows = [row for row, one in enumerate(given) if one is not None]
-        for row in rows:
-            if len(given[row]) != len(self.label_names):
+        probabilities = np.eye(len(self.label_names), dtype=np.float32)[self.labels()]
+        stored = [one for column in self._columns("distribution") for one in column.to_pylist()]
+        for row, given in enumerate(stored):
+            if given is None:
+                continue
+            if len(given) != len(self.label_names):
                 raise ShardError(
-                    f"{self.file_of(self.place(row)[0])}: sample {self.sample_id(row)!r} has {len(given[row])} shares "
-                    f"of labels, but there are {len(self.label_names)}: {', '.join(self.label_names)}"
+                    f"{self.file_of(self.place(row)[0])}: sample {self.sample_id(row)!r} has {len(given)} class "
+                    f"probabilities, but there are {len(self.label_names)} labels: {', '.join(self.label_names)}"
                 )
-        shares[rows] = [given[row] for row in rows] if rows else shares[rows]
-        return shares
+            probabilities[row] = given
+        return probabilities
 
     def sample_ids(self) -> list[str]:
         """The id of each row."""
@@ -188,7 +188,7 @@ class ShardSplit:
         return group, row - self._first_rows[group]
 
     def groups_of(self, rows: Int64Array) -> list[int]:
-        """The row groups that hold some rows, each once, in the order in which the rows first ask for them."""
+        """The row groups that hold some rows, each once, in the order in which the rows first need them."""
         groups = np.searchsorted(np.asarray(self._first_rows), rows, side="right") - 1
         _, first = np.unique(groups, return_index=True)
         return [int(group) for group in groups[np.sort(first)]]
@@ -198,9 +198,9 @@ class ShardSplit:
         return self._groups[group][0]
 
     def expect(self, groups: Sequence[int]) -> None:
-        """Says which row groups will be read, in the order of their need: a store's parts are fetched in that order.
+        """Announces the row groups that will be read: a store's parts are prefetched in that order.
 
-        Replaces what was said before. Reading others, or in another order, is only slower.
+        Replaces the earlier announcement. Reading others, or in another order, is only slower.
         """
         if self._store is not None:
             self._store.expect([self.file_of(group).name for group in groups])
@@ -211,7 +211,7 @@ class ShardSplit:
         return str(self._read(group, "sample_id")[offset].as_py())
 
     def images(self, group: int) -> EncodedGroup:
-        """The pictures of a row group, page checksums verified. Safe for many threads.
+        """The images of a row group, page checksums verified. Safe for many threads.
 
         Raises:
             ShardError: the file cannot be read any more as it was written.
@@ -228,35 +228,34 @@ class ShardSplit:
         file, index = self._groups[group]
         if self._store is not None:
             self._store.need(file.name)
-        try:
-            # A file object a read: pyarrow's are not for many threads, and a footer is read in a fraction of a group.
-            with pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False) as parquet:
-                return parquet.read_row_group(index, columns=[column], use_threads=False).column(0)
-        except (OSError, pa.ArrowException) as error:
-            raise self._unreadable(file, f"row group {index}: {error}") from error
+        with self._opened(file) as parquet:
+            return parquet.read_row_group(index, columns=[column], use_threads=False).column(0)
 
     def _columns(self, name: str) -> list[Any]:
         """A column of each part."""
         if self._store is None:
             return [self._column(file, name) for file in self._files]
         store = self._store
-        with ThreadPoolExecutor(_COLUMN_READS) as pool:  # of each it is the answer that takes time
+        with ThreadPoolExecutor(_COLUMN_READS) as pool:  # each waits for the store
             return list(pool.map(lambda file: store.column(file.name, name), self._files))
 
     def _column(self, file: Path, name: str) -> Any:
+        with self._opened(file) as parquet:
+            return parquet.read(columns=[name], use_threads=False).column(0)
+
+    @contextmanager
+    def _opened(self, file: Path) -> Iterator[pq.ParquetFile]:
+        """A file object a read: pyarrow's are not thread-safe, and a footer is read in a fraction of a group."""
         try:
             with pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False) as parquet:
-                return parquet.read(columns=[name], use_threads=False).column(0)
+                yield parquet
         except (OSError, pa.ArrowException) as error:
-            raise self._unreadable(file, str(error)) from error
-
-    def _unreadable(self, file: Path, why: str) -> ShardError:
-        remedy = repair(file.parent) if self._store is None else self._store.remedy(file.name)
-        return ShardError(f"{file}: cannot be read as it was written ({why}); {remedy}")
+            remedy = repair(file.parent) if self._store is None else self._store.remedy(file.name)
+            raise ShardError(f"{file}: cannot be read as it was written ({error}); {remedy}") from error
 
 
 class RowGroups:
-    """The row groups in use: the `capacity` that were asked for last. Safe for many threads; each reads for all."""
+    """The `capacity` row groups that were used last. Thread-safe: each group is read once for all threads."""
 
     def __init__(self, split: ShardSplit, capacity: int) -> None:
         self._split = split
@@ -277,7 +276,7 @@ class RowGroups:
         if mine:
             try:
                 future.set_result(self._split.images(group))
-            except BaseException as error:  # noqa: BLE001 - handed on to whoever waits for it
+            except BaseException as error:  # noqa: BLE001 - re-raised to all waiting threads
                 with self._lock:
                     self._groups.pop(group, None)  # a later request tries again
                 future.set_exception(error)

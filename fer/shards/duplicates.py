@@ -1,19 +1,18 @@
-"""The same photograph twice: pictures that show it in another crop, size, brightness or with a watermark, or mirrored.
+"""The same photograph twice: images that show it in another crop, size, brightness or with a watermark, or mirrored.
 
-Aligned faces are all alike, so a short perceptual hash alone calls thousands of strangers equal. The search has two
-steps. *Candidates*: of each picture the few whose coarse structure, 8 x 8 numbers, is most alike; this tolerates the
-shifts of another detector's box. *Proof*: the fine structure of one picture's middle is sought in the other, at several
-sizes, and must agree there and wherever the two pictures overlap. Different people agree in the coarse structure, not
-in the fine one.
+Aligned faces are all alike, so a short perceptual hash alone calls thousands of different people equal. The search has
+two steps. *Candidates*: of each image the few whose coarse structure, 8 x 8 numbers, is most alike; this tolerates the
+shifts of another detector's box. *Proof*: the fine structure of one image's middle is searched for in the other, at
+several sizes, and must agree there and wherever the two images overlap. Different people agree in the coarse structure,
+not in the fine one.
 
-Measured on 29,859 pictures of FER2013: see docs/shards.md.
+Measured on 29,859 images of FER2013: see docs/shards.md.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import cv2
@@ -23,50 +22,49 @@ import numpy.typing as npt
 from fer.console import progress
 
 SAME = 0.88
-"""Agreement, -1 .. 1, from which two pictures count as the same photograph."""
+"""Agreement, -1 .. 1, from which two images count as the same photograph."""
 
-_SIDE = 32  # px of the fine structure; a picture of 48 px has little more
+_SIDE = 32  # px of the fine structure; an image of 48 px has little more
 _CELLS = 8  # of the coarse structure, on each side
-_MIDDLE = 20  # px of the part that is sought in the other picture: it may lie 6 px off, a fifth of the picture
-_NEIGHBOURS = 16  # candidates of a picture: beyond, hardly a pair of FER2013 proves equal
+_MIDDLE = 20  # px of the part that is template in the other image: it may lie 6 px off, a fifth of the image
+_NEIGHBOURS = 16  # candidates of an image: beyond, hardly a pair of FER2013 proves equal
 _ALIKE = 0.6  # coarse agreement of candidates
 _GATE = 0.6  # fine agreement at equal size below which other sizes are not tried
-_PLAUSIBLE = 0.8  # fine agreement of the middle below which the rest of the picture is not looked at
+_PLAUSIBLE = 0.8  # fine agreement of the middle below which the rest of the image is not looked at
 _SIZES = (0.94, 1.06)  # tried first; the better of them, where it is better than equal size, twice as far too
 _STEP = 0.03  # finer sizes around the best one
 _STEPS = 2048  # of the coarse numbers: their products stay exact in float32, in whatever order they are added
-_FLAT = 0.5  # grey levels of fine structure below which a picture is empty
-_SPREAD = 24.0  # grey levels that the fine structure is scaled to
+_FLAT = 0.5  # gray levels of fine structure below which an image is empty
+_SPREAD = 24.0  # gray levels that the fine structure is scaled to
 
 Float32Array = npt.NDArray[np.float32]
-Picture = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
 
 
 class Fingerprint(NamedTuple):
-    """What the search needs of a picture: 1.3 kB.
+    """What the search needs of an image: 1.3 kB.
 
-    coarse: float32 (64,), whole numbers, a vector of length 2048; zero for an empty picture.
-    fine: uint8 (32, 32), what is left of the grey picture between 0.5 and 2.5 px, as levels around 128.
+    coarse: float32 (64,), whole numbers, a vector of length 2048; zero for an empty image.
+    fine: uint8 (32, 32), what is left of the gray image between 0.5 and 2.5 px, as levels around 128.
     """
 
     coarse: Float32Array
-    fine: Picture
+    fine: Pixels
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two pictures of one photograph: their numbers, `first` < `second`, how well they agree, and whether mirrored."""
+class Pair(NamedTuple):
+    """Two images of one photograph, by number. kind: "exact" (the same pixels), "near" or "mirrored"."""
 
     first: int
     second: int
+    kind: str
     agreement: float
-    mirrored: bool
 
 
 def fingerprint(image: npt.NDArray[Any]) -> Fingerprint:
-    """Of a uint8 picture, (H, W) or (H, W, 3) BGR, of any size."""
-    grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
+    """Of a uint8 image, (H, W) or (H, W, 3) BGR, of any size."""
+    gray = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    small = cv2.resize(gray, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
     fine = cv2.GaussianBlur(small, (0, 0), 0.5) - cv2.GaussianBlur(small, (0, 0), 2.5)
     spread = float(fine.std())
     if spread < _FLAT:
@@ -81,10 +79,10 @@ def fingerprint(image: npt.NDArray[Any]) -> Fingerprint:
 def near_duplicates(prints: Sequence[Fingerprint]) -> list[Pair]:
     """Every pair that is found to show one photograph, in order of `first`, then `second`.
 
-    A function of the pictures: the same pairs in whatever order they are given.
+    A function of the images: the same pairs in whatever order they are given.
 
-    Time grows with the square of the number of pictures, though lightly: a core compares 2 * 10^8 pairs a second, and
-    proves the candidates of a picture in 1 ms. Memory: the fingerprints and a few hundred MiB.
+    Time grows with the square of the number of images, though lightly: a core compares 2 * 10^8 pairs a second, and
+    proves the candidates of an image in 1 ms. Memory: the fingerprints and a few hundred MiB.
     """
     if not prints:
         return []
@@ -93,15 +91,15 @@ def near_duplicates(prints: Sequence[Fingerprint]) -> list[Pair]:
     found: dict[tuple[int, int], Pair] = {}
     for mirrored in (False, True):
         candidates = _candidates(coarse, mirrored)
-        with progress(len(candidates), "mirrored pictures" if mirrored else "similar pictures", "pair") as bar:
+        with progress(len(candidates), "mirrored images" if mirrored else "similar images", "pair") as bar:
             for one, other in candidates.tolist():
-                sought = prints[order[one]].fine
-                sought = np.ascontiguousarray(sought[:, ::-1]) if mirrored else sought
-                score = agreement(sought, prints[order[other]].fine)
+                fine = prints[order[one]].fine
+                fine = np.ascontiguousarray(fine[:, ::-1]) if mirrored else fine
+                score = agreement(fine, prints[order[other]].fine)
                 first, second = sorted((order[one], order[other]))
                 known = found.get((first, second))
                 if score >= SAME and (known is None or score > known.agreement):
-                    found[first, second] = Pair(first, second, score, mirrored)
+                    found[first, second] = Pair(first, second, "mirrored" if mirrored else "near", score)
                 bar.update()
     return [found[key] for key in sorted(found)]
 
@@ -111,14 +109,14 @@ def _digest(one: Fingerprint) -> bytes:
 
 
 def _candidates(coarse: Float32Array, mirrored: bool) -> npt.NDArray[np.int64]:
-    """int64 (pairs, 2), ascending, the smaller number first: each picture with those that are most alike."""
+    """int64 (pairs, 2), ascending, the smaller number first: each image with those that are most alike."""
     count = len(coarse)
-    sought = coarse.reshape(-1, _CELLS, _CELLS)[:, :, ::-1].reshape(count, -1) if mirrored else coarse
+    template = coarse.reshape(-1, _CELLS, _CELLS)[:, :, ::-1].reshape(count, -1) if mirrored else coarse
     least = _ALIKE * _STEPS**2
     rows = max(1, 2**25 // count)  # 128 MiB of products
     keys = []
     for start in range(0, count, rows):
-        products = sought[start : start + rows] @ coarse.T
+        products = template[start : start + rows] @ coarse.T
         for row, line in enumerate(products, start):
             line[row] = 0  # itself
             alike = np.flatnonzero(line > least)
@@ -129,25 +127,25 @@ def _candidates(coarse: Float32Array, mirrored: bool) -> npt.NDArray[np.int64]:
     return np.stack([pairs // count, pairs % count], axis=1)
 
 
-def agreement(sought: Picture, other: Picture) -> float:
-    """How well two fine structures agree, -1 .. 1, to three digits; `sought` may lie elsewhere, larger or smaller.
+def agreement(template: Pixels, other: Pixels) -> float:
+    """How well two fine structures agree, -1 .. 1, to three digits; `template` may lie elsewhere, larger or smaller.
 
-    The mean of two correlations: of the middle of `sought` where it fits best, and of all that the two pictures share
+    The mean of two correlations: of the middle of `template` where it fits best, and of all that the two images share
     when laid upon each other so. Where the first is low already, it alone.
     """
-    best = _fit(sought, other, 1.0)
+    best = _fit(template, other, 1.0)
     if best.correlation >= _GATE:
-        best = max([best, *(_fit(sought, other, size) for size in _SIZES)])
+        best = max([best, *(_fit(template, other, size) for size in _SIZES)])
         if best.size != 1.0:
-            best = max(best, _fit(sought, other, 2 * best.size - 1.0))  # as far again
+            best = max(best, _fit(template, other, 2 * best.size - 1.0))  # as far again
         if best.correlation >= _PLAUSIBLE:
-            best = max([best, *(_fit(sought, other, best.size + step) for step in (-_STEP, _STEP))])
-            return round((best.correlation + _overlap(sought, other, best)) / 2, 3)
+            best = max([best, *(_fit(template, other, best.size + step) for step in (-_STEP, _STEP))])
+            return round((best.correlation + _overlap(template, other, best)) / 2, 3)
     return round(best.correlation, 3)
 
 
 class _Fit(NamedTuple):
-    """How well the middle agrees, at which size, and where the sought picture's corner then lies in the other, px."""
+    """How well the middle agrees, at which size, and where the template image's corner then lies in the other, px."""
 
     correlation: float
     size: float
@@ -155,16 +153,16 @@ class _Fit(NamedTuple):
     y: int
 
 
-def _fit(sought: Picture, other: Picture, size: float) -> _Fit:
-    scaled = _scaled(sought, size)
+def _fit(template: Pixels, other: Pixels, size: float) -> _Fit:
+    scaled = _scaled(template, size)
     margin = (len(scaled) - _MIDDLE) // 2
     middle = scaled[margin : margin + _MIDDLE, margin : margin + _MIDDLE]
     _, highest, _, (x, y) = cv2.minMaxLoc(cv2.matchTemplate(other, middle, cv2.TM_CCOEFF_NORMED))
     return _Fit(highest, size, x - margin, y - margin)
 
 
-def _overlap(sought: Picture, other: Picture, fit: _Fit) -> float:
-    scaled = _scaled(sought, fit.size)
+def _overlap(template: Pixels, other: Pixels, fit: _Fit) -> float:
+    scaled = _scaled(template, fit.size)
     height, width = scaled.shape
     top, left = max(fit.y, 0), max(fit.x, 0)
     bottom, right = min(fit.y + height, _SIDE), min(fit.x + width, _SIDE)
@@ -173,8 +171,8 @@ def _overlap(sought: Picture, other: Picture, fit: _Fit) -> float:
     return float(cv2.matchTemplate(two, one, cv2.TM_CCOEFF_NORMED)[0, 0])
 
 
-def _scaled(picture: Picture, size: float) -> Picture:
+def _scaled(image: Pixels, size: float) -> Pixels:
     side = round(_SIDE * size)
     if side == _SIDE:
-        return picture
-    return np.asarray(cv2.resize(picture, (side, side), interpolation=cv2.INTER_LINEAR), np.uint8)
+        return image
+    return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR), np.uint8)

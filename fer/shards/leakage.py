@@ -1,4 +1,4 @@
-"""Which rows show one photograph, in which splits they stand, and what becomes of them."""
+"""Which rows show one photograph, in which splits they stand, and which are left out."""
 
 from __future__ import annotations
 
@@ -7,21 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fer.shards.deal import DisjointSets
-from fer.shards.duplicates import near_duplicates
+from fer.shards.assign import DisjointSets
+from fer.shards.duplicates import Pair, near_duplicates
 from fer.shards.schema import SPLITS, Split
 from fer.shards.survey import Face
 
 _ACROSS: tuple[tuple[Split, Split], ...] = (("validation", "train"), ("test", "train"), ("test", "validation"))
-
-
-class Twins(NamedTuple):
-    """Two rows of one photograph, by number. kind: "exact" (the same pixels), "near" or "mirrored"."""
-
-    first: int
-    second: int
-    kind: str
-    agreement: float
 
 
 @dataclass(frozen=True)
@@ -29,16 +20,16 @@ class Duplicates:
     """What was found among the rows of a dataset.
 
     exact: numbers of the rows that share their pixels, ascending, two or more.
-    near: every two pictures of one photograph that are not the same pixels, each by the first of its rows: what holds
-        for that row holds for its copies in `exact`, so that many copies of two such pictures are one pair.
+    near: every two images of one photograph that are not the same pixels, each by the first of its rows: what holds
+        for that row holds for its copies in `exact`, so that many copies of two such images are one pair.
     """
 
     exact: tuple[tuple[int, ...], ...]
-    near: tuple[Twins, ...]
+    near: tuple[Pair, ...]
 
-    def pairs(self) -> list[Twins]:
+    def pairs(self) -> list[Pair]:
         """All of it as pairs; rows of the same pixels are each paired with the first of them."""
-        exact = [Twins(rows[0], other, "exact", 1.0) for rows in self.exact for other in rows[1:]]
+        exact = [Pair(rows[0], other, "exact", 1.0) for rows in self.exact for other in rows[1:]]
         return [*exact, *self.near]
 
 
@@ -54,15 +45,10 @@ def find_duplicates(faces: Sequence[Face], *, near: bool) -> Duplicates:
     by_pixels: dict[bytes, list[int]] = defaultdict(list)
     for row, face in enumerate(faces):
         by_pixels[face.pixels].append(row)
-    pictures = list(by_pixels.values())
-    pairs = near_duplicates([faces[rows[0]].print for rows in pictures]) if near else []
-    found = [
-        Twins(
-            pictures[pair.first][0], pictures[pair.second][0], "mirrored" if pair.mirrored else "near", pair.agreement
-        )
-        for pair in pairs
-    ]
-    return Duplicates(tuple(tuple(rows) for rows in pictures if len(rows) > 1), tuple(found))
+    images = list(by_pixels.values())
+    pairs = near_duplicates([faces[rows[0]].print for rows in images]) if near else []
+    found = [pair._replace(first=images[pair.first][0], second=images[pair.second][0]) for pair in pairs]
+    return Duplicates(tuple(tuple(rows) for rows in images if len(rows) > 1), tuple(found))
 
 
 def rows_to_drop(faces: Sequence[Face], duplicates: Duplicates) -> dict[int, Dropped]:
@@ -113,14 +99,14 @@ def rows_shared(split_of: Mapping[int, Split], duplicates: Duplicates) -> dict[s
 def rows_near(split_of: Mapping[int, Split], duplicates: Duplicates) -> dict[str, int]:
     """ "test~train": rows of test with a near duplicate in train, and so on; also "train~train" and so on."""
     rows_of = {rows[0]: rows for rows in duplicates.exact}
-    pictures = {first: rows_of.get(first, (first,)) for pair in duplicates.near for first in pair[:2]}
-    splits = {first: _splits(split_of, rows) for first, rows in pictures.items()}
+    images = {first: rows_of.get(first, (first,)) for pair in duplicates.near for first in pair[:2]}
+    splits = {first: _splits(split_of, rows) for first, rows in images.items()}
     beside: dict[int, set[Split]] = defaultdict(set)
     for pair in duplicates.near:
         beside[pair.first] |= splits[pair.second]
         beside[pair.second] |= splits[pair.first]
     within = [(split, split) for split in SPLITS]
-    return _rows_alike(split_of, ((pictures[first], found) for first, found in beside.items()), [*_ACROSS, *within])
+    return _rows_alike(split_of, ((images[first], found) for first, found in beside.items()), [*_ACROSS, *within])
 
 
 def _splits(split_of: Mapping[int, Split], rows: Iterable[int]) -> set[Split]:
@@ -129,12 +115,12 @@ def _splits(split_of: Mapping[int, Split], rows: Iterable[int]) -> set[Split]:
 
 def _rows_alike(
     split_of: Mapping[int, Split],
-    pictures: Iterable[tuple[Sequence[int], set[Split]]],
+    images: Iterable[tuple[Sequence[int], set[Split]]],
     keys: Iterable[tuple[Split, Split]],
 ) -> dict[str, int]:
-    """Of each picture: its rows, and the splits that hold what is alike."""
+    """Of each image: its rows, and the splits that hold what is alike."""
     counts = dict.fromkeys(keys, 0)
-    for rows, splits in pictures:
+    for rows, splits in images:
         members = Counter(split_of[row] for row in rows if row in split_of)
         for one, other in counts:
             counts[one, other] += members[one] if other in splits else 0
@@ -144,7 +130,7 @@ def _rows_alike(
 def label_conflicts(faces: Sequence[Face], split_of: Mapping[int, Split], duplicates: Duplicates) -> dict[str, int]:
     """Pictures that bear several labels though their pixels are equal: of "train", ... and "between splits".
 
-    A picture counts for a split where its rows there disagree, else between the splits.
+    An image counts for a split where its rows there disagree, else between the splits.
     """
     counts: Counter[str] = Counter(dict.fromkeys([*SPLITS, "between splits"], 0))
     for rows in duplicates.exact:

@@ -1,4 +1,4 @@
-"""manifest.json of a folder of shards: written last, so that a folder with a manifest is whole."""
+"""manifest.json of a folder of shards: written last, so that a folder with a manifest is complete."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fer.io.files import sha256, write_atomic
 from fer.shards.folds import group_folds
@@ -20,6 +23,8 @@ FILE_NAME = "manifest.json"
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """One file. `fold` is None for test parts and parts of a published validation split."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     file: str
     split: Split
@@ -33,32 +38,34 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything that is known of a dataset's shards.
+    """Everything known of a dataset's shards.
 
     Attributes:
         schema_version: `fer.shards.schema.SCHEMA_VERSION` of the writer.
         dataset: its key in params.yaml.
         label_space, labels: what the label column indexes.
-        colour: channel order of decoded pictures; grey pictures have one channel.
-        image_size: (height, width) in px where all pictures share it, else None.
-        generator: what made the pictures, "synthetic/..." or the dataset's name.
-        synthetic: whether figures from this data say nothing about accuracy on people.
+        colour: channel order of decoded images; gray images have one channel.
+        image_size: (height, width) in px where all images share it, else None.
+        generator: source of the images, "synthetic/..." or the dataset's name.
+        synthetic: whether results on this data say nothing about accuracy on people.
         source_digest: sha256 of data/raw's source.json.
-        seed: that dealt the parts.
+        seed: of the assignment to parts.
         folds: number of folds of the training rows.
         parts: every file.
         splits: files of each split, as training and evaluation use them.
         class_histogram: rows a class of each split.
         mean, std: of the train split's RGB values, 0 .. 1, over all pixels.
-        rejects: rows refused by the crop stage, by reason.
+        rejects: rows rejected by the crop and shard stages, by reason.
         validation_source: "published" or "fold 0".
         shared_pictures: rows of the split before "~" whose pixels also stand in the split behind it.
-        near_pictures: rows of the split before "~" of which the split behind it holds another picture of the same
-            photograph; empty where it was not looked for.
-        label_conflicts: pictures that occur with several labels, within a split and "between splits".
-        duplicates: what was done about duplicates: `fer.shards.schema.ShardConfig.duplicates`.
+        near_pictures: rows of the split before "~" of which the split behind it holds another image of the same
+            photograph; empty where it was not searched for.
+        label_conflicts: images that occur with several labels, within a split and "between splits".
+        duplicates: how duplicates were handled: `fer.shards.schema.ShardConfig.duplicates`.
         crop: how the faces were found, aligned and encoded: the `crop` section that made data/faces.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     schema_version: int
     dataset: str
@@ -92,7 +99,7 @@ class Manifest:
         """Number of rows of a split."""
         return sum(self.class_histogram[split])
 
-    def files(self, split: Split, *, folds: int | None = None, fold: int = 0, repeat: int = 0) -> tuple[str, ...]:
+    def files(self, split: str, *, folds: int | None = None, fold: int = 0, repeat: int = 0) -> tuple[str, ...]:
         """Names of a split's parts, in the manifest's order.
 
         Args:
@@ -104,20 +111,20 @@ class Manifest:
             repeat: another grouping of the same base folds; see `fer.shards.folds.group_folds`.
 
         Raises:
-            ValueError: no such split, or a cross-validation that these shards cannot give; says what they can.
+            ValueError: no such split, or a cross-validation that these shards cannot give; names the possible ones.
         """
-        if not self.splits.get(split):
-            there = ", ".join(name for name in SPLITS if self.splits.get(name))
-            raise ValueError(f"{self.dataset}: there is no split {split!r}; there are: {there}")
+        published = {str(name): self.splits[name] for name in SPLITS if self.splits.get(name)}
+        if split not in published:
+            raise ValueError(f"{self.dataset}: there is no split {split!r}; there are: {', '.join(published)}")
         if folds is None:
             if fold or repeat:
                 raise ValueError(f"fold = {fold}, repeat = {repeat}: they mean nothing without folds")
-            return self.splits[split]
+            return published[split]
         groups = group_folds(self.folds, folds, repeat)
         if not 0 <= fold < folds:
-            raise ValueError(f"fold = {fold}: of {folds} folds, 0 to {folds - 1} can be asked for")
+            raise ValueError(f"fold = {fold}: of {folds} folds, 0 to {folds - 1} are possible")
         if split == "test":
-            return self.splits[split]
+            return published[split]
         held_out = tuple(part.file for part in self.parts if part.fold in groups[fold])
         others = tuple(part.file for part in self.parts if part.fold is not None and part.file not in held_out)
         if not held_out or not others:
@@ -145,7 +152,7 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(text: bytes, path: Path) -> Manifest:
-    """A manifest from the bytes of its file, which must be those that were written, to the last blank.
+    """A manifest from the bytes of its file, which must be exactly those that were written.
 
     Args:
         path: of the file, for messages.
@@ -166,22 +173,16 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
     if not unaltered:
         raise ShardError(f"{path}: altered since it was written: its digest is another; {repair(folder)}")
     try:
-        size = data.pop("image_size")
-        return Manifest(
-            labels=tuple(data.pop("labels")),
-            image_size=None if size is None else (int(size[0]), int(size[1])),
-            parts=tuple(
-                Part(**part | {name: tuple(part[name]) for name in ("row_groups", "class_histogram")})
-                for part in data.pop("parts")
-            ),
-            splits={split: tuple(files) for split, files in data.pop("splits").items()},
-            class_histogram={split: tuple(counts) for split, counts in data.pop("class_histogram").items()},
-            mean=tuple(data.pop("mean")),
-            std=tuple(data.pop("std")),
-            **data,
-        )
-    except (KeyError, TypeError, IndexError) as error:
-        raise ShardError(f"{path}: not a manifest ({error}); {repair(folder)}") from None
+        return _manifest().validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ShardError(f"{path}: not a manifest ({key}: {first['msg']}); {repair(folder)}") from None
+
+
+@cache
+def _manifest() -> TypeAdapter[Manifest]:
+    return TypeAdapter(Manifest)
 
 
 def manifest_text(data: Mapping[str, Any]) -> str:
@@ -200,5 +201,5 @@ def digest(folder: Path) -> str:
 
 
 def repair(folder: Path) -> str:
-    """The command that makes a folder of shards anew."""
+    """The command that repairs a folder of shards."""
     return f"repair with `dvc repro -f shard@{folder.name}`"

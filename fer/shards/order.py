@@ -1,7 +1,7 @@
 """The order of samples: a pure function of (seed, epoch, weights), never of the number of workers or restarts.
 
 Global step `s` of an epoch takes the samples `order[s * B : (s + 1) * B]`, whoever computes them: `rank_slice` only
-deals that range out. A run's place is therefore two integers, the epoch and the step.
+splits that range. The position of a run is therefore two integers, the epoch and the step.
 
 Only raw 64-bit words of counter-based Philox streams are drawn, and sorted or compared here, so that no release of
 numpy may change the order (it keeps a bit generator's words for ever, but not what `Generator.permutation` makes of
@@ -104,7 +104,7 @@ def balanced_weights(labels: npt.NDArray[np.integer]) -> Float64Array:
 def occurrences(order: Int64Array) -> Int64Array:
     """For each position of an epoch, how often its row has appeared before: all zero unless rows repeat.
 
-    A repeated row is augmented anew each time, because its occurrence is part of the augmentation's key.
+    A repeated row is augmented differently each time, because its occurrence is part of the augmentation's key.
     """
     by_row = np.argsort(order, kind="stable")
     ranked = order[by_row]

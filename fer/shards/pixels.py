@@ -1,4 +1,6 @@
-"""From the bytes of a stored picture to the pixels that a model is given."""
+"""From the bytes of a stored image to the pixels of a model's input."""
+
+from __future__ import annotations
 
 import threading
 from typing import NamedTuple
@@ -19,13 +21,13 @@ _OPENCV = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
 class ModelInput(NamedTuple):
-    """What a model is given: square images of `size` pixels, made by `resize` from crops of another size."""
+    """A model's input specification: square images of `size` pixels, made by `resize` from crops of another size."""
 
     size: int
     resize: Resize
 
     @classmethod
-    def of(cls, model: FerModel) -> "ModelInput":
+    def of(cls, model: FerModel) -> ModelInput:
         """The input that a model declares."""
         return cls(model.input_size, model.resize)
 
@@ -36,18 +38,18 @@ class ModelInput(NamedTuple):
 
 
 def decode(data: npt.NDArray[np.uint8]) -> Pixels:
-    """Bytes (n,) of a PNG or JPEG -> (H, W) for a grey picture, else (H, W, 3) RGB.
+    """Bytes (n,) of a PNG or JPEG -> (H, W) for a gray image, else (H, W, 3) RGB.
 
     Raises:
-        ValueError: the bytes are no picture, or a broken one.
+        ValueError: the bytes are not an image, or a broken one.
     """
     try:
         image = cv2.imdecode(data, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:  # for an empty buffer
         image = None
     if image is None:
-        raise ValueError(f"{data.size} bytes that are no readable picture")
-    if image.ndim == 3:  # IMREAD_COLOR_RGB would save this, and make grey pictures three times as large
+        raise ValueError(f"{data.size} bytes that are not a readable image")
+    if image.ndim == 3:  # IMREAD_COLOR_RGB would save this, and make gray images three times as large
         cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
     return image.astype(np.uint8, copy=False)
 
@@ -56,7 +58,7 @@ def resize(image: Pixels, target: ModelInput) -> Pixels:
     """(H, W) or (H, W, 3) -> (size, size) or (size, size, 3); the image itself where it has that size already.
 
     With antialias, Pillow's resampling: what the published transforms do, which work on Pillow images. Without,
-    OpenCV's of the same kernel with half-pixel centres, as torch's `interpolate(align_corners=False)`.
+    OpenCV's of the same kernel with half-pixel centers, as torch's `interpolate(align_corners=False)`.
     """
     side = (target.size, target.size)
     if image.shape[:2] == side:
@@ -94,8 +96,8 @@ def _formula(x: Tensor, mean: tuple[float, float, float], std: tuple[float, floa
 def _look_up(images_BHWC: Pixels, table: npt.NDArray[np.float32], memory_format: torch.memory_format) -> Tensor:
     """Each level through the column of its channel in `table` (256, 1, 3) -> float32 (B, 3, H, W).
 
-    The memory is numpy's because that asks for huge pages: without them, the first touch of 77 MB (128 pictures of
-    224 px) takes longer than the arithmetic.
+    The memory is numpy's because that asks for huge pages: without them, the first touch of 77 MB (128 images of 224
+    px) takes longer than the arithmetic.
     """
     count, height, width, channels = images_BHWC.shape
     if memory_format == torch.channels_last:
@@ -114,9 +116,9 @@ def _look_up(images_BHWC: Pixels, table: npt.NDArray[np.float32], memory_format:
 
 
 class PixelCache:
-    """Decoded pictures of a split that fits into memory, so that later epochs need not read and decode again.
+    """Decoded images of a split that fits into memory, so that later epochs need not read and decode again.
 
-    Keeps a picture as decoded or as resized, whichever is smaller, if the whole split of `rows` such pictures stays
+    Keeps an image as decoded or as resized, whichever is smaller, if the whole split of `rows` such images stays
     within `limit` bytes; else keeps none. What is read from it equals what would be decoded. Safe for many threads.
     """
 
@@ -128,11 +130,11 @@ class PixelCache:
         self._lock = threading.Lock()
 
     def get(self, row: int) -> Pixels | None:
-        """The picture as it was put, or None. Not to be written to."""
+        """The image as it was put, or None. Not to be written to."""
         return self._kept.get(row)
 
     def put(self, row: int, decoded: Pixels, resized: Pixels) -> None:
-        """Offers a picture."""
+        """Offers an image."""
         kept = decoded if decoded.nbytes <= resized.nbytes else resized
         if kept.nbytes * self._rows > self._limit:
             return

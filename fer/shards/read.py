@@ -1,27 +1,28 @@
-"""Batches for training and evaluation, made ahead by threads, in an order that nothing but the seed decides.
+"""Batches for training and evaluation, prefetched by threads, in an order that the seed alone decides.
 
 Threads, not processes: reading, decoding and augmenting release the interpreter's lock, and nothing is copied between
-address spaces. A batch is made by one thread; some batches are under way at once, and are handed out in order. Each
-first takes the encoded pictures that it needs, in the order of the batches, so that the row groups of one window are
-all that is kept. Memory is bounded by them, the batches under way and the pixel cache, whatever the dataset's size.
+address spaces. A batch is made by one thread; several are in progress at once, and are yielded in order. Each first
+takes the encoded images that it needs, in the order of the batches, so that the row groups of one window are all that
+is kept. Memory is bounded by them, the batches in progress and the pixel cache, whatever the dataset's size.
 """
 
+from __future__ import annotations
+
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fer.models.base import Resize
-from fer.shards.ahead import Buffers, Threads, Turns
-from fer.shards.dataset import RowGroups, ShardSet, ShardSplit
+from fer.shards.dataset import Int64Array, RowGroups, ShardSet, ShardSplit
 from fer.shards.order import balanced_weights, epoch_order, occurrences, rank_slice
 from fer.shards.pixels import ModelInput, PixelCache, Pixels, decode, normalise, resize
+from fer.shards.prefetch import BufferPool, Prefetcher, Sequencer
 from fer.shards.schema import ShardError
 from fer.transforms.draws import sample_keys
 from fer.transforms.reference import Apply, Augmenter
@@ -32,7 +33,7 @@ CACHE_BYTES = 256 << 20
 
 
 class SampleError(ShardError):
-    """A sample that cannot be made into pixels; the message names it, its file and what is wrong."""
+    """A sample that cannot be decoded; the message names it, its file and the reason."""
 
     def __init__(self, sample_id: str, file: str, why: str) -> None:
         super().__init__(f"sample {sample_id!r} in {file}: {why}")
@@ -40,8 +41,8 @@ class SampleError(ShardError):
         self.file = file
         self.why = why
 
-    def __reduce__(self) -> tuple[type["SampleError"], tuple[str, str, str]]:
-        """It travels between processes by its parts; an exception's own way keeps only the message."""
+    def __reduce__(self) -> tuple[type[SampleError], tuple[str, str, str]]:
+        """Pickled by its parts: the default keeps only the message."""
         return SampleError, (self.sample_id, self.file, self.why)
 
 
@@ -54,7 +55,7 @@ class Batch:
         targets: int64 (B,), labels.
         rows: int64 (B,), the samples' rows in the split.
         index: number of the global batch within the epoch.
-        distributions: float32 (B, classes), shares of the labels, where they were asked for.
+        distributions: float32 (B, classes), probabilities of the labels, where requested.
     """
 
     images: Tensor
@@ -65,7 +66,7 @@ class Batch:
 
 
 class TrainBatches:
-    """One rank's batches of the epochs of a training.
+    """One rank's batches of the epochs of a training run.
 
     Global step `s` takes the samples `order[s * B : (s + 1) * B]`, on any number of ranks; the rest of an epoch that
     fills no batch is left out. A sample's augmentation is keyed by (seed, epoch, row, how often it came before in the
@@ -76,14 +77,14 @@ class TrainBatches:
         model_input: size and kind of resize, e.g. `ModelInput.of(model)`.
         batch_size: samples of a step over all ranks.
         seed: of order, sampling and augmentation.
-        augment: applied after the resize; None leaves pictures as they are.
-        rank, world_size: which part of each batch is wanted; the parts are contiguous.
+        augment: applied after the resize; None leaves images as they are.
+        rank, world_size: which part of each batch is read; the parts are contiguous.
         threads: that read, decode and augment.
-        prefetch: batches under way besides the one handed out; None: one more than threads.
+        prefetch: batches made ahead of the one in use; None: one more than threads.
         sampler: "shuffle" takes every row once an epoch; "balanced" draws as many rows, every class equally often.
         window_groups: row groups that are shuffled into each other; so many are in memory, as stored.
         cache_bytes: keep decoded pixels of a split that fits into so much memory; changes no result. 0 keeps none.
-        soft_labels: batches have `distributions`; of a row that comes without one, all of it is the label's.
+        soft_labels: batches have `distributions`; of a row that has none, all probability is the label's.
 
     Raises:
         ValueError: fewer rows than a batch, or fewer samples in a batch than ranks.
@@ -111,14 +112,13 @@ class TrainBatches:
                 f"split {split.name!r} has {split.rows} rows, which fill no batch of {batch_size}: lower batch_size"
             )
         if batch_size < world_size:
-            raise ValueError(f"a batch of {batch_size} cannot be dealt to {world_size} workers: raise batch_size")
+            raise ValueError(f"a batch of {batch_size} cannot be split over {world_size} workers: raise batch_size")
         assert 0 <= rank < world_size
         self._split, self._batch_size, self._seed, self._augment = split, batch_size, seed, augment
         self._part = rank_slice(batch_size, rank, world_size)
         self._window_groups = window_groups
         self._weights = balanced_weights(split.labels()) if sampler == "balanced" else None
-        self._maker = _Maker(split, ModelInput(*model_input), PixelCache(split.rows, cache_bytes), soft_labels)
-        self._threads = Threads(threads, prefetch)
+        self._reader = _Reader(split, ModelInput(*model_input), cache_bytes, threads, prefetch, soft_labels)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -142,26 +142,19 @@ class TrainBatches:
             window_groups=self._window_groups,
             weights=self._weights,
         )
-        repeats = occurrences(order)
-        self._split.expect(self._split.groups_of(order[start_step * self._batch_size :]))
-        groups = RowGroups(self._split, self._window_groups)
-        turns = Turns()
+        steps, part = range(start_step, self.steps_per_epoch), self._part
+        mine = [slice(step * self._batch_size + part.start, step * self._batch_size + part.stop) for step in steps]
+        rows, repeats, augment = [order[positions] for positions in mine], occurrences(order), self._augment
 
-        def make(step: int, stop: threading.Event) -> Batch:
-            start = step * self._batch_size
-            positions = slice(start + self._part.start, start + self._part.stop)
-            rows, apply = order[positions], None
-            with turns.of(step - start_step):
-                pictures = self._maker.fetch(rows, groups)
-            if self._augment is not None:
-                apply = self._augment.plan(sample_keys(self._seed, epoch, rows, repeats[positions]))
-            return self._maker(step, rows, pictures, stop, apply)
+        def plan(place: int) -> Apply | None:
+            keys = sample_keys(self._seed, epoch, rows[place], repeats[mine[place]])
+            return augment.plan(keys) if augment is not None else None
 
-        return self._threads.in_order(make, range(start_step, self.steps_per_epoch))
+        return self._reader.batches(steps, rows, self._window_groups, plan)
 
     def close(self) -> None:
-        """Ends the threads of every epoch that was begun; going on with its iterator is a RuntimeError."""
-        self._threads.close()
+        """Ends the threads of every epoch that was begun; its iterator then raises RuntimeError."""
+        self._reader.close()
 
 
 class EvalBatches:
@@ -188,10 +181,8 @@ class EvalBatches:
         assert batch_size >= 1
         assert 0 <= rank < world_size
         self._split, self._batch_size = split, batch_size
-        batches = -(-split.rows // batch_size)
-        self._mine = range(rank, batches, world_size)
-        self._maker = _Maker(split, ModelInput(*model_input), PixelCache(split.rows, cache_bytes))
-        self._threads = Threads(threads, prefetch)
+        self._mine = range(rank, -(-split.rows // batch_size), world_size)
+        self._reader = _Reader(split, ModelInput(*model_input), cache_bytes, threads, prefetch)
 
     def __len__(self) -> int:
         """Batches of this rank."""
@@ -199,75 +190,92 @@ class EvalBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         """One pass; errors and threads as in `TrainBatches.epoch`."""
-        self._split.expect(self._split.groups_of(np.concatenate([self._rows(0)[:0], *map(self._rows, self._mine)])))
-        groups = RowGroups(self._split, 1)
-        turns = Turns()
-
-        def make(index: int, stop: threading.Event) -> Batch:
-            rows = self._rows(index)
-            with turns.of(self._mine.index(index)):
-                pictures = self._maker.fetch(rows, groups)
-            return self._maker(index, rows, pictures, stop, None)
-
-        return self._threads.in_order(make, self._mine)
-
-    def _rows(self, index: int) -> npt.NDArray[np.int64]:
-        first = index * self._batch_size
-        return np.arange(first, min(first + self._batch_size, self._split.rows))
+        stored = np.arange(self._split.rows)
+        rows = [stored[index * self._batch_size :][: self._batch_size] for index in self._mine]
+        return self._reader.batches(self._mine, rows, window_groups=1)
 
     def close(self) -> None:
         """Ends the threads of every pass that was begun."""
-        self._threads.close()
+        self._reader.close()
 
 
 class _Stopped(Exception):  # noqa: N818 - no error: tells a thread to leave its batch
     pass
 
 
-class _Picture(NamedTuple):
+class _Stored(NamedTuple):
     """The bytes (n,) of a file, or pixels from the cache."""
 
     data: Pixels
     encoded: bool
 
 
-class _Maker:
-    """Makes a batch from row numbers."""
+class _Reader:
+    """Makes batches from row numbers, ahead of their use."""
 
-    def __init__(self, split: ShardSplit, target: ModelInput, cache: PixelCache, soft_labels: bool = False) -> None:
+    def __init__(
+        self,
+        split: ShardSplit,
+        target: ModelInput,
+        cache_bytes: int,
+        threads: int,
+        prefetch: int | None,
+        soft_labels: bool = False,
+    ) -> None:
         target.check()
-        self._split, self._target, self._cache = split, target, cache
+        self._split, self._target = split, target
+        self._cache = PixelCache(split.rows, cache_bytes)
         self._labels = split.labels()
-        self._buffers = Buffers()
         self._distributions = split.distributions() if soft_labels else None
+        self._buffers = BufferPool()
+        self._prefetcher = Prefetcher(threads, prefetch)
+        self.close = self._prefetcher.close
 
-    def fetch(self, rows: npt.NDArray[np.int64], groups: RowGroups) -> "list[_Picture]":
-        """The pictures of the rows, as they are found: copies, which keep no row group in memory."""
-        pictures = []
+    def batches(
+        self,
+        indices: Sequence[int],
+        rows: Sequence[Int64Array],
+        window_groups: int,
+        plan: Callable[[int], Apply | None] = lambda _: None,
+    ) -> Iterator[Batch]:
+        """One batch of each element of `rows`, which gets the index of the same place.
+
+        Args:
+            window_groups: row groups that are kept, as stored.
+            plan: place -> the augmentation of the batch.
+        """
+        self._split.expect(self._split.groups_of(np.concatenate([np.zeros(0, np.int64), *rows])))
+        groups, sequencer = RowGroups(self._split, window_groups), Sequencer()
+
+        def make(place: int, stop: threading.Event) -> Batch:
+            with sequencer.turn(place):
+                stored = self._fetch(rows[place], groups)
+            return self._make(indices[place], rows[place], stored, stop, plan(place))
+
+        return self._prefetcher.in_order(make, range(len(rows)))
+
+    def _fetch(self, rows: Int64Array, groups: RowGroups) -> list[_Stored]:
+        """The images of the rows, as they are stored: copies, which keep no row group in memory."""
+        images = []
         for row in rows.tolist():
             kept = self._cache.get(row)
             if kept is None:
                 group, offset = self._split.place(row)
-                pictures.append(_Picture(groups[group][offset].copy(), encoded=True))
+                images.append(_Stored(groups[group][offset].copy(), encoded=True))
             else:
-                pictures.append(_Picture(kept, encoded=False))
-        return pictures
+                images.append(_Stored(kept, encoded=False))
+        return images
 
-    def __call__(
-        self,
-        index: int,
-        rows: npt.NDArray[np.int64],
-        pictures: "list[_Picture]",
-        stop: threading.Event,
-        apply: Apply | None,
+    def _make(
+        self, index: int, rows: Int64Array, stored: list[_Stored], stop: threading.Event, apply: Apply | None
     ) -> Batch:
         size = self._target.size
         images = self._buffers.take((len(rows), size, size, 3))
-        for position, (row, picture) in enumerate(zip(rows.tolist(), pictures, strict=True)):
+        for position, (row, image) in enumerate(zip(rows.tolist(), stored, strict=True)):
             if stop.is_set():
                 raise _Stopped
             try:
-                pixels = self._pixels(row, picture)
+                pixels = self._pixels(row, image)
                 if pixels.ndim == 2:
                     pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB).astype(np.uint8, copy=False)
                 if apply is None:
@@ -279,16 +287,16 @@ class _Maker:
             except Exception as error:
                 file = self._split.file_of(self._split.place(row)[0])
                 raise SampleError(self._split.sample_id(row), str(file), str(error)) from error
-        shares = None if self._distributions is None else torch.from_numpy(self._distributions[rows])
+        soft = None if self._distributions is None else torch.from_numpy(self._distributions[rows])
         return Batch(
-            torch.from_numpy(images), torch.from_numpy(self._labels[rows]), torch.from_numpy(rows), index, shares
+            torch.from_numpy(images), torch.from_numpy(self._labels[rows]), torch.from_numpy(rows), index, soft
         )
 
-    def _pixels(self, row: int, picture: "_Picture") -> Pixels:
+    def _pixels(self, row: int, image: _Stored) -> Pixels:
         """(size, size) or (size, size, 3)."""
-        if not picture.encoded:
-            return resize(picture.data, self._target)
-        decoded = decode(picture.data)
+        if not image.encoded:
+            return resize(image.data, self._target)
+        decoded = decode(image.data)
         resized = resize(decoded, self._target)
         self._cache.put(row, decoded, resized)
         return resized

@@ -1,8 +1,8 @@
-"""Shards that lie in an object store: fetched part by part, when they are needed or shortly before.
+"""Shards in an object store: fetched part by part, when they are needed or shortly before.
 
 A part is kept in a folder of this machine that all processes share. It has its name there only when it is whole and has
-the manifest's sha256, and one process fetches it while the others wait; so a training starts when the parts of its
-first batches are there, and later epochs and other runs read from the disk.
+the manifest's sha256, and one process fetches it while the others wait; so a run starts when the parts of its first
+batches are there, and later epochs and other runs read from the disk.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from fer.environment import environment
 from fer.io.files import FileError, write_atomic
 from fer.io.remote import InterruptionError, open_store, public_url, store_errors
 from fer.io.transfer import PATIENCE, Patience, download
-from fer.labels import SPACES
-from fer.shards.manifest import FILE_NAME, Manifest, parse_manifest
+from fer.shards.manifest import FILE_NAME, parse_manifest
 from fer.shards.schema import ShardError
+from fer.shards.verify import check_files, check_names
 
+_REMEDY = "upload the folder of shards again"
 FETCHES = 4
 """Parts that are fetched at the same time, besides those that a reader waits for."""
 
@@ -75,8 +76,13 @@ class RemoteParts:
         self.name = public_url(self._url)
         text = self._manifest_text()
         self.digest = hashlib.sha256(text).hexdigest()
-        self.manifest = _checked(text, self.name)
-        self._survey()
+        place = Path(urlsplit(self.name).netloc + urlsplit(self.name).path)
+        try:
+            self.manifest = parse_manifest(text, place / FILE_NAME)
+        except ShardError as error:
+            raise ShardError(f"{self.name}: {error}, and {_REMEDY}") from None
+        check_names(self.manifest, self.name, _REMEDY)
+        self._check_files()
         self.folder = (cache or cache_folder()) / self.digest
         if not (self.folder / FILE_NAME).is_file():
             write_atomic(self.folder / FILE_NAME, text)
@@ -99,28 +105,28 @@ class RemoteParts:
             if future is None:
                 future = self._here[file] = Future()
         if mine:
-            self._bring(file, future)
+            self._complete(file, future)
         future.result()
         return self.folder / file
 
     def expect(self, files: Sequence[str]) -> None:
         """Fetches parts in the background, in this order, in place of what was expected before.
 
-        Nothing is said of one that fails: who needs it asks again, and is told.
+        A failure is not reported here, but by `need`, which tries again.
         """
         with self._lock:
             self._expected = deque(dict.fromkeys(file for file in files if file not in self._here))
             more = min(self._fetches, len(self._expected)) - self._threads
             self._threads += max(more, 0)
         for _ in range(more):
-            # A daemon: a process that is done does not wait for it, and what has arrived is gone on from by the next.
+            # A daemon: a process that is done does not wait for it, and the next resumes what has arrived.
             threading.Thread(target=self._work, name="fer-fetch", daemon=True).start()
 
     def column(self, file: str, name: str) -> pa.ChunkedArray:
-        """One column of a part, page checksums verified, without waiting for its pictures.
+        """One column of a part, page checksums verified, without waiting for its images.
 
         Where the part is not here yet only the column is read from the store. It is compared with the part's when
-        that arrives: a column of another file than the manifest's is noticed before a picture of it is used.
+        that arrives: a column of another file than the manifest's is noticed before an image of it is used.
 
         Raises:
             ShardError: it cannot be read.
@@ -133,7 +139,7 @@ class RemoteParts:
                 column = _column(path, name)
             else:
                 column = self._remote_column(file, name)
-        except InterruptionError:  # the store does not answer for a moment: a transfer has the patience that it needs
+        except InterruptionError:  # the store fails for a moment: a transfer retries
             return _column(self.need(file), name)
         except (OSError, pa.ArrowException, FileError) as error:
             raise ShardError(f"{self.name}/{file}: its column {name!r} cannot be read ({error})") from error
@@ -143,7 +149,7 @@ class RemoteParts:
         return column
 
     def remedy(self, file: str) -> str:
-        """What to do about a part that cannot be read any more from where it was kept."""
+        """What to do about a kept part that cannot be read any more."""
         return f"remove {self.folder / file}: it is fetched again from {self.name}"
 
     def _manifest_text(self) -> bytes:
@@ -155,7 +161,7 @@ class RemoteParts:
                 raise ShardError(f"{error}; a folder of shards has one: was all of it uploaded?") from None
             return path.read_bytes()
 
-    def _survey(self) -> None:
+    def _check_files(self) -> None:
         """Whether every part is in the store, of its size, and no other: one request. HTTP cannot tell."""
         if urlsplit(self._url).scheme in ("http", "https"):
             return
@@ -166,23 +172,13 @@ class RemoteParts:
                 found = {entry["name"].rpartition("/")[2]: entry["size"] for entry in system.ls(path, detail=True)}
         except (FileError, InterruptionError) as error:
             raise ShardError(f"{self.name}: its files cannot be listed ({error})") from None
-        for part in self.manifest.parts:
-            if part.file not in found:
-                raise ShardError(f"{self.name}/{part.file}: missing; upload the folder of shards again")
-            if found[part.file] != part.bytes:
-                raise ShardError(
-                    f"{self.name}/{part.file}: {found[part.file]} bytes, the manifest says {part.bytes}: truncated or "
-                    "changed; upload the folder of shards again"
-                )
-        known = {part.file for part in self.manifest.parts}
-        for name in sorted(name for name in found if name.endswith(".parquet") and name not in known):
-            raise ShardError(f"{self.name}/{name}: not in {FILE_NAME}: a file of another run; remove it")
+        check_files(self.manifest, found, self.name, _REMEDY)
 
-    def _bring(self, file: str, future: Future[None]) -> None:
-        """Fetches a part and tells whoever waits for it."""
+    def _complete(self, file: str, future: Future[None]) -> None:
+        """Fetches a part, and wakes whoever waits for it."""
         try:
             self._fetch(file)
-        except BaseException as error:  # noqa: BLE001 - handed on to whoever waits for it
+        except BaseException as error:  # noqa: BLE001 - re-raised to all waiting threads
             with self._lock:
                 self._here.pop(file, None)  # a later request tries again
             future.set_exception(error)
@@ -214,7 +210,7 @@ class RemoteParts:
                     return
                 file = self._expected.popleft()
                 future = self._here[file] = Future()
-            self._bring(file, future)
+            self._complete(file, future)
 
     def _remote_column(self, file: str, name: str) -> pa.ChunkedArray:
         system, path = open_store(f"{self._url}/{file}", f"{self.name}/{file}")
@@ -229,24 +225,3 @@ def _column(source: Any, name: str) -> pa.ChunkedArray:
     """A column of a file, given by path or opened."""
     with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False) as parquet:
         return parquet.read(columns=[name], use_threads=False).column(0)
-
-
-def _checked(text: bytes, name: str) -> Manifest:
-    """The manifest of a set that may come from anyone."""
-    place = Path(urlsplit(name).netloc + urlsplit(name).path)
-    try:
-        manifest = parse_manifest(text, place / FILE_NAME)
-    except ShardError as error:
-        raise ShardError(f"{name}: {error}, and upload it again") from None
-    known = SPACES.get(manifest.label_space)
-    if known is None or known.labels != manifest.labels:
-        raise ShardError(
-            f"{name}/{FILE_NAME}: labels {', '.join(manifest.labels)} are not those of label space "
-            f"{manifest.label_space!r} in this program"
-        )
-    files = [part.file for part in manifest.parts]
-    if any(Path(file).name != file or not file.endswith(".parquet") for file in files):
-        raise ShardError(f"{name}/{FILE_NAME}: names a part that is no plain file name")
-    if sorted(file for split in manifest.splits.values() for file in split) != sorted(files):
-        raise ShardError(f"{name}/{FILE_NAME}: its splits do not hold each part once")
-    return manifest

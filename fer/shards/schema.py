@@ -1,4 +1,4 @@
-"""What a shard is: configuration, version, columns. Light: pyarrow is imported when the columns are asked for."""
+"""Configuration, version and columns of shards and of the tables before them. Imports pyarrow only for the columns."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class ShardError(ValueError):
 
 
 class ShardConfig(Config):
-    """How faces are dealt into parts.
+    """How faces are assigned to splits, folds and parts.
 
-    A part is chosen by a hash, never by a row's position: samples added later rewrite only the parts they fall in, and
-    those of the rows that they turn out to be duplicates of.
+    A part is chosen by a hash, never by a row's position: samples added later rewrite only their own parts, and those
+    of the rows that they duplicate.
     """
 
     folds: int = Field(
@@ -43,13 +43,30 @@ class ShardConfig(Config):
     )
     duplicates: Literal["off", "report", "drop", "group"] = Field(
         default="report",
-        description="pictures of one photograph. off: equal pixels alone are looked for; report: near duplicates and "
-        "mirrored ones too; drop: rows of train and validation that show a test picture are left out, and doubles in "
-        "train; group: near duplicates fall in one fold",
+        description="images of one photograph. off: only equal pixels are searched for; report: near duplicates and "
+        "mirrored ones too; drop: rows of train and validation that show a test image are left out, and duplicates "
+        "within train; group: near duplicates are assigned to one fold",
     )
     rows_per_group: int = Field(
-        default=512, ge=256, le=1024, description="pictures of a row group, the unit that is read and shuffled"
+        default=512, ge=256, le=1024, description="images of a row group, the unit that is read and shuffled"
     )
+
+
+# Tables as text: `!` is never null, `[]` a list.
+_KNOWN_OF_FACE = "subject string, pose float32[], distribution float32[]"
+_SHARD = f"sample_id string!, image binary!, label int32!, clean_label int32!, {_KNOWN_OF_FACE}"
+_FACE = (
+    f"{_SHARD}, height int16!, width int16!, channels int8!, split string!, box float32[], landmarks float32[], "
+    "score float32, origin string!"
+)
+_REJECT = "sample_id string!, reason string!, detail string!, origin string!"
+_PREDICTION = "sample_id string!, label int8!, predicted int8!, probabilities float32[]!, correct bool!"
+_PICTURE = "key string!, path string!, split string, image binary, is_crop bool, faces, reason string, detail string"
+_PICTURE_FACE = f"box float32[], landmarks float32[], label int32, clean_label int32, {_KNOWN_OF_FACE}"
+_SCENE = "index int64!, split string!, image binary!, faces!"
+_SCENE_FACE = (
+    "label int8, clean_label int8, subject string, box float32[], landmarks float32[], pose float32[], aus float32[]"
+)
 
 
 def shard_schema() -> pa.Schema:
@@ -57,113 +74,57 @@ def shard_schema() -> pa.Schema:
 
     sample_id: unique in the data set. image: PNG or JPEG, 1 or 3 channels. label: index into the labels of the file's
     metadata. clean_label: the true label where label noise was added, else equal to label. subject: null where unknown.
-    pose: yaw, pitch, roll in degrees, null where unknown. distribution: share of each label where several people were
-    asked, else null.
+    pose: yaw, pitch, roll in degrees, null where unknown. distribution: probability of each label where several people
+    annotated the sample, else null.
     """
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            pa.field("sample_id", pa.string(), nullable=False),
-            pa.field("image", pa.binary(), nullable=False),
-            pa.field("label", pa.int32(), nullable=False),
-            pa.field("clean_label", pa.int32(), nullable=False),
-            pa.field("subject", pa.string()),
-            pa.field("pose", pa.list_(pa.float32())),
-            pa.field("distribution", pa.list_(pa.float32())),
-        ]
-    )
+    return _schema(_SHARD)
 
 
 def face_schema() -> pa.Schema:
     """Columns of data/faces: those of a shard, and where the face came from.
 
-    box: x1, y1, x2, y2 in px of the picture, half-open. landmarks: five x, y in px of the crop. score: the detector's,
+    box: x1, y1, x2, y2 in px of the image, half-open. landmarks: five x, y in px of the crop. score: the detector's,
     null for annotated faces. split: the published one. origin: file:row in data/raw.
     """
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            *shard_schema(),
-            pa.field("height", pa.int16(), nullable=False),
-            pa.field("width", pa.int16(), nullable=False),
-            pa.field("channels", pa.int8(), nullable=False),
-            pa.field("split", pa.string(), nullable=False),
-            pa.field("box", pa.list_(pa.float32())),
-            pa.field("landmarks", pa.list_(pa.float32())),
-            pa.field("score", pa.float32()),
-            pa.field("origin", pa.string(), nullable=False),
-        ]
-    )
+    return _schema(_FACE)
 
 
 def reject_schema() -> pa.Schema:
-    """Columns of data/faces/<dataset>/rejects.parquet: what was refused, a short stable reason, and the details."""
-    import pyarrow as pa
+    """Columns of data/faces/<dataset>/rejects.parquet: what was rejected, a short stable reason, and the details."""
+    return _schema(_REJECT)
 
-    return pa.schema(
-        [pa.field(name, pa.string(), nullable=False) for name in ("sample_id", "reason", "detail", "origin")]
-    )
+
+def prediction_schema() -> pa.Schema:
+    """Columns of predictions.parquet. label and predicted: indices into the labels; probabilities: one a class."""
+    return _schema(_PREDICTION)
 
 
 def picture_schema() -> pa.Schema:
-    """Columns of data/raw/<dataset>/pictures-*.parquet: a published picture as it is, and what is published of it.
+    """Columns of data/raw/<dataset>/pictures-*.parquet: a published image as it is, and what is published of it.
 
-    key: the sample's, without the dataset's name. path: of the picture in the public layout. reason, detail: why there
-    is no picture, else null. is_crop: whether it shows a face alone. faces: box in px of the upright picture, null
-    where the face has to be found; landmarks: five x, y in the same px.
+    key: the sample's, without the dataset's name. path: of the image in the public layout. reason, detail: why there
+    is no image, else null. is_crop: whether it shows a face alone. faces: box in px of the upright image, null where
+    the face has to be found; landmarks: five x, y in the same px.
     """
-    import pyarrow as pa
-
-    face = pa.struct(
-        [
-            pa.field("box", pa.list_(pa.float32())),
-            pa.field("landmarks", pa.list_(pa.float32())),
-            pa.field("label", pa.int32()),
-            pa.field("clean_label", pa.int32()),
-            pa.field("subject", pa.string()),
-            pa.field("pose", pa.list_(pa.float32())),
-            pa.field("distribution", pa.list_(pa.float32())),
-        ]
-    )
-    return pa.schema(
-        [
-            pa.field("key", pa.string(), nullable=False),
-            pa.field("path", pa.string(), nullable=False),
-            pa.field("split", pa.string()),
-            pa.field("image", pa.binary()),
-            pa.field("is_crop", pa.bool_()),
-            pa.field("faces", pa.list_(face)),
-            pa.field("reason", pa.string()),
-            pa.field("detail", pa.string()),
-        ]
-    )
+    return _schema(_PICTURE, _PICTURE_FACE)
 
 
 def scene_schema() -> pa.Schema:
-    """Columns of data/raw/<synthetic>: a scene's picture and what is known of its faces.
+    """Columns of data/raw/<synthetic>: a scene's image and what is known of its faces.
 
     landmarks: five x, y in px of the scene. aus: intensities of `fer.synth`'s action units.
     """
+    return _schema(_SCENE, _SCENE_FACE)
+
+
+def _schema(columns: str, of_face: str = "") -> pa.Schema:
+    """A table as text; `of_face` is that of the lists in a column without a type."""
     import pyarrow as pa
 
-    face = pa.struct(
-        [
-            pa.field("label", pa.int8()),
-            pa.field("clean_label", pa.int8()),
-            pa.field("subject", pa.string()),
-            pa.field("box", pa.list_(pa.float32())),
-            pa.field("landmarks", pa.list_(pa.float32())),
-            pa.field("pose", pa.list_(pa.float32())),
-            pa.field("aus", pa.list_(pa.float32())),
-        ]
-    )
-    return pa.schema(
-        [
-            pa.field("index", pa.int64(), nullable=False),
-            pa.field("split", pa.string(), nullable=False),
-            pa.field("image", pa.binary(), nullable=False),
-            pa.field("faces", pa.list_(face), nullable=False),
-        ]
-    )
+    def field(column: str) -> pa.Field:
+        name, _, kind = column.removesuffix("!").partition(" ")
+        value = pa.type_for_alias(kind.removesuffix("[]")) if kind else pa.struct(_schema(of_face))
+        is_value = kind and not kind.endswith("[]")
+        return pa.field(name, value if is_value else pa.list_(value), nullable=not column.endswith("!"))
+
+    return pa.schema([field(column) for column in columns.split(", ")])

@@ -19,12 +19,13 @@ import numpy.typing as npt
 
 from fer.hashing import stable_hash
 from fer.io.files import open_atomic, write_atomic, write_json
-from fer.shards.leakage import Dropped, Duplicates, Twins
+from fer.shards.duplicates import Pair
+from fer.shards.leakage import Dropped, Duplicates
 from fer.shards.manifest import Manifest
 from fer.shards.schema import SPLITS, Split
 from fer.shards.survey import Face, mean_std
 
-ReadPictures = Callable[[Sequence[int]], list[bytes]]
+ReadImages = Callable[[Sequence[int]], list[bytes]]
 
 _SAMPLES = 6  # faces of a class and split on the sheet
 _CLASSES = 64  # classes on the sheet, the first ones: of people there are tens of thousands
@@ -40,14 +41,14 @@ def write_statistics(
     split_of: Mapping[int, Split],
     duplicates: Duplicates,
     dropped: Mapping[int, Dropped],
-    read_pictures: ReadPictures,
+    read_images: ReadImages,
 ) -> None:
     """Writes the files named above into a folder.
 
     Args:
         faces: all that were surveyed; the mappings speak of them by number.
         split_of: the split that a face stands in; dropped ones stand in none.
-        read_pictures: the encoded pictures of some faces, by their numbers.
+        read_images: the encoded images of some faces, by their numbers.
     """
     classes = [
         (f"{split}: {label}", split, label, rows, f"{rows / manifest.rows(split):.4f}")
@@ -57,39 +58,39 @@ def write_statistics(
     _write_csv(folder / "classes.csv", ("class", "split", "label", "rows", "share"), classes)
     members = {split: [row for row in split_of if split_of[row] == split] for split in SPLITS}
     summary = {
-        "splits": {split: summarise([faces[row] for row in members[split]]) for split in SPLITS},
+        "splits": {split: _summarize([faces[row] for row in members[split]]) for split in SPLITS},
         "rejects": manifest.rejects,
         "shared_pictures": manifest.shared_pictures,
         "near_pictures": manifest.near_pictures,
         "label_conflicts": manifest.label_conflicts,
     }
     write_json(folder / "statistics.json", summary)
-    _write_csv(folder / "duplicates.csv", _TWINS, sorted(_twins(manifest, faces, pair) for pair in duplicates.pairs()))
+    _write_csv(folder / "duplicates.csv", _PAIRS, sorted(_pair(manifest, faces, pair) for pair in duplicates.pairs()))
     _write_csv(
         folder / "dropped.csv",
         ("sample_id", "reason", "kept"),
         sorted((faces[row].sample_id, why.reason, faces[why.kept].sample_id) for row, why in dropped.items()),
     )
-    write_atomic(folder / "samples.png", sheet(manifest, faces, members, read_pictures))
+    write_atomic(folder / "samples.png", _sheet(manifest, faces, members, read_images))
 
 
-_TWINS = ("first", "second", "first_split", "second_split", "first_label", "second_label", "kind", "agreement")
+_PAIRS = ("first", "second", "first_split", "second_split", "first_label", "second_label", "kind", "agreement")
 
 
-def _twins(manifest: Manifest, faces: Sequence[Face], pair: Twins) -> tuple[str | float, ...]:
+def _pair(manifest: Manifest, faces: Sequence[Face], pair: Pair) -> tuple[str | float, ...]:
     one, other = sorted((faces[pair.first], faces[pair.second]), key=lambda face: face.sample_id)
     labels = manifest.labels[one.label], manifest.labels[other.label]
     return (one.sample_id, other.sample_id, one.split, other.split, *labels, pair.kind, pair.agreement)
 
 
-def summarise(faces: Sequence[Face]) -> dict[str, Any]:
-    """Figures of some faces; what is not known of any of them is left out.
+def _summarize(faces: Sequence[Face]) -> dict[str, Any]:
+    """Numbers of some faces; what is not known of any of them is left out.
 
-    rows; subjects; grey: share of pictures with one channel; height, width in px; mean, std of red, green and blue,
+    rows; subjects; grey: fraction of images with one channel; height, width in px; mean, std of red, green and blue,
     0 .. 1; yaw in degrees; score of the detector. Ranges are given as lowest, median and highest.
     """
     mean, std = mean_std(faces)
-    told: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "rows": len(faces),
         "grey": round(sum(face.grey for face in faces) / len(faces), 4),
         "height": _range([face.size[0] for face in faces]),
@@ -98,12 +99,12 @@ def summarise(faces: Sequence[Face]) -> dict[str, Any]:
         "std": dict(zip(("red", "green", "blue"), (round(value, 4) for value in std), strict=True)),
     }
     if subjects := {face.subject for face in faces} - {None}:
-        told["subjects"] = len(subjects)
+        summary["subjects"] = len(subjects)
     if yaw := [face.yaw for face in faces if face.yaw is not None]:
-        told["yaw"] = _range(yaw)
+        summary["yaw"] = _range(yaw)
     if scores := [face.score for face in faces if face.score is not None]:
-        told["score"] = _range(scores)
-    return told
+        summary["score"] = _range(scores)
+    return summary
 
 
 def _range(values: Sequence[float]) -> dict[str, float]:
@@ -111,8 +112,8 @@ def _range(values: Sequence[float]) -> dict[str, float]:
     return {"lowest": round(float(low), 4), "median": round(float(middle), 4), "highest": round(float(high), 4)}
 
 
-def sheet(
-    manifest: Manifest, faces: Sequence[Face], members: Mapping[Split, Sequence[int]], read_pictures: ReadPictures
+def _sheet(
+    manifest: Manifest, faces: Sequence[Face], members: Mapping[Split, Sequence[int]], read_images: ReadImages
 ) -> bytes:
     """A PNG: one row a class, six faces of each split side by side; the same faces for the same rows and seed.
 
@@ -128,8 +129,8 @@ def sheet(
         for row in sorted(some, key=lambda row: stable_hash("sample", manifest.seed, faces[row].sample_id)):
             if len(cell := cells[split, faces[row].label]) < _SAMPLES:
                 cell.append(row)
-    wanted = sorted(row for rows in cells.values() for row in rows)
-    picture_of = dict(zip(wanted, read_pictures(wanted), strict=True))
+    shown_rows = sorted(row for rows in cells.values() for row in rows)
+    image_of = dict(zip(shown_rows, read_images(shown_rows), strict=True))
     wide = _SAMPLES * _CELL + _GAP
     page = np.full((len(shown) * _CELL + 24, _TEXT + wide * len(SPLITS), 3), 255, np.uint8)
     for column, split in enumerate(SPLITS):
@@ -140,7 +141,7 @@ def sheet(
             _write(page, name, 4, top + _CELL // 2 + 4)
             for place, row in enumerate(cells[split, label]):
                 x = left + place * _CELL
-                page[top : top + _CELL, x : x + _CELL] = _cell(picture_of[row])
+                page[top : top + _CELL, x : x + _CELL] = _cell(image_of[row])
     return cv2.imencode(".png", page)[1].tobytes()
 
 

@@ -1,4 +1,4 @@
-"""What dealing, the search for duplicates and the statistics need to know of each face; the pictures stay on disk."""
+"""What assignment, the search for duplicates and the statistics need of each face; the images stay on disk."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Face:
         subject, yaw, score: None where unknown; yaw in degrees, the score is the detector's.
         size: (height, width) in px.
         grey: one channel.
-        pixels: digest of the decoded picture: equal for equal pixels, whatever the encoding.
+        pixels: digest of the decoded image: equal for equal pixels, whatever the encoding.
         sums: number of pixels, then sum and sum of squares of red, green, blue, 0 .. 255: exact.
         print: for the search for near duplicates.
     """
@@ -53,11 +53,11 @@ class Face:
 
 
 def survey(files: Sequence[Path], total: int, name: str) -> list[Face]:
-    """One pass over every picture of a dataset.
+    """One pass over every image of a dataset.
 
     Raises:
         FileError: damaged files, other columns, not the `total` faces that were announced, or one of them twice.
-        ShardError: a picture cannot be decoded.
+        ShardError: an image cannot be decoded.
     """
     faces: list[Face] = []
     with progress(total, f"read {name}", "face") as bar, ThreadPoolExecutor(_THREADS) as pool:
@@ -89,7 +89,7 @@ def _measure(record: dict[str, Any]) -> Face:
     # Our own crops: one channel or three, never turned by EXIF.
     image = cv2.imdecode(np.frombuffer(record["image"], np.uint8), cv2.IMREAD_ANYCOLOR)
     if image is None:
-        raise ShardError(f"face {record['sample_id']!r}: its picture cannot be decoded; run `dvc repro -f crop`")
+        raise ShardError(f"face {record['sample_id']!r}: its image cannot be decoded; run `dvc repro -f crop`")
     channels = [image] if image.ndim == 2 else [image[:, :, channel] for channel in (2, 1, 0)]  # OpenCV decodes to BGR
     sums = [image.shape[0] * image.shape[1]]
     moments = []

@@ -1,12 +1,13 @@
-"""Small Parquet tables as lists of plain Python rows: the only form in which other packages see Parquet.
+"""Parquet tables as plain Python rows and columns: the only form in which other packages see Parquet.
 
 Files are byte-identical for identical rows: fixed writer options, no time stamps, sorted metadata. Every page carries a
-checksum, and is checked against it when read: a flipped byte is an error, never a wrong picture.
+checksum, and is checked against it when read: a flipped byte is an error, never a wrong image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fer.io.files import FileError, open_atomic
 
 def write_table(
     path: Path,
-    rows: Sequence[Mapping[str, Any]] | pa.Table,
+    rows: Sequence[Mapping[str, Any]] | Mapping[str, Any] | pa.Table,
     schema: pa.Schema,
     *,
     metadata: Mapping[str, str] | None = None,
@@ -28,11 +29,14 @@ def write_table(
     """Writes a whole table by rename.
 
     Args:
-        rows: mappings with the schema's columns, or a table.
+        rows: mappings with the schema's columns, columns by name (sequences or arrays), or a table.
         metadata: texts for the file's schema metadata.
         rows_per_group: rows of a row group; the last may be shorter.
     """
-    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=schema)
+    if isinstance(rows, Mapping):
+        table = pa.table({name: rows[name] for name in schema.names}, schema=schema)
+    else:
+        table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=schema)
     table = table.select(schema.names).cast(schema)
     pairs = {key.encode(): value.encode() for key, value in sorted((metadata or {}).items())}
     table = table.replace_schema_metadata(pairs or None)
@@ -42,7 +46,7 @@ def write_table(
             table,
             handle,
             row_group_size=rows_per_group,
-            compression="none",  # encoded pictures do not shrink any further, and the rest is small
+            compression="none",  # encoded images do not shrink any further, and the rest is small
             use_dictionary=texts or False,
             write_statistics=False,
             write_page_checksum=True,
@@ -55,7 +59,7 @@ class TableReader:
 
     Args:
         schema: columns that must be there, of these types; others may stand beside them.
-        remedy: for the errors, e.g. the command that makes the file anew.
+        remedy: for the errors, e.g. the command that repairs the file.
 
     Raises:
         FileError: absent, truncated, damaged, or without these columns; the message names the file.
@@ -94,9 +98,8 @@ class TableReader:
     @property
     def row_groups(self) -> list[int]:
         """Rows of each row group."""
-        return [
-            int(self._file.metadata.row_group(index).num_rows) for index in range(self._file.metadata.num_row_groups)
-        ]
+        about = self._file.metadata
+        return [int(about.row_group(index).num_rows) for index in range(about.num_row_groups)]
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -109,17 +112,12 @@ class TableReader:
 
     def slice(self, start: int, stop: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Rows start .. stop - 1; reads only the row groups that hold them."""
-        groups: list[int] = []
-        first = base = 0
-        for index, size in enumerate(self.row_groups):
-            if first < stop and first + size > start:
-                base = first if not groups else base
-                groups.append(index)
-            first += size
+        ends = list(accumulate(self.row_groups, initial=0))
+        groups = [index for index, first in enumerate(ends[:-1]) if first < stop and ends[index + 1] > start]
         if not groups:
             return []
         table = self._guard(lambda: self._file.read_row_groups(groups, columns=columns, use_threads=False))
-        rows: list[dict[str, Any]] = table.slice(start - base, stop - start).to_pylist()
+        rows: list[dict[str, Any]] = table.slice(start - ends[groups[0]], stop - start).to_pylist()
         return rows
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

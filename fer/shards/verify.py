@@ -1,9 +1,9 @@
-"""Whether a folder of shards is what its manifest says: every byte, every count."""
+"""Whether a folder of shards is what its manifest says: every file, every byte, every count."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,58 +28,62 @@ def verify(folder: Path, *, content: bool = True) -> Manifest:
         ShardError: names the file, what is wrong, and the command that repairs it.
     """
     manifest = load_manifest(folder)
-    _check_labels(folder, manifest)
-    expected = {part.file for part in manifest.parts}
-    present = {path.name for path in folder.glob("*.parquet")}
-    for name in sorted(expected - present):
-        raise ShardError(f"{folder / name}: missing; {repair(folder)}")
-    for name in sorted(present - expected):
-        raise ShardError(f"{folder / name}: not in {FILE_NAME}: a file of another run; {repair(folder)}")
-    listed = [name for names in manifest.splits.values() for name in names]
-    if sorted(listed) != sorted(expected):
-        raise ShardError(f"{folder / FILE_NAME}: its splits do not hold each part once; {repair(folder)}")
-    check: Callable[[Part], None] = lambda part: _check_part(folder, manifest, part, content)  # noqa: E731
+    check_names(manifest, str(folder), repair(folder))
+    sizes = {path.name: path.stat().st_size for path in folder.glob("*.parquet")}
+    check_files(manifest, sizes, str(folder), repair(folder))
     with ThreadPoolExecutor(_THREADS) as pool:
-        for _ in pool.map(check, manifest.parts):
-            pass
+        list(pool.map(lambda part: _check_part(folder, manifest, part, content), manifest.parts))
     return manifest
 
 
-def _check_labels(folder: Path, manifest: Manifest) -> None:
+def check_names(manifest: Manifest, place: str, remedy: str) -> None:
+    """ShardError where a manifest has other labels than this program, unsafe file names, or parts in no split."""
     known = SPACES.get(manifest.label_space)
     if known is None or known.labels != manifest.labels:
         raise ShardError(
-            f"{folder / FILE_NAME}: labels {', '.join(manifest.labels)} are not those of label space "
-            f"{manifest.label_space!r} in this program; {repair(folder)}"
+            f"{place}/{FILE_NAME}: labels {', '.join(manifest.labels)} are not those of label space "
+            f"{manifest.label_space!r} in this program; {remedy}"
         )
+    files = [part.file for part in manifest.parts]
+    if any(Path(file).name != file or not file.endswith(".parquet") for file in files):
+        raise ShardError(f"{place}/{FILE_NAME}: names a part that is not a plain file name; {remedy}")
+    if sorted(file for split in manifest.splits.values() for file in split) != sorted(files):
+        raise ShardError(f"{place}/{FILE_NAME}: its splits do not hold each part once; {remedy}")
+
+
+def check_files(manifest: Manifest, sizes: Mapping[str, int], place: str, remedy: str) -> None:
+    """ShardError where files are missing, extra, or not of the manifest's size; `sizes`: bytes of each file found."""
+    for part in manifest.parts:
+        if part.file not in sizes:
+            raise ShardError(f"{place}/{part.file}: missing; {remedy}")
+        if sizes[part.file] != part.bytes:
+            raise ShardError(
+                f"{place}/{part.file}: {sizes[part.file]} bytes, the manifest says {part.bytes}: truncated or changed; "
+                f"{remedy}"
+            )
+    known = {part.file for part in manifest.parts}
+    for name in sorted(name for name in sizes if name.endswith(".parquet") and name not in known):
+        raise ShardError(f"{place}/{name}: not in {FILE_NAME}: a file of another run; remove it, or {remedy}")
 
 
 def _check_part(folder: Path, manifest: Manifest, part: Part, content: bool) -> None:
     from fer.shards.table import TableReader
 
     path = folder / part.file
-    if (size := path.stat().st_size) != part.bytes:
-        raise ShardError(
-            f"{path}: {size} bytes, the manifest says {part.bytes}: truncated or changed; {repair(folder)}"
-        )
     if content and sha256(path) != part.sha256:
         raise ShardError(f"{path}: its sha256 is not the manifest's: changed on disk; {repair(folder)}")
     try:
-        reader = TableReader(path)
+        reader = TableReader(path, remedy=repair(folder))
     except FileError as error:
-        raise ShardError(f"{error}; {repair(folder)}") from None
-    said = reader.metadata
-    wanted = {
+        raise ShardError(str(error)) from None
+    expected = {
         "fer.schema": str(manifest.schema_version),
         "fer.labels": json.dumps(list(manifest.labels)),
         "fer.color": manifest.colour,
     }
-    for key, value in wanted.items():
-        if said.get(key) != value:
-            raise ShardError(f"{path}: {key} is {said.get(key)!r}, expected {value!r}; {repair(folder)}")
-    if (
-        reader.columns != shard_schema().names
-        or tuple(reader.row_groups) != part.row_groups
-        or reader.rows != part.rows
-    ):
+    for key, value in expected.items():
+        if (found := reader.metadata.get(key)) != value:
+            raise ShardError(f"{path}: {key} is {found!r}, expected {value!r}; {repair(folder)}")
+    shape = reader.columns, tuple(reader.row_groups), reader.rows
+    if shape != (shard_schema().names, part.row_groups, part.rows):
         raise ShardError(f"{path}: its rows or columns are not the manifest's; {repair(folder)}")

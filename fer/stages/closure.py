@@ -20,7 +20,6 @@ from pathlib import Path
 
 import fer
 from fer.training.recipe import Recipe
-from fer.transforms.reference import AugmentSpec
 
 ROOT = Path(fer.__file__).resolve().parents[1]
 """Folder that holds `fer` and `pipelines`."""
@@ -79,7 +78,6 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {
 REGISTRIES: Mapping[str, str] = {
     "fer/faces/detect.py": "crop.detector",
     "fer/studies/lhc_analysis.py": "model of the recipe",
-    "fer/transforms/pipeline.py": "augment of the recipe",
     "fer/weights/layouts/__init__.py": "pretrained of the recipe",
     "fer/weights/parts.py": "pretrained of the recipe",
 }
@@ -152,10 +150,6 @@ class Code:
         yield from [path for path in [f"fer/faces/{detector}.py"] if (self.root / path).is_file()]
         parts = [part for recipe in recipes for part in recipe.in_stages]
         yield from self._registering("fer/models", {part.model for part in parts})
-        if trains:
-            yield from self._registering(
-                "fer/transforms", set(_transforms(spec for one in parts for spec in one.augment))
-            )
         if trains and any(part.pretrained for part in parts):
             donors = self._file("fer/weights/parts.py").names
             yield from self._registering("fer/models", donors)
@@ -220,13 +214,6 @@ def left_out(path: str, stage: str) -> str | None:
         if path == entry or path.startswith(f"{entry}/"):
             return reason
     return None
-
-
-def _transforms(specs: Iterable[AugmentSpec]) -> Iterator[str]:
-    """The names of transforms, and of those inside them."""
-    for spec in specs:
-        yield spec.name
-        yield from _transforms(spec.transforms)
 
 
 # ------------------------------------------------------------------------------------------------ one file

@@ -3,7 +3,7 @@
     evaluated/<dataset>/<model>/      appears complete, by rename
         test.json              all figures (fer.evaluation.metrics.summarise); with test-time augmentation `tta`; where
                                the training chose its epoch on the test split `protocols`
-        predictions.parquet    one row a sample (fer.shards.predictions)
+        predictions.parquet    one row a sample (fer.shards.schema)
         confusion.csv          actual, predicted: names, one row a sample
         figures/*.svg
 
@@ -34,10 +34,9 @@ from fer.lineage import training_facts, training_history
 from fer.outputs import EVALUATED
 from fer.params import Params
 from fer.processes import lock
-from fer.shards.predictions import write_predictions
 from fer.shards.read import ShardSet
-from fer.shards.schema import Split
-from fer.shards.table import read_table
+from fer.shards.schema import Split, prediction_schema
+from fer.shards.table import read_table, write_table
 from fer.tracking import Run, open_run
 from fer.training.recipe import Recipe
 from fer.weights.store import load_model, read_info
@@ -202,7 +201,7 @@ def _protocols(trained: Path, facts: dict[str, Any], rows: int, params: Params) 
 def _write_tables(folder: Path, found: Predictions, sample_ids: Sequence[str], shards: ShardSet) -> None:
     probabilities = np.exp(metrics.log_softmax(found.logits)).astype(np.float32)
     predicted: npt.NDArray[np.int64] = found.logits.argmax(axis=1)
-    write_predictions(
+    write_table(
         folder / "predictions.parquet",
         {
             "sample_id": sample_ids,
@@ -211,7 +210,8 @@ def _write_tables(folder: Path, found: Predictions, sample_ids: Sequence[str], s
             "probabilities": list(probabilities),
             "correct": predicted == found.labels,
         },
-        {"fer.labels": ",".join(shards.labels), "fer.data_digest": shards.digest, "fer.split": SPLIT},
+        prediction_schema(),
+        metadata={"fer.labels": ",".join(shards.labels), "fer.data_digest": shards.digest, "fer.split": SPLIT},
     )
     names = shards.labels
     table = io.StringIO()

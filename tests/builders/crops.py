@@ -1,4 +1,4 @@
-"""A dataset of small pictures in small blocks, and the crop stage over it, stopped where a test wants."""
+"""A dataset of small images in small blocks, and the crop stage over it, stopped where a test wants."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONFIG = CropConfig(size=32, max_bad_fraction=0.5)
 
 
 class TinySource:
-    """Grain with one or two faces in it; every seventh picture is broken, every eleventh has no face.
+    """Grain with one or two faces in it; every seventh image is broken, every eleventh has no face.
 
     `begun.txt` in the raw folder tells which blocks were read. A file `kill-<block>` there ends the process that reads
     the block, once; `poison-<block>` does so for ever, `raise-<block>` raises, and `wait-<block>` holds it up.

@@ -131,7 +131,7 @@ def make_shards(
     seed: int = 0,
     broken: int | None = None,
 ) -> Path:
-    """A whole folder of gray patches that can be learned, one part a split. `broken`: a training row of rubbish."""
+    """A whole folder of gray patches that can be learned, one part a split. `broken`: a training row that is none."""
     plan: list[tuple[Split, int, int | None]] = [
         ("train", train, 1),
         ("validation", validation, 0),
@@ -142,7 +142,7 @@ def make_shards(
     for split, count, fold in plan:
         rows = list(_patches(random, f"{folder.name}/{split}", count, size))
         if split == "train" and broken is not None:
-            rows[broken]["image"] = b"no picture"
+            rows[broken]["image"] = b"not an image"
         parts.append(write_rows(folder, f"{split}-0.parquet", split, rows, fold, group=32))
     return write_manifest(folder, parts, size, seed=seed, folds=2)
 
@@ -187,7 +187,7 @@ def _person(row: int, size: int) -> Row:
 
 
 def change_manifest(folder: Path, **values: object) -> None:
-    """Other values in a manifest, written as if they had been meant."""
+    """Replaces values of a manifest, with the digest that belongs to them."""
     path = folder / FILE_NAME
     data = json.loads(path.read_text())
     del data["digest"]

@@ -67,7 +67,7 @@ def survivors(folder: Path) -> tuple[dict[tuple[int, int], list[int]], int]:
 
 
 @pytest.mark.parametrize("world_sizes", [(2, 2), (2, 1)])
-def test_every_sample_of_the_surviving_history_was_consumed_as_often_as_it_was_drawn_and_in_order(
+def test_every_sample_of_the_surviving_history_was_consumed_as_often_as_drawn_and_in_order(
     world_sizes: tuple[int, int], tmp_path: Path
 ) -> None:
     job, draws = make_job(tmp_path, **UNDER_SAM), random.Random(4)

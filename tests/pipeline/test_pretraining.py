@@ -14,7 +14,7 @@ from fer.commands import verify
 from fer.io.files import read_json
 from fer.models import create_model
 from fer.shards.read import ShardSet
-from fer.shards.write import shard_dataset
+from fer.stages import shard
 from fer.stages.crop import crop_dataset
 from fer.stages.download import download_dataset
 from fer.stages.evaluate import run_evaluation
@@ -54,7 +54,7 @@ def test_people_become_a_backbone_that_a_training_on_expressions_starts_from(
     config = params.dataset("people")
     download_dataset("people", config, seed=0, root=tmp_path)
     crop_dataset("people", config, params.crop, params.cluster, seed=0, root=tmp_path)
-    shards = ShardSet.open(shard_dataset("people", params.shard, seed=0, root=tmp_path))
+    shards = ShardSet.open(shard.run(params, "people"))
     names = read_json(tmp_path / "data" / "raw" / "people" / "source.json")["people"]
     train = shards.split("train")
     assert len(shards.labels) == 200

@@ -202,15 +202,11 @@ def test_a_detector_is_followed_by_its_name_alone(code: Code) -> None:
     assert found["yunet"] - found["annotated"] == {"fer/faces/yunet.py"}
 
 
-def test_transforms_and_published_weights_are_followed_where_a_recipe_names_them(
-    code: Code, recipes: dict[str, Recipe]
-) -> None:
+def test_published_weights_are_followed_where_a_recipe_names_them(code: Code, recipes: dict[str, Recipe]) -> None:
     plain = code.closure("train", recipes=[recipes["btn/nano"]])
-    assert "fer/transforms/geometry.py" in plain
-    assert "fer/transforms/dropout.py" not in plain
+    assert "fer/transforms/forms.py" in plain
     assert "fer/weights/published.py" not in plain
     paper = code.closure("train", recipes=[recipes["btn/paper_rafdb"]])
-    assert "fer/transforms/dropout.py" in paper
     assert {"fer/weights/published.py", "fer/weights/layouts/backbones.py", "fer/models/ir.py"} <= set(paper)
     assert "fer/weights/layouts/poster_v1.py" not in paper
 

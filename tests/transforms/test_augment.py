@@ -46,7 +46,7 @@ ALL = [
     [(entry, True) for entry in ALL] + [(entry, False) for entry in ALL if entry["name"] in FORMS],
     ids=lambda value: "albumentations" if value is True else "fast" if value is False else str(value["name"]),
 )
-def test_the_same_key_gives_the_same_image_on_any_thread_after_any_history(
+def test_same_key_gives_the_same_image_on_any_thread_after_any_history(
     entry: dict[str, object], reference: bool
 ) -> None:
     augment = Augmenter(specs(entry), SIZE, reference=reference)
@@ -66,7 +66,7 @@ def test_the_same_key_gives_the_same_image_on_any_thread_after_any_history(
     assert (before == IMAGE).all(), "the input was written to"
 
 
-def test_the_same_key_gives_the_same_image_in_another_process() -> None:
+def test_same_key_gives_the_same_image_in_another_process() -> None:
     code = (
         "from fer.processes import quiet_libraries; quiet_libraries()\n"
         "import numpy as np; from fer.transforms.reference import *\n"
@@ -81,7 +81,7 @@ def test_the_same_key_gives_the_same_image_in_another_process() -> None:
     assert there.stdout.strip() == here.tobytes().hex()
 
 
-def test_crops_come_out_at_the_models_size_and_containers_nest() -> None:
+def test_crops_have_the_models_size_and_containers_nest() -> None:
     recipe = specs(
         {
             "name": "Sequential",
@@ -102,13 +102,13 @@ def test_crops_come_out_at_the_models_size_and_containers_nest() -> None:
     assert len({once(augment, IMAGE, key).tobytes() for key in range(50)}) > 20
 
 
-def test_a_recipe_survives_being_dumped_and_read_again() -> None:
+def test_recipe_survives_dumping_and_parsing() -> None:
     recipe = Recipe(augment=specs({"name": "OneOf", "transforms": [{"name": "Affine", "scale": [0.9, 1.1], "p": 0.3}]}))
     assert parse(Recipe, recipe.model_dump(mode="json"), "again") == recipe
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_the_table_of_arguments_is_what_albumentations_takes(name: str) -> None:
+def test_table_of_arguments_is_that_of_albumentations(name: str) -> None:
     import albumentations
 
     assert {*TRANSFORMS[name], "p"} <= set(inspect.signature(getattr(albumentations, name).__init__).parameters)
@@ -127,7 +127,7 @@ def test_the_table_of_arguments_is_what_albumentations_takes(name: str) -> None:
         ({"name": "OneOf", "transforms": [{"name": "Erasing", "scal": 1}]}, r"augment\.0\.transforms\.0.*'scale'"),
     ],
 )
-def test_wrong_names_are_refused_with_the_nearest_when_the_recipe_is_read(
+def test_unknown_names_are_rejected_with_the_nearest_when_the_recipe_is_read(
     entry: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=rf"(?s)recipes/x\.yaml.*{message}"):
@@ -143,7 +143,7 @@ def test_wrong_names_are_refused_with_the_nearest_when_the_recipe_is_read(
         ({"name": "Pad", "padding": 8}, r"Pad make \(40, 40, 3\).*end with a crop"),
     ],
 )
-def test_wrong_values_are_refused_when_the_augmenter_is_built(entry: dict[str, object], message: str) -> None:
+def test_wrong_values_are_rejected_when_the_augmenter_is_built(entry: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Augmenter(specs(entry), SIZE)
 

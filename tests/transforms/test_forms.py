@@ -115,7 +115,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_fast_form_gives_the_images_of_albumentations_for_the_same_draws(name: str) -> None:
+def test_fast_form_gives_the_images_of_albumentations_for_the_same_draws(name: str) -> None:
     for options in CASES[name]:
         changed = 0
         for number, (fast, reference) in enumerate(both([spec(name, **options)], smooth_image())):
@@ -126,7 +126,7 @@ def test_a_fast_form_gives_the_images_of_albumentations_for_the_same_draws(name:
 
 
 @pytest.mark.parametrize("size", [33, 48, 112])
-def test_the_bilinear_warp_through_four_channels_is_that_of_three(size: int) -> None:
+def test_bilinear_warp_through_four_channels_is_that_of_three(size: int) -> None:
     recipe = [spec("Affine", rotate=[-40, 40], scale=[0.6, 1.6], translate_percent=[-0.3, 0.3], fill=[3, 90, 201], p=1)]
     for fast, reference in both(recipe, np.random.default_rng(1).integers(0, 256, (size, size, 3), dtype=np.uint8)):
         assert (fast == reference).all()
@@ -163,13 +163,13 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_whole_recipe_gives_the_images_of_albumentations_for_the_same_draws(name: str) -> None:
+def test_whole_recipe_gives_the_images_of_albumentations_for_the_same_draws(name: str) -> None:
     results = list(both(RECIPES[name], smooth_image()))
     assert all((fast == reference).all() for fast, reference in results)
     assert len({fast.tobytes() for fast, _ in results}) > len(KEYS) / 2
 
 
-def test_transforms_without_a_fast_form_are_left_to_albumentations() -> None:
+def test_transforms_without_a_fast_form_are_done_by_albumentations() -> None:
     crop = spec("RandomCrop")
     for without in (
         [spec("GaussNoise")],

@@ -14,7 +14,7 @@ from fer.shards.manifest import Manifest, load_manifest
 
 
 @pytest.mark.parametrize("base", [2, 3, 10, 17])
-def test_each_base_fold_is_in_one_group_and_groups_are_as_even_as_can_be(base: int) -> None:
+def test_each_base_fold_is_in_one_group_and_group_sizes_differ_by_one_at_most(base: int) -> None:
     for folds in range(2, base + 1):
         for repeat in range(min(groupings(base, folds), 4)):
             groups = group_folds(base, folds, repeat)
@@ -27,7 +27,7 @@ def test_as_many_folds_as_base_folds_are_the_base_folds() -> None:
     assert group_folds(10, 10) == tuple((fold,) for fold in range(10))
 
 
-def test_groups_are_these_for_ever() -> None:
+def test_groups_never_change() -> None:
     assert group_folds(10, 5) == ((0, 5), (1, 6), (2, 7), (3, 8), (4, 9))
     assert group_folds(10, 5, 1) == group_folds(10, 5, 1) != group_folds(10, 5)
     assert group_folds(6, 3, 2) == PINNED
@@ -36,7 +36,7 @@ def test_groups_are_these_for_ever() -> None:
 PINNED = ((0, 2), (3, 4), (1, 5))
 
 
-def test_no_two_repeats_give_the_same_groups_and_all_groupings_can_be_had() -> None:
+def test_no_two_repeats_give_the_same_groups_and_all_groupings_occur() -> None:
     for base, folds, ways in ((4, 2, 3), (5, 2, 10), (6, 3, 15), (7, 5, 105)):
         assert groupings(base, folds) == ways
         found = {frozenset(group_folds(base, folds, repeat)) for repeat in range(ways)}
@@ -44,10 +44,10 @@ def test_no_two_repeats_give_the_same_groups_and_all_groupings_can_be_had() -> N
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "reason"),
     [
-        ({"folds": 1}, r"2 to 3 can be had.*shard\.folds"),
-        ({"folds": 4}, r"folds = 4.*2 to 3 can be had.*shard\.folds"),
+        ({"folds": 1}, r"2 to 3 are possible.*shard\.folds"),
+        ({"folds": 4}, r"folds = 4.*2 to 3 are possible.*shard\.folds"),
         ({"folds": 3, "repeat": 1}, r"repeat = 1.*0 to 0 differ.*shard\.folds"),
         ({"folds": 2, "repeat": -1}, r"repeat = -1.*0 to 2 differ"),
         ({"folds": 3, "fold": 3}, r"fold = 3: of 3 folds, 0 to 2"),
@@ -56,13 +56,15 @@ def test_no_two_repeats_give_the_same_groups_and_all_groupings_can_be_had() -> N
         ({"repeat": 1}, "without folds"),
     ],
 )
-def test_what_cannot_be_had_is_refused_with_what_can(tmp_path: Path, arguments: dict[str, Any], said: str) -> None:
+def test_impossible_folds_are_rejected_with_the_possible_ones(
+    tmp_path: Path, arguments: dict[str, Any], reason: str
+) -> None:
     manifest = load_manifest(write_set(tmp_path / "tiny"))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=reason):
         manifest.files("train", **arguments)
 
 
-def test_without_folds_the_splits_are_the_manifest_s(tmp_path: Path) -> None:
+def test_splits_without_folds_are_the_manifests(tmp_path: Path) -> None:
     manifest = load_manifest(write_set(tmp_path / "tiny"))
     for split in ("train", "validation", "test"):
         assert manifest.files(split) == manifest.splits[split]  # type: ignore[arg-type,index]
@@ -87,13 +89,13 @@ def test_every_development_row_is_validated_once_and_test_stays_as_published(tmp
         assert set(held_out.values()) == {1}
 
 
-def test_fold_0_of_the_base_folds_is_the_manifest_s_own_validation_split(tmp_path: Path) -> None:
+def test_fold_0_of_the_base_folds_is_the_manifests_validation_split(tmp_path: Path) -> None:
     manifest = load_manifest(write_set(tmp_path / "tiny"))
     assert manifest.files("validation", folds=3, fold=0) == manifest.splits["validation"]
     assert manifest.files("train", folds=3, fold=0) == manifest.splits["train"]
 
 
-def test_a_published_validation_split_takes_no_part_in_cross_validation(tmp_path: Path) -> None:
+def test_published_validation_split_is_not_in_cross_validation(tmp_path: Path) -> None:
     manifest = load_manifest(write_set(tmp_path / "tiny"))
     parts = [vars(part) | ({"fold": None} if part.split == "validation" else {}) for part in manifest.parts]
     published = Manifest(**vars(manifest) | {"parts": tuple(type(manifest.parts[0])(**part) for part in parts)})

@@ -1,4 +1,4 @@
-"""What becomes of rows that show one photograph; pictures are stood for by names."""
+"""Rows of one photograph are counted, dropped or grouped; images are represented by names."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from fer.shards import leakage
-from fer.shards.deal import DisjointSets, deal
+from fer.shards.assign import DisjointSets, assign
 from fer.shards.duplicates import Fingerprint, Pair
 from fer.shards.leakage import (
     Duplicates,
-    Twins,
     find_duplicates,
     label_conflicts,
     rows_near,
@@ -39,11 +38,11 @@ def face(sample_id: str, split: Split = "train", label: int = 0, pixels: bytes =
     )
 
 
-def near(*pairs: tuple[int, int]) -> tuple[Twins, ...]:
-    return tuple(Twins(one, other, "near", 0.9) for one, other in pairs)
+def near(*pairs: tuple[int, int]) -> tuple[Pair, ...]:
+    return tuple(Pair(one, other, "near", 0.9) for one, other in pairs)
 
 
-def test_test_rows_always_stay_and_everything_that_shows_their_picture_goes() -> None:
+def test_test_rows_always_stay_and_their_duplicates_are_dropped() -> None:
     faces = [face("a"), face("b", "validation"), face("c", "test"), face("d", "test"), face("e")]
     dropped = rows_to_drop(faces, Duplicates(exact=((0, 2),), near=near((0, 1), (2, 3), (3, 4))))
     assert {row: (why.reason, why.kept) for row, why in dropped.items()} == {
@@ -53,19 +52,19 @@ def test_test_rows_always_stay_and_everything_that_shows_their_picture_goes() ->
     }
 
 
-def test_of_a_picture_of_train_and_a_published_validation_split_the_validation_row_stays() -> None:
+def test_validation_row_stays_of_duplicates_in_train_and_published_validation() -> None:
     faces = [face("a"), face("b", "validation"), face("c", "validation")]
     dropped = rows_to_drop(faces, Duplicates(exact=((0, 1),), near=near((0, 2))))
     assert {row: why.reason for row, why in dropped.items()} == {0: "duplicate_of_validation"}
 
 
-def test_of_doubles_in_train_the_first_with_the_commonest_label_stays() -> None:
+def test_first_row_with_the_most_common_label_stays_of_duplicates_in_train() -> None:
     faces = [face("a", label=1), face("c", label=2), face("b", label=2)]
     dropped = rows_to_drop(faces, Duplicates(exact=((0, 1, 2),), near=()))
     assert {row: (why.reason, why.kept) for row, why in dropped.items()} == {0: ("duplicate", 2), 1: ("duplicate", 2)}
 
 
-def test_rows_are_counted_once_however_many_doubles_they_have() -> None:
+def test_rows_are_counted_once_however_many_duplicates_they_have() -> None:
     split_of: dict[int, Split] = {0: "train", 1: "train", 2: "test", 3: "validation"}
     duplicates = Duplicates(exact=((0, 1, 2), (5, 6)), near=near((0, 3), (3, 9)))
     assert rows_shared(split_of, duplicates) == {"validation~train": 0, "test~train": 1, "test~validation": 0}
@@ -79,7 +78,7 @@ def test_rows_are_counted_once_however_many_doubles_they_have() -> None:
     }
 
 
-def test_conflicting_labels_are_counted_by_picture_within_a_split_or_between_splits() -> None:
+def test_conflicting_labels_are_counted_by_image_within_a_split_or_between_splits() -> None:
     faces = [face("a"), face("b", label=1), face("c", "test", 1), face("d"), face("e", "test"), face("f", label=1)]
     split_of: dict[int, Split] = {row: one.split for row, one in enumerate(faces)}
     duplicates = Duplicates(exact=((0, 1, 2), (3, 4), (4, 5)), near=near((0, 5)))
@@ -92,18 +91,18 @@ def test_conflicting_labels_are_counted_by_picture_within_a_split_or_between_spl
 
 
 def test_copies_of_two_near_duplicates_are_one_pair_of_their_first_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leakage, "near_duplicates", lambda prints: [Pair(0, 1, 0.95, True)])
+    monkeypatch.setattr(leakage, "near_duplicates", lambda prints: [Pair(0, 1, "mirrored", 0.95)])
     faces = [face("a", pixels=b"1"), face("b", pixels=b"2"), face("c", "test", pixels=b"1")]
     found = find_duplicates(faces, near=True)
     assert found.exact == ((0, 2),)
-    assert found.near == (Twins(0, 1, "mirrored", 0.95),)
+    assert found.near == (Pair(0, 1, "mirrored", 0.95),)
     assert find_duplicates(faces, near=False) == Duplicates(found.exact, ())
 
 
 def test_four_thousand_copies_of_two_near_duplicates_make_pairs_by_their_sum_not_their_product(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(leakage, "near_duplicates", lambda prints: [Pair(0, 1, 0.95, False)])
+    monkeypatch.setattr(leakage, "near_duplicates", lambda prints: [Pair(0, 1, "near", 0.95)])
     copies = 4_000
     faces = [
         face(f"{row:04}", "test" if row % 5 == 0 else "train", pixels=b"%d" % (row % 2)) for row in range(2 * copies)
@@ -115,23 +114,21 @@ def test_four_thousand_copies_of_two_near_duplicates_make_pairs_by_their_sum_not
     assert (counts["test~train"], counts["train~train"], counts["test~test"]) == (1_600, 6_400, 1_600)
     assert len(rows_to_drop(faces, duplicates)) == 6_400
     config = ShardConfig(duplicates="group")
-    places = deal(faces, config, seed=0, together=[pair[:2] for pair in duplicates.near])
+    places = assign(faces, config, seed=0, together=[pair[:2] for pair in duplicates.near])
     assert len({place.fold for place in places if place.split == "train"}) == 1
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_is_counted_dropped_and_grouped_is_that_of_all_pairs_of_rows(
-    monkeypatch: pytest.MonkeyPatch, seed: int
-) -> None:
+def test_counts_drops_and_groups_equal_those_of_all_pairs_of_rows(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     random = np.random.default_rng(seed)
-    pictures, rows = 9, 24
-    shown = [*range(pictures), *random.integers(0, pictures, rows - pictures).tolist()]
-    near_pairs = [(a, b) for a in range(pictures) for b in range(a + 1, pictures) if random.random() < 0.12]
-    monkeypatch.setattr(leakage, "near_duplicates", lambda prints: [Pair(a, b, 0.9, False) for a, b in near_pairs])
+    images, rows = 9, 24
+    shown = [*range(images), *random.integers(0, images, rows - images).tolist()]
+    near_pairs = [(a, b) for a in range(images) for b in range(a + 1, images) if random.random() < 0.12]
+    monkeypatch.setattr(leakage, "near_duplicates", lambda prints: [Pair(a, b, "near", 0.9) for a, b in near_pairs])
     splits = [SPLITS[choice] for choice in random.integers(0, 3, rows)]
     faces = [
-        face(f"{random.integers(10**6):06}-{row}", splits[row], int(random.integers(2)), pixels=b"%d" % picture)
-        for row, picture in enumerate(shown)
+        face(f"{random.integers(10**6):06}-{row}", splits[row], int(random.integers(2)), pixels=b"%d" % image)
+        for row, image in enumerate(shown)
     ]
     duplicates = find_duplicates(faces, near=True)
     all_pairs = [
@@ -148,12 +145,12 @@ def test_what_is_counted_dropped_and_grouped_is_that_of_all_pairs_of_rows(
     of_rows = Duplicates(duplicates.exact, near(*all_pairs))
     assert rows_to_drop(faces, duplicates) == rows_to_drop(faces, of_rows)
     grouped, of_all = (
-        deal(faces, ShardConfig(), seed=0, together=[pair[:2] for pair in one.near]) for one in (duplicates, of_rows)
+        assign(faces, ShardConfig(), seed=0, together=[pair[:2] for pair in one.near]) for one in (duplicates, of_rows)
     )
     assert grouped == of_all
 
 
-def test_a_set_is_named_by_its_smallest_member_in_whatever_order_it_was_joined() -> None:
+def test_set_is_named_by_its_smallest_member_in_any_order_of_joins() -> None:
     for joins in ((("b", "c"), ("d", "a"), ("c", "d")), (("d", "c"), ("c", "b"), ("b", "a"))):
         sets: DisjointSets[str] = DisjointSets()
         for one, other in joins:

@@ -14,14 +14,14 @@ settings.load_profile("order")
 
 
 @given(sizes, seeds, st.integers(0, 500), st.integers(1, 6))
-def test_every_row_comes_exactly_once_an_epoch(group_sizes, seed, epoch, window):
+def test_every_row_occurs_exactly_once_an_epoch(group_sizes, seed, epoch, window):
     order = epoch_order(group_sizes, seed=seed, epoch=epoch, window_groups=window)
     assert order.dtype == np.int64
     assert sorted(order) == list(range(sum(group_sizes)))
 
 
 @given(sizes, seeds, st.integers(1, 6))
-def test_a_window_draws_from_no_more_groups_than_it_may(group_sizes, seed, window):
+def test_window_draws_from_no_more_groups_than_configured(group_sizes, seed, window):
     group_of = np.repeat(np.arange(len(group_sizes)), group_sizes)
     met = group_of[epoch_order(group_sizes, seed=seed, epoch=3, window_groups=window)]
     first = {group: int(np.flatnonzero(met == group)[0]) for group in range(len(group_sizes))}
@@ -43,7 +43,7 @@ def test_weighted_epochs_hold_as_many_rows_and_only_those_of_positive_weight(gro
 
 
 @given(st.integers(1, 64), st.integers(1, 64))
-def test_ranks_share_a_batch_without_gap_or_overlap(batch, world):
+def test_ranks_split_a_batch_without_gap_or_overlap(batch, world):
     if world > batch:
         return
     parts = [range(batch)[rank_slice(batch, rank, world)] for rank in range(world)]
@@ -52,7 +52,7 @@ def test_ranks_share_a_batch_without_gap_or_overlap(batch, world):
 
 
 @given(st.lists(st.integers(0, 5), max_size=40))
-def test_occurrences_count_how_often_a_row_came_before(rows):
+def test_occurrences_count_earlier_occurrences_of_a_row(rows):
     expected = [rows[:position].count(row) for position, row in enumerate(rows)]
     assert occurrences(np.array(rows, np.int64)).tolist() == expected
 
@@ -85,7 +85,7 @@ def test_balanced_sampling_makes_classes_equally_frequent():
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0], [1.0, np.inf], [1.0, np.nan]])
-def test_impossible_weights_are_refused(weights):
+def test_invalid_weights_are_rejected(weights):
     with pytest.raises(ValueError, match="weights"):
         epoch_order([2], seed=0, epoch=0, weights=np.array(weights))
 

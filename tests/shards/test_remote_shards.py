@@ -22,6 +22,7 @@ from fer.shards.schema import ShardError
 
 URL = "memory://bucket/sets/tiny"
 QUICK = Patience(attempts=2, wait=0.01, stall=1.0)
+MANIFEST = "manifest.json"
 TRAIN = ["train-f1-0.parquet", "train-f2-0.parquet"]
 
 
@@ -69,6 +70,9 @@ class Store:
     def get(self, name: str) -> bytes:
         return bytes(self.system.store[f"/bucket/sets/tiny/{name}"].getvalue())
 
+    def remove(self, name: str) -> None:
+        self.system.rm_file(f"/bucket/sets/tiny/{name}")
+
     def parts(self) -> list[str]:
         return [name for name in self.asked if name.endswith(".parquet")]
 
@@ -105,7 +109,7 @@ def batches(shards: ShardSet) -> list[tuple[Any, ...]]:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def test_a_set_in_a_store_gives_the_same_batches_as_the_folder(folder: Path, store: Store, cache: Path) -> None:
+def test_set_in_a_store_gives_the_same_batches_as_the_folder(folder: Path, store: Store, cache: Path) -> None:
     here, there = ShardSet.open(folder), opened(cache)
     assert (there.digest, there.labels, there.manifest) == (here.digest, here.labels, here.manifest)
     for one, other in zip(batches(here), batches(there), strict=True):
@@ -119,14 +123,14 @@ def test_a_set_in_a_store_gives_the_same_batches_as_the_folder(folder: Path, sto
 def test_parts_are_fetched_when_needed_and_once(store: Store, cache: Path) -> None:
     shards = opened(cache)
     assert shards.split("train").class_histogram == (30, 20, 10, 0, 0, 0, 0)
-    assert store.parts() == [], "labels are read without the pictures"
+    assert store.parts() == [], "labels are read without the images"
     for _ in range(2):
         batches(shards)
     assert sorted(store.parts()) == TRAIN, "and nothing of the other splits"
     assert sorted(path.name for path in (cache / shards.digest).iterdir()) == ["manifest.json", *TRAIN]
 
 
-def test_a_later_run_reads_from_the_disk(store: Store, cache: Path) -> None:
+def test_later_run_reads_from_the_disk(store: Store, cache: Path) -> None:
     batches(opened(cache))
     store.asked.clear()
     batches(opened(cache))
@@ -134,13 +138,13 @@ def test_a_later_run_reads_from_the_disk(store: Store, cache: Path) -> None:
     assert store.parts() == []
 
 
-def test_the_cache_is_where_the_environment_says(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_folder_is_that_of_the_environment(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FER_CACHE", str(tmp_path / "mine"))
     shards = ShardSet.open(URL)
     assert shards.folder == tmp_path / "mine" / "shards" / shards.digest
 
 
-def test_a_path_and_a_file_url_are_no_stores(folder: Path) -> None:
+def test_path_and_file_url_are_local(folder: Path) -> None:
     assert ShardSet.open(str(folder)).store is None
     assert not remote.is_remote(folder)
     assert remote.is_remote("s3://bucket/a")
@@ -156,7 +160,7 @@ def test_reading_starts_when_the_first_part_is_there_not_when_all_are(store: Sto
     assert len(split.images(4).offsets) == 5
 
 
-def test_what_is_expected_comes_in_order_a_bounded_number_at_a_time(store: Store, cache: Path) -> None:
+def test_expected_parts_are_fetched_in_order_a_bounded_number_at_a_time(store: Store, cache: Path) -> None:
     store.hold = {"test-0.parquet", *TRAIN, "train-f0-0.parquet"}
     parts = RemoteParts(URL, cache=cache, fetches=2, patience=QUICK)
     store.asked.clear()
@@ -172,7 +176,7 @@ def test_what_is_expected_comes_in_order_a_bounded_number_at_a_time(store: Store
     assert store.most == 2
 
 
-def test_row_groups_are_told_in_the_order_of_their_rows(store: Store, cache: Path) -> None:
+def test_row_groups_are_announced_in_the_order_of_their_rows(store: Store, cache: Path) -> None:
     split = opened(cache).split("train")
     assert split.row_group_sizes == (16, 16, 8, 16, 4)
     assert split.groups_of(np.array([59, 0, 41, 56, 15, 16, 2])) == [4, 0, 3, 1]
@@ -198,13 +202,13 @@ def test_two_ranks_of_a_machine_fetch_once(store: Store, cache: Path) -> None:
 
 
 def flipped(data: bytes) -> bytes:
-    """The same length, one bit changed in a picture."""
+    """The same length, one bit changed in an image."""
     changed = bytearray(data)
     changed[len(data) // 2] ^= 16
     return bytes(changed)
 
 
-def test_a_changed_part_is_refused_before_a_picture_of_it_is_used(store: Store, cache: Path) -> None:
+def test_changed_part_is_rejected_before_an_image_of_it_is_used(store: Store, cache: Path) -> None:
     store.put(TRAIN[1], flipped(store.get(TRAIN[1])))
     shards = opened(cache)
     split = shards.split("train")
@@ -215,7 +219,7 @@ def test_a_changed_part_is_refused_before_a_picture_of_it_is_used(store: Store, 
     assert not (shards.folder / TRAIN[1]).exists()
 
 
-def test_a_part_that_changes_after_its_labels_were_read_is_refused(
+def test_part_changed_after_its_labels_were_read_is_rejected(
     folder: Path, store: Store, cache: Path, tmp_path: Path
 ) -> None:
     split = opened(cache).split("train")
@@ -227,7 +231,7 @@ def test_a_part_that_changes_after_its_labels_were_read_is_refused(
     assert np.array_equal(labels, ShardSet.open(folder).split("train").labels())
 
 
-def test_a_label_that_is_not_the_parts_is_noticed_when_the_part_is_there(
+def test_label_column_of_another_part_is_noticed_when_the_part_arrives(
     store: Store, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = RemoteParts._remote_column
@@ -239,7 +243,7 @@ def test_a_label_that_is_not_the_parts_is_noticed_when_the_part_is_there(
         split.images(3)
 
 
-def test_a_kept_part_that_was_damaged_is_fetched_again(folder: Path, store: Store, cache: Path) -> None:
+def test_damaged_kept_part_is_fetched_again(folder: Path, store: Store, cache: Path) -> None:
     shards = opened(cache)
     batches(shards)
     kept = shards.folder / TRAIN[0]
@@ -252,66 +256,51 @@ def test_a_kept_part_that_was_damaged_is_fetched_again(folder: Path, store: Stor
         batches(opened(cache, verify=False))
 
 
-def missing(store: Store) -> None:
-    store.system.rm_file(f"/bucket/sets/tiny/{TRAIN[0]}")
-
-
-def truncated(store: Store) -> None:
-    store.put(TRAIN[0], store.get(TRAIN[0])[:-10])
-
-
-def a_stranger(store: Store) -> None:
-    store.put("train-f9-0.parquet", b"x")
-
-
-def an_altered_manifest(store: Store) -> None:
-    store.put("manifest.json", store.get("manifest.json").replace(b'"seed": 0', b'"seed": 1'))
-
-
-def no_manifest(store: Store) -> None:
-    store.system.rm_file("/bucket/sets/tiny/manifest.json")
-
-
 @pytest.mark.parametrize(
-    ("harm", "told"),
+    ("damage", "reason"),
     [
-        (missing, rf"{URL}/{TRAIN[0]}: missing; upload the folder of shards again"),
-        (truncated, rf"{URL}/{TRAIN[0]}: \d+ bytes, the manifest says \d+: truncated or changed"),
-        (a_stranger, rf"{URL}/train-f9-0.parquet: not in manifest.json: a file of another run"),
-        (an_altered_manifest, rf"{URL}: .*altered since it was written"),
-        (no_manifest, rf"{URL}/manifest.json: no such object; a folder of shards has one"),
+        (lambda store: store.remove(TRAIN[0]), rf"{URL}/{TRAIN[0]}: missing; upload the folder of shards again"),
+        (
+            lambda store: store.put(TRAIN[0], store.get(TRAIN[0])[:-10]),
+            rf"{URL}/{TRAIN[0]}: \d+ bytes, .* \d+: truncated",
+        ),
+        (lambda store: store.put("train-f9-0.parquet", b"x"), rf"{URL}/train-f9-0.parquet: not in manifest.json"),
+        (
+            lambda store: store.put(MANIFEST, store.get(MANIFEST).replace(b'"seed": 0', b'"seed": 1')),
+            rf"{URL}: .*altered since it was written",
+        ),
+        (lambda store: store.remove(MANIFEST), rf"{URL}/manifest.json: no such object"),
     ],
+    ids=["missing part", "truncated part", "extra part", "altered manifest", "no manifest"],
 )
-def test_a_set_that_is_not_whole_is_refused_when_it_is_opened(store: Store, cache: Path, harm: Any, told: str) -> None:
-    harm(store)
-    with pytest.raises(ShardError, match=told):
+def test_incomplete_set_is_rejected_when_it_is_opened(store: Store, cache: Path, damage: Any, reason: str) -> None:
+    damage(store)
+    with pytest.raises(ShardError, match=reason):
         opened(cache)
     assert store.parts() == []
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reason"),
     [
         ({"labels": ["a"] * 7}, "labels a, a, .* are not those of label space 'basic7'"),
         ({"splits": {"train": TRAIN}}, "splits do not hold each part once"),
-        ({"parts": [{"file": "../../../evil.parquet"}]}, "names a part that is no plain file name"),
+        ({"parts": [{"file": "../../../evil.parquet"}]}, "names a part that is not a plain file name"),
     ],
 )
-def test_a_manifest_that_lies_is_refused(
-    folder: Path, store: Store, cache: Path, change: dict[str, Any], told: str
+def test_untrusted_manifest_is_checked(
+    folder: Path, store: Store, cache: Path, change: dict[str, Any], reason: str
 ) -> None:
     if "parts" in change:
         first = ShardSet.open(folder).manifest.parts[0].__dict__
         change = {"parts": [first | change["parts"][0]], "splits": {"train": [change["parts"][0]["file"]]}}
     change_manifest(folder, **change)
     store.upload(folder)
-    with pytest.raises(ShardError, match=told):
+    with pytest.raises(ShardError, match=reason):
         opened(cache)
 
 
-def test_a_store_that_fails_for_a_moment_is_asked_again(
-    store: Store, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_transient_store_failure_is_retried(store: Store, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = RemoteParts(URL, cache=cache, patience=QUICK)
     split = ShardSet(parts.folder, parts.manifest, parts.digest, parts).split("train")
     read, failures = type(store.system).cat_file, [2]
@@ -328,7 +317,7 @@ def test_a_store_that_fails_for_a_moment_is_asked_again(
     assert len(split.images(0).offsets) == 17
 
 
-def test_a_set_behind_the_s3_protocol_gives_the_same_batches_as_the_folder(folder: Path, cache: Path) -> None:
+def test_set_on_s3_gives_the_same_batches_as_the_folder(folder: Path, cache: Path) -> None:
     pytest.importorskip("moto", reason="needs the extra `bench`")
     pytest.importorskip("s3fs", reason="needs the extra `s3`")
     from benchmarks.remote import s3_server, upload
@@ -349,7 +338,7 @@ def test_a_set_behind_the_s3_protocol_gives_the_same_batches_as_the_folder(folde
             ShardSet.open(url, cache=cache)
 
 
-def test_no_secret_is_told(store: Store, cache: Path) -> None:
+def test_no_secret_is_in_an_error(store: Store, cache: Path) -> None:
     with pytest.raises(ShardError) as failure:
         ShardSet.open("memory://me:hunter2@bucket/nothing", cache=cache)
     assert "hunter2" not in str(failure.value)

@@ -1,4 +1,4 @@
-"""Work done ahead by threads: in order, a bounded number of pieces at once, in memory that is used again."""
+"""Ordered prefetching: threads make a bounded number of batches ahead, in order, in memory that is reused."""
 
 import threading
 import weakref
@@ -16,8 +16,8 @@ Pixels = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
 
-class Threads:
-    """Runs calls on threads, a bounded number ahead, and hands out their results in order.
+class Prefetcher:
+    """Runs calls on threads, a bounded number ahead, and yields their results in order.
 
     Calls start in order, so that each may wait for those before it.
     """
@@ -29,8 +29,8 @@ class Threads:
         self._running: dict[threading.Event, ThreadPoolExecutor] = {}
 
     def in_order(self, make: Callable[[int, threading.Event], T], indices: Iterable[int]) -> Iterator[T]:
-        """make(index, stop) for each index, in order; it must leave soon once `stop` is set."""
-        cv2.setNumThreads(1)  # the threads here are the parallelism; OpenCV's own would fight them for the cores
+        """make(index, stop) for each index, in order; it must return soon once `stop` is set."""
+        cv2.setNumThreads(1)  # the threads here are the parallelism; OpenCV's own would compete for the cores
         stop = threading.Event()
         pool = self._running[stop] = ThreadPoolExecutor(self._count, thread_name_prefix="fer-reader")
         ahead: deque[Future[T]] = deque()
@@ -49,7 +49,7 @@ class Threads:
             self._end(stop)
 
     def close(self) -> None:
-        """Ends the threads of every pass that is under way."""
+        """Ends the threads of every pass that is running."""
         for stop in list(self._running):
             self._end(stop)
 
@@ -60,15 +60,16 @@ class Threads:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-class Turns:
-    """Lets threads through one after another, in the order of their numbers 0, 1, ..., all of which must come."""
+class Sequencer:
+    """Admits threads one after another, in the order of their numbers 0, 1, ..., all of which must arrive."""
 
     def __init__(self) -> None:
         self._next = 0
         self._changed = threading.Condition()
 
     @contextmanager
-    def of(self, number: int) -> Iterator[None]:
+    def turn(self, number: int) -> Iterator[None]:
+        """Waits until every lower number has left."""
         with self._changed:
             self._changed.wait_for(lambda: self._next == number)
         try:
@@ -79,16 +80,16 @@ class Turns:
                 self._changed.notify_all()
 
 
-class Buffers:
-    """Memory of batches, used again when the batch it held is gone: fresh memory costs time at its first touch, and
-    what threads free may stay with the process.
+class BufferPool:
+    """Memory of batches, reused when the batch it held is gone: fresh memory costs time at its first touch, and what
+    threads free may stay with the process.
     """
 
     def __init__(self) -> None:
         self._free: dict[tuple[int, ...], list[Pixels]] = {}
 
     def take(self, shape: tuple[int, ...]) -> Pixels:
-        """An array of any content; its memory comes back when no array or tensor uses it any more."""
+        """An array of any content; its memory returns to the pool when no array or tensor uses it any more."""
         free = self._free.setdefault(shape, [])
         try:
             memory = free.pop()

@@ -35,7 +35,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> ShardSplit:
 
 
 class Planned:
-    """Stands for an `Augmenter`: does the same to every picture."""
+    """Stands for an `Augmenter`: does the same to every image."""
 
     def __init__(self, apply: Apply) -> None:
         self._apply = apply
@@ -56,7 +56,7 @@ def bits(batches: object) -> list[tuple[int, bytes, list[int], list[int]]]:
     ]
 
 
-def test_batches_hold_the_rows_of_the_epochs_order_with_their_pictures_and_labels(split: ShardSplit) -> None:
+def test_batches_hold_the_rows_of_the_epochs_order_with_their_images_and_labels(split: ShardSplit) -> None:
     batches = list(train_batches(split).epoch(3))
     order = epoch_order(split.row_group_sizes, seed=5, epoch=3, window_groups=2)
     assert [b.index for b in batches] == list(range(12))
@@ -72,7 +72,7 @@ def test_batches_hold_the_rows_of_the_epochs_order_with_their_pictures_and_label
 @pytest.mark.parametrize("sampler", ["shuffle", "balanced"])
 @pytest.mark.parametrize("world_size", [2, 3])
 @pytest.mark.parametrize("recipe", [AUGMENT, WITHOUT_FAST_FORM], ids=["fast", "albumentations"])
-def test_all_ranks_together_take_what_one_takes_alone(
+def test_all_ranks_together_read_what_one_reads_alone(
     split: ShardSplit, world_size: int, sampler: str, recipe: list[AugmentSpec]
 ) -> None:
     augment = Augmenter(recipe, 12)
@@ -106,7 +106,7 @@ def test_resuming_at_any_step_gives_exactly_the_tail_of_the_epoch(split: ShardSp
         assert bits(train_batches(split, augment=augment, sampler=sampler).epoch(2, start_step=start)) == whole[start:]
 
 
-def test_a_row_that_is_drawn_twice_is_augmented_anew(split: ShardSplit) -> None:
+def test_row_drawn_twice_is_augmented_differently(split: ShardSplit) -> None:
     noise = Augmenter([AugmentSpec(name="GaussNoise", p=1.0)], 12)
     seen: dict[int, set[bytes]] = {}
     for batch in train_batches(split, augment=noise, sampler="balanced").epoch(0):
@@ -118,9 +118,9 @@ def test_a_row_that_is_drawn_twice_is_augmented_anew(split: ShardSplit) -> None:
     assert all(len(seen[row]) == rows.count(row) for row in repeated)
 
 
-def test_soft_labels_are_the_stored_shares_and_otherwise_all_of_the_label(tmp_path: Path) -> None:
-    shares = {3: [0.5, 0.5, 0, 0, 0, 0, 0], 17: [0.1, 0.2, 0.7, 0, 0, 0, 0]}
-    split = split_with_shares(tmp_path, shares)
+def test_soft_labels_are_the_stored_distribution_or_one_hot(tmp_path: Path) -> None:
+    distributions = {3: [0.5, 0.5, 0, 0, 0, 0, 0], 17: [0.1, 0.2, 0.7, 0, 0, 0, 0]}
+    split = split_with_distributions(tmp_path, distributions)
     seen = {}
     for batch in train_batches(split, soft_labels=True).epoch(0):
         assert batch.distributions is not None
@@ -128,21 +128,21 @@ def test_soft_labels_are_the_stored_shares_and_otherwise_all_of_the_label(tmp_pa
         seen |= dict(zip(batch.rows.tolist(), batch.distributions, strict=True))
     assert len(seen) == 24
     for row, given in seen.items():
-        expected = torch.tensor(shares[row]) if row in shares else torch.eye(7)[label_of(row)]
+        expected = torch.tensor(distributions[row]) if row in distributions else torch.eye(7)[label_of(row)]
         assert torch.equal(given, expected)
     assert next(train_batches(split).epoch(0)).distributions is None
 
 
-def test_shares_of_another_number_of_labels_are_refused(tmp_path: Path) -> None:
-    split = split_with_shares(tmp_path, {17: [0.5, 0.5]})
-    with pytest.raises(ShardError, match=r"soft\.parquet: sample 'small/17' has 2 shares.* 7: "):
+def test_distribution_of_another_number_of_labels_is_rejected(tmp_path: Path) -> None:
+    split = split_with_distributions(tmp_path, {17: [0.5, 0.5]})
+    with pytest.raises(ShardError, match=r"soft\.parquet: sample 'small/17' has 2 .* 7 labels: "):
         train_batches(split, soft_labels=True)
 
 
-def split_with_shares(folder: Path, shares: dict[int, list[float]]) -> ShardSplit:
+def split_with_distributions(folder: Path, distributions: dict[int, list[float]]) -> ShardSplit:
     rows = [
         {"sample_id": f"small/{row}", "image": png(picture(row, 12)), "label": label_of(row), "clean_label": 0}
-        | {"distribution": shares.get(row)}
+        | {"distribution": distributions.get(row)}
         for row in range(24)
     ]
     write_table(folder / "soft.parquet", rows, shard_schema(), rows_per_group=16)
@@ -151,9 +151,7 @@ def split_with_shares(folder: Path, shares: dict[int, list[float]]) -> ShardSpli
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 101])
-def test_evaluation_takes_every_row_once_whatever_the_world_size(
-    split: ShardSplit, batch_size: int, world_size: int
-) -> None:
+def test_evaluation_reads_every_row_once_on_any_world_size(split: ShardSplit, batch_size: int, world_size: int) -> None:
     passes = [
         EvalBatches(split, model_input=INPUT, batch_size=batch_size, rank=rank, world_size=world_size)
         for rank in range(world_size)
@@ -165,7 +163,7 @@ def test_evaluation_takes_every_row_once_whatever_the_world_size(
     assert (batches[-1].images[-1].numpy() == picture(99, 12)).all()
 
 
-def test_grey_pictures_are_replicated_and_resized_as_colour_would_be(tmp_path: Path) -> None:
+def test_gray_images_are_replicated_and_resized_as_color_is(tmp_path: Path) -> None:
     split = write_split(tmp_path, rows=20, grey=True)
     for antialias in (True, False):
         batches = EvalBatches(split, model_input=(20, Resize(antialias=antialias)), batch_size=20)
@@ -213,10 +211,10 @@ def test_row_groups_are_read_once_for_all_threads_and_the_oldest_are_dropped(spl
     assert reads == [0, 1, 2, 1]
 
 
-def test_a_broken_picture_is_named_within_seconds_and_no_thread_stays(tmp_path: Path) -> None:
+def test_broken_image_is_named_within_seconds_and_no_thread_stays(tmp_path: Path) -> None:
     split = write_split(tmp_path, broken={41: b"GIF89a nothing", 77: b""})
     started = time.monotonic()
-    with pytest.raises(SampleError, match=r"small/00(41|77).*parquet.*no readable picture") as caught:
+    with pytest.raises(SampleError, match=r"small/00(41|77).*parquet.*not a readable image") as caught:
         list(train_batches(split, threads=2).epoch(0))
     assert caught.value.sample_id in ("small/0041", "small/0077")
     assert Path(caught.value.file).is_file()
@@ -224,7 +222,7 @@ def test_a_broken_picture_is_named_within_seconds_and_no_thread_stays(tmp_path: 
     assert not reader_threads()
 
 
-def test_an_error_inside_augmentation_names_the_sample(split: ShardSplit) -> None:
+def test_error_in_augmentation_names_the_sample(split: ShardSplit) -> None:
     def fails(position: int, image: np.ndarray, out: np.ndarray) -> None:
         raise KeyError("no such thing")
 
@@ -232,7 +230,7 @@ def test_an_error_inside_augmentation_names_the_sample(split: ShardSplit) -> Non
         next(train_batches(split, augment=Planned(fails)).epoch(0))
 
 
-def test_a_file_that_changes_under_the_reader_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_file_changed_during_reading_is_an_error_that_names_it(tmp_path: Path) -> None:
     split = write_split(tmp_path)
     batches = train_batches(split, cache_bytes=0)
     path = tmp_path / "train-f0-0.parquet"
@@ -263,7 +261,7 @@ def test_threads_end_when_an_epoch_is_left_exhausted_or_closed(split: ShardSplit
         list(running)
 
 
-def test_an_error_before_a_batch_is_begun_ends_the_epoch(split: ShardSplit) -> None:
+def test_error_before_a_batch_starts_ends_the_epoch(split: ShardSplit) -> None:
     class Unplanned:
         def plan(self, keys: np.ndarray) -> Apply:
             raise KeyError("no plan")
@@ -273,7 +271,7 @@ def test_an_error_before_a_batch_is_begun_ends_the_epoch(split: ShardSplit) -> N
     assert not reader_threads()
 
 
-def test_a_batch_keeps_its_memory_as_long_as_anything_of_it_is_in_use(split: ShardSplit) -> None:
+def test_batch_keeps_its_memory_while_any_view_of_it_is_in_use(split: ShardSplit) -> None:
     batches = train_batches(split, threads=2)
     expected = [batch.images.clone() for batch in batches.epoch(0)]
     kept = [batch.images[3:5].numpy()[:, 2:] for batch in batches.epoch(0)]
@@ -286,7 +284,7 @@ def test_a_batch_keeps_its_memory_as_long_as_anything_of_it_is_in_use(split: Sha
     assert len(addresses) < len(expected)
 
 
-def test_no_more_batches_are_made_ahead_than_asked_for(split: ShardSplit) -> None:
+def test_no_more_batches_are_prefetched_than_configured(split: ShardSplit) -> None:
     made: list[int] = []
 
     def count(position: int, image: np.ndarray, out: np.ndarray) -> None:
@@ -299,7 +297,7 @@ def test_no_more_batches_are_made_ahead_than_asked_for(split: ShardSplit) -> Non
     epoch.close()  # type: ignore[attr-defined]
 
 
-def test_too_few_rows_for_a_batch_or_samples_for_the_ranks_are_refused(split: ShardSplit) -> None:
+def test_too_few_rows_for_a_batch_or_samples_for_the_ranks_are_rejected(split: ShardSplit) -> None:
     with pytest.raises(ValueError, match=r"100 rows.*batch_size"):
         train_batches(split, batch_size=101)
     with pytest.raises(ValueError, match="3 workers"):
@@ -308,7 +306,7 @@ def test_too_few_rows_for_a_batch_or_samples_for_the_ranks_are_refused(split: Sh
         train_batches(split, model_input=(12, Resize(kernel="lanczos")))
 
 
-def test_a_split_tells_its_rows(split: ShardSplit) -> None:
+def test_split_describes_its_rows(split: ShardSplit) -> None:
     assert split.rows == 100
     assert sum(split.row_group_sizes) == 100
     assert split.labels().tolist() == [label_of(row) for row in range(100)] == split.clean_labels().tolist()
@@ -317,7 +315,7 @@ def test_a_split_tells_its_rows(split: ShardSplit) -> None:
     assert [split.sample_id(row) for row in (0, 66, 99)] == ["small/0000", "small/0066", "small/0099"]
 
 
-def test_labels_outside_the_names_are_refused(split: ShardSplit) -> None:
+def test_labels_outside_the_names_are_rejected(split: ShardSplit) -> None:
     fewer = ShardSplit("train", [(split.file_of(0), split.row_group_sizes[:5])], LABELS[:2])
     with pytest.raises(ShardError, match="labels 0 to 2"):
         fewer.labels()

@@ -13,11 +13,11 @@ import pytest
 
 from fer.shards.duplicates import agreement, fingerprint, near_duplicates
 
-Picture = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
 
 
-def photo(seed: int, side: int = 60) -> Picture:
-    """(side, side) grey: spots of all sizes, the larger ones stronger, as in pictures of the world."""
+def photo(seed: int, side: int = 60) -> Pixels:
+    """(side, side) gray: spots of all sizes, the larger ones stronger, as in photographs."""
     random = np.random.default_rng(seed)
     layers = [
         contrast * cv2.resize(random.normal(0, 1, (cells, cells)), (side, side), interpolation=cv2.INTER_CUBIC)
@@ -26,60 +26,60 @@ def photo(seed: int, side: int = 60) -> Picture:
     return np.clip(128 + sum(layers), 0, 255).astype(np.uint8)
 
 
-def crop(image: Picture, x: int, y: int, side: int, size: int) -> Picture:
+def crop(image: Pixels, x: int, y: int, side: int, size: int) -> Pixels:
     return cv2.resize(image[y : y + side, x : x + side], (size, size), interpolation=cv2.INTER_AREA)
 
 
-def marked(image: Picture) -> Picture:
+def marked(image: Pixels) -> Pixels:
     """With a faint watermark."""
     text = cv2.putText(image.copy(), "PHOTO", (2, 40), cv2.FONT_HERSHEY_SIMPLEX, 0.3, 255, 1)
     return cv2.addWeighted(image, 0.8, text, 0.2, 0)
 
 
-def recoded(image: Picture) -> Picture:
+def recompressed(image: Pixels) -> Pixels:
     return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 40])[1], 0)
 
 
-ALTERED: dict[str, Callable[[Picture], Picture]] = {
+ALTERED: dict[str, Callable[[Pixels], Pixels]] = {
     "moved": lambda image: crop(image, 8, 4, 48, 48),
     "larger": lambda image: crop(image, 7, 7, 46, 112),
     "closer": lambda image: crop(image, 8, 9, 44, 48),
     "darker": lambda image: (crop(image, 6, 6, 48, 48) // 3 + 10).astype(np.uint8),
     "marked": lambda image: marked(crop(image, 6, 6, 48, 48)),
-    "recoded": lambda image: recoded(crop(image, 6, 6, 48, 48)),
-    "coloured": lambda image: cv2.merge([crop(image, 6, 6, 48, 48)] * 3),
+    "recompressed": lambda image: recompressed(crop(image, 6, 6, 48, 48)),
+    "color": lambda image: cv2.merge([crop(image, 6, 6, 48, 48)] * 3),
 }
 
 
 @pytest.mark.parametrize("how", ALTERED)
-def test_an_altered_picture_is_found(how: str) -> None:
+def test_altered_image_is_found(how: str) -> None:
     originals = [crop(photo(seed), 6, 6, 48, 48) for seed in range(12)]
     altered = [ALTERED[how](photo(seed)) for seed in range(12)]
     found = near_duplicates([fingerprint(image) for image in originals + altered])
-    assert [(pair.first, pair.second, pair.mirrored) for pair in found] == [(row, row + 12, False) for row in range(12)]
+    assert [(pair.first, pair.second, pair.kind) for pair in found] == [(row, row + 12, "near") for row in range(12)]
 
 
-def test_a_mirrored_picture_is_found_and_named_so() -> None:
-    pictures = [crop(photo(seed), 6, 6, 48, 48) for seed in range(6)]
+def test_mirrored_image_is_found_and_named_so() -> None:
+    images = [crop(photo(seed), 6, 6, 48, 48) for seed in range(6)]
     mirrored = [np.ascontiguousarray(ALTERED["moved"](photo(seed))[:, ::-1]) for seed in range(6)]
-    found = near_duplicates([fingerprint(image) for image in pictures + mirrored])
-    assert [(pair.first, pair.second, pair.mirrored) for pair in found] == [(row, row + 6, True) for row in range(6)]
+    found = near_duplicates([fingerprint(image) for image in [*images, *mirrored]])
+    assert [(pair.first, pair.second, pair.kind) for pair in found] == [(row, row + 6, "mirrored") for row in range(6)]
 
 
-def test_different_pictures_of_one_scene_are_left_alone() -> None:
+def test_different_images_of_one_scene_are_no_duplicates() -> None:
     scene = photo(0, 48).astype(np.float64)
-    pictures = [np.clip(scene + photo(seed, 48) - 128.0, 0, 255).astype(np.uint8) for seed in range(1, 60)]
-    assert near_duplicates([fingerprint(image) for image in pictures]) == []
+    images = [np.clip(scene + photo(seed, 48) - 128.0, 0, 255).astype(np.uint8) for seed in range(1, 60)]
+    assert near_duplicates([fingerprint(image) for image in images]) == []
 
 
-def test_empty_pictures_are_no_duplicates_of_anything_and_too_few_pictures_are_no_error() -> None:
-    empty = [fingerprint(np.full((48, 48), grey, np.uint8)) for grey in (0, 0, 128, 255)]
+def test_empty_images_are_no_duplicates_and_too_few_images_are_no_error() -> None:
+    empty = [fingerprint(np.full((48, 48), gray, np.uint8)) for gray in (0, 0, 128, 255)]
     assert near_duplicates(empty) == []
     assert near_duplicates(empty[:1]) == []
     assert near_duplicates([]) == []
 
 
-def test_the_result_does_not_depend_on_the_order_of_the_pictures() -> None:
+def test_result_does_not_depend_on_the_order_of_the_images() -> None:
     prints = [fingerprint(ALTERED[how](photo(seed))) for seed in range(8) for how in ("moved", "closer", "marked")]
     order = np.random.default_rng(0).permutation(len(prints))
     pairs = {(pair.first, pair.second) for pair in near_duplicates(prints)}
@@ -87,7 +87,7 @@ def test_the_result_does_not_depend_on_the_order_of_the_pictures() -> None:
     assert {tuple(sorted((order[pair.first], order[pair.second]))) for pair in shuffled} == pairs
 
 
-def test_agreement_of_a_picture_with_itself_is_one() -> None:
+def test_agreement_of_an_image_with_itself_is_one() -> None:
     fine = fingerprint(photo(3)).fine
     assert agreement(fine, fine) == 1.0
 
@@ -96,23 +96,23 @@ def test_agreement_of_a_picture_with_itself_is_one() -> None:
 
 
 @pytest.fixture(scope="module")
-def faces(test_data: Path) -> list[Picture]:
-    """The first 500 pictures of FER2013, each once."""
+def faces(test_data: Path) -> list[Pixels]:
+    """The first 500 images of FER2013, each once."""
     table = pq.read_table(test_data / "fer2013" / "fer2013.parquet", columns=["image"]).slice(0, 540)
     images = [cv2.imdecode(np.frombuffer(value.as_py(), np.uint8), 0) for value in table["image"]]
     return list({image.tobytes(): image for image in images}.values())[:500]
 
 
-def test_of_500_different_photographs_of_faces_none_is_called_another(faces: list[Picture]) -> None:
+def test_no_two_of_500_different_photographs_are_duplicates(faces: list[Pixels]) -> None:
     assert near_duplicates([fingerprint(image) for image in faces]) == []
 
 
-def test_nine_in_ten_real_faces_are_found_again_in_another_crop_darker_and_recoded(faces: list[Picture]) -> None:
+def test_nine_in_ten_real_faces_are_found_in_another_crop_darker_and_recompressed(faces: list[Pixels]) -> None:
     random = np.random.default_rng(0)
     again = []
     for image in faces:
         x, y, side = random.integers(0, 4), random.integers(0, 4), random.integers(43, 46)
-        again.append(recoded((crop(image, x, y, side, 48) * 0.7).astype(np.uint8)))
+        again.append(recompressed((crop(image, x, y, side, 48) * 0.7).astype(np.uint8)))
     found = {(pair.first, pair.second) for pair in near_duplicates([fingerprint(image) for image in [*faces, *again]])}
     right = {(row, row + len(faces)) for row in range(len(faces))}
     assert len(found & right) >= 0.9 * len(faces)

@@ -14,7 +14,7 @@ from fer.models.base import IMAGENET_MEAN, IMAGENET_STD, Resize
 from fer.shards.pixels import ModelInput, PixelCache, decode, normalise, resize
 
 
-def test_decoding_gives_rgb_or_grey_as_stored() -> None:
+def test_decoding_gives_rgb_or_gray_as_stored() -> None:
     for grey in (True, False):
         image = picture(1, 9, grey=grey)
         assert (decode(np.frombuffer(png(image), np.uint8)) == image).all()
@@ -25,8 +25,8 @@ def test_decoding_gives_rgb_or_grey_as_stored() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\x89PNG", b"<html>"])
-def test_bytes_that_are_no_picture_are_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match="no readable picture"):
+def test_bytes_that_are_not_an_image_are_rejected(data: bytes) -> None:
+    with pytest.raises(ValueError, match="not a readable image"):
         decode(np.frombuffer(data, np.uint8))
 
 
@@ -40,13 +40,13 @@ def test_antialiased_resize_is_pillows(size: int) -> None:
     image = picture(0, 20)
     expected = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
     assert (resize(image, ModelInput(size, Resize(antialias=True))) == expected).all()
-    grey = resize(image[..., 0], ModelInput(size, Resize(antialias=True)))
-    assert (grey == expected[..., 0]).all()
+    gray = resize(image[..., 0], ModelInput(size, Resize(antialias=True)))
+    assert (gray == expected[..., 0]).all()
 
 
 @pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [7, 30])
-def test_resize_without_antialias_has_half_pixel_centres_as_torch(size: int, kernel: str) -> None:
+def test_resize_without_antialias_has_half_pixel_centers_as_torch(size: int, kernel: str) -> None:
     image = picture(0, 20)
     x = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     expected = F.interpolate(x, size=(size, size), mode=kernel, align_corners=False).clamp(0, 255)[0].permute(1, 2, 0)
@@ -55,7 +55,7 @@ def test_resize_without_antialias_has_half_pixel_centres_as_torch(size: int, ker
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_normalise_is_the_published_transforms_arithmetic(memory_format: torch.memory_format) -> None:
+def test_normalize_is_the_arithmetic_of_the_published_transforms(memory_format: torch.memory_format) -> None:
     images = torch.randint(0, 256, (3, 5, 4, 3), dtype=torch.uint8)
     x = images.permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
@@ -65,7 +65,7 @@ def test_normalise_is_the_published_transforms_arithmetic(memory_format: torch.m
     assert normalise(images, IMAGENET_MEAN, IMAGENET_STD, torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_the_cache_keeps_the_smaller_form_and_stays_within_its_limit() -> None:
+def test_cache_keeps_the_smaller_form_and_stays_within_its_limit() -> None:
     small, large = np.zeros((4, 4), np.uint8), np.zeros((8, 8, 3), np.uint8)
     cache = PixelCache(rows=10, limit=160)
     for row in range(12):

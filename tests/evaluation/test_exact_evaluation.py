@@ -18,7 +18,7 @@ from fer.weights.store import save_model
 
 
 @pytest.mark.parametrize("rows", [1, 7, 101])
-def test_the_confusion_matrix_counts_all_rows_and_every_figure_is_the_same_bits_on_one_to_four_ranks(
+def test_confusion_matrix_counts_all_rows_and_every_metric_is_the_same_bits_on_one_to_four_ranks(
     rows: int, tmp_path: Path
 ) -> None:
     make_shards(tmp_path / "shards", test=rows)

@@ -1,8 +1,8 @@
-"""Which part a face falls in: a function of the face's own group, its id and the seed.
+"""Split and fold assignment: the part that a face belongs to, a function of its group, its id and the seed.
 
-A group is a subject (a face's own pixels where no subject is known), merged with every group that holds a picture of
-the same pixels: nobody, and no picture that occurs twice, is in two folds. Folds are as even as the hash makes them:
-over many groups each class falls alike on every fold, which the manifest's histograms show.
+A group is a subject (a face's own pixels where no subject is known), merged with every group that holds an image of the
+same pixels: no person, and no image that occurs twice, is in two folds. Folds are as even as the hash makes them, which
+the manifest's histograms show.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T = TypeVar("T", int, str)
 
 
 class DisjointSets(Generic[T]):
-    """What has been joined, directly or through others, is one set; a set bears the name of its smallest member."""
+    """Joined items, directly or through others, are one set; a set is named by its smallest member."""
 
     def __init__(self) -> None:
         self._parent: dict[T, T] = {}
@@ -31,7 +31,7 @@ class DisjointSets(Generic[T]):
         return item
 
     def join(self, one: T, other: T) -> None:
-        """Makes one set of two."""
+        """Merges two sets."""
         low, high = sorted((self.find(one), self.find(other)))
         self._parent[high] = low
 
@@ -45,7 +45,7 @@ class Destination:
     fold: int | None
 
 
-def deal(
+def assign(
     faces: Sequence[Face], config: ShardConfig, *, seed: int, together: Iterable[tuple[int, int]] = ()
 ) -> list[Destination]:
     """The part of each face.
@@ -54,18 +54,25 @@ def deal(
         together: numbers of faces that must share a fold, besides those that share a subject or their pixels.
     """
     published = has_published_validation(faces)
-    return [
-        _destination(face, group, config, seed, published)
-        for face, group in zip(faces, _groups(faces, together), strict=True)
-    ]
+    places = []
+    for face, group in zip(faces, _groups(faces, together), strict=True):
+        if face.split == "train":
+            fold = stable_hash("fold", seed, group) % config.folds
+            part = stable_hash("part", seed, face.sample_id) % config.parts_per_fold
+            split: Split = "train" if published or fold else "validation"
+            places.append(Destination(f"train-f{fold:02d}-{part:03d}.parquet", split, fold))
+        else:
+            part = stable_hash("part", seed, face.sample_id) % config.test_parts
+            places.append(Destination(f"{face.split}-{part:03d}.parquet", face.split, None))
+    return places
 
 
 def has_published_validation(faces: Iterable[Face]) -> bool:
-    """Whether the dataset brings a validation split; else it is fold 0 of the training rows."""
+    """Whether the dataset comes with a validation split; else it is fold 0 of the training rows."""
     return any(face.split == "validation" for face in faces)
 
 
-def in_order(rows: Iterable[int], faces: Sequence[Face], seed: int) -> list[int]:
+def stored_order(rows: Iterable[int], faces: Sequence[Face], seed: int) -> list[int]:
     """The rows of one part as they are written: shuffled, once for all."""
     return sorted(rows, key=lambda row: (stable_hash("order", seed, faces[row].sample_id), faces[row].sample_id))
 
@@ -79,13 +86,3 @@ def _groups(faces: Sequence[Face], together: Iterable[tuple[int, int]]) -> list[
     for one, other in together:
         sets.join(own[one], own[other])
     return [sets.find(name) for name in own]
-
-
-def _destination(face: Face, group: str, config: ShardConfig, seed: int, published: bool) -> Destination:
-    if face.split == "train":
-        fold = stable_hash("fold", seed, group) % config.folds
-        part = stable_hash("part", seed, face.sample_id) % config.parts_per_fold
-        split: Split = "train" if published or fold else "validation"
-        return Destination(f"train-f{fold:02d}-{part:03d}.parquet", split, fold)
-    part = stable_hash("part", seed, face.sample_id) % config.test_parts
-    return Destination(f"{face.split}-{part:03d}.parquet", face.split, None)
