@@ -1,21 +1,19 @@
 """Provenance of a result: the commit, the versions and the parameters, as they are recorded and shown."""
 
 import csv
-import hashlib
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import fer
 from fer.environment import environment
-from fer.io.files import FileError, read_object, sha256
+from fer.io.files import FileError, read_object
 
 
 def redact(text: str) -> str:
@@ -95,21 +93,6 @@ def installed_version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def digest_of_code(entries: Sequence[str]) -> str:
-    """Hex SHA-256 of a part of this package's code.
-
-    Args:
-        entries: files and folders in `fer`, relative to it; the order counts.
-    """
-    package = Path(fer.__file__).parent
-    digest = hashlib.sha256()
-    for entry in entries:
-        path = package / entry
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(f"{file.relative_to(package).as_posix()} {sha256(file)}\n".encode())
-    return digest.hexdigest()
 
 
 def hardware() -> str:

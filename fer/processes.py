@@ -24,8 +24,7 @@ from typing import NoReturn
 
 from fer import console
 from fer.environment import environment
-from fer.io.disk import explained, is_of_the_disk
-from fer.io.files import naming
+from fer.io.files import explained, is_of_the_disk, naming
 
 _PR_SET_PDEATHSIG = 1
 _RAISE_AGAIN_SECONDS = 1.0

@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_training import make_shards
+from builders.shards import make_shards
 
+from benchmarks import __main__ as benchmarks
 from fer import cli
 
 
@@ -17,6 +18,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(Path(cli.__file__).parents[1] / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def run(line: str) -> None:
+    """A `fer` command; a benchmark without a process of its own."""
+    command, *words = line.split()
+    if command == "bench":
+        benchmarks.main(words)
+    else:
+        cli._main([command, *words])
 
 
 @pytest.mark.parametrize(
@@ -38,7 +48,7 @@ def test_mistyped_choice_is_rejected_with_the_nearest(
     line: str, nearest: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        cli._main(line.split())
+        run(line)
     assert caught.value.code == 2
     assert capsys.readouterr().err.endswith(f" - did you mean {nearest!r}?\n")
 
@@ -62,7 +72,7 @@ def test_mistyped_choice_is_rejected_with_the_nearest(
 @pytest.mark.usefixtures("project")
 def test_mistyped_name_is_rejected_with_the_nearest(line: str, nearest: str) -> None:
     with pytest.raises(ValueError, match=f"did you mean '{nearest}'"):
-        cli._main(line.split())
+        run(line)
 
 
 def test_shards_advises_only_stages_that_exist(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

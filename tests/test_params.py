@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml_text
-from limits import patience
+from builders.limits import patience
 
 from fer import params
 from fer.commands import check

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from limits import patience
-from tiny_training import still_alive
+from builders.limits import patience
+from builders.runs import still_alive
 
 from fer import processes
 

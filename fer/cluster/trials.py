@@ -95,7 +95,8 @@ def run_trial(config: Values, plan: TrialPlan) -> None:
     """
     from ray import tune
 
-    from fer.training.loop import DivergedError, TrainJob, train
+    from fer.training.job import TrainJob
+    from fer.training.loop import DivergedError, train
 
     processes.quiet_libraries()
     values = {name: value for name, value in config.items() if name != NUMBER}

@@ -1,4 +1,4 @@
-"""`fer models`: what can be trained, and what it costs."""
+"""`fer models`: the models that can be trained, and their costs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ PAPERS_CLASSES = 7
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How many classes to count with; whether to count operations too."""
+    """The number of classes; whether to count operations too."""
     parser.add_argument(
         "--num-classes", type=int, default=PAPERS_CLASSES, metavar="N", help="classes of the head (default 7)"
     )
     parser.add_argument(
-        "--cost", action="store_true", help="parameters and multiply-accumulates, beside the figures that papers print"
+        "--cost", action="store_true", help="parameters and multiply-accumulates, beside the numbers that papers print"
     )
 
 
 def main(args: argparse.Namespace) -> None:
-    """One line a model: name, parameters, input size, title. With `--cost` a few lines a model: see docs/models.md."""
+    """One line per model: name, parameters, input size, title. With `--cost` a few lines each: see docs/models.md."""
     if args.num_classes < 1:
         raise ValueError(f"--num-classes {args.num_classes}: at least 1 is needed")
     if args.cost:
@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _print_models(num_classes: int) -> None:
-    print(f"{'model':<24}{'parameters':>12}{'input':>8}  what")
+    print(f"{'model':<24}{'parameters':>12}{'input':>8}  title")
     for name, model in _models(num_classes):
         parameters = sum(parameter.numel() for parameter in model.parameters())
         title = (sys.modules[type(model).__module__].__doc__ or "").split("\n")[0]
@@ -52,8 +52,8 @@ def _print_costs(num_classes: int) -> None:
         paper = published_costs(name, cost) if num_classes == PAPERS_CLASSES else None
         total = f"{paper.total:,}" if paper else "-"
         line = f"{name:<24}{model.input_size:>5}px{cost.parameters:>12,}{total:>12}{cost.operations.macs / 1e9:>8.3f}"
-        for figure in paper.figures if paper else ():
-            print(f"{line}   {figure.printed:>8}  {figure.ours:>9}  {figure.convention} ({figure.where})")
+        for number in paper.numbers if paper else ():
+            print(f"{line}   {number.printed:>8}  {number.ours:>9}  {number.convention} ({number.where})")
             line = " " * len(line)
         if line.strip():
             print(line)

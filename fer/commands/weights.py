@@ -19,13 +19,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listing.add_argument("name", nargs="?", metavar="NAME")
     listing.set_defaults(do=_list)
 
-    pull = commands.add_parser("pull", help="bring published weights into the cache, and say where they are")
+    pull = commands.add_parser("pull", help="fetch published weights into the cache, and print their paths")
     pull.add_argument("name", metavar="NAME", help="as `fer weights list` shows it")
-    pull.add_argument("--from", dest="given", type=Path, metavar="FOLDER", help="look here before the network is asked")
-    pull.add_argument("--to", type=Path, metavar="FOLDER", help="bring the files here instead of into the cache")
+    pull.add_argument(
+        "--from", dest="given", type=Path, metavar="FOLDER", help="search here before the network is used"
+    )
+    pull.add_argument("--to", type=Path, metavar="FOLDER", help="put the files here instead of into the cache")
     pull.set_defaults(do=_pull)
 
-    verify = commands.add_parser("verify", help="read the whole cache again: is every file what it should be?")
+    verify = commands.add_parser("verify", help="read the whole cache again and compare every file with its checksum")
     verify.set_defaults(do=_verify)
 
     importing = commands.add_parser("import", help="write a published file as weights of this project")
@@ -33,13 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     importing.add_argument("--model", metavar="NAME", help="the model that the weights are of (`fer models`)")
     order = importing.add_mutually_exclusive_group()
     order.add_argument("--labels", metavar="A,B,...", help="the classes in the order of the file's logits")
-    order.add_argument("--dataset", choices=DATASET_LABELS, help="the classes stand in this dataset's own order")
+    order.add_argument("--dataset", choices=DATASET_LABELS, help="the classes are in this dataset's own order")
     importing.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write, .safetensors")
     importing.set_defaults(do=_import)
 
 
 def main(args: argparse.Namespace) -> int | None:
-    """Runs the chosen one; `verify` returns 1 where a file is corrupt."""
+    """Runs the subcommand; `verify` returns 1 where a file is corrupt."""
     code: int | None = args.do(args)
     return code
 
@@ -68,7 +70,7 @@ def _verify(args: argparse.Namespace) -> int:
         print(f"{state:<12}{path}")
         states.append(state)
     if not states:
-        print(f"{registry.cache_folder()}: no weights; `fer weights pull NAME` brings some")
+        print(f"{registry.cache_folder()}: no weights; `fer weights pull NAME` fetches some")
     return int("corrupt" in states)
 
 
@@ -77,11 +79,11 @@ def _import(args: argparse.Namespace) -> None:
     from fer.weights.store import save_model
 
     if args.out.exists():
-        raise ValueError(f"{args.out}: exists already, and is not replaced; give another --out")
+        raise ValueError(f"{args.out}: exists already, and is not overwritten; give another --out")
     path, known = _source(args.source)
     name = args.model or (known.model if known else None)
     if name is None:
-        raise ValueError(f"{path}: say with --model which model these weights are of")
+        raise ValueError(f"{path}: give with --model the model that these weights are of")
     model = load_published(name, path)
     labels = _labels(args, path, model.num_classes, known)
     space = registry.label_space(labels).name if labels else "none"
@@ -93,7 +95,7 @@ def _import(args: argparse.Namespace) -> None:
 
 
 def _source(source: str) -> tuple[Path, registry.PublishedWeights | None]:
-    """The file that is meant: a path, or the name of weights that were pulled, with what is known of them."""
+    """The file of a path, or of the name of weights that were pulled, with their entry in the register."""
     path = Path(source)
     if path.exists() or path.name != source or "." in source or Path(f"{source}.index").exists():
         return path, None
@@ -103,12 +105,12 @@ def _source(source: str) -> tuple[Path, registry.PublishedWeights | None]:
 def _labels(
     args: argparse.Namespace, path: Path, num_classes: int, known: registry.PublishedWeights | None
 ) -> tuple[str, ...]:
-    """The order of the classes, from whoever knows it; never a guess."""
-    said = args.labels.replace(" ", "").split(",") if args.labels else list(DATASET_LABELS.get(args.dataset, ()))
-    told = known.labels if known and isinstance(known.labels, list) else []
-    if said and told and said != told:
-        raise ValueError(f"{path}: its classes stand in the order {', '.join(told)}, by the register of weights")
-    labels = tuple(said or told)
+    """The order of the classes, from the options or the register; never a guess."""
+    given = args.labels.replace(" ", "").split(",") if args.labels else list(DATASET_LABELS.get(args.dataset, ()))
+    registered = known.labels if known and isinstance(known.labels, list) else []
+    if given and registered and given != registered:
+        raise ValueError(f"{path}: its classes are in the order {', '.join(registered)}, by the register of weights")
+    labels = tuple(given or registered)
     if labels:
         registry.label_space(labels)
     if len(labels) == num_classes:
@@ -116,8 +118,8 @@ def _labels(
     if labels:
         raise ValueError(f"{path}: has {num_classes} classes; {len(labels)} labels are given: {', '.join(labels)}")
     if num_classes > max(map(len, DATASET_LABELS.values())):
-        raise FileError(f"{path}: {num_classes} classes, which are no expressions: weights to start a training from")
+        raise FileError(f"{path}: {num_classes} classes, which are not expressions: weights to initialize a part from")
     raise ValueError(
-        f"{path}: has {num_classes} classes, and nobody says in which order. Say it with --labels A,B,... or, where "
-        f"they stand in a dataset's own order, with --dataset: {', '.join(DATASET_LABELS)}"
+        f"{path}: has {num_classes} classes in an unknown order. Give it with --labels A,B,... or, where it is "
+        f"a dataset's own order, with --dataset: {', '.join(DATASET_LABELS)}"
     )

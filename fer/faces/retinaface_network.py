@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fer.models.layers.fold import fold_conv_bn
+from fer.models.layers.conv import fold_conv_bn
 
 STRIDES = (8, 16, 32)
 ANCHOR_SIDES = ((16.0, 32.0), (64.0, 128.0), (256.0, 512.0))

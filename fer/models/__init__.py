@@ -1,4 +1,4 @@
-"""The model zoo: every architecture behind one contract (`FerModel`) and one door (`create_model`)."""
+"""The model zoo: every architecture behind one interface (`FerModel`) and one factory (`create_model`)."""
 
 from fer.models import (  # noqa: F401 - importing a model file registers its names
     arcface,

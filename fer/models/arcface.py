@@ -1,21 +1,21 @@
-"""Networks of face recognition under training: a backbone's embedding, a class vector a person, the ArcFace loss.
+"""Face-recognition networks for training: a backbone's embedding, a class vector per person, the ArcFace loss.
 
 Paper: "ArcFace: Additive Angular Margin Loss for Deep Face Recognition"
 Authors: Jiankang Deng, Jia Guo, Niannan Xue, Stefanos Zafeiriou
 Venue: CVPR 2019, arXiv:1801.07698
 Original repository: https://github.com/deepinsight/insightface
 
-What expression models start from: MFN (DDAMFN), IR-50 (POSTER, POSTER V2, BTN), MobileFaceNet. Their convolutional part
-is `features` here as it is there, so that `fer.weights.parts` takes it over from a weights file of these.
+They pretrain the backbones of expression models: MFN (DDAMFN), IR-50 (POSTER, POSTER V2, BTN), MobileFaceNet. The
+convolutional part is `features` in both, so that `fer.weights.parts` loads it from a weights file of these.
 
 Departures from the published code, and why:
 
-* Cosines are float32 whatever the precision around them: bfloat16 steps by 0.004 near 1, a quarter once times 64.
-* The margin is applied in `loss`, not in the forward pass, which knows no targets. What is called accuracy in training
-  is therefore that of the plain cosines, higher than the one the published code prints.
-* Targets may be probabilities (smoothed, mixed): the class of the largest share gets the margin.
-* Every class is computed. The published code can sample the classes of a step (Partial FC), which pays from about a
-  million people on.
+* Cosines are float32 also under autocast: bfloat16 steps by 0.004 near 1, a quarter once times 64.
+* The margin is applied in `loss`, not in the forward pass, which has no targets. The training accuracy is therefore
+  that of the plain cosines, higher than the published code's.
+* Targets may be probabilities (smoothed, mixed): the most probable class gets the margin.
+* Every class is computed. The published code can sample the classes of a step (Partial FC), which pays off from about
+  a million people.
 
 Shapes: B batch, E embedding width, N people.
 """
@@ -30,25 +30,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fer.models.backbones.ir import IR50
-from fer.models.backbones.mobilefacenet import PUBLISHED as MOBILEFACENET
 from fer.models.base import FerModel, TrainOutput, at_least_float32, cross_entropy
-from fer.models.ir import IR
+from fer.models.ir import IR, IR50
 from fer.models.mfn import MFN, MFNConfig
 from fer.models.mfn import NANO as MFN_NANO
 from fer.models.mfn import PUBLISHED as MFN_PUBLISHED
+from fer.models.mobilefacenet import PUBLISHED as MOBILEFACENET
 from fer.models.mobilefacenet import MobileFaceNet
 from fer.models.registry import register
 
 
 class Embedder(NamedTuple):
-    """A backbone in two parts. `features`: pictures -> map, or maps of which the last counts; `head`: map -> (B,E)."""
+    """A backbone in two parts. `features`: images -> map, or maps of which the last is used; `head`: map -> (B,E)."""
 
     features: nn.Module
     head: nn.Module
     width: int
     model: FerModel
-    """Whose input size, mean and deviation they want."""
+    """Gives the input specification."""
 
 
 def _mfn(config: MFNConfig) -> Embedder:
@@ -73,11 +72,11 @@ def _mobilefacenet() -> Embedder:
 @register("ir50_arcface", backbone=_ir50)
 @register("mobilefacenet_arcface", backbone=_mobilefacenet)
 class ArcFace(FerModel):
-    """A backbone that tells people apart. Logits: `scale` times the cosine of embedding and class vector.
+    """A backbone with a class vector per person. Logits: `scale` times the cosine of embedding and class vector.
 
-    scale, margin: s and m (in radians) of equation 3; 64 and 0.5 as published. Few people want a smaller scale.
+    scale, margin: s and m (in radians) of equation 3; 64 and 0.5 as published. For few people use a smaller scale.
 
-    Parameters: of the backbone up to its embedding, and E a person.
+    Parameters: those of the backbone up to its embedding, and E per person.
     """
 
     loss_is = "cross-entropy with an angular margin"
@@ -90,8 +89,6 @@ class ArcFace(FerModel):
         scale: float = 64.0,
         margin: float = 0.5,
     ) -> None:
-        if num_classes < 1:
-            raise ValueError(f"arcface: num_classes = {num_classes}: at least 1 is needed")
         if not scale > 0:
             raise ValueError(f"arcface: scale = {scale}: more than 0 is allowed")
         if not 0 <= margin < pi / 2:
@@ -129,7 +126,7 @@ class ArcFace(FerModel):
 def with_margin(cosines: Tensor, margin: float) -> Tensor:
     """cos(theta + margin) of cos(theta), where theta + margin <= pi; beyond, cos(theta) - margin sin(margin).
 
-    Past pi the cosine would rise again and reward an ever worse angle. The published code goes on so by default; its
+    Past pi the cosine would rise again and reward an ever worse angle. The published code does so by default; its
     `easy_margin`, no margin at all beyond a right angle, is not used.
     """
     # The root's gradient is infinite at 0: an embedding that lies on its class vector would make it NaN.

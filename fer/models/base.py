@@ -1,10 +1,10 @@
-"""The contract that every model of the zoo fulfils.
+"""The interface that every model of the zoo implements.
 
 The trainer, the evaluator and the exporter know a model only through `FerModel`:
 
-* it says what it wants to eat: `input_size`, `mean`, `std`, `resize`;
+* its input specification: `input_size`, `mean`, `std`, `resize`;
 * in training mode it returns a `TrainOutput`, in evaluation mode the logits alone, (B, num_classes);
-* its paper's loss comes with it, as `loss(output, targets)`.
+* its paper's loss, `loss(output, targets)`.
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class TrainOutput(NamedTuple):
     """What a model in training mode returns. A NamedTuple of tensors, so that DistributedDataParallel finds them all.
 
-    logits: (B, num_classes), unnormalised.
+    logits: (B, num_classes), unnormalized.
     aux: what the model's own loss needs besides, each documented by the model; empty for most.
     """
 
@@ -32,7 +32,7 @@ class TrainOutput(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Resize:
-    """How a crop of another size becomes the model's square input: interpolation kernel; low-pass when shrinking."""
+    """How a crop of another size is resized to the model's square input: interpolation kernel; low-pass filter."""
 
     kernel: str = "bilinear"
     antialias: bool = True
@@ -44,11 +44,13 @@ class FerModel(nn.Module, ABC):
     Input: float (B, 3, input_size, input_size), RGB in [0, 1], then `(x - mean) / std` per channel.
 
     Attributes:
-        loss_is: what `loss` computes, in words; "cross-entropy" where it is that of the logits, as in validation.
-        name, options: what `create_model` was asked for, set by it; the name is None where the class was called itself.
+        loss_is: description of `loss`; "cross-entropy" where it is that of the logits, as in validation.
+        without_classes: what a model with `num_classes=0` returns; None where it needs at least one class.
+        name, options: the arguments of `create_model`, set by it; the name is None where the class was called itself.
     """
 
     loss_is: ClassVar[str] = "cross-entropy"
+    without_classes: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -60,6 +62,9 @@ class FerModel(nn.Module, ABC):
         resize: Resize = Resize(),
     ) -> None:
         super().__init__()
+        least, meaning = (0, f" ({self.without_classes})") if self.without_classes else (1, "")
+        if num_classes < least:
+            raise ValueError(f"{type(self).__name__}: num_classes = {num_classes}: at least {least}{meaning} is needed")
         self.name: str | None = None
         self.options: Mapping[str, Any] = {}
         self.num_classes = num_classes
@@ -73,12 +78,12 @@ class FerModel(nn.Module, ABC):
         """`TrainOutput` in training mode, logits (B, num_classes) in evaluation mode."""
 
     def loss(self, output: TrainOutput, targets: Tensor) -> Tensor:
-        """Scalar to minimise. `targets`: class indices int64 (B,), or class probabilities float (B, num_classes)."""
+        """Scalar to minimize. `targets`: class indices int64 (B,), or class probabilities float (B, num_classes)."""
         return cross_entropy(output.logits, targets)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy, in at least float32 whatever autocast made of the logits.
+    """Mean cross-entropy, in at least float32 also under autocast.
 
     `targets`: class indices int64 (B,), or class probabilities float (B, C): smoothed, mixed or voted labels.
     """

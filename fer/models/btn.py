@@ -1,25 +1,25 @@
-"""BTN, the batch transformer network: POSTER V2 whose training compares each image with the others of its batch.
+"""BTN, the batch transformer network: POSTER V2 with attention among the images of a batch in training.
 
 Paper: "Batch Transformer: Look for Attention in Batch"
 Authors: Myung Beom Her, Jisu Jeong, Hojoon Song, Ji-Hyeong Han
 Venue: arXiv:2407.04218, 2024; IEEE Access 13:190093-190107, 2025
 Original repository: https://github.com/SeoulTech-HCIRLab/BTN
 
-Multi-level attention (MLA) draws the three fused maps of POSTER V2 into one; a convolution makes of it a map a class.
-Class batch attention (CBA) lets every image, class by class, attend to the images of its batch by these maps, and
+Multi-level attention (MLA) combines the three fused maps of POSTER V2 into one; a convolution turns it into a map per
+class. In class batch attention (CBA) every image, class by class, attends to the images of its batch by these maps, and
 averages their predictions. All of that is training only: at inference BTN is POSTER V2, so that a prediction never
 depends on the other images of its batch.
 
 Of the original repository only the batch transformer's forward pass could be read. What neither it nor the paper
-settles is an option here; see `BTN` for what was inferred. The journal's abstract counts 1.3 M additional parameters,
-the defaults have 0.70 M: what the others are is not said.
+specifies is an option here; see `BTN` for what was inferred. The journal's abstract counts 1.3 M additional parameters,
+the defaults have 0.70 M; the abstract does not say what the others are.
 
 Departures from the published code, and why:
 
 * The batch that attends to itself is the global one, or fixed groups of it, whatever the number of ranks. The published
   training runs under DataParallel, where the number of GPUs would change the groups.
 * The attention within the batch is computed in at least float32, also under autocast: its scores are sums of many
-  squares, which bfloat16 would round to about one part in a hundred.
+  squares, which bfloat16 would round to about 1 %.
 * The departures of `fer.models.poster_v2`.
 
 Shapes: B batch, A batch that is attended to, C channels, S side of a map, T positions of the last map, N classes.
@@ -27,14 +27,16 @@ Shapes: B batch, A batch that is attended to, C channels, S side of a map, T pos
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from fer.models.base import FerModel, TrainOutput, at_least_float32, cross_entropy
-from fer.models.layers.cross_attention import CrossAttention
-from fer.models.layers.gather import gather, rank_and_world_size
+from fer.models.layers.attention import CrossAttention
 from fer.models.layers.tokens import to_map, to_tokens
 from fer.models.poster_v2 import NANO, PUBLISHED, PosterV2, PosterV2Config
 from fer.models.registry import register
@@ -50,7 +52,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
 
 
 class MultiLevelAttention(nn.Module):
-    """MLA (equations 1 and 2): each level's map attends to what became of the one before; maps (B,C,S,S) -> the last.
+    """MLA (equations 1 and 2): each level's map attends to the result of the one before; maps (B,C,S,S) -> the last.
 
     attention: "multihead": queries, keys, values and result projected; "window": as POSTER V2's fusion, without
         projection of the queries and with a bias by relative position.
@@ -84,10 +86,47 @@ class MultiLevelAttention(nn.Module):
         return x
 
 
-class BatchTransformer(nn.Module):
-    """Equations 3 to 8: maps a class (B,N,T) and class predictions (B,N) -> P_CBA (B,N), over groups of the batch.
+def rank_and_world_size() -> tuple[int, int]:
+    """Of the default process group; (0, 1) where there is none."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
-    positional_encoding: added to the maps, other for every class, the same for every image: "learned" (N,T),
+
+def gather(x: Tensor) -> Tensor:
+    """(B,...) of every rank -> (world size * B,...) in the order of ranks, on every rank. B must be the same on all.
+
+    Backward, a rank's slice receives the sum of the gradients that all ranks have for it. With each rank's loss a mean
+    over its own samples and the parameters' gradients averaged over ranks, as DistributedDataParallel does, this gives
+    the gradient of the mean over the whole batch. Forward and backward are collective: every rank must take part.
+    """
+    gathered: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.size = inputs[0].shape[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.narrow(0, dist.get_rank() * ctx.size, ctx.size)
+
+
+class BatchTransformer(nn.Module):
+    """Equations 3 to 8: class maps (B,N,T) and class predictions (B,N) -> P_CBA (B,N), over groups of the batch.
+
+    positional_encoding: added to the maps, different for every class, the same for every image: "learned" (N,T),
         "learned_scalar" (N,1), "sinusoid" over the class index, or "none".
     scale: of the scores before the softmax: 1/sqrt(N) for "classes", 1/sqrt(T) for "dim", 1 for "none".
     attention_batch: see `BTN`.
@@ -138,7 +177,7 @@ def class_batch_attention(
 ) -> Tensor:
     """CBA, a softmax attention among images for every class: -> (B,N).
 
-    queries (B,N,T), keys (A,N,T), values (A,N); `apart` (B,A): which images do not see which.
+    queries (B,N,T), keys (A,N,T), values (A,N); `apart` (B,A): pairs that do not attend to each other.
     """
     scores = scale * (queries.transpose(0, 1) @ keys.permute(1, 2, 0))  # (N,B,A)
     if apart is not None:
@@ -155,7 +194,7 @@ def sinusoid(length: int, width: int) -> Tensor:
 
 
 class BatchBranch(nn.Module):
-    """All that BTN trains beside POSTER V2: fused maps and logits (B,N) -> `aux`."""
+    """The training-only part of BTN: fused maps and logits (B,N) -> `aux`."""
 
     def __init__(
         self,
@@ -186,7 +225,7 @@ class BatchBranch(nn.Module):
         return {"cba": attended, "bt": attended + prediction}
 
     def folded(self) -> nn.Module:
-        """Nothing: evaluation does without it."""
+        """Nothing: evaluation does not use it."""
         return nn.Identity()
 
 
@@ -199,7 +238,7 @@ class BTN(FerModel):
     transformer; "mla" alone where `use_bt` is false. Loss: lambda_ L_VIT + L_BT + L_CBA, cross-entropies.
 
     attention_batch: None: the images of the whole global batch attend to each other. A number: the global batch is cut
-        into consecutive groups of it (the last may be smaller), which do, each in itself. Either is the same on any
+        into consecutive groups of it (the last may be smaller), each attending within itself. Either is the same on any
         number of ranks that hold equal, consecutive slices of the global batch (rank r the r-th): the others' maps
         are gathered where a group is not within one rank for certain, that is unless `attention_batch` divides the
         rank's batch. Training is then collective: all ranks must run it together. The batch size is a parameter of
@@ -212,12 +251,13 @@ class BTN(FerModel):
                                                           with its own cross-entropy [inferred]
                  BT alone                 use_mla=False   class maps of POSTER V2's last fused map [inferred]
                  baseline                 both            POSTER V2, with the weight lambda_ on its loss
-        Table 8  without L_CBA, L_BT      loss_cba=False, loss_bt=False; of no effect without BT; with neither, nothing
-                                          of MLA and BT would be trained, and they are left out
+        Table 8  without L_CBA, L_BT      loss_cba=False, loss_bt=False; no effect without BT; with neither, MLA and BT
+                                          would not be trained, and are left out
 
-    What the sources leave open, the default first, is `CHOICES`: `scale` (the repository's excerpt: classes; the paper:
-    none), `class_prediction` (what CBA averages; in both cases the result is taken for logits), `positional_encoding`,
-    `mla_attention`, `mla_residual` (false: the equations show none), `downsample`, `embedding_kernel`.
+    `CHOICES` lists what the sources leave open, the default first: `scale` (the repository's excerpt: classes; the
+    paper: none), `class_prediction` (what CBA averages; in both cases the result is taken for logits),
+    `positional_encoding`, `mla_attention`, `mla_residual` (false: the equations show none), `downsample`,
+    `embedding_kernel`.
 
     Batches of one image make CBA the identity: training should drop an incomplete last batch.
     Options of POSTER V2: `drop_path_rate`, `landmark_bn`, `landmark_frozen`; see there.
@@ -266,7 +306,7 @@ class BTN(FerModel):
             raise ValueError(f"btn: lambda_ = {lambda_}: more than 0 is needed")
         super().__init__(num_classes, input_size=config.input_size)
         self.lambda_ = lambda_
-        self.losses = [name for name, wanted in (("cba", loss_cba), ("bt", loss_bt)) if wanted] if use_bt else ["mla"]
+        self.losses = [name for name, used in (("cba", loss_cba), ("bt", loss_bt)) if used] if use_bt else ["mla"]
         self.poster = PosterV2(
             num_classes,
             config=config,
@@ -305,7 +345,7 @@ class BTN(FerModel):
         return TrainOutput(logits, self.branch(maps, logits) if self.branch is not None else {})
 
     def loss(self, output: TrainOutput, targets: Tensor) -> Tensor:
-        """lambda_ L_VIT + L_BT + L_CBA, or those of them that the options leave."""
+        """lambda_ L_VIT + L_BT + L_CBA, or those of them that the options keep."""
         loss = self.lambda_ * cross_entropy(output.logits, targets)
         for name in self.losses:
             if name in output.aux:

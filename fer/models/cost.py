@@ -1,12 +1,12 @@
-"""What a model costs: parameters and arithmetic, under the conventions that the papers' figures follow.
+"""The cost of a model: parameters and arithmetic, under the conventions of the papers' numbers.
 
     with torch.device("meta"):
         model = create_model("poster_v2")
     cost = measure(model)
     cost.operations.macs  # 8.59e9
 
-Counted on the operations that one picture takes through the evaluation mode's reference path, attention written out.
-On the meta device no number is computed and no weight is needed; a model takes a fraction of a second.
+Counted on the operations for one image in evaluation mode, on the reference path with attention written out.
+On the meta device nothing is computed and no weights are needed; a model takes a fraction of a second.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,13 +24,13 @@ from fer.models.layers.attention import countable
 
 @dataclass(frozen=True, kw_only=True)
 class Operations:
-    """One picture's operations by kind.
+    """The operations for one image, by kind.
 
-    convolution, linear, matmul: multiply-accumulates, as torch.utils.flop_counter has them; a linear layer is a product
-        with one matrix for the whole batch, `matmul` (of attention) one with a matrix for each sample.
+    convolution, linear, matmul: multiply-accumulates, as torch.utils.flop_counter counts them; a linear layer is a
+        product with one matrix for the whole batch, `matmul` (of attention) one with a matrix for each sample.
     conv_bias: outputs of the convolutions that have a bias.
-    map_norm, norm: elements that a BatchNorm of maps normalises; those of every BatchNorm and LayerNorm.
-    prelu, relu: elements that they are taken of; `relu` holds the ReLU6 within a hardswish.
+    map_norm, norm: elements normalized by BatchNorms of maps; by every BatchNorm and LayerNorm.
+    prelu, relu: their elements; `relu` includes the ReLU6 within a hardswish.
     """
 
     convolution: int = 0
@@ -49,25 +49,25 @@ class Operations:
 
     @property
     def torchstat(self) -> int:
-        """What torchstat 0.0.7 prints as "Flops": bias, normalisation and activation of maps beside the MACs.
+        """The "Flops" of torchstat 0.0.7: bias, normalization and activation of maps beside the MACs.
 
-        It sees no matrix product of attention, and of the normalisations BatchNorm2d alone.
+        It counts no matrix product of attention, and of the normalizations only BatchNorm2d.
         """
         return self.convolution + self.linear + self.conv_bias + 2 * self.map_norm + self.prelu + self.relu
 
     @property
     def thop(self) -> int:
-        """What thop 0.1.1 calls "MACs": it sees layers, and so no matrix product of attention."""
+        """The "MACs" of thop 0.1.1: it counts layers, and so no matrix product of attention."""
         return self.convolution + self.linear + 4 * self.norm + self.prelu
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one model of ours costs.
+    """The cost of one of our models.
 
-    parameters: all; every one is live, the logits depend on it.
+    parameters: all; the logits depend on every one.
     statistics: running means and variances of the BatchNorms, which Keras counts as weights.
-    loose: those that are no weight or bias of a layer (positions, class tokens, factors); thop overlooks them.
+    loose: those that are not the weight or bias of a layer (positions, class tokens, factors); thop ignores them.
     """
 
     parameters: int
@@ -77,14 +77,14 @@ class Cost:
 
 
 def measure(model: FerModel) -> Cost:
-    """The cost of a picture of `model.input_size`. The model may be on the meta device; its mode is left as it was."""
+    """The cost for one image of `model.input_size`. The model may be on the meta device; its mode is not changed."""
     device = next(model.parameters()).device
-    picture = torch.empty(1, 3, model.input_size, model.input_size, device=device)
+    image = torch.empty(1, 3, model.input_size, model.input_size, device=device)
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with _Counter() as counter, countable(), torch.no_grad():
-            model(picture)
+            model(image)
     finally:
         for module, mode in training.items():
             module.training = mode
@@ -114,7 +114,7 @@ def _count(tensors: Iterable[Tensor]) -> int:
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what runs within it, by the kinds of `Operations`."""
+    """Counts the operations within it, by the kinds of `Operations`."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -6,7 +6,7 @@ Venue: Electronics 12(17):3595, 2023, doi:10.3390/electronics12173595
 Original repository: https://github.com/SainingZhang/DDAMFN
 
 MFN features, several dual-direction attention heads whose maps are merged by their maximum, a global depthwise
-convolution and a linear classifier. A second loss term drives the heads' maps apart.
+convolution and a linear classifier. A second loss term makes the heads' maps differ.
 
 Departures from the published code, and why:
 
@@ -35,7 +35,7 @@ from fer.models.mfn import NANO, PUBLISHED, CoordinateGate, MFNConfig, MFNFeatur
 from fer.models.registry import register
 
 MAX_HEADS = 4
-"""The most heads the paper's ablation goes to."""
+"""The most heads in the paper's ablation."""
 
 ATTENTION_LOSSES = ("code", "paper")
 
@@ -57,7 +57,7 @@ SMALL = MFNConfig(
 class DualDirectionHead(nn.Module):
     """One attention head (paper, section 2): (B,C,S,S) -> attention map (B,C,S,S) in (0, 1).
 
-    Coordinate attention, with a learnt weight a position in place of the mean over each row and each column.
+    Coordinate attention, with a learned weight per position in place of the mean over each row and each column.
     """
 
     def __init__(self, channels: int, size: int) -> None:
@@ -97,8 +97,6 @@ class DDAMFN(FerModel):
         attention_loss_weight: float = 0.1,
         drop_rate: float = 0.0,
     ) -> None:
-        if num_classes < 1:
-            raise ValueError(f"ddamfn: num_classes = {num_classes}: at least 1 is needed")
         if num_heads not in range(MAX_HEADS + 1):
             raise ValueError(f"ddamfn: num_heads = {num_heads!r}: 0 to {MAX_HEADS} is allowed")
         if attention_loss not in ATTENTION_LOSSES:
@@ -133,9 +131,9 @@ class DDAMFN(FerModel):
 
 
 def attention_loss(maps: Tensor, definition: str = "code") -> Tensor:
-    """How alike the heads' maps are: maps (B,K,C,S,S) -> scalar, 0 for fewer than two heads.
+    """Similarity of the heads' maps: maps (B,K,C,S,S) -> scalar, 0 for fewer than two heads.
 
-    With MSE(i,k) the mean square difference of the maps of two heads over all else:
+    With MSE(i,k) the mean square difference of the maps of two heads over all other axes:
 
         "code":  K (K-1) / 2 / sum over i < k of MSE(i,k)
         "paper": 1 / sum over i, k != i of MSE(i,k)

@@ -7,10 +7,10 @@ Venue: CVPR 2023, arXiv:2303.08810
 Original repository: https://github.com/rayleizhu/BiFormer
 
 The slides name their mechanism, and 9.8 GFLOPs at 224 pixels against 35.1 of ViT-B/16: "72 %" fewer. Of the networks
-with that mechanism BiFormer-B alone comes to 9.8, in multiply-accumulates (MACs), as its own repository counts; 35.1 is
-ViT-B/16 in operations, two a MAC. Like for like it is 9.76 against 17.56 GMACs, 44 % fewer. So `dynamic_vit_base` is
+with that mechanism only BiFormer-B has 9.8, in multiply-accumulates (MACs), as its own repository counts; 35.1 is
+ViT-B/16 in operations, two a MAC. In the same unit it is 9.76 against 17.56 GMACs, 44 % fewer. So `dynamic_vit_base` is
 BiFormer-B with a head for expressions; that the slides meant it is an inference. Their drawing shows two regions chosen
-for each: `topk=2`, 9.72 GMACs. `fer.models.vit` takes the slides literally, with the routing inside ViT-B/16.
+for each: `topk=2`, 9.72 GMACs. `fer.models.vit` follows the slides literally, with the routing inside ViT-B/16.
 
 Departures from the published code, and why:
 
@@ -19,9 +19,9 @@ Departures from the published code, and why:
 * Where the map is small, full attention with a mask takes the place of copies (`fer.models.layers.routing`).
 * Depths, widths, heads and input size are one configuration, so that narrow variants are the same code. In the last
   stage the published code has 8 heads whatever the width, no bias on queries, keys and values, and its local
-  convolution reads the normalised input instead of the values; all as published here.
+  convolution reads the normalized input instead of the values; all as published here.
 
-Shapes: B batch, H height, W width, C channels, R regions a side, N classes.
+Shapes: B batch, H height, W width, C channels, R regions per side, N classes.
 """
 
 from dataclasses import dataclass
@@ -32,11 +32,8 @@ from torch import Tensor, nn
 
 from fer.models.base import FerModel, TrainOutput
 from fer.models.layers.attention import attention
-from fer.models.layers.depthwise import DepthwiseConv, ResidualDepthwiseConv
-from fer.models.layers.drop_path import DropPath
-from fer.models.layers.fold import fold_conv_bn
-from fer.models.layers.fused_linear import FusedLinear
-from fer.models.layers.linear import MLP
+from fer.models.layers.conv import DepthwiseConv, ResidualDepthwiseConv, fold_conv_bn
+from fer.models.layers.linear import MLP, DropPath, FusedLinear
 from fer.models.layers.routing import RoutingAttention
 from fer.models.registry import register
 
@@ -48,15 +45,15 @@ STRIDES = (4, 8, 16, 32)
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicViTConfig:
-    """Size of the network, and what a variant sets by default.
+    """Size of the network, and the defaults of a variant.
 
     Attributes:
         input_size: in pixels.
         depths, widths: blocks and channels of the four stages.
-        head_dim: channels a head in the first three stages.
+        head_dim: channels per head in the first three stages.
         last_heads: heads in the last stage.
         mlp_ratio: hidden channels of a block's MLP by its channels.
-        num_regions: regions a side at `input_size`; in proportion at another size.
+        num_regions: regions per side at `input_size`; in proportion at another size.
         topk: regions that a region attends to, in the first three stages.
         init_std: of the weights of linear layers.
         drop_path_rate: of the last block, rising from 0 at the first.
@@ -160,16 +157,16 @@ class Block(nn.Module):
 class DynamicViT(FerModel):
     """BiFormer with a head for expressions.
 
-    Options, None for what the variant sets:
+    Options; None stands for the variant's default:
 
     topk: regions that each region attends to in the first three stages: three numbers, published (1, 4, 16), or one for
         all; the last stage always attends to all tokens.
-    num_regions: regions a side (published `n_win`), 7 at 224 pixels and 8 at 256; a divisor of input_size / 16.
-    input_size: pixels, a multiple of 32. The slides' faces are 256 pixels wide, which 7 regions a side do not divide.
+    num_regions: regions per side (published `n_win`), 7 at 224 pixels and 8 at 256; a divisor of input_size / 16.
+    input_size: pixels, a multiple of 32. The slides' faces are 256 pixels wide, which 7 regions per side do not divide.
     drop_path_rate: of the last block. 0.1 (tiny), 0.15 (small), 0.4 (base) are said to be the values of the BiFormer
         paper's ImageNet training; its repository does not hold them, and they are not checked.
 
-    The slides' recipe is not known, neither optimiser nor learning rate nor epochs.
+    The slides' recipe is not known, neither optimizer nor learning rate nor epochs.
 
     Parameters with 7 classes: 12,633,351 (tiny), 25,026,823 (small), 56,041,351 (base).
     GMACs at 224 pixels: 2.215, 4.463, 9.758.
@@ -185,8 +182,6 @@ class DynamicViT(FerModel):
         input_size: int | None = None,
         drop_path_rate: float | None = None,
     ) -> None:
-        if num_classes < 1:
-            raise ValueError(f"dynamic_vit: num_classes = {num_classes}: at least 1 is needed")
         input_size = config.input_size if input_size is None else input_size
         if input_size < STRIDES[-1] or input_size % STRIDES[-1]:
             raise ValueError(
@@ -239,7 +234,7 @@ def _check_regions(num_regions: int, input_size: int) -> None:
     valid = [str(regions) for regions in range(1, smallest + 1) if smallest % regions == 0]
     if str(num_regions) not in valid:
         raise ValueError(
-            f"dynamic_vit: num_regions = {num_regions!r} does not divide the {smallest} tokens a side of stage 3"
+            f"dynamic_vit: num_regions = {num_regions!r} does not divide the {smallest} tokens per side of stage 3"
             f" at input_size {input_size}; allowed: {', '.join(valid)}"
         )
 

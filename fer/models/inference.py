@@ -3,8 +3,8 @@
     model = for_inference(model)
     logits = model(x)
 
-A module that can do its work in evaluation mode with fewer passes says so by a method `folded(self) -> nn.Module`: its
-stand-in, which shares no tensor with it. Most of them fold a BatchNorm into the convolution before it (`layers.fold`).
+A module that can be evaluated with fewer passes has a method `folded(self) -> nn.Module`, which returns its
+replacement; the two share no tensor. Most of them fold a BatchNorm into the convolution before it (`layers.conv`).
 """
 
 from collections.abc import Callable
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from fer.models.base import FerModel
 
 IMAGES_A_THREAD = 4
-"""How many float32 images a thread a model for inference takes at a time on CPU: a layer's maps then fit into cache."""
+"""Number of float32 images per thread at a time in inference on CPU: the maps of a layer then fit into cache."""
 
 FEWEST_IMAGES = 16
-"""How many it takes at least; of fewer on one thread, torch does not give the 1x1 convolutions to oneDNN."""
+"""The least number at a time; for fewer on one thread, torch does not use oneDNN for 1x1 convolutions."""
 
 _Model = TypeVar("_Model", bound=FerModel)
 
@@ -29,9 +29,9 @@ _Model = TypeVar("_Model", bound=FerModel)
 def for_inference(model: _Model) -> _Model:
     """A copy in evaluation mode, without gradients, BatchNorms folded, the weights in channels-last order.
 
-    It is a model of the same class and answers to the same attributes; its state dict has other keys. Logits agree with
-    `model.eval()` up to rounding. `train()` raises RuntimeError. The given model is left as it was.
-    On CPU it takes a large batch in parts (`_forward_in_parts`), so that a sample's logits must be its own alone.
+    It is a model of the same class with the same attributes; its state dict has other keys. Logits agree with
+    `model.eval()` up to rounding. `train()` raises RuntimeError. The given model is not changed.
+    On CPU it splits a large batch (`_forward_in_parts`), so that a sample's logits must not depend on other samples.
     """
     model = deepcopy(model).eval().requires_grad_(False)
     _fold_children(model)
@@ -51,7 +51,7 @@ def _fold_children(module: nn.Module) -> None:
 
 
 def _forward_in_parts(model: FerModel, x: Tensor) -> Tensor:
-    """`forward`, on CPU a few images at a time, so that a layer finds in cache what the one before it has written."""
+    """`forward`, on CPU a few images at a time, so that a layer's input is still in cache."""
     forward = type(model).forward
     part = max(FEWEST_IMAGES, IMAGES_A_THREAD * torch.get_num_threads()) * 4 // x.element_size()
     if x.device.type != "cpu" or torch.compiler.is_compiling() or len(x) <= part:
@@ -60,7 +60,7 @@ def _forward_in_parts(model: FerModel, x: Tensor) -> Tensor:
 
 
 def _refuse_training(model: nn.Module, mode: bool = True) -> nn.Module:
-    """In place of `train` of a model for inference."""
+    """Replaces `train` of a model for inference."""
     if mode:
-        raise RuntimeError("this model is a copy made by for_inference; train the model that it was made of")
+        raise RuntimeError("this model is a copy made by for_inference; train the original model")
     return model

@@ -1,12 +1,12 @@
-"""LHC-Net: ResNet34v2 with five blocks of local multi-head channel self-attention; LHC-NetC weighs the blocks.
+"""LHC-Net: ResNet34v2 with five blocks of local multi-head channel self-attention; LHC-NetC weights the blocks.
 
 Paper: "Local Multi-Head Channel Self-Attention for Facial Expression Recognition"
 Authors: Roberto Pecoraro, Valerio Basile, Viviana Bono (and Sara Gallo, arXiv:2111.07224)
 Venue: Information 13(9):419, 2022, doi:10.3390/info13090419
 Original repository: https://github.com/Bodhis4ttva/LHC_Net
 
-The channels of a map attend to each other. A head sees one horizontal band of the map ("local"), and each query channel
-chooses its own softmax temperature.
+The channels of a map attend to each other. A head covers one horizontal band of the map ("local"), and each query
+channel has its own softmax temperature.
 
 Departures from the published code, and why:
 
@@ -14,8 +14,8 @@ Departures from the published code, and why:
 * The heads' linear layers are one tensor and one batched product in place of a loop; `fer.weights.convert` stacks them.
 * The temperature divides the queries before the scores are made, not the scores: the same function, without the scores
   in the thousands that half precision cannot hold.
-* LHC-NetC's five residual weights are trained alone only on request, `train_only_controller`: it makes sense on the
-  weights of a trained LHC-Net, and not on a fresh network.
+* LHC-NetC's five residual weights are trained alone only with `train_only_controller`: that makes sense with the
+  weights of a trained LHC-Net, not from scratch.
 * `lhc_net_nano` has residual weights too, small at first: it is trained from scratch, the published networks from a
   trained host.
 
@@ -76,8 +76,8 @@ NANO = LHCConfig(
     ),
     num_heads=(8, 8, 4, 4, 1),
     head_dims=(16, 16, 8, 2, 2),
-    # From scratch, blocks of full weight drown the host's features in what all channels of a map have in common, and
-    # the loss stays at that of guessing for epochs. These start at 1 + tanh(-1.5) = 0.09.
+    # From scratch, blocks of full weight hide the host's features behind what all channels of a map have in common,
+    # and the loss stays at chance level for epochs. These start at 1 + tanh(-1.5) = 0.09.
     residual_weights=(-1.5,) * NUM_BLOCKS,
 )
 
@@ -100,7 +100,7 @@ SMALL = LHCConfig(
 
 
 class HeadwiseLinear(nn.Module):
-    """A linear layer a head, all at once: (n,M,P) -> (n,M,d)."""
+    """One linear layer per head, in one product: (n,M,P) -> (n,M,d)."""
 
     def __init__(self, num_heads: int, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class LHCBlock(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the weights of the attention anew, as Keras does by default; the residual weight stays."""
+        """Re-initializes the weights of the attention, as Keras does by default; the residual weight is kept."""
         self.embed.reset_parameters()
         for layer in (self.temperature, self.value):
             nn.init.xavier_uniform_(layer.weight)
@@ -174,7 +174,7 @@ class LHCBlock(nn.Module):
         return attended.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
     def weights(self, x: Tensor) -> Tensor:
-        """What each head makes each query channel attend to: (B,C,H,W) -> (B,n,C,C), the keys last, of sum 1."""
+        """The attention weights of each head and query channel: (B,C,H,W) -> (B,n,C,C), the keys last, of sum 1."""
         batch, channels = x.shape[:2]
         heads = self.num_heads
         query = self._bands(_mean_pool(x, self.pool))  # (n,BC,P)
@@ -201,7 +201,7 @@ class LHCBlock(nn.Module):
 
 
 def _mean_pool(x: Tensor, size: int) -> Tensor:
-    """Mean over a window of stride 1, of those of its positions that lie within the map."""
+    """Mean over a window of stride 1, of its positions within the map."""
     return F.avg_pool2d(x, size, 1, size // 2, count_include_pad=False)
 
 
@@ -255,14 +255,14 @@ class LHCNet(ResNet34V2):
         return x
 
     def reset_blocks(self, *numbers: int) -> None:
-        """Draws the attention weights of the given blocks, counted from 1, anew; of all without an argument."""
+        """Re-initializes the attention weights of the given blocks, counted from 1; of all without an argument."""
         for number in numbers or range(1, len(self.lhc) + 1):
             block = self.lhc[number - 1]
             if isinstance(block, LHCBlock):
                 block.reset_parameters()
 
     def load_host(self, state: Mapping[str, Tensor]) -> None:
-        """Takes over all weights of the network that the published training goes on from; the new ones stay.
+        """Loads all weights of the network that the published training continues from; the new ones are kept.
 
         state: of a ResNet34v2 (the protocol's stage 4), or for LHC-NetC of an LHC-Net (stage 5); of the same
             configuration and number of classes, else ValueError names the keys.
@@ -327,7 +327,7 @@ class LHCNetC(LHCNet):
 
 
 def _each(option: str, values: Sequence[_T] | None, default: Sequence[_T]) -> Sequence[_T]:
-    """One value a block: the option's, or the default."""
+    """One value per block: the option's, or the default."""
     if values is None:
         return default
     if len(values) != NUM_BLOCKS:

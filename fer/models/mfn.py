@@ -1,4 +1,4 @@
-"""MFN, the mixed feature network: DDAMFN's backbone, and a face-embedding network of its own.
+"""MFN, the mixed feature network: DDAMFN's backbone, and a face-embedding network by itself.
 
 Paper: "A Dual-Direction Attention Mixed Feature Network for Facial Expression Recognition"
 Authors: Saining Zhang, Yuhang Zhang, Ye Zhang, Yufei Wang, Zhigang Song
@@ -6,14 +6,14 @@ Venue: Electronics 12(17):3595, 2023, doi:10.3390/electronics12173595
 Original repository: https://github.com/SainingZhang/DDAMFN
 
 A MobileFaceNet whose inverted residual blocks mix depthwise kernels of several sizes (MixConv, arXiv:1907.09595) and
-weigh their output by coordinate attention (arXiv:2103.02907).
+weight their output by coordinate attention (arXiv:2103.02907).
 
 Departures from the published code, and why:
 
 * The BatchNorm and PReLU that the published MixConv constructs and never calls are left out: 29,184 dead parameters.
   `fer.weights.convert` drops them by name.
 * Widths, depths, kernels, stem stride and input size are one configuration, so that narrow variants are the same code.
-* The classifier (`num_classes` > 0) reads the embedding before its L2 normalisation: a unit vector would bound the
+* The classifier (`num_classes` > 0) reads the embedding before its L2 normalization: a unit vector would bound the
   logits. The published code trains MFN for face recognition only; its table counts this classifier's parameters.
 
 Shapes: B batch, C channels, E expanded channels, H height, W width, N classes.
@@ -27,8 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fer.models.base import FerModel, TrainOutput
-from fer.models.layers.conv import ConvBNAct, global_depthwise
-from fer.models.layers.fold import fold_conv_bn
+from fer.models.layers.conv import ConvBNAct, fold_conv_bn, global_depthwise
 from fer.models.layers.gate import profiles, weigh
 from fer.models.registry import register
 
@@ -98,14 +97,14 @@ NANO = MFNConfig(
 
 
 class MixConv(nn.Module):
-    """Depthwise convolutions of several kernel sizes, each on its share of the channels: (B,E,H,W) -> (B,E,H/s,W/s).
+    """Depthwise convolutions of several kernel sizes, each on a part of the channels: (B,E,H,W) -> (B,E,H/s,W/s).
 
-    Neither normalised nor activated, as published.
+    Neither normalized nor activated, as published.
     """
 
     def __init__(self, kernels: Kernels, stride: int) -> None:
         super().__init__()
-        self.shares = [channels for _, channels in kernels]
+        self.widths = [channels for _, channels in kernels]
         self.stride = stride
         self.convs = nn.ModuleList(
             nn.Conv2d(channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False)
@@ -113,7 +112,7 @@ class MixConv(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = torch.split(x, self.shares, dim=1)
+        parts = torch.split(x, self.widths, dim=1)
         return torch.cat([conv(part) for conv, part in zip(self.convs, parts, strict=True)], dim=1)
 
     def folded(self) -> nn.Module:
@@ -126,7 +125,7 @@ class MixConv(nn.Module):
         if largest > 7:
             return deepcopy(self)
         padded = [F.pad(conv.weight, [(largest - conv.weight.shape[-1]) // 2] * 4) for conv in convs]
-        channels = sum(self.shares)
+        channels = sum(self.widths)
         whole = nn.Conv2d(channels, channels, largest, self.stride, largest // 2, groups=channels, bias=False)
         whole.weight = nn.Parameter(torch.cat(padded).detach())
         return whole
@@ -149,7 +148,7 @@ class CoordinateGate(nn.Module):
     def forward(self, profile_h: Tensor, profile_w: Tensor) -> tuple[Tensor, Tensor]:
         height, width = profile_h.shape[2], profile_w.shape[3]
         profile = torch.cat([profile_h.permute(0, 2, 3, 1), profile_w.permute(0, 3, 2, 1)], dim=1)  # (B,H+W,1,C)
-        profile = profile.permute(0, 3, 1, 2)  # (B,C,H+W,1), channels last in memory as the convolutions want it
+        profile = profile.permute(0, 3, 1, 2)  # (B,C,H+W,1), channels last in memory for the convolutions
         profile = F.hardswish(self.bn(self.squeeze(profile)))  # (B,C/32,H+W,1)
         profile_h, profile_w = torch.split(profile, [height, width], dim=2)
         gate_h = self.expand_h(profile_h).sigmoid()  # (B,C,H,1)
@@ -165,7 +164,7 @@ class CoordinateGate(nn.Module):
 
 
 class CoordinateAttention(nn.Module):
-    """Weigh a map by gates made of its row means and its column means (arXiv:2103.02907): (B,C,H,W) -> (B,C,H,W)."""
+    """Weight a map by gates computed from its row and column means (arXiv:2103.02907): (B,C,H,W) -> (B,C,H,W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -213,14 +212,14 @@ class MFNFeatures(nn.Sequential):
 @register("mfn_nano", config=NANO)
 @register("mfn", config=PUBLISHED)
 class MFN(FerModel):
-    """MFN with a classifier on its 256-d embedding; with `num_classes=0` the L2-normalised embedding itself, (B, 256).
+    """MFN with a classifier on its 256-d embedding; with `num_classes=0` the L2-normalized embedding itself, (B, 256).
 
     Parameters, published configuration: 4,164,264 for the embedding, 4,166,063 with 7 classes.
     """
 
+    without_classes = "the embedding"
+
     def __init__(self, num_classes: int = 7, *, config: MFNConfig) -> None:
-        if num_classes < 0:
-            raise ValueError(f"mfn: num_classes = {num_classes}: 0 (the embedding) or the number of classes is allowed")
         super().__init__(num_classes, input_size=config.input_size)
         self.features = MFNFeatures(config)
         self.pool = global_depthwise(config.out_width, config.map_size)

@@ -10,22 +10,22 @@ each. In every block the image tokens attend to themselves by the landmark token
 POSTER V2 starts from it and compares with it: its Tables 1 and 6 name the three depths V1-T, V1-S and V1. The
 published code calls the same three "small", "base" and "large".
 
-The default is the published code for RAF-DB. Where it surprises, it is followed:
+The default is the published code for RAF-DB. Its surprising parts are kept:
 
-* An image token is 1,024 consecutive numbers of the map (C,14,14) in memory order, so 5.2 channels of it and no place
-  on the face; the landmark tokens are the 49 places of their map.
-* Queries are the other stream's normalised tokens as they are, without a projection. Both directions of a block start
+* An image token is 1,024 consecutive numbers of the map (C,14,14) in memory order, 5.2 channels of it rather than a
+  position; the landmark tokens are the 49 positions of their map.
+* Queries are the other stream's normalized tokens as they are, without a projection. Both directions of a block start
   from the same tokens.
 * A 1x1 convolution over the token axis ends every block and mixes all 100 tokens. The published model for AffectNet,
   another file, has none: `token_mixing=False`.
-* The wider levels of the pyramid take up the narrower ones, never the reverse, and the classifier reads the image's
-  class token alone, of the widest level.
+* The wider levels of the pyramid receive the narrower ones, never the reverse, and the classifier reads only the
+  image's class token, of the widest level.
 
 Departures from the published code, and why:
 
 * 12,944,144 parameters that no output depends on are left out: the heads of both branches and a class token that the
   mean of the tokens replaces. `fer.weights.convert` drops them by name. Without token mixing the landmark half of the
-  last block's widest level is without effect too, and is left out.
+  last block's widest level has no effect either, and is left out.
 * A frozen landmark network keeps its BatchNorm statistics (`landmark_bn`), and cannot be frozen at random weights.
 * The image is shrunk once for both branches; keeping every second pixel, as published.
 
@@ -38,13 +38,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fer.models.backbones.ir import IR50_THREE_STAGES, IRConfig, IRFeatures
-from fer.models.backbones.mobilefacenet import PUBLISHED as MOBILEFACENET
-from fer.models.backbones.mobilefacenet import LandmarkBackbone, MobileFaceNetConfig
 from fer.models.base import FerModel, TrainOutput, at_least_float32, cross_entropy
-from fer.models.layers.cross_attention import CrossAttention
-from fer.models.layers.drop_path import DropPath
-from fer.models.layers.linear import MLP
+from fer.models.ir import IR50_THREE_STAGES, IRConfig, IRFeatures
+from fer.models.layers.attention import CrossAttention
+from fer.models.layers.linear import MLP, DropPath
+from fer.models.mobilefacenet import PUBLISHED as MOBILEFACENET
+from fer.models.mobilefacenet import LandmarkBackbone, MobileFaceNetConfig
 from fer.models.poster_v2 import NANO as POSTER_V2_NANO
 from fer.models.poster_v2 import Gate
 from fer.models.registry import register
@@ -62,7 +61,7 @@ class PosterV1Config:
     """Size of the network.
 
     Attributes:
-        input_size, inner_size: pixels of the input, and of what both branches see of it by nearest neighbour.
+        input_size, inner_size: pixels of the input, and of the input of both branches, by nearest neighbor.
         image, landmarks: the branches, of strides 8 and 16.
         dim: D of the widest of the three levels; each next one is half as wide.
         depth: number of pyramid blocks.
@@ -187,7 +186,7 @@ class PosterV1(FerModel):
     pyramid: three levels of token widths D, D/2 and D/4; otherwise D alone.
     token_mixing: as in the published model for RAF-DB; False: the one for AffectNet.
     drop_path_rate: stochastic depth grows linearly from 0 at the first block to this rate at the last.
-    landmark_frozen: the landmark network takes no gradient and needs loaded weights; the nano always trains it along.
+    landmark_frozen: the landmark network takes no gradient and needs loaded weights; the nano always trains it.
     landmark_bn: in training, a frozen landmark network's BatchNorm is "frozen", or lets its statistics "drift" as in
         the published training.
 
@@ -209,8 +208,6 @@ class PosterV1(FerModel):
         landmark_bn: str = "frozen",
         landmark_frozen: bool = True,
     ) -> None:
-        if num_classes < 1:
-            raise ValueError(f"poster_v1: num_classes = {num_classes}: at least 1 is needed")
         if streams not in STREAMS:
             raise ValueError(f"poster_v1: streams = {streams!r}: one of {STREAMS} is allowed")
         super().__init__(num_classes, input_size=config.input_size)
@@ -231,13 +228,13 @@ class PosterV1(FerModel):
         for block, rate in enumerate(torch.linspace(0, drop_path_rate, config.depth, device="cpu").tolist()):
             levels = []
             for level in range(num_levels):
-                unread = not token_mixing and block == config.depth - 1 and level == 0
+                unused = not token_mixing and block == config.depth - 1 and level == 0
                 levels.append(
                     CrossFusion(
                         config.dim // 2**level,
                         config,
                         to_image=to_image,
-                        to_landmarks=to_landmarks and not (unread and to_image),
+                        to_landmarks=to_landmarks and not (unused and to_image),
                         token_mixing=token_mixing,
                         drop_path_rate=rate,
                     )
@@ -267,5 +264,5 @@ class PosterV1(FerModel):
 
 
 def with_mean(tokens: Tensor) -> Tensor:
-    """The mean of the tokens in front of them, as their class token: (B,T-1,D) -> (B,T,D)."""
+    """The tokens with their mean prepended as the class token: (B,T-1,D) -> (B,T,D)."""
     return torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1)

@@ -9,7 +9,7 @@ An IR-50 cut after three stages and a frozen MobileFaceNet landmark network both
 image features attend to the landmark features; the fused maps become 147 tokens for a small vision transformer.
 
 The default is the published code, which differs from the paper: the queries are the landmark features as they are
-(the paper's equation 4 projects them), the residual connection starts from the normalised image features (equation 5:
+(the paper's equation 4 projects them), the residual connection starts from the normalized image features (equation 5:
 from the features themselves), layer scales of 1e-5 weigh both residual branches, and the windows are the whole maps.
 
 Departures from the published code, and why:
@@ -31,16 +31,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fer.models.backbones.ir import IR50_THREE_STAGES, IRConfig, IRFeatures
-from fer.models.backbones.mobilefacenet import PUBLISHED as MOBILEFACENET
-from fer.models.backbones.mobilefacenet import LandmarkBackbone, MobileFaceNetConfig
-from fer.models.backbones.mobilefacenet import Stage as LandmarkStage
 from fer.models.base import FerModel, TrainOutput
-from fer.models.layers.class_token import ClassTokenTransformer
-from fer.models.layers.cross_attention import CrossAttention
-from fer.models.layers.drop_path import DropPath
-from fer.models.layers.linear import MLP
-from fer.models.layers.tokens import Embedding, to_map, to_tokens
+from fer.models.ir import IR50_THREE_STAGES, IRConfig, IRFeatures
+from fer.models.layers.attention import CrossAttention
+from fer.models.layers.linear import MLP, DropPath
+from fer.models.layers.tokens import ClassTokenTransformer, Embedding, to_map, to_tokens
+from fer.models.mobilefacenet import PUBLISHED as MOBILEFACENET
+from fer.models.mobilefacenet import LandmarkBackbone, MobileFaceNetConfig
+from fer.models.mobilefacenet import Stage as LandmarkStage
 from fer.models.registry import register
 
 ATTENTIONS = ("window", "vanilla")
@@ -48,10 +46,10 @@ ATTENTIONS = ("window", "vanilla")
 
 @dataclass(frozen=True, kw_only=True)
 class PosterV2Config:
-    """Size of the network, and what a variant sets by default.
+    """Size of the network, and the defaults of a variant.
 
     Attributes:
-        input_size, inner_size: pixels of the input, and of what both branches see of it by nearest neighbour.
+        input_size, inner_size: pixels of the input, and of the input of both branches, by nearest neighbor.
         image, landmarks: the branches; the stages of both have maps of equal width, but for the landmarks' last.
         num_heads: of the attention at every level.
         token_dim, token_heads: width and heads of the vision transformer.
@@ -119,15 +117,15 @@ NANO = PosterV2Config(
     drop_path_rate=0.0,
     landmark_frozen=False,
 )
-"""For training from scratch, which layer scales of 1e-5 and linear weights of 0.01 at these widths would hold back for
-epochs. 151,486 parameters with 7 classes, 7.6 MMACs."""
+"""For training from scratch, which layer scales of 1e-5 and linear weights of 0.01 would delay by epochs at these
+widths. 151,486 parameters with 7 classes, 7.6 MMACs."""
 
 
 class Fusion(nn.Module):
     """One level: image features attend to landmark features (paper, section 3.1): (B,C,2S,2S), (B,C',S,S) -> (B,C,S,S).
 
-    The image map is halved and cut into windows; the landmark map, averaged down to the size of one window, asks every
-    window. Without landmarks (`landmark_width` None) the windows ask themselves.
+    The image map is halved and cut into windows; the landmark map, averaged to the size of one window, is the query
+    of every window. Without landmarks (`landmark_width` None) the windows attend to themselves.
     """
 
     def __init__(
@@ -199,7 +197,7 @@ class Fusion(nn.Module):
 
 
 class Gate(nn.Module):
-    """Weigh every feature by a function of all of them, squeeze-and-excitation without the squeeze: (B,D) -> (B,D)."""
+    """Weight every feature by a function of all of them, squeeze-and-excitation without the squeeze: (B,D) -> (B,D)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -223,18 +221,18 @@ class PosterV2(FerModel):
     drop_path_rate: stochastic depth grows linearly with the level, by a quarter of this rate each, from 0; None: the
         configuration's value (published: 0.5; nano: 0).
 
-    The others are ablations. Rows of the paper's Table 8 and what makes them; the paper does not say what takes the
-    place of what is left out, so that the last column is inferred:
+    The others are ablations. Rows of the paper's Table 8 and their options; the paper does not say what replaces the
+    part that is left out, so that the last column is inferred:
 
-        w/o multi-scale feature extraction  multi_scale=False     the last level alone, fused and tokenised
-        w/o ViT                             vit_depth=0           mean of the tokens, normalised, before the gate
+        w/o multi-scale feature extraction  multi_scale=False     the last level alone, fused and tokenized
+        w/o ViT                             vit_depth=0           mean of the tokens, normalized, before the gate
         w/o W-MCSA                          attention="vanilla"   projected queries, no position bias, whole maps
         w/o cross-fusion                    cross_fusion=False    image features attend to themselves, no landmarks
 
     Figure 6: `vit_depth` 2, 4, 6, 8. `window_size`: W in pixels of the fused maps, of sides 28, 14 and 7; a level of a
     smaller side is one window, any other side must be a multiple. None, as published: every level is one window.
-    With smaller windows the landmark maps are averaged down to W x W and ask each window, as in section 3.1; the paper
-    does not say how they are made smaller.
+    With smaller windows the landmark maps are averaged to W x W and are the queries of each window, as in section 3.1;
+    the paper does not say how they are reduced.
 
     Parameters, published configuration: 43,753,941 for 7 classes, 43,754,710 for 8; 911,232 are the landmark network's.
     """
@@ -253,8 +251,6 @@ class PosterV2(FerModel):
         landmark_bn: str = "frozen",
         landmark_frozen: bool | None = None,
     ) -> None:
-        if num_classes < 1:
-            raise ValueError(f"poster_v2: num_classes = {num_classes}: at least 1 is needed")
         if not isinstance(vit_depth, int) or vit_depth < 0:
             raise ValueError(f"poster_v2: vit_depth = {vit_depth!r}: an integer of at least 0 is needed")
         if attention not in ATTENTIONS:

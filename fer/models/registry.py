@@ -1,7 +1,7 @@
 """Models by name: `create_model("ddamfn", num_classes=7, num_heads=3)`.
 
-A model file registers its class, once a name. The keyword-only parameters of the class are the options that users may
-set; those fixed in `register` are what the name stands for, and are not options.
+A model file registers its class under one or more names. The keyword-only parameters of the class are the options that
+users may set; those fixed in `register` define the name, and are not options.
 
     @register("ddamfn_small", config=SMALL)
     @register("ddamfn", config=PUBLISHED)
@@ -28,7 +28,7 @@ _REGISTRY: dict[str, _Entry] = {}
 
 
 def register(name: str, **fixed: Any) -> Callable[[_Builder], _Builder]:
-    """Class (or function) decorator: make `create_model(name)` call it with the arguments `fixed`."""
+    """Class (or function) decorator: `create_model(name)` calls it with the arguments `fixed`."""
 
     def decorate(builder: _Builder) -> _Builder:
         if name in _REGISTRY:
@@ -52,14 +52,14 @@ def model_options(name: str) -> dict[str, Any]:
 
 
 def model_loss(name: str) -> str:
-    """What the model minimises in training, in words: `FerModel.loss_is`."""
+    """Description of the loss that the model minimizes in training: `FerModel.loss_is`."""
     return str(getattr(_entry(name).builder, "loss_is", "the model's own loss"))
 
 
 def create_model(name: str, num_classes: int = 7, **options: Any) -> FerModel:
-    """A freshly initialised model, in training mode; the weights are a function of torch's global seed.
+    """A freshly initialized model, in training mode; the weights are a function of torch's global seed.
 
-    Raises ValueError for an unknown name or option, naming the valid ones, and for values that the model refuses.
+    Raises ValueError for an unknown name or option, listing the valid ones, and for values that the model rejects.
     """
     builder, fixed = _entry(name)
     valid = model_options(name)
@@ -72,7 +72,9 @@ def create_model(name: str, num_classes: int = 7, **options: Any) -> FerModel:
         if not options:
             raise
         given = ", ".join(f"{option} = {value!r}" for option, value in options.items())
-        raise ValueError(f"model {name!r} cannot be made with {given}: {str(error).partition(chr(10))[0]}") from error
+        raise ValueError(
+            f"model {name!r} cannot be created with {given}: {str(error).partition(chr(10))[0]}"
+        ) from error
     model.name, model.options = name, options
     return model
 

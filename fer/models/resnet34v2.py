@@ -10,8 +10,8 @@ Departures from the published code, and why:
 
 * Channels first, and logits where the published code ends in a softmax: every model of the zoo returns logits.
 * Widths, depths, hidden layers and input size are one configuration, so that narrow variants are the same code.
-* The published training starts from ImageNet weights of the convolutions; here the weights start as Keras would draw
-  them: He's uniform for convolutions, Glorot's uniform for linear layers, no bias.
+* The published training starts from ImageNet weights of the convolutions; here the weights are initialized as in
+  Keras: He's uniform for convolutions, Glorot's uniform for linear layers, no bias.
 
 Shapes: B batch, C channels, H height, W width, N classes.
 """
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fer.models.base import FerModel, Resize, TrainOutput
-from fer.models.layers.fold import fold_conv_bn
+from fer.models.layers.conv import fold_conv_bn
 from fer.models.registry import register
 
 BN_EPSILON = 2e-5
@@ -34,13 +34,13 @@ class ResNetV2Config:
     """Size of the network. A level is the stem or one of the stages; each halves the map but the first stage.
 
     Attributes:
-        input_size: side of the picture in pixels; the stem divides it by 4.
+        input_size: side of the image in pixels; the stem divides it by 4.
         stem_width: channels after the stem.
         depths, widths: units and channels of each stage.
         hidden: widths of the classifier's hidden layers.
         drop_rate: dropout probability after each hidden layer.
         bn_momentum: weight of a new batch in the running statistics of the BatchNorms.
-        antialias: of the resize to `input_size`. The published networks enlarge pictures of 48 pixels.
+        antialias: of the resize to `input_size`. The published networks enlarge images of 48 pixels.
     """
 
     input_size: int
@@ -106,13 +106,13 @@ class PixelNorm(nn.BatchNorm2d):
         self.register_parameter("weight", None)
 
     def reset_parameters(self) -> None:
-        """Statistics and shift as at the start."""
+        """Resets the statistics and the shift."""
         self.reset_running_stats()
         nn.init.zeros_(self.bias)
 
 
 class Stem(nn.Module):
-    """(B,3,S,S) -> (B,C,S/4,S/4): normalise the pixels, 7x7 convolution of stride 2, max-pooling of stride 2.
+    """(B,3,S,S) -> (B,C,S/4,S/4): normalize the pixels, 7x7 convolution of stride 2, max-pooling of stride 2.
 
     The published pooling pads with zeros; after a ReLU that gives what padding with minus infinity gives.
     """
@@ -196,8 +196,6 @@ class ResNet34V2(FerModel):
     """
 
     def __init__(self, num_classes: int = 7, *, config: ResNetV2Config, drop_rate: float | None = None) -> None:
-        if num_classes < 1:
-            raise ValueError(f"num_classes = {num_classes}: at least 1 is needed")
         super().__init__(
             num_classes,
             input_size=config.input_size,

@@ -52,8 +52,6 @@ class ResNet50(FerModel):
     """ResNet-50. Parameters: 25,557,032 with 1000 classes, 23,522,375 with 7."""
 
     def __init__(self, num_classes: int = 7, *, drop_rate: float = 0.0) -> None:
-        if num_classes < 1:
-            raise ValueError(f"resnet50: num_classes = {num_classes}: at least 1 is needed")
         super().__init__(num_classes, input_size=224)
         self.stem = ConvBNAct(3, 64, 7, stride=2, padding=3, act=False)
         self.pool = nn.MaxPool2d(3, 2, padding=1)

@@ -6,17 +6,17 @@ Venue: ICLR 2021, arXiv:2010.11929
 Original repository: https://github.com/google-research/vision_transformer
 
 The baseline of the slides "Efficient Facial Expression Recognition with Dynamic Attention", whose 35.1 GFLOPs are its
-17.56 GMACs. `attention="dynamic"` takes the slides literally: the same encoder, in which every region of its 14 x 14
+17.56 GMACs. `attention="dynamic"` follows the slides literally: the same encoder, in which every region of its 14 x 14
 tokens attends to the `topk` regions most like it. That saves 4 % and not the slides' 72 %: at 197 tokens 95 % of the
-arithmetic is in the linear layers. `fer.models.dynamic_vit` is the network that their figure of 9.8 belongs to.
+arithmetic is in the linear layers. `fer.models.dynamic_vit` is the network with their 9.8.
 
 Departures from the published code, and why:
 
 * No dropout, which the published code uses when it trains on ImageNet and not when it fine-tunes.
-* With dynamic attention the class token, which lies in no region, attends to all tokens, and every token to the class
+* With dynamic attention the class token, which is in no region, attends to all tokens, and every token to the class
   token; BiFormer's local convolution is left out. So the parameters are those of ViT-B/16, and its weights load.
 
-Shapes: B batch, T patches (196), D token width, R regions a side, N classes.
+Shapes: B batch, T patches (196), D token width, R regions per side, N classes.
 """
 
 import torch
@@ -26,9 +26,8 @@ from torch import Tensor, nn
 from fer.models.base import FerModel, Resize, TrainOutput
 from fer.models.layers.attention import attention as attend
 from fer.models.layers.attention import is_countable
-from fer.models.layers.class_token import ClassTokenTransformer, SelfAttention
 from fer.models.layers.routing import gathered_attention, route, routing_bias
-from fer.models.layers.tokens import to_tokens
+from fer.models.layers.tokens import ClassTokenTransformer, SelfAttention, to_tokens
 from fer.models.registry import register
 
 ATTENTIONS = ("full", "dynamic")
@@ -78,7 +77,7 @@ class ViT(FerModel):
 
     attention: "full", or "dynamic".
     topk: with dynamic attention, the regions that each region attends to; 2 in the slides' drawing.
-    num_regions: with dynamic attention, regions a side; a divisor of 14.
+    num_regions: with dynamic attention, regions per side; a divisor of 14.
 
     Parameters: 85,804,039 with 7 classes, 86,567,656 with 1000. GMACs: 17.56; with dynamic attention 16.90, where
     BiFormer's own attention module in the same encoder, without class token and with its local convolution, has 16.86:
@@ -86,14 +85,12 @@ class ViT(FerModel):
     """
 
     def __init__(self, num_classes: int = 7, *, attention: str = "full", topk: int = 2, num_regions: int = 7) -> None:
-        if num_classes < 1:
-            raise ValueError(f"vit_b16: num_classes = {num_classes}: at least 1 is needed")
         if attention not in ATTENTIONS:
             raise ValueError(f"vit_b16: attention = {attention!r}: one of {ATTENTIONS} is allowed")
         valid = [regions for regions in range(1, SIDE + 1) if SIDE % regions == 0]
         if num_regions not in valid:
             raise ValueError(
-                f"vit_b16: num_regions = {num_regions!r} does not divide the {SIDE} tokens a side; allowed: {valid}"
+                f"vit_b16: num_regions = {num_regions!r} does not divide the {SIDE} tokens per side; allowed: {valid}"
             )
         if topk not in range(1, num_regions**2 + 1):
             raise ValueError(f"vit_b16: topk = {topk!r}: 1 to {num_regions**2} (num_regions^2) is allowed")

@@ -29,10 +29,9 @@ from fer.sources.aihub_records import (
     parse_record,
     read_json_records,
 )
-from fer.sources.base import Reject
-from fer.sources.entries import hashed_split, one_face
-from fer.sources.layout import PICTURE_ENDINGS, in_order, list_files, open_nested, reject
-from fer.sources.pack import Entry, nfc
+from fer.sources.archives import open_nested
+from fer.sources.base import Entry, Reject, hashed_split, nfc, one_face
+from fer.sources.layout import PICTURE_ENDINGS, in_order, list_files
 from fer.sources.tree import Catalogue, TreeConfig, TreeSource
 
 _SHOWN = 5
@@ -106,7 +105,7 @@ class AiHubSource(TreeSource):
                     try:
                         record = _parse(raw, asked)
                     except RecordError as error:
-                        entries.append(reject(f"{nfc(file)}-{index}", error.reason, str(error), origin))
+                        entries.append(Reject(f"{nfc(file)}-{index}", error.reason, str(error), origin))
                         continue
                     if record.file.lower() in seen:
                         excluded["listed_twice"] += 1
@@ -120,7 +119,7 @@ class AiHubSource(TreeSource):
                         if isinstance(found, Entry):
                             persons[record.person].add(published)
         for name in pictures.keys() - seen.keys():
-            entries.append(reject(name, "no_label", "no label file has a record of it", pictures[name]))
+            entries.append(Reject(name, "no_label", "no label file has a record of it", pictures[name]))
         entries, notes = self._choose(entries, persons, excluded)
         counts = {reason: count for reason, count in excluded.items() if count}
         return Catalogue(form=self._form(), entries=in_order(entries), excluded=counts, notes=notes)
@@ -155,7 +154,7 @@ class AiHubSource(TreeSource):
         key = record.file.rpartition(".")[0] or record.file
         path = pictures.get(record.file.lower())
         if path is None:
-            absent = reject(key, "missing_file", "the label file names it, and it is not there", origin)
+            absent = Reject(key, "missing_file", "the label file names it, and it is not there", origin)
             return "not_in_this_copy" if self.config.subset else absent
         name: str | None = record.uploader
         if self.config.labels == "majority":

@@ -24,7 +24,7 @@ from typing import Any
 
 from fer.io.files import FileError, refuse_impostor
 from fer.labels import DATASET_LABELS, named
-from fer.sources.pack import nfc
+from fer.sources.base import nfc
 
 CLASS_NAMES = DATASET_LABELS["aihub82"]
 UNKNOWN = "unknown"

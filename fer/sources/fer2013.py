@@ -21,12 +21,10 @@ from fer.console import log
 from fer.io.files import FileError
 from fer.labels import DATASET_LABELS, LabelSpace, named, space, to_canonical
 from fer.shards.schema import Split
-from fer.sources.base import AnnotatedFace, Block, RawSample, Reject
-from fer.sources.entries import find_layout, folders, one_face
+from fer.sources.base import AnnotatedFace, Block, Entry, RawSample, Reject, one_face
 from fer.sources.fer2013_file import RowsSource, block_rows, contents, fetch, file_name, keep_only_good, scan
 from fer.sources.fer2013_rows import SIDE, USAGES, Line, Row, RowError
-from fer.sources.layout import PICTURE_ENDINGS, list_files, split_named
-from fer.sources.pack import Entry
+from fer.sources.layout import PICTURE_ENDINGS, find_layout, folders, list_files, split_named
 from fer.sources.tree import Catalogue, TreeConfig
 
 HOME_PAGE = (

@@ -13,13 +13,14 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from fer.console import log, progress
-from fer.io.archives.tars import is_tar
+from fer.io.archives import is_tar
 from fer.io.files import FileError, refuse_impostor, sha256
 from fer.io.transfer import download
+from fer.sources.archives import open_tree
 from fer.sources.base import BLOCK_ROWS, Block, RawSample, Reject, read_description
 from fer.sources.fer2013_rows import Line, Row, RowError, csv_rows, form_of, parquet_rows
 from fer.sources.layout import list_files
-from fer.sources.tree import TreeSource, open_tree
+from fer.sources.tree import TreeSource
 
 _ARCHIVES = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
 _SHOWN_BAD_ROWS = 8

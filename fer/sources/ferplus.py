@@ -19,13 +19,12 @@ from pydantic import Field
 from fer.io.files import FileError
 from fer.labels import LabelSpace, space, to_canonical
 from fer.shards.schema import SPLITS, Split
-from fer.sources.base import AnnotatedFace, Block, RawSample, Reject
-from fer.sources.entries import find_layout, one_face
+from fer.sources.base import AnnotatedFace, Block, Entry, RawSample, Reject, one_face
 from fer.sources.fer2013 import CLASS_NAMES, is_ferplus_layout
 from fer.sources.fer2013_file import RowsSource, block_rows, contents, fetch, file_name, keep_only_good, scan
 from fer.sources.fer2013_rows import USAGES, Line, Row, RowError
 from fer.sources.ferplus_votes import EXPRESSIONS, Mode, Verdict, Votes, judge, read_labels, read_votes
-from fer.sources.pack import Entry
+from fer.sources.layout import find_layout
 from fer.sources.tree import Catalogue, TreeConfig
 
 VOTES_FILE = "fer2013new.csv"

@@ -15,8 +15,8 @@ from typing import Literal
 
 from fer.io.files import FileError
 from fer.labels import DATASET_LABELS
+from fer.sources.base import shares
 from fer.sources.csvfile import read_records, read_rows
-from fer.sources.entries import shares
 
 Mode = Literal["majority", "probability", "multi_target", "soft"]
 

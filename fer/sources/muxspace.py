@@ -20,10 +20,9 @@ from pydantic import Field, field_validator
 
 from fer.io.files import FileError
 from fer.labels import LabelSpace, named, space
-from fer.sources.base import Reject
+from fer.sources.base import Entry, Reject, hashed_split, nfc, one_face, shares
 from fer.sources.csvfile import fold, read_header, read_records, read_rows
-from fer.sources.entries import find_layout, hashed_split, one_face, shares
-from fer.sources.pack import Entry, nfc
+from fer.sources.layout import find_layout
 from fer.sources.tree import Catalogue, TreeConfig, TreeSource
 
 _COLUMNS = ("user.id", "image", "emotion")

@@ -23,10 +23,8 @@ from pydantic import Field, model_validator
 from fer.config import nearest
 from fer.io.files import FileError, sha256
 from fer.labels import LabelSpace, space
-from fer.sources.base import LabelSpaceName, Reject
-from fer.sources.entries import hashed_split
+from fer.sources.base import Entry, LabelSpaceName, Reject, hashed_split, nfc
 from fer.sources.layout import list_files, posix
-from fer.sources.pack import Entry, nfc
 from fer.sources.table_rows import LEFT_OUT, BadRowError, Face, TableColumns, parse_row, table_rows
 from fer.sources.tree import Catalogue, TreeConfig, TreeSource
 

@@ -14,9 +14,8 @@ from fer.config import Config, nearest
 from fer.io.files import FileError, refuse_impostor
 from fer.labels import LabelSpace, named
 from fer.shards.schema import Split
-from fer.sources.base import AnnotatedFace
+from fer.sources.base import AnnotatedFace, one_face
 from fer.sources.csvfile import read_records
-from fer.sources.entries import one_face
 from fer.sources.layout import split_named
 
 LEFT_OUT = "none"

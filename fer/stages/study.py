@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import shutil
 import threading
@@ -124,10 +123,11 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions) ->
         ValueError: a row that does not exist, a key that no recipe has, shards that cannot be used.
     """
     from fer.shards.read import ShardSet
-    from fer.stages.train import code_digest
+    from fer.stages.closure import code
+    from fer.training.job import TrainJob
     from fer.weights.parts import locate
 
-    code, folds, cells = code_digest(), options.folds or study.folds, []
+    folds, cells = options.folds or study.folds, []
     for row in options.chosen(study):
         dataset = options.dataset_of(study, row)
         params.dataset(dataset)
@@ -140,13 +140,20 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions) ->
                 if folds and fold is not None:
                     held = CrossValidation(folds=folds, fold=fold)
                     own = recipe.model_copy(update={"cross_validation": held})
-                what = [shards.digest, own.model_dump(mode="json"), [one.digest for one in pretrained], seed, code]
-                what += [] if study.tta == "none" else [study.tta]
-                digest = hashlib.sha256(json.dumps([*what, params.train.threads], sort_keys=True).encode()).hexdigest()
+                job = TrainJob.create(
+                    shards,
+                    own,
+                    seed=seed,
+                    code=code().digest("study", recipes=[own]),
+                    config=params.train,
+                    work=params.home / ".work",
+                    pretrained=pretrained,
+                    more={"tta": study.tta, "threads": params.train.threads},
+                )
                 cells.append(
                     Cell(
                         row=row.row,
-                        key=digest[:20],
+                        key=job.fingerprint[:20],
                         dataset=dataset,
                         shards=str(shards.folder),
                         labels=tuple(shards.labels),

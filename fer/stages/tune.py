@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import shutil
 import threading
 from dataclasses import asdict
@@ -151,24 +150,25 @@ def table(record: TrialLog, metric: str) -> str:
 
 def _plan(params: Params, config: TuneConfig, recipe: Recipe, dataset: str, shards: Any) -> TrialPlan:
     from fer.cluster.trials import TrialPlan
-    from fer.stages.train import code_digest
+    from fer.stages.closure import code
+    from fer.training.job import TrainJob
     from fer.weights.parts import locate
 
     # What says how much is tried, not what a trial is, stays out: a longer search goes on from a shorter one.
     what = config.model_dump(mode="json", exclude={"trials", "max_concurrent", "time_budget_minutes"})
     pretrained = locate(recipe.pretrained, params.root, params.parent)
-    parts = {
-        "data": shards.digest,
-        "recipe": recipe.model_dump(mode="json"),
-        "pretrained": [source.digest for source in pretrained],
-        "seed": params.seed,
-        "tune": what,
-        "threads": params.train.threads,
-        "code": code_digest(),
-    }
-    fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    job = TrainJob.create(
+        shards,
+        recipe,
+        seed=params.seed,
+        code=code().digest("tune", recipes=[recipe]),
+        config=params.train,
+        work=params.home / ".work",
+        pretrained=pretrained,
+        more={"tune": what, "threads": params.train.threads},
+    )
     return TrialPlan(
-        folder=str((params.home / ".work" / f"tune-{fingerprint[:16]}").resolve()),
+        folder=str((params.home / ".work" / f"tune-{job.fingerprint[:16]}").resolve()),
         shards=str((params.root / "data" / "shards" / dataset).resolve()),
         recipe=recipe,
         labels=tuple(shards.labels),
@@ -178,7 +178,7 @@ def _plan(params: Params, config: TuneConfig, recipe: Recipe, dataset: str, shar
         epochs=config.epochs,
         metric=config.metric,
         checkpoint_every_steps=params.train.checkpoint_every_steps,
-        fingerprint=fingerprint,
+        fingerprint=job.fingerprint,
         pretrained=pretrained,
     )
 

@@ -110,7 +110,8 @@ def train_cell(plan: Plan, cell: Cell) -> None:
     from fer.evaluation.protocols import both_protocols
     from fer.evaluation.tta import WithViews
     from fer.training.data import open_data
-    from fer.training.loop import TrainJob, answers, build_model, train
+    from fer.training.job import TrainJob
+    from fer.training.loop import answers, build_model, train
     from fer.training.metrics import classification_metrics
     from fer.training.peers import Peers
 

@@ -1,10 +1,10 @@
-"""The costs that the papers print, and the conventions under which our models give them back.
+"""The costs that the papers print, and the counting conventions under which our models reproduce them.
 
     paper = published_costs("poster_v2", cost)
     paper.total                  # 58,316,594 parameters in the published module
-    [(figure.printed, figure.ours) for figure in paper.figures]   # ("43.7 M", "43.724 M"), ("8.4 G", "8.482 G")
+    [(number.printed, number.ours) for number in paper.numbers]   # ("43.7 M", "43.724 M"), ("8.4 G", "8.482 G")
 
-Every paper counts in its own way, and two of them differently from one row of a table to the next. All hold for the
+Every paper counts in its own way, and two of them differently from one row of a table to the next. All are for
 classifiers of 7 classes (the vision transformer's head makes no difference in the printed digits).
 """
 
@@ -18,7 +18,7 @@ _UNITS = {"M": 1e6, "G": 1e9, "%": 1e-2}
 
 @dataclass(frozen=True, kw_only=True)
 class _Convention:
-    """How a figure was counted. `count` takes our cost and the published module; `per_mega` is what an M stands for."""
+    """How a printed number was counted. `count` takes our cost and the published module; `per_mega` is M."""
 
     text: str
     count: Callable[[Cost, "_Paper"], float]
@@ -27,15 +27,15 @@ class _Convention:
 
 @dataclass(frozen=True, kw_only=True)
 class _Paper:
-    """What the published module has and ours has not, and the figures printed of it.
+    """What the published module has and ours has not, and its printed numbers.
 
     dead: parameters that no output depends on, by the name of the published module that holds them.
-    keras: the running statistics count as weights.
-    discarded_parameters: of the layers that run and whose result is thrown away.
-    uncounted_operations: what thop counts of the published module and our count by its rules has not.
+    keras: whether the running statistics count as weights.
+    discarded_parameters: of layers that run and whose result is not used.
+    uncounted_operations: what thop counts of the published module and our count by its rules does not.
     """
 
-    figures: tuple[tuple[str, str, _Convention], ...] = ()
+    numbers: tuple[tuple[str, str, _Convention], ...] = ()
     dead: Mapping[str, int] = field(default_factory=dict)
     keras: bool = False
     discarded_parameters: int = 0
@@ -45,9 +45,9 @@ class _Paper:
         return cost.parameters + sum(self.dead.values()) + (cost.statistics if self.keras else 0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One printed figure: as printed, where, what ours comes to under its convention, and the convention in words."""
+@dataclass(frozen=True)
+class PrintedNumber:
+    """As printed, where, our count under its convention, and the convention in words."""
 
     printed: str
     where: str
@@ -57,27 +57,29 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedCosts:
-    """Of one model. `total` counts the published module's parameters; `dead` those without effect, by module."""
+    """Of one model. `total`: parameters of the published module; `dead`: those without effect, by module."""
 
     total: int
     dead: Mapping[str, int]
-    figures: tuple[Figure, ...]
+    numbers: tuple[PrintedNumber, ...]
 
 
 def published_costs(name: str, cost: Cost) -> PublishedCosts | None:
-    """Beside our `cost` of model `name` with 7 classes; None for a model that is not published."""
+    """The published costs for our `cost` of model `name` with 7 classes; None for a model that is not published."""
     paper = _PAPERS.get(name)
     if paper is None:
         return None
-    figures = tuple(
-        Figure(printed=printed, where=where, ours=_ours(printed, convention, cost, paper), convention=convention.text)
-        for printed, where, convention in paper.figures
+    numbers = tuple(
+        PrintedNumber(
+            printed=printed, where=where, ours=_ours(printed, convention, cost, paper), convention=convention.text
+        )
+        for printed, where, convention in paper.numbers
     )
-    return PublishedCosts(total=paper.total(cost), dead=paper.dead, figures=figures)
+    return PublishedCosts(total=paper.total(cost), dead=paper.dead, numbers=numbers)
 
 
 def _ours(printed: str, convention: _Convention, cost: Cost, paper: _Paper) -> str:
-    """Our count in the unit of the printed figure, to three decimals."""
+    """Our count in the unit of the printed number, to three decimals."""
     unit = printed.split()[1]
     divisor = convention.per_mega if unit == "M" else _UNITS[unit]
     return f"{convention.count(cost, paper) / divisor:.3f} {unit}"
@@ -100,7 +102,7 @@ _THOP_TWICE = _Convention(
     count=lambda cost, paper: 2 * (cost.operations.thop + paper.uncounted_operations),
 )
 _TORCHSTAT = _Convention(
-    text="torchstat: MACs, biases, normalisation, activation", count=lambda cost, paper: cost.operations.torchstat
+    text="torchstat: MACs, biases, normalization, activation", count=lambda cost, paper: cost.operations.torchstat
 )
 _THOP = _Convention(
     text="thop: MACs of layers, no attention products; printed truncated",
@@ -130,7 +132,7 @@ def _poster_v1(parameters: str, operations: str, depth: int) -> _Paper:
             "pyramid_fuse.cls_token": 512,
         },
         uncounted_operations=_LANDMARK_HEAD_OPERATIONS + depth * 100 * 100 * (512 + 256) + 4 * 99 * 512,
-        figures=((parameters, "POSTER V2, Table 6", _TOTAL), (operations, "POSTER V2, Table 6", _THOP_TWICE)),
+        numbers=((parameters, "POSTER V2, Table 6", _TOTAL), (operations, "POSTER V2, Table 6", _THOP_TWICE)),
     )
 
 
@@ -155,32 +157,32 @@ _PAPERS = {
         uncounted_operations=(
             _LANDMARK_HEAD_OPERATIONS + sum(h * n * (3 * n - 1) for h, n in ((2, 784), (4, 196), (8, 49)))
         ),
-        figures=(("43.7 M", "POSTER V2, Table 6", _LAYERS), ("8.4 G", "POSTER V2, Table 6", _THOP)),
+        numbers=(("43.7 M", "POSTER V2, Table 6", _LAYERS), ("8.4 G", "POSTER V2, Table 6", _THOP)),
     ),
     "mobilefacenet": _Paper(
-        figures=(("1.148 M", "DDAMFN, Table 2", _LIVE_MI), ("230.34 M", "DDAMFN, Table 2", _TORCHSTAT)),
+        numbers=(("1.148 M", "DDAMFN, Table 2", _LIVE_MI), ("230.34 M", "DDAMFN, Table 2", _TORCHSTAT)),
     ),
-    "ir18": _Paper(figures=(("16.78 M", "DDAMFN, Table 2", _LIVE_MI), ("2.6 G", "DDAMFN, Table 2", _TORCHSTAT))),
-    "ir50": _Paper(figures=(("41.56 M", "DDAMFN, Table 2", _LIVE_MI), ("6.31 G", "DDAMFN, Table 2", _TORCHSTAT))),
+    "ir18": _Paper(numbers=(("16.78 M", "DDAMFN, Table 2", _LIVE_MI), ("2.6 G", "DDAMFN, Table 2", _TORCHSTAT))),
+    "ir50": _Paper(numbers=(("41.56 M", "DDAMFN, Table 2", _LIVE_MI), ("6.31 G", "DDAMFN, Table 2", _TORCHSTAT))),
     "mfn": _Paper(
         dead={"conv_dw.bn, conv_dw.prelu": _UNUSED_IN_MIX_CONV},
-        figures=(("3.973 M", "DDAMFN, Table 2", _LIVE_MI), ("550.74 M", "DDAMFN, Table 2", _TORCHSTAT)),
+        numbers=(("3.973 M", "DDAMFN, Table 2", _LIVE_MI), ("550.74 M", "DDAMFN, Table 2", _TORCHSTAT)),
     ),
     "ddamfn": _Paper(
         dead={"conv_dw.bn, conv_dw.prelu": _UNUSED_IN_MIX_CONV, "cat_head{0,1}.CoordAtt.Linear": 52_224, "bn": 14},
-        figures=(("4.106 M", "DDAMFN, Table 2", _LIVE), ("551.22 M", "DDAMFN, Table 2", _TORCHSTAT)),
+        numbers=(("4.106 M", "DDAMFN, Table 2", _LIVE), ("551.22 M", "DDAMFN, Table 2", _TORCHSTAT)),
     ),
-    "resnet34v2": _Paper(keras=True, figures=(("27.6 M", "LHC-Net, Results 2", _KERAS),)),
+    "resnet34v2": _Paper(keras=True, numbers=(("27.6 M", "LHC-Net, Results 2", _KERAS),)),
     "lhc_net": _Paper(
         keras=True,
-        figures=(("32.4 M", "LHC-Net, Results 2", _KERAS), ("14.8 %", "LHC-Net, Results 2", _ATTENTION_SHARE)),
+        numbers=(("32.4 M", "LHC-Net, Results 2", _KERAS), ("14.8 %", "LHC-Net, Results 2", _ATTENTION_SHARE)),
     ),
     "lhc_netc": _Paper(
         keras=True,
-        figures=(("32.4 M", "LHC-Net, Results 2", _KERAS), ("14.8 %", "LHC-Net, Results 2", _ATTENTION_SHARE)),
+        numbers=(("32.4 M", "LHC-Net, Results 2", _KERAS), ("14.8 %", "LHC-Net, Results 2", _ATTENTION_SHARE)),
     ),
-    "vit_b16": _Paper(figures=(("35.1 G", "dynamic attention, FLOPS", _TWICE),)),
+    "vit_b16": _Paper(numbers=(("35.1 G", "dynamic attention, FLOPS", _TWICE),)),
     "dynamic_vit_tiny": _Paper(),
     "dynamic_vit_small": _Paper(),
-    "dynamic_vit_base": _Paper(figures=(("9.8 G", "dynamic attention, FLOPS", _MACS),)),
+    "dynamic_vit_base": _Paper(numbers=(("9.8 G", "dynamic attention, FLOPS", _MACS),)),
 }

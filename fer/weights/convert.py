@@ -9,7 +9,7 @@
 The published modules hold parameters that no output depends on. Each layout lists them as dead; they are dropped by
 name, and whether a file has them does not matter; likewise the buffers that our models compute. Nothing else is
 dropped, invented or reshaped: a key that is missing, unexpected or of another shape is an error. (One exception: the
-count of batches that a BatchNorm has seen, which Keras and old versions of PyTorch do not keep, starts at 0.)
+number of batches that a BatchNorm has seen, which Keras and old versions of PyTorch do not store, starts at 0.)
 """
 
 from collections.abc import Iterable, Mapping

@@ -3,14 +3,16 @@
     model = create_model("mobilefacenet_landmarks", num_classes=0)
     model.load_state_dict(landmark_state(Path("mobilefacenet.xml")))
 
-The format (OpenVINO IR, version 10) is an XML file of layers and of edges between their ports, and beside it a .bin
-file of constants. The file at hand holds 16-bit weights with every 2-d BatchNorm folded: a convolution, then the
-addition of a bias. Its statistics are gone, so each BatchNorm gets those that make it add the bias and nothing else.
-In training mode it would normalise by the batch all the same: such a network serves frozen, `landmark_bn="frozen"`,
-and `LandmarkBackbone` refuses it otherwise.
+The format (OpenVINO IR, version 10) is an XML file of layers and of edges between their ports, with a .bin file of
+constants. The published file holds 16-bit weights with every 2-d BatchNorm folded: a convolution, then the addition of
+a bias. The statistics are gone, so each BatchNorm gets those that make it add the bias and nothing else. In training
+mode it would still normalize by the batch: such a network serves frozen, `landmark_bn="frozen"`, and `LandmarkBackbone`
+refuses it otherwise.
 
-The graph is walked along its edges from the result back to the input, beside the modules of our network; names and
-order of the layers play no part. Nothing is executed; a document type declaration, which entities need, is refused.
+The graph is walked along its edges from the result back to the input, beside the modules of our network; the names and
+the order of the layers do not matter. Nothing is executed; a document type declaration, which entities need, is
+refused. (The `openvino` package would replace `_parse` alone. It is 180 MB, accepts such declarations, and its import
+writes an identifier for usage statistics into the home folder.)
 """
 
 from __future__ import annotations
@@ -27,9 +29,8 @@ from torch import Tensor, nn
 
 from fer.io.files import FileError, refuse_impostor
 from fer.models import create_model
-from fer.models.backbones.mobilefacenet import InvertedResidual, MobileFaceNetFeatures
 from fer.models.layers.conv import ConvBNAct
-from fer.models.mobilefacenet import DepthwiseEmbedding
+from fer.models.mobilefacenet import DepthwiseEmbedding, InvertedResidual, MobileFaceNetFeatures
 
 MAX_BYTES = 32 * 1024**2
 """Of either file. The published ones have 137 kB and 2 MB."""
@@ -37,24 +38,22 @@ MAX_BYTES = 32 * 1024**2
 _DTYPES = {"f16": torch.float16, "f32": torch.float32, "i64": torch.int64}
 
 
-def landmark_state(xml: Path, weights: Path | None = None) -> dict[str, Tensor]:
+def landmark_state(xml: Path) -> dict[str, Tensor]:
     """The complete state dict of `create_model("mobilefacenet_landmarks", num_classes=0)`, float32.
 
-    Args:
-        weights: the file of constants; without it the .bin beside the .xml.
-
     Raises:
-        FileError: a file is absent, no such file, damaged, or holds another network; it says which and where.
+        FileError: a file is absent (the .bin is beside the .xml), damaged, or holds another network; it says which and
+            where.
     """
-    weights = weights or xml.with_suffix(".bin")
-    walk = _Walk(_parse(xml), _read(weights), f"{xml}: not the published landmark network", weights)
+    walk = _Walk(xml)
     with torch.device("meta"):
         model = create_model("mobilefacenet_landmarks", num_classes=0)
     walk.op("Result")
     walk.op("Squeeze", axis=2)
-    walk.head(model.get_submodule("head"), "head.")
-    walk.features(model.get_submodule("features"), "features.")
-    walk.end()
+    walk.head(model.get_submodule("head"))
+    walk.features(model.get_submodule("features"))
+    if walk.layer.kind != "Parameter":
+        walk.refuse(walk.layer, "the input of the network was expected")
     for key, tensor in model.state_dict().items():
         if key.endswith("num_batches_tracked"):
             walk.state[key] = torch.zeros((), dtype=torch.int64)
@@ -62,7 +61,6 @@ def landmark_state(xml: Path, weights: Path | None = None) -> dict[str, Tensor]:
     return walk.state
 
 
-# ------------------------------------------------------------------------------------------------ the files
 @dataclass
 class _Layer:
     """One node of the graph: its kind, the attributes of its data element, and the layer that feeds each port."""
@@ -85,15 +83,14 @@ def _read(path: Path) -> bytes:
 def _parse(path: Path) -> dict[str, _Layer]:
     layers: dict[str, _Layer] = {}
     edges: list[dict[str, str]] = []
-    current: list[_Layer] = []
 
     def element(name: str, attributes: dict[str, str]) -> None:
         if name == "layer":
-            current.append(_Layer(attributes["id"], attributes["type"]))
-            if layers.setdefault(attributes["id"], current[-1]) is not current[-1]:
+            if attributes["id"] in layers:
                 raise FileError(f"{path}: two layers have the id {attributes['id']}")
-        elif name == "data" and current:
-            current[-1].data = attributes
+            layers[attributes["id"]] = _Layer(attributes["id"], attributes["type"])
+        elif name == "data" and layers:
+            layers[next(reversed(layers))].data = attributes
         elif name == "edge":
             edges.append(attributes)
 
@@ -107,38 +104,36 @@ def _parse(path: Path) -> dict[str, _Layer]:
         parser.Parse(_read(path), True)
         for edge in edges:
             layers[edge["to-layer"]].inputs[int(edge["to-port"])] = layers[edge["from-layer"]].id
+    except FileError:
+        raise
     except expat.ExpatError as error:
         raise FileError(f"{path}: no XML, or a damaged one ({error})") from None
     except (KeyError, ValueError) as error:
-        if isinstance(error, FileError):
-            raise
         raise FileError(f"{path}: no network of OpenVINO ({error!r} in a layer or an edge)") from None
     return layers
 
 
-# ------------------------------------------------------------------------------------------------ the graph
 class _Walk:
-    """Goes from layer to layer against the edges, and takes the constants along under our names.
+    """Goes from layer to layer against the edges, and collects the constants under our names.
 
-    state: what was found so far.
-    at: id of the layer that is next.
+    state: the tensors found so far.
+    at: id of the next layer.
     """
 
-    def __init__(self, layers: dict[str, _Layer], blob: bytes, refusal: str, blob_path: Path) -> None:
-        self.layers = layers
-        self.blob = blob
-        self.blob_path = blob_path
-        self.refusal = refusal
+    def __init__(self, xml: Path) -> None:
+        self.layers = _parse(xml)
+        self.blob_path = xml.with_suffix(".bin")
+        self.blob = _read(self.blob_path)
+        self.refusal = f"{xml}: not the published landmark network"
         self.state: dict[str, Tensor] = {}
-        results = [layer.id for layer in layers.values() if layer.kind == "Result"]
+        results = [layer.id for layer in self.layers.values() if layer.kind == "Result"]
         if len(results) != 1:
-            raise FileError(f"{refusal}: {len(results)} results instead of one")
+            raise FileError(f"{self.refusal}: {len(results)} results instead of one")
         self.at = results[0]
 
-    def end(self) -> None:
-        layer = self.layers[self.at]
-        if layer.kind != "Parameter":
-            self.refuse(layer, "the input of the network was expected")
+    @property
+    def layer(self) -> _Layer:
+        return self.layers[self.at]
 
     def op(self, kind: str, *, axis: int | None = None) -> None:
         """Pass a layer without weights; `axis` is the constant that it must have."""
@@ -147,8 +142,8 @@ class _Walk:
             self.refuse(layer, f"axis {axis} was expected")
         self.at = layer.inputs[0]
 
-    def weighted(self, kind: str, shape: tuple[int, ...]) -> tuple[_Layer, Tensor]:
-        """Pass a layer of one constant, whose shape must be `shape` but for axes of size 1: the layer, the constant."""
+    def weighted(self, kind: str, shape: tuple[int, ...], **attributes: str) -> Tensor:
+        """Pass a layer of one constant, whose shape must be `shape` but for axes of size 1, with these attributes."""
         layer = self.expect(kind, 2)
         constant = [port for port in (0, 1) if self.layers[layer.inputs[port]].kind == "Const"]
         if len(constant) != 1 or (constant == [0] and kind not in ("Add", "Multiply")):
@@ -157,12 +152,15 @@ class _Walk:
         squeezed, expected = ([n for n in s if n != 1] for s in (tensor.shape, shape))
         if squeezed != expected:
             self.refuse(layer, f"constant of shape {tuple(tensor.shape)}, {shape} was expected")
+        for attribute, value in attributes.items():
+            if layer.data.get(attribute) != value:
+                self.refuse(layer, f"{attribute} = {layer.data.get(attribute)!r}, {value!r} was expected")
         self.at = layer.inputs[1 - constant[0]]
-        return layer, tensor.float().reshape(shape)
+        return tensor.float().reshape(shape)
 
-    def features(self, module: nn.Module, name: str) -> None:
+    def features(self, module: nn.Module) -> None:
         assert isinstance(module, MobileFaceNetFeatures)
-        for path, block in reversed(list(_blocks(module, name))):
+        for path, block in reversed(list(_blocks(module, "features."))):
             if isinstance(block, ConvBNAct):
                 self.conv(block, path)
             else:
@@ -174,39 +172,33 @@ class _Walk:
             layer = self.expect("Add", 2)
             first, second = layer.inputs[0], layer.inputs[1]
             shortcut, self.at = (first, second) if self.depends(second, first) else (second, first)
-        self.conv(block.project, f"{name}project.")
-        self.conv(block.depthwise, f"{name}depthwise.")
-        self.conv(block.expand, f"{name}expand.")
+        for part in ("project", "depthwise", "expand"):
+            self.conv(getattr(block, part), f"{name}{part}.")
         if shortcut not in (None, self.at):
-            self.refuse(self.layers[self.at], "the addition after it was expected to take its output too")
+            self.refuse(self.layer, "the addition after it was expected to take its output too")
 
     def conv(self, module: ConvBNAct, name: str) -> None:
         """PReLU if any, addition of the bias, convolution."""
         conv, channels = module.conv, module.conv.out_channels
         if hasattr(module, "act"):
-            self.state[f"{name}act.weight"] = self.weighted("PReLU", (channels,))[1]
-        self.batch_norm(module.bn, f"{name}bn.", bias=self.weighted("Add", (channels,))[1])
+            self.state[f"{name}act.weight"] = self.weighted("PReLU", (channels,))
+        self.batch_norm(module.bn, f"{name}bn.", bias=self.weighted("Add", (channels,)))
         kind = "Convolution" if conv.groups == 1 else "GroupConvolution"
-        layer, weight = self.weighted(kind, tuple(conv.weight.shape))
         strides, padding = (",".join(map(str, pair)) for pair in (conv.stride, conv.padding))
-        geometry = {"strides": strides, "pads_begin": padding, "pads_end": padding, "dilations": "1,1"}
-        for attribute, value in geometry.items():
-            if layer.data.get(attribute) != value:
-                self.refuse(layer, f"{attribute} = {layer.data.get(attribute)!r}, {value!r} was expected")
-        self.state[f"{name}conv.weight"] = weight
+        self.state[f"{name}conv.weight"] = self.weighted(
+            kind, tuple(conv.weight.shape), strides=strides, pads_begin=padding, pads_end=padding, dilations="1,1"
+        )
 
-    def head(self, module: nn.Module, name: str) -> None:
+    def head(self, module: nn.Module) -> None:
         assert isinstance(module, DepthwiseEmbedding)
         width = module.bn.num_features
-        bias, scale = self.weighted("Add", (width,))[1], self.weighted("Multiply", (width,))[1]
-        self.batch_norm(module.bn, f"{name}bn.", bias=bias, weight=scale)
+        bias, scale = self.weighted("Add", (width,)), self.weighted("Multiply", (width,))
+        self.batch_norm(module.bn, "head.bn.", bias=bias, weight=scale)
         self.op("Unsqueeze", axis=2)
-        layer, weight = self.weighted("MatMul", tuple(module.embed.weight.shape))
-        if layer.data.get("transpose_a") != "False" or layer.data.get("transpose_b") != "True":
-            self.refuse(layer, "a product with the transposed weight was expected")
-        self.state[f"{name}embed.weight"] = weight
+        shape = tuple(module.embed.weight.shape)
+        self.state["head.embed.weight"] = self.weighted("MatMul", shape, transpose_a="False", transpose_b="True")
         self.weighted("Reshape", (2,))
-        self.conv(module.pool, f"{name}pool.")
+        self.conv(module.pool, "head.pool.")
 
     def batch_norm(
         self, bn: nn.BatchNorm1d | nn.BatchNorm2d, name: str, *, bias: Tensor, weight: Tensor | None = None
@@ -218,12 +210,11 @@ class _Walk:
         self.state[f"{name}running_var"] = torch.full_like(bias, 1 - bn.eps)
 
     def expect(self, kind: str, inputs: int) -> _Layer:
-        layer = self.layers[self.at]
-        if layer.kind != kind:
-            self.refuse(layer, f"{kind} was expected")
-        if sorted(layer.inputs) != list(range(inputs)):
-            self.refuse(layer, f"{inputs} inputs were expected")
-        return layer
+        if self.layer.kind != kind:
+            self.refuse(self.layer, f"{kind} was expected")
+        if sorted(self.layer.inputs) != list(range(inputs)):
+            self.refuse(self.layer, f"{inputs} inputs were expected")
+        return self.layer
 
     def depends(self, later: str, earlier: str) -> bool:
         """There is a path from `earlier` to `later`."""
@@ -243,7 +234,7 @@ class _Walk:
             shape = [int(size) for size in layer.data["shape"].split(",")]
             offset, size = int(layer.data["offset"]), int(layer.data["size"])
         except (KeyError, ValueError) as error:
-            self.refuse(layer, f"no constant that can be read ({error!r})")
+            self.refuse(layer, f"a constant that cannot be read ({error!r})")
         if min(shape) < 1 or offset < 0 or size != math.prod(shape) * dtype.itemsize:
             self.refuse(layer, f"{size} bytes at {offset} for a constant of shape {shape}")
         if offset + size > len(self.blob):

@@ -3,8 +3,8 @@
     for source in locate({"landmarks": "mobilefacenet_landmarks"}, root):
         load_part(model, source)
 
-Published face networks are rarely trained on expressions: what the models take of them is their convolutional part; of
-a ViT-B/16 it is the transformer, without the embedding of its patches.
+Published face networks are rarely trained on expressions: the models take only their convolutional part, and of a
+ViT-B/16 the transformer, without the embedding of its patches.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from fer.io.files import FileError, below, sha256
 from fer.models import FerModel
-from fer.models.backbones.ir import IRFeatures
-from fer.models.backbones.mobilefacenet import LandmarkBackbone, MobileFaceNetFeatures
-from fer.models.layers.class_token import ClassTokenTransformer
+from fer.models.ir import IRFeatures
+from fer.models.layers.tokens import ClassTokenTransformer
 from fer.models.mfn import MFNFeatures
+from fer.models.mobilefacenet import LandmarkBackbone, MobileFaceNetFeatures
 from fer.weights.published import load_published
 from fer.weights.registry import find, register
 from fer.weights.store import has_description, load_model
@@ -35,12 +35,12 @@ DONORS: dict[type[nn.Module], str] = {
 """The kinds of parts, and the model whose published files hold them."""
 
 _FEATURES = ("features.", "transformer.")
-"""What the donors call the part that is taken of them."""
+"""The names of that part in the donors."""
 
 
 @dataclass(frozen=True)
 class PartSource:
-    """Where a part of a model starts from: its name, an absolute path, and the SHA-256 of the file there."""
+    """The initial weights of a part of a model: its name, an absolute path, and the SHA-256 of the file there."""
 
     part: str
     path: str
@@ -56,7 +56,7 @@ def locate(pretrained: Mapping[str, str], root: Path, parent: Path | None = None
     """The files of parts, each given as a name in `fer weights list` that was pulled, or as a path below `root`.
 
     Args:
-        parent: where files that `root` lacks are looked for.
+        parent: searched for files that `root` lacks.
 
     Raises:
         FileError: one is not there.
@@ -65,9 +65,7 @@ def locate(pretrained: Mapping[str, str], root: Path, parent: Path | None = None
     for part, source in sorted(pretrained.items()):
         path = find(source) if source in register() else below(source, root, parent)
         if not path.is_file():
-            raise FileError(
-                f"pretrained.{part} = {source!r}: no such file, and no name that `fer weights list` shows ({path})"
-            )
+            raise FileError(f"pretrained.{part} = {source!r}: neither a file ({path}) nor a name in `fer weights list`")
         sources.append(PartSource(part, str(path.resolve()), sha256(path)))
     return tuple(sources)
 
@@ -77,10 +75,10 @@ def load_part(model: FerModel, source: PartSource) -> None:
 
     The file is one that this project wrote, or a published one of the part's kind. Of IR-50 with four stages a branch
     of three takes the first three; of ViT-B/16 a transformer of fewer blocks takes the first ones, and keeps its own
-    positions where it has another number of tokens (inferred: what POSTER V2's Table 7 loads of it is not told).
+    positions where it has another number of tokens (inferred: the paper does not say what POSTER V2's Table 7 loads).
 
     Raises:
-        FileError: no weights that can be read.
+        FileError: weights that cannot be read.
         ValueError: the model has no such part, or the weights are those of another network.
     """
     part, path = source.part, Path(source.path)

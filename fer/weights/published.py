@@ -1,15 +1,15 @@
 """Published weight files -> our models, whatever they are wrapped in, without running anything from them.
 
     model = load_published("poster_v2", "rafdb-model_best.pth")  # classes, heads and depth read from the file
-    load_published(model, "rafdb-model_best.pth")                # into a model that stands; it must fit
+    load_published(model, "rafdb-model_best.pth")                # into an existing model, which must fit
 
-Read are files of `torch.save` in both its layouts (a state dict alone, under `state_dict`, `model_state_dict` or
-`model`, or a whole pickled module), safetensors, npz, TensorFlow checkpoints and OpenVINO's xml with its bin.
+Formats: `torch.save` in both its layouts (a state dict alone, under `state_dict`, `model_state_dict` or `model`, or a
+whole pickled module), safetensors, npz, TensorFlow checkpoints and OpenVINO's xml with its bin.
 """
 
 from __future__ import annotations
 
-import zlib
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,7 @@ from fer.io.files import FileError, refuse_impostor
 from fer.models import FerModel, create_model, model_options
 from fer.weights.convert import convert, published_options
 from fer.weights.store import shortened, usable
-from fer.weights.torchfile import LEGACY_MAGIC, ZIP_ERRORS, TorchFile, open_zip
-from fer.weights.unpickle import Stub, TensorRef
+from fer.weights.torchfile import LEGACY_MAGIC, Stub, TensorRef, TorchFile, reading
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """The keys that published files hold their state dict under."""
@@ -43,23 +42,23 @@ def load_published(model: FerModel | str, path: str | Path) -> FerModel:
 
     Args:
         model: a name, for a new model in evaluation mode whose options are read from the file; or a model that
-            `create_model` made, which is filled as it stands: every option that the file tells must agree.
+            `create_model` made, which is filled in place: every option that the file determines must agree.
         path: the file; of a TensorFlow checkpoint its folder, its prefix or its index.
 
     Raises:
-        FileError: no weights that can be read, and why; or values that are no finite numbers.
+        FileError: weights that cannot be read, with the reason; or values that are NaN or infinite.
         ValueError: weights of another model, or for other options; the message names the keys, or the options.
     """
     path = Path(path)
     name = model if isinstance(model, str) else model.name
     if name is None:
-        raise ValueError(f"{path}: the model was not made by create_model, so that its published layout is unknown")
+        raise ValueError(f"{path}: the model was not made by create_model, its published layout is unknown")
     try:
-        told, state = _converted(name, path)
+        options, state = _converted(name, path)
         if isinstance(model, str):
-            model = create_model(name, **told).eval()
+            model = create_model(name, **options).eval()
         else:
-            _refuse_other_options(model, told)
+            _refuse_other_options(model, options)
     except FileError:
         raise
     except ValueError as error:
@@ -69,9 +68,9 @@ def load_published(model: FerModel | str, path: str | Path) -> FerModel:
 
 
 def read_published(path: str | Path) -> dict[str, Tensor]:
-    """The state dict of a published file, by the names of its authors; a `module.` in front of all of them is cut off.
+    """The state dict of a published file, by its authors' names; a `module.` prefix of all of them is removed.
 
-    OpenVINO's files do not hold their authors' names: `load_published` alone reads them.
+    OpenVINO's files hold no names of tensors: only `load_published` reads them.
 
     Raises:
         FileError: not there, damaged, refused, or without weights.
@@ -86,22 +85,22 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
 
 
 def _converted(name: str, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The options that the file tells of the model `name`, and our state dict."""
+    """The options of model `name` that the file determines, and our state dict."""
     if _is_openvino(path):
         from fer.weights.openvino import landmark_state
 
         if name != _OPENVINO_MODEL:
-            raise ValueError(f"of OpenVINO's files only that of {_OPENVINO_MODEL} is read, not of {name}")
+            raise ValueError(f"of OpenVINO's files only that of {_OPENVINO_MODEL} is read, not that of {name}")
         return {"num_classes": 0}, landmark_state(path.with_suffix(".xml"))
     published = read_published(path)
     return published_options(name, published), convert(name, published)
 
 
-def _refuse_other_options(model: FerModel, told: Mapping[str, Any]) -> None:
+def _refuse_other_options(model: FerModel, options: Mapping[str, Any]) -> None:
     assert model.name is not None
     has = model_options(model.name) | dict(model.options) | {"num_classes": model.num_classes}
     other = [
-        f"{option} = {value!r}, the model {has[option]!r}" for option, value in told.items() if has[option] != value
+        f"{option} = {value!r}, the model {has[option]!r}" for option, value in options.items() if has[option] != value
     ]
     if other:
         raise ValueError(f"the file is for another {model.name}: it has {'; it has '.join(other)}")
@@ -129,7 +128,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if head.startswith(b"\x89HDF"):
         raise FileError(f"{path}: a Keras file, which is not read; of TensorFlow's files only checkpoints are")
     raise FileError(
-        f"{path}: not recognised. Weights are read from files of torch.save, safetensors, npz, TensorFlow checkpoints "
+        f"{path}: not recognized. Weights are read from files of torch.save, safetensors, npz, TensorFlow checkpoints "
         "(.index) and OpenVINO (.xml)"
     )
 
@@ -157,22 +156,20 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _is_npz(path: Path) -> bool:
-    with open_zip(path) as archive:
+    with reading(path), zipfile.ZipFile(path) as archive:
         return all(name.endswith(".npy") for name in archive.namelist())
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
     import numpy as np
 
-    with open_zip(path) as archive:
-        size = sum(info.file_size for info in archive.infolist())
-    if size > _MOST_NPZ_BYTES:
-        raise FileError(f"{path}: unpacks to {size:,} bytes, more than any published model")
-    try:
+    with reading(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(info.file_size for info in archive.infolist())
+        if size > _MOST_NPZ_BYTES:
+            raise FileError(f"unpacks to {size:,} bytes, more than any published model")
         with np.load(path, allow_pickle=False) as arrays:
             return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
-    except (*ZIP_ERRORS, TypeError, zlib.error) as error:
-        raise FileError(f"{path}: arrays that cannot be read ({error})") from None
 
 
 # ------------------------------------------------------------------------------------------------ torch.save
@@ -198,12 +195,12 @@ def _state_dict(saved: Any, name: str) -> dict[str, TensorRef]:
     if mapping.keys() == _OPTIMIZER:
         raise FileError(
             f"{name}: holds the state of an optimizer and no weights. POSTER V2's training script writes such a file "
-            "as its best; the weights are in the file that it calls model.pth"
+            "as its best one; the weights are in its model.pth"
         )
-    foreign = [f"{key} ({_kind(value)})" for key, value in mapping.items() if not isinstance(value, TensorRef)]
-    if foreign:
+    others = [f"{key} ({_kind(value)})" for key, value in mapping.items() if not isinstance(value, TensorRef)]
+    if others:
         raise FileError(
-            f"{name}: no state dict: {shortened(foreign)}. "
+            f"{name}: no state dict: {shortened(others)}. "
             f"Weights are looked for at the top and under {', '.join(WRAPPERS)}"
         )
     return {str(key): value for key, value in mapping.items()}
@@ -218,9 +215,9 @@ def _of_module(module: Stub, name: str) -> dict[str, TensorRef]:
             return found
         prefix, module = waiting.pop()
         state = module.state
-        passing = state.get("_non_persistent_buffers_set") or ()
+        transient = state.get("_non_persistent_buffers_set") or ()
         for key, value in (state["_parameters"] | state["_buffers"]).items():
-            if isinstance(value, TensorRef) and key not in passing:
+            if isinstance(value, TensorRef) and key not in transient:
                 found[f"{prefix}{key}"] = value
         children = [(f"{prefix}{key}.", child) for key, child in state["_modules"].items() if child is not None]
         for key, child in children:

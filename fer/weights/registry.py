@@ -1,8 +1,8 @@
-"""The register of published weight files: where each is, what it is, in which order its classes stand; and their cache.
+"""The register of published weight files (where each is, what it is, the order of its classes), and their cache.
 
 `published.yaml` beside this module is the register. Files are looked for in the cache and in the user's folders before
-the network is asked, and nothing is ever taken for what its checksum says it is not. Most authors publish no checksum;
-then the digest of the first fetch is kept beside the file, so that at least a later change shows.
+the network, and a file whose checksum is wrong is never used. Most authors publish no checksum; then the digest of the
+first fetch is kept beside the file, so that later changes are detected.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def label_space(labels: list[str] | tuple[str, ...]) -> LabelSpace:
 
 
 def cache_folder() -> Path:
-    """Where fetched weights lie: `weights` in FER_CACHE, or else in the user's own cache."""
+    """The folder of fetched weights: `weights` in FER_CACHE, or else in the user's own cache."""
     return environment().cache.expanduser() / "weights"
 
 
@@ -107,7 +107,7 @@ def find(name: str, *, folder: Path | None = None) -> Path:
     """The file to load of published weights that were fetched (the index, or the xml, of several).
 
     Args:
-        folder: where the files lie; None is their place in the cache.
+        folder: of the files; None is their place in the cache.
 
     Raises:
         FileError: not fetched, or not completely; it names the command.
@@ -121,14 +121,14 @@ def find(name: str, *, folder: Path | None = None) -> Path:
 
 
 def pull(name: str, *, given: Path | None = None, to: Path | None = None) -> list[Path]:
-    """The files of published weights, all there and as they should be; fetched where they are not.
+    """The files of published weights, all present and with the right checksums; fetched where they are not.
 
     Args:
-        given: a folder (or, for a single file, the file) of the user's, looked into before the network is asked.
+        given: a folder (or, for a single file, the file) of the user's, searched before the network is used.
         to: the folder for the files; None is their place in the cache.
 
     Raises:
-        FileError: it cannot be had, or is not what its checksum says; the message tells how to go on by hand.
+        FileError: it cannot be fetched, or its checksum is wrong; the message says how to proceed by hand.
     """
     wanted = entry(name).files
     folder = to or cache_folder() / name
@@ -155,9 +155,9 @@ def _fetch(name: str, file: PublishedFile, target: Path, near: list[Path]) -> No
             return
     by_hand = f"`fer weights pull {name} --from FOLDER` takes it from a folder of yours"
     if near:
-        raise FileError(f"{near[0]}: not the published {file.name}: sha256 is another than {file.sha256}")
+        raise FileError(f"{near[0]}: not the published {file.name}: its sha256 is not {file.sha256}")
     if file.url is None:
-        raise FileError(f"{file.name}: no address answers with this file. Fetch it from {file.page}; {by_hand}")
+        raise FileError(f"{file.name}: has no address for a direct download. Fetch it from {file.page}; {by_hand}")
     try:
         download(file.url, target, sha256_hex=file.sha256)
     except FileError as error:
@@ -170,14 +170,14 @@ def _recorded(folder: Path) -> dict[str, str]:
 
 
 class Finding(NamedTuple):
-    """What stands in the cache: `state` is "ok", "as fetched" (no checksum is published), "corrupt" or "unknown"."""
+    """A file in the cache: `state` is "ok", "as fetched" (no checksum is published), "corrupt" or "unknown"."""
 
     path: Path
     state: Literal["ok", "as fetched", "corrupt", "unknown"]
 
 
 def verify() -> Iterator[Finding]:
-    """Reads every file of the cache again and compares it with what it should be."""
+    """Reads every file of the cache again and compares it with its checksum."""
     folder = cache_folder()
     for path in sorted(folder.rglob("*")):
         if not path.is_file() or path.name == _RECORD or path.name.startswith("."):  # a broken transfer's part

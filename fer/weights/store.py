@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors, which can carry no code, with all that is needed to use them in the header.
+"""Weights on disk: safetensors, which can carry no code, with everything needed to use them in the header.
 
 The header holds one JSON text under the key `fer`: safetensors writes several keys in an order that changes from
 process to process, and the same weights must be the same bytes.
@@ -24,21 +24,21 @@ from fer.models import FerModel, create_model
 
 SCHEMA = 1
 _KEY = "fer"
-_REMEDY = "restore the file, or make it anew: train again, or fetch and import it again (`fer weights`)"
+_REMEDY = "restore the file, or create it again: train again, or fetch and import it again (`fer weights`)"
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsInfo:
-    """What a weights file says of itself.
+    """The description in a weights file.
 
     Attributes:
         model, options: arguments of `create_model`, but for the number of classes.
         labels: names of the classes, in the order of the logits. Those of people are numbers, and not in the file.
-        label_space: the space they are of, "basic7" or "basic8", or of people (`fer.labels.identities`).
-        input_size, mean, std, resize: what the model takes (`FerModel`); `colour` is always RGB.
-        extra: anything else that its writer had to say; plain JSON. Of a training: `dataset`, whether that is
-            `synthetic`, and `crop`, how the faces were cut out.
+        label_space: their label space, "basic7" or "basic8", or that of people (`fer.labels.identities`).
+        input_size, mean, std, resize: the model's input (`FerModel`); `colour` is always RGB.
+        extra: anything else that its writer records; plain JSON. Of a training run: `dataset`, whether that is
+            `synthetic`, and `crop`, how the faces were cropped.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
@@ -57,7 +57,7 @@ class WeightsInfo:
 
     @property
     def synthetic(self) -> bool:
-        """Whether it was trained on drawn faces. Files of older versions tell by their dataset's name alone."""
+        """Whether it was trained on synthetic faces. Files of older versions show it by the dataset's name only."""
         return bool(self.extra.get("synthetic", str(self.extra.get("dataset")).startswith("synthetic")))
 
 
@@ -83,7 +83,7 @@ def save_model(
         weights: state dict to write in place of the model's own.
 
     Raises:
-        ValueError: as many labels as classes there must be.
+        ValueError: the number of labels is not that of classes.
     """
     from safetensors.torch import save
 
@@ -105,10 +105,10 @@ def save_model(
 
 
 def read_info(path: Path) -> WeightsInfo:
-    """What the file says of itself, without its weights. Raises FileError as `load_model` does."""
+    """The description in the file, without its weights. Raises FileError as `load_model` does."""
     text = _description(path)
     if text is None:
-        raise FileError(f"{path}: weights without a description of ours; published ones go through fer.weights.convert")
+        raise FileError(f"{path}: not weights of this project; published ones go through fer.weights.convert")
     try:
         schema = _OBJECT.validate_json(text).get("schema")
         if schema != SCHEMA:
@@ -127,7 +127,7 @@ def read_info(path: Path) -> WeightsInfo:
 
 
 def has_description(path: Path) -> bool:
-    """Whether it is a safetensors file of this project, whatever its description is worth. FileError as `read_info`."""
+    """Whether it is a safetensors file of this project, its description valid or not. FileError as `read_info`."""
     return _description(path) is not None
 
 
@@ -146,13 +146,13 @@ def _description(path: Path) -> str | None:
 
 
 def load_model(path: Path, *, labels: Sequence[str] | None = None) -> tuple[FerModel, WeightsInfo]:
-    """The model of a weights file, on the CPU, in evaluation mode, and what the file says of it.
+    """The model of a weights file, on the CPU, in evaluation mode, and its description.
 
     Args:
-        labels: what the caller's data calls its classes, in order; others in the file are an error, never a remap.
+        labels: the classes of the caller's data, in order; others in the file are an error, never a remap.
 
     Raises:
-        FileError: absent, damaged, not ours, or tensors that `usable` refuses.
+        FileError: absent, damaged, not of this project, or tensors that `usable` refuses.
         ValueError: other labels, an unknown model, or weights that do not fit it.
     """
     from safetensors import SafetensorError
@@ -167,7 +167,7 @@ def load_model(path: Path, *, labels: Sequence[str] | None = None) -> tuple[FerM
     try:
         model = create_model(info.model, len(info.labels), **info.options)
     except (TypeError, ValueError, RuntimeError) as error:  # options of any kind reach the model's own code
-        raise ValueError(f"{path}: no such model as it describes ({error}); {_REMEDY}") from None
+        raise ValueError(f"{path}: the model that it describes cannot be created ({error}); {_REMEDY}") from None
     try:
         model.load_state_dict(usable(path, load_file(path), model.state_dict()))
     except SafetensorError as error:

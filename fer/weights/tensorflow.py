@@ -1,7 +1,7 @@
 """TensorFlow's object checkpoints, read without TensorFlow.
 
 A checkpoint is a bundle of files that share a prefix: `PREFIX.index` says what is where, `PREFIX.data-00000-of-0000n`
-hold the tensors, raw. The index is a sorted table of LevelDB (github.com/google/leveldb, doc/table_format.md): blocks
+hold the raw tensors. The index is a sorted table of LevelDB (github.com/google/leveldb, doc/table_format.md): blocks
 of key-value pairs, whose values are messages of tensorflow/core/protobuf/tensor_bundle.proto. All checksums, CRC-32C of
 the blocks and of the tensors, are verified.
 """
@@ -43,7 +43,7 @@ Array = npt.NDArray[Any]
 
 @dataclass
 class _Entry:
-    """Where one tensor lies."""
+    """The place of one tensor."""
 
     dtype: int = 0
     shape: list[int] = field(default_factory=list)
@@ -57,7 +57,7 @@ class _Entry:
 def read_checkpoint(path: Path) -> dict[str, Array]:
     """The weights of a checkpoint, by their names in the file (`conv1/kernel/.ATTRIBUTES/VARIABLE_VALUE`).
 
-    The optimizer's variables and the checkpoint's own book-keeping are left out.
+    The optimizer's variables and the checkpoint's own bookkeeping are left out.
 
     Args:
         path: the prefix, one of its files, or the folder whose file `checkpoint` names the prefix.
@@ -88,7 +88,7 @@ def _prefix(path: Path) -> Path:
             named = re.search(r'^model_checkpoint_path: "(.+)"', file.read(_MAX_INDEX_BYTES), re.MULTILINE)
         if named is None:
             raise FileError(f"{listing}: names no model_checkpoint_path; name the .index file itself")
-        # The path may be one of the machine that wrote it; the files lie beside the listing.
+        # The path may be of the machine that wrote it; the files are beside the listing.
         return path / re.split(r"[/\\]", named[1])[-1]
     return path.with_name(re.sub(r"\.index$|\.data-\d{5}-of-\d{5}$", "", path.name))
 
@@ -127,7 +127,7 @@ def _read_index(path: Path) -> tuple[int, dict[str, _Entry]]:
         raise FileError(f"{path}: an index without a header; {_REMEDY}")
     for name, entry in entries.items():
         if entry.shard >= num_shards:
-            raise FileError(f"{path}: {name} lies in shard {entry.shard} of {num_shards}; {_REMEDY}")
+            raise FileError(f"{path}: {name} is in shard {entry.shard} of {num_shards}; {_REMEDY}")
     return num_shards, entries
 
 
@@ -255,7 +255,7 @@ class _Shard:
         """A tensor that was checked."""
         if entry.dtype not in _DTYPES or entry.sliced:
             what = "is cut into slices" if entry.sliced else f"has the type number {entry.dtype}"
-            raise FileError(f"{self.path}: {name} {what}, which weights of a model have not; known: {sorted(_DTYPES)}")
+            raise FileError(f"{self.path}: {name} {what}, unknown in weights of a model; known: {sorted(_DTYPES)}")
         dtype = np.dtype(_DTYPES[entry.dtype])
         if (
             len(entry.shape) > _MAX_DIMENSIONS

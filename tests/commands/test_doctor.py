@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_training import make_project
+from builders.projects import make_project
 
 from fer.commands import doctor
 from fer.params import Params, load

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from mlflow_runs import recorded
-from stopping import die_before_update, run_facts
-from tiny_training import TOY, child, make_project, no_leftovers, patience, published, run_child, run_stage
+from builders.limits import patience
+from builders.mlflow_runs import recorded
+from builders.projects import TOY, make_project, published
+from builders.runs import child, no_leftovers, run_child, run_stage
+from builders.stopping import die_before_update, run_facts
 
 from fer.training.state import StateError, TrainState, saved_states
 

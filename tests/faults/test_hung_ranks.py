@@ -11,26 +11,23 @@ from typing import Any
 
 import psutil
 import pytest
-from stopping import progress, run_facts, wait_until
-from tiny_training import (
-    NANO,
-    TOY,
+from builders.limits import patience
+from builders.projects import NANO, TOY, make_project, start_training
+from builders.runs import (
     assert_same_bits,
     child,
     elsewhere,
     final_state,
     make_job,
-    make_project,
-    make_shards,
-    patience,
     run_child,
     run_ranks,
     run_stage,
-    start_training,
     train_rank,
 )
+from builders.shards import make_shards
+from builders.stopping import progress, run_facts, wait_until
 
-from fer.training.loop import TrainJob
+from fer.training.job import TrainJob
 from fer.training.peers import PeerLostError
 
 HUNG = (1, 3)

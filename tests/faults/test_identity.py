@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 import yaml_text
-from stopping import checkpoints, die_before_update, resumed
-from tiny_training import TOY, child, environment, make_project, make_shards, patience, published, run_child, run_stage
+from builders.limits import patience
+from builders.projects import TOY, environment, make_project, published
+from builders.runs import child, run_child, run_stage
+from builders.shards import make_shards
+from builders.stopping import checkpoints, die_before_update, resumed
 
 QUIET = {"recipe": TOY, "epochs": 2, "tracking": {"enabled": False}}
 

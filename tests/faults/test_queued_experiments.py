@@ -13,14 +13,15 @@ import cv2
 import numpy as np
 import pytest
 import yaml_text
-from mlflow_runs import runs
-from stopping import copy_code
-from tiny_training import LABELS, NANO, REPOSITORY, finish, make_project, run_dvc, start_training
+from builders.mlflow_runs import runs
+from builders.projects import NANO, REPOSITORY, finish, make_project, run_dvc, start_training
+from builders.shards import LABELS
+from builders.stopping import copy_code
 
 from fer import params
 from fer.processes import lock
-from fer.sources.download import download_dataset
 from fer.sources.folders import FoldersConfig
+from fer.stages.download import download_dataset
 
 
 def queue(project: Path, name: str) -> Path:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml_text
-from stopping import checkpoints, copy_code, family, resumed, start_repro, wait_until
-from tiny_crop import files
-from tiny_training import make_project, patience, published, run_dvc, still_alive
+from builders.crops import files
+from builders.limits import patience
+from builders.projects import make_project, published, run_dvc
+from builders.runs import still_alive
+from builders.stopping import checkpoints, copy_code, family, resumed, start_repro, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

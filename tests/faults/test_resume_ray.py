@@ -14,23 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow_runs import recorded
+from builders.limits import patience
+from builders.mlflow_runs import recorded
+from builders.projects import NANO, environment, finish, make_project, start_training
+from builders.runs import assert_same, final_state, make_job, run_ranks, still_alive
+from builders.shards import make_shards
+from builders.stopping import checkpoints, family, progress, resumed, run_facts, wait_until
 from safetensors.torch import load_file
-from stopping import checkpoints, family, progress, resumed, run_facts, wait_until
-from tiny_training import (
-    NANO,
-    assert_same,
-    environment,
-    final_state,
-    finish,
-    make_job,
-    make_project,
-    make_shards,
-    patience,
-    run_ranks,
-    start_training,
-    still_alive,
-)
 
 from fer.training.state import TrainState
 

@@ -6,8 +6,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from stopping import checkpoints, resumed, run_facts, slow_updates, wait_until
-from tiny_training import finish, make_project, patience, published, start_training
+from builders.limits import patience
+from builders.projects import finish, make_project, published, start_training
+from builders.stopping import checkpoints, resumed, run_facts, slow_updates, wait_until
 
 
 @pytest.fixture(scope="module")

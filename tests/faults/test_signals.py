@@ -13,20 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from stopping import checkpoints, copy_code, family, start_repro, wait_until
-from tiny_training import (
-    REPOSITORY,
-    TOY,
-    child,
-    environment,
-    make_project,
-    patience,
-    published,
-    run_child,
-    run_dvc,
-    run_stage,
-    still_alive,
-)
+from builders.limits import patience
+from builders.projects import REPOSITORY, TOY, environment, make_project, published, run_dvc
+from builders.runs import child, run_child, run_stage, still_alive
+from builders.stopping import checkpoints, copy_code, family, start_repro, wait_until
 
 QUIET = {"recipe": TOY, "epochs": 2, "tracking": {"enabled": False}}
 BOTH = pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -16,8 +16,9 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from stopping import resumed
-from tiny_training import REPOSITORY, TOY, make_project, published, run_child, run_stage, write_output_to
+from builders.projects import REPOSITORY, TOY, make_project, published
+from builders.runs import run_child, run_stage, write_output_to
+from builders.stopping import resumed
 
 QUIET = {"recipe": TOY, "epochs": 2, "tracking": {"enabled": False}}
 

@@ -16,8 +16,10 @@ import time
 from pathlib import Path
 
 import pytest
-from mlflow_runs import recorded
-from tiny_training import NANO, child, environment, finish, make_project, patience, published, start_training
+from builders.limits import patience
+from builders.mlflow_runs import recorded
+from builders.projects import NANO, environment, finish, make_project, published, start_training
+from builders.runs import child
 
 from fer.tracking import Run, TrackingConfig, TrackingError, compat, health, open_run
 from fer.tracking.journal import left_journals

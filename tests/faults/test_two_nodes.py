@@ -15,17 +15,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from stopping import progress, run_facts, wait_until
-from tiny_training import (
-    TOY,
-    environment,
-    final_state,
-    finish,
-    make_job,
-    make_project,
-    run_ranks,
-    start_training,
-)
+from builders.projects import TOY, environment, finish, make_project, start_training
+from builders.runs import final_state, make_job, run_ranks
+from builders.stopping import progress, run_facts, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 

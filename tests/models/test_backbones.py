@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fer.models import FerModel, TrainOutput, create_model
-from fer.models.backbones.ir import IR18, IR50, IR50_THREE_STAGES, IRConfig, IRFeatures, IRUnit
-from fer.models.backbones.mobilefacenet import (
+from fer.models.inference import for_inference
+from fer.models.ir import IR18, IR50, IR50_THREE_STAGES, IRConfig, IRFeatures, IRUnit
+from fer.models.mobilefacenet import (
     PUBLISHED,
     InvertedResidual,
     LandmarkBackbone,
@@ -17,7 +18,6 @@ from fer.models.backbones.mobilefacenet import (
     MobileFaceNetFeatures,
     Stage,
 )
-from fer.models.inference import for_inference
 
 SMALL_IR = IRConfig(depths=(2, 1), widths=(8, 12), stem_width=8)
 SMALL_MOBILEFACENET = MobileFaceNetConfig(

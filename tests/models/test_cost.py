@@ -102,13 +102,13 @@ def test_thops_count_of_the_published_posters_comes_out_to_the_digit(
 ) -> None:
     paper = published_costs(name, costs[name])
     assert paper is not None
-    assert [figure.ours for figure in paper.figures] == figures
+    assert [figure.ours for figure in paper.numbers] == figures
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_printed_figure_is_ours_under_its_convention(costs: dict[str, Cost], name: str) -> None:
     paper = published_costs(name, costs[name])
-    for figure in paper.figures if paper else ():
+    for figure in paper.numbers if paper else ():
         printed, unit = figure.printed.split()
         ours, our_unit = figure.ours.split()
         digits = Decimal(printed)

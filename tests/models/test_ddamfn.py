@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fer.models import FerModel, create_model
 from fer.models.ddamfn import attention_loss
-from fer.models.layers.prelu import PReLU
+from fer.models.layers.conv import PReLU
 
 
 def train_batch(model: FerModel) -> tuple[Tensor, Tensor]:

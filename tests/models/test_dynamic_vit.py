@@ -11,16 +11,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from fer.models import create_model
 from fer.models.inference import for_inference
 from fer.models.layers.attention import attention, countable, is_countable
-from fer.models.layers.depthwise import ResidualDepthwiseConv
-from fer.models.layers.drop_path import DropPath
-from fer.models.layers.fused_linear import FusedLinear
+from fer.models.layers.conv import ResidualDepthwiseConv
+from fer.models.layers.linear import DropPath, FusedLinear
 from fer.models.layers.routing import gathered_attention, masked_attention, route
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_regions": 3}, r"num_regions = 3 does not divide the 4 tokens a side.*allowed: 1, 2, 4$"),
+        ({"num_regions": 3}, r"num_regions = 3 does not divide the 4 tokens per side.*allowed: 1, 2, 4$"),
         ({"topk": 17}, r"topk = 17: .*1 to 16"),
         ({"topk": (1, 2)}, r"topk = \(1, 2\): one number or three"),
         ({"topk": 0}, "topk = 0"),

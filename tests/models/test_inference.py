@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fer.models import FerModel, create_model, list_models
 from fer.models.inference import FEWEST_IMAGES, for_inference
-from fer.models.layers.fold import fold_conv_bn
+from fer.models.layers.conv import fold_conv_bn
 from fer.models.layers.gate import profiles, weigh
 
 from .conformance import assert_close, fixture_input, published_model

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fer.models import FerModel, create_model
-from fer.models.backbones.ir import IR50_THREE_STAGES, IRFeatures
-from fer.models.backbones.mobilefacenet import PUBLISHED, LandmarkBackbone
 from fer.models.inference import for_inference
+from fer.models.ir import IR50_THREE_STAGES, IRFeatures
+from fer.models.mobilefacenet import PUBLISHED, LandmarkBackbone
 from fer.weights import convert, published_options
 from fer.weights.parts import branch_state
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from fer.models import FerModel, TrainOutput, create_model
 from fer.models.inference import for_inference
-from fer.models.layers.drop_path import DropPath
+from fer.models.layers.linear import DropPath
 from fer.weights import convert, dead_keys, published_options
-from fer.weights.layouts.poster_v1 import POSTER_V1
+from fer.weights.layouts.poster import POSTER_V1
 
 from .conformance import assert_close, fixture_input, load, published_state
 

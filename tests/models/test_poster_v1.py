@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fer.models import TrainOutput, create_model
-from fer.models.backbones.ir import IRConfig
-from fer.models.backbones.mobilefacenet import MobileFaceNetConfig, Stage
+from fer.models.ir import IRConfig
+from fer.models.mobilefacenet import MobileFaceNetConfig, Stage
 from fer.models.poster_v1 import STREAMS, TINY, PosterV1
 
 LITTLE = replace(

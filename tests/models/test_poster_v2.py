@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fer.models import FerModel, create_model
 from fer.models.inference import for_inference
-from fer.models.layers.cross_attention import RelativePositionBias
+from fer.models.layers.attention import RelativePositionBias
 from fer.models.layers.linear import ScaledLinear
 from fer.models.layers.tokens import Embedding
 from fer.models.poster_v2 import Fusion

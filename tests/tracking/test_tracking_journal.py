@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from mlflow_runs import client, recorded, runs
+from builders.mlflow_runs import client, recorded, runs
 from torch import nn
 
 from fer.tracking import Run, TrackingConfig, TrackingError, journal, open_run

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mlflow_runs import client, recorded
+from builders.mlflow_runs import client, recorded
 
 from fer.lineage import flatten, redact
 from fer.tracking import Run, TrackingConfig, TrackingError, open_run, store_uri

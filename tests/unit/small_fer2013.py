@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from fer.labels import space
 from fer.sources.base import RawSample, Reject
-from fer.sources.download import download_dataset
 from fer.sources.fer2013 import Fer2013Config
 from fer.sources.registry import get_source
+from fer.stages.download import download_dataset
 
 USAGES = ("Training", "PublicTest", "PrivateTest")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from brought import about, fetch, labels, picture, read, text, zipped
+from builders.layouts import about, fetch, labels, picture, read, text, zipped
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from brought import text
+from builders.layouts import text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -12,9 +12,9 @@ from small_fer2013 import USAGES, assert_rows, csv_file, fetch, parquet_file, re
 
 from fer.io.files import FileError, sha256
 from fer.sources.base import BLOCK_ROWS, RawSample, Reject
-from fer.sources.download import download_dataset
 from fer.sources.fer2013 import PUBLISHED, Fer2013Config, _check_counts
 from fer.sources.registry import get_source
+from fer.stages.download import download_dataset
 
 
 def test_the_original_csv_is_read_row_for_row(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from brought import about, fetch, picture, read, text
+from builders.layouts import about, fetch, picture, read, text
 
 from fer.io.files import FileError
 from fer.labels import SPACES

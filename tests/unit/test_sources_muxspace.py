@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from brought import about, fetch, labels, picture, read, text
+from builders.layouts import about, fetch, labels, picture, read, text
 
 from fer.io.files import FileError
 from fer.labels import SPACES

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from brought import about, fetch, labels, picture, read, text, zipped
+from builders.layouts import about, fetch, labels, picture, read, text, zipped
 
 from fer.config import ConfigError, parse
 from fer.io.files import FileError
@@ -167,7 +167,7 @@ def test_an_archive_holds_the_one_table_with_its_pictures(tmp_path: Path) -> Non
     ("content", "said"),
     [
         ("path,emotion\na,b\n", "lacks the column 'label'"),
-        ("path,label\n", "not one labelled picture"),
+        ("path,label\n", "not one labeled image"),
         ("<html>", "web page"),
         ('path,label\n"a,b\n', "never closed"),
     ],

@@ -226,7 +226,7 @@ FOUR = np.arange(4, dtype="<f4")
         ({"shape": (1 << 40,), "size": 1 << 42}, "takes 4398046511104 from byte 0 on"),
         ({"offset": 8}, "takes 16 from byte 8 on: the file is truncated"),
         ({"offset": 1 << 60}, "the file is truncated"),
-        ({"shard": 1}, "lies in shard 1 of 1"),
+        ({"shard": 1}, "is in shard 1 of 1"),
         ({"checksum": 0}, "wrong checksum of a"),
     ],
 )

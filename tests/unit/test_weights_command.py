@@ -82,7 +82,7 @@ def test_import_of_pulled_weights_knows_model_and_order(ddamfn: Path, tmp_path: 
 
 def test_an_unknown_order_is_asked_for_never_guessed(ddamfn: Path, tmp_path: Path) -> None:
     out = tmp_path / "ours.safetensors"
-    with pytest.raises(ValueError, match=r"nobody says in which order\. Say it with --labels"):
+    with pytest.raises(ValueError, match=r"7 classes in an unknown order\. Give it with --labels"):
         run("import", ddamfn, "--model", "ddamfn", "--out", out)
     assert not out.exists()
     run("import", ddamfn, "--model", "ddamfn", "--dataset", "rafdb", "--out", out)
@@ -126,6 +126,6 @@ def test_the_landmark_network_is_imported_without_classes(test_data: Path, tmp_p
 def test_import_replaces_no_file(tmp_path: Path) -> None:
     source = tmp_path / "mine.pth"
     source.write_bytes(b"mine")
-    with pytest.raises(ValueError, match=r"mine\.pth: exists already, and is not replaced"):
+    with pytest.raises(ValueError, match=r"mine\.pth: exists already, and is not overwritten"):
         run("import", str(source), "--model", "ddamfn", "--out", str(source))
     assert source.read_bytes() == b"mine"

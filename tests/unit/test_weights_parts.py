@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from fer.io.files import FileError
 from fer.models import create_model
-from fer.stages.train import fingerprint
+from fer.training.job import fingerprint
 from fer.training.recipe import Recipe
 from fer.weights.parts import list_parts, load_part, locate
 from fer.weights.store import save_model
@@ -57,7 +57,9 @@ def test_weights_of_another_network_are_refused_by_key(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_is_told_with_the_names_that_could_be_meant(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=r"pretrained\.image = 'ir_50': no such file, and no name"):
+    with pytest.raises(
+        FileError, match=r"pretrained\.image = 'ir_50': neither a file .* nor a name in `fer weights list`"
+    ):
         locate({"image": "ir_50"}, tmp_path)
 
 

@@ -144,7 +144,7 @@ def test_the_published_landmarks_load(test_data: Path) -> None:
     folder = test_data / "weights" / "landmark_mobilefacenet_openvino"
     assert load_published("mobilefacenet_landmarks", folder / "mobilefacenet.xml").num_classes == 0
     load_published(create_model("mobilefacenet_landmarks", 0), folder / "mobilefacenet.bin")
-    with pytest.raises(ValueError, match="not of ir50"):
+    with pytest.raises(ValueError, match="not that of ir50"):
         load_published("ir50", folder / "mobilefacenet.xml")
 
 
@@ -217,7 +217,7 @@ def test_poster_v2s_best_file_of_the_optimizer_alone_is_recognised(tmp_path: Pat
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
         (b"", "empty"),
         (b"\x89HDF\r\n\x1a\n", "a Keras file"),
-        (b"GIF89a and so on, for many bytes", "not recognised"),
+        (b"GIF89a and so on, for many bytes", "not recognized"),
         (b"PK\x03\x04 and no end", "cut off"),
         (b"\x10\x00\x00\x00\x00\x00\x00\x00{ no header }   ", "safetensors"),
     ],
@@ -248,7 +248,7 @@ def test_files_of_torch_without_a_state_dict_say_what_they_hold(saved: Any, told
 def test_npz_bombs_and_pickles_in_npz_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, a=np.array([{}], dtype=object))
-    with pytest.raises(FileError, match="cannot be read"):
+    with pytest.raises(FileError, match=r"a\.npz: .*Object arrays cannot be loaded"):
         read_published(path)
 
 

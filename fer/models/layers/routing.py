@@ -1,19 +1,19 @@
-"""Bi-level routing attention: every region of a map attends to the regions most like it, and to no other.
+"""Bi-level routing attention: every region of a map attends only to the regions most like it.
 
 Paper: "BiFormer: Vision Transformer with Bi-Level Routing Attention", Lei Zhu, Xinjiang Wang, Zhanghan Ke, Wayne Zhang,
 Rynson Lau, CVPR 2023, arXiv:2303.08810, section 3.2. Original repository: https://github.com/rayleizhu/BiFormer
 
-First regions choose regions: the means of their queries and keys are compared, and each keeps its `topk` best. Then
-tokens attend to the tokens of the chosen regions. The choice has no gradient.
+First every region selects the `topk` regions whose mean key matches its mean query best. Then tokens attend to the
+tokens of the selected regions. The selection has no gradient.
 
-Two ways to the same result, to rounding:
+Two implementations, which agree to rounding:
 
 * gather: the keys and values of the chosen regions are copied beside each region's queries. Arithmetic in proportion to
   H W topk h w, but many copies and small products. This is the reference path, the one that operations are counted on.
 * mask: full attention, with the scores of what was not chosen set to minus infinity. Arithmetic in proportion to
   (H W)^2, but nothing is copied, forth or (as sums of gradients) back.
 
-Shapes: B batch, H height, W width, C channels, R regions a side, h = H/R and w = W/R tokens a side of a region.
+Shapes: B batch, H height, W width, C channels, R regions per side, h = H/R and w = W/R tokens per side of a region.
 """
 
 import math
@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from fer.models.layers.attention import attention, is_countable
-from fer.models.layers.depthwise import DepthwiseConv
-from fer.models.layers.fused_linear import FusedLinear
+from fer.models.layers.conv import DepthwiseConv
+from fer.models.layers.linear import FusedLinear
 
 MASK_UP_TO = 256
-"""The tokens of a map up to which the mask is the way taken.
+"""The number of tokens of a map up to which the mask is used.
 
-Time of the mask by that of the gather, forward and with the backward pass, measured on one core of an AMD EPYC:
+Time of the mask divided by that of the gather, forward and with the backward pass, measured on one core of an AMD EPYC:
 196 tokens, topk 16 of 49: 0.5 and 0.4; topk 2 of 49: 1.7 and 1.2; 784 tokens, topk 4 of 49: 3.8 and 3.1.
 """
 
@@ -37,7 +37,7 @@ class RoutingAttention(nn.Module):
     """Bi-level routing attention with a local term, the depthwise convolution of the values: (B,H,W,C) -> (B,H,W,C).
 
     The scores are scaled by C^-0.5, the width of all heads together, as published.
-    H and W must be multiples of `num_regions`, the number of regions a side; `topk` is 1 to num_regions^2.
+    H and W must be multiples of `num_regions`, the number of regions per side; `topk` is 1 to num_regions^2.
     """
 
     def __init__(self, dim: int, *, num_heads: int, num_regions: int, topk: int, kernel: int = 5) -> None:

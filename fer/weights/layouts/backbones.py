@@ -1,4 +1,4 @@
-"""IR, MobileFaceNet and ResNet-50 as their published code names them.
+"""IR, MobileFaceNet, ResNet-50, BiFormer and ViT-B/16 as their published code names them.
 
 POSTER's published models hold the first two under prefixes of their own: `ir_rename` and `mobilefacenet_rename` serve
 them too. Their weights before training come from files of the branches alone: `fer.weights.parts`.
@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fer.models.backbones.ir import IR18, IR50
-from fer.weights.layouts.base import STATISTICS, Layout
+from fer.models.ir import IR18, IR50
+from fer.weights.layouts.base import Layout
 
 _IR_UNIT = {
     "res_layer.0": "bn",
@@ -63,12 +63,6 @@ def mobilefacenet_rename(theirs: str = "", ours: str = "features.") -> Rename:
         (rf"^({our_prefix}(?:down\d|stage\d\.\d+))\.conv_dw\.", r"\1.depthwise."),
         (rf"^({our_prefix}.*)\.prelu\.", r"\1.act."),
     )
-
-
-LANDMARK_HEAD_DEAD = (
-    rf"face_landback\.output_layer\.(conv_6_dw\.conv\.weight|linear\.weight|(conv_6_dw\.)?bn\.{STATISTICS})"
-)
-"""The landmark network's head within the published POSTER models: it runs, and its result is thrown away."""
 
 
 def _num_classes(published: Mapping[str, Tensor]) -> int:
@@ -129,10 +123,48 @@ RESNET50 = Layout(
     options=lambda published: {"num_classes": published["fc.weight"].shape[0]},
 )
 
+BIFORMER = Layout(
+    rename=(
+        (r"^downsample_layers\.0\.0\.", "stem.0.conv."),
+        (r"^downsample_layers\.0\.1\.", "stem.0.bn."),
+        (r"^downsample_layers\.0\.3\.", "stem.2.conv."),
+        (r"^downsample_layers\.0\.4\.", "stem.2.bn."),
+        *(
+            (rf"^downsample_layers\.{number}\.{child}\.", rf"halvings.{number - 1}.{name}.")
+            for number in (1, 2, 3)
+            for child, name in enumerate(("conv", "bn"))
+        ),
+        (r"\.pos_embed\.", ".position."),
+        (r"\.attn\.qkv\.qkv\.", ".attn.qkv."),
+        (r"\.attn\.wo\.", ".attn.proj."),
+        (r"\.attn\.lepe\.", ".attn.local."),
+        (r"\.attn\.", ".attention."),
+        (r"\.mlp\.0\.", ".mlp.fc1."),
+        (r"\.mlp\.3\.", ".mlp.fc2."),
+    ),
+    options=lambda published: {"num_classes": published["head.weight"].shape[0]},
+)
+"""Of `checkpoint["model"]`. Neither the input size nor the number of regions nor topk shows in the tensors."""
+
+VIT = Layout(
+    rename=(
+        (r"^patch_embed\.proj\.", "patches."),
+        (r"^cls_token$", "transformer.cls_token"),
+        (r"^pos_embed$", "transformer.positions"),
+        (r"^(blocks|norm)\.", r"transformer.\1."),
+        (r"\.attn\.", ".attention."),
+    ),
+    options=lambda published: {"num_classes": published["head.weight"].shape[0]},
+)
+"""The names of timm's `vit_base_patch16_224`, in which the weights are distributed; the originals are JAX arrays.
+Dynamic attention has the same tensors as full."""
+
 LAYOUTS = {
+    **dict.fromkeys(("dynamic_vit_base", "dynamic_vit_small", "dynamic_vit_tiny"), BIFORMER),
     "ir18": IR18_LAYOUT,
     "ir50": IR50_LAYOUT,
     "mobilefacenet": MOBILEFACENET,
     "mobilefacenet_landmarks": MOBILEFACENET,
     "resnet50": RESNET50,
+    "vit_b16": VIT,
 }

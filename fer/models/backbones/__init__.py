@@ -1,1 +1,0 @@
-"""Networks that several models read feature maps from."""
