@@ -1,4 +1,4 @@
-"""The command line: a mistyped name is told with the nearest one that exists, and no advice names what does not."""
+"""The command line: a mistyped name is rejected with the nearest one that exists; no advice names what does not."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from builders.shards import write_set
+from builders.shards import make_shards
 
+from benchmarks import __main__ as benchmarks
 from fer import cli
 
 
@@ -17,6 +18,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(Path(cli.__file__).parents[1] / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def run(line: str) -> None:
+    """A `fer` command; a benchmark without a process of its own."""
+    command, *words = line.split()
+    if command == "bench":
+        benchmarks.main(words)
+    else:
+        cli._main([command, *words])
 
 
 @pytest.mark.parametrize(
@@ -34,11 +44,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("study noise --tta flop", "flip"),
     ],
 )
-def test_a_mistyped_choice_is_told_with_the_nearest(
+def test_mistyped_choice_is_rejected_with_the_nearest(
     line: str, nearest: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        cli._main(line.split())
+        run(line)
     assert caught.value.code == 2
     assert capsys.readouterr().err.endswith(f" - did you mean {nearest!r}?\n")
 
@@ -60,9 +70,9 @@ def test_a_mistyped_choice_is_told_with_the_nearest(
     ],
 )
 @pytest.mark.usefixtures("project")
-def test_a_mistyped_name_is_told_with_the_nearest(line: str, nearest: str) -> None:
+def test_mistyped_name_is_rejected_with_the_nearest(line: str, nearest: str) -> None:
     with pytest.raises(ValueError, match=f"did you mean '{nearest}'"):
-        cli._main(line.split())
+        run(line)
 
 
 def test_shards_advises_only_stages_that_exist(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +85,6 @@ def test_shards_advises_only_stages_that_exist(project: Path, capsys: pytest.Cap
         cli._main(["shards", "fer2013"])
     with pytest.raises(ValueError, match=r"no dataset '\.\./shards/tiny'"):
         cli._main(["shards", "../shards/tiny"])
-    write_set(project / "data" / "shards" / "tiny")  # of a dataset that params.yaml names no more
+    make_shards(project / "data" / "shards" / "tiny")  # of a dataset that params.yaml no longer names
     cli._main(["shards", "tiny"])
-    assert capsys.readouterr().out.startswith("tiny: 104 faces")
+    assert capsys.readouterr().out.startswith("tiny: 128 faces")

@@ -1,4 +1,4 @@
-"""A wrong key, type or value is refused by name, with the nearest valid key."""
+"""A wrong key, type or value is rejected by name, with the nearest valid key."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Outer(Config):
     many: dict[str, Inner] = Field(default_factory=dict)
 
 
-def test_lists_become_tuples_and_whole_numbers_floats() -> None:
+def test_lists_become_tuples_and_integers_floats() -> None:
     assert parse(Outer, {"window": [1, 2], "inner": {"rate": 1}}, "f.yaml").window == (1.0, 2.0)
 
 
@@ -41,13 +41,13 @@ def test_lists_become_tuples_and_whole_numbers_floats() -> None:
         ({"window": [1]}, ["window"]),
     ],
 )
-def test_a_mistake_names_file_key_value_and_remedy(data: dict[str, object], parts: list[str]) -> None:
+def test_mistake_names_file_key_value_and_remedy(data: dict[str, object], parts: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(Outer, data, "f.yaml")
     assert all(part in str(caught.value) for part in parts), str(caught.value)
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         parse(Outer, {"size": 3, "kind": 4}, "f.yaml")
     assert len(str(caught.value).splitlines()) == 2
@@ -62,13 +62,13 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("", "expected a mapping"),
     ],
 )
-def test_broken_yaml_is_refused(tmp_path: Path, text: str, part: str) -> None:
+def test_broken_yaml_is_rejected(tmp_path: Path, text: str, part: str) -> None:
     path = tmp_path / "p.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=part):
         read_yaml(path)
 
 
-def test_an_absent_file_is_named(tmp_path: Path) -> None:
+def test_absent_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.yaml"):
         read_yaml(tmp_path / "absent.yaml")

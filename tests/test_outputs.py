@@ -1,4 +1,4 @@
-"""Publication replaces what this project made, and nothing else."""
+"""Publication replaces the files of this project, and nothing else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = ("some", "model")
 
 
 def write(output: Output, root: Path, text: str = "new") -> Path:
-    """What a stage does: asks for its folder, works, publishes."""
+    """A stage: asks for its folder, works, publishes."""
     final = output.folder(root, *NAMES[: output.names])
     with output.publish(final) as out:
         (out / output.marker).write_text(text)
@@ -43,18 +43,18 @@ def output(request: pytest.FixtureRequest) -> Output:
     return kind
 
 
-def test_what_we_made_is_replaced(output: Output, tmp_path: Path) -> None:
+def test_earlier_output_is_replaced(output: Output, tmp_path: Path) -> None:
     write(output, tmp_path, "old")
     assert (write(output, tmp_path) / output.marker).read_text() == "new"
     assert [path.name for path in (tmp_path / output.parent).iterdir()] == ["some"]
 
 
-def test_an_empty_folder_is_used(output: Output, tmp_path: Path) -> None:
+def test_empty_folder_is_used(output: Output, tmp_path: Path) -> None:
     tmp_path.joinpath(output.parent, *NAMES[: output.names]).mkdir(parents=True)
     write(output, tmp_path)
 
 
-def _folder_of_another(final: Path, output: Output, outside: Path) -> None:
+def _folder_of_a_user(final: Path, output: Output, outside: Path) -> None:
     final.mkdir(parents=True)
     (final / "faces-0.parquet" if output is FACES else final / "dropped.csv").write_text("mine")
     (final / "model.safetensors").write_text("mine")
@@ -66,18 +66,17 @@ def _file(final: Path, output: Output, outside: Path) -> None:
     final.write_text("mine")
 
 
-def _link_to_another(final: Path, output: Output, outside: Path) -> None:
+def _link(final: Path, output: Output, outside: Path) -> None:
     final.parent.mkdir(parents=True)
     final.symlink_to(outside)
 
 
-def _link_to_nothing(final: Path, output: Output, outside: Path) -> None:
-    final.parent.mkdir(parents=True)
-    final.symlink_to(outside / "nothing")
+def _broken_link(final: Path, output: Output, outside: Path) -> None:
+    _link(final, output, outside / "nothing")
 
 
-@pytest.mark.parametrize("lay", [_folder_of_another, _file, _link_to_another, _link_to_nothing])
-def test_what_others_made_is_left_alone_and_named(
+@pytest.mark.parametrize("lay", [_folder_of_a_user, _file, _link, _broken_link])
+def test_files_of_a_user_are_left_alone_and_named(
     output: Output, lay: Callable[[Path, Output, Path], None], tmp_path: Path
 ) -> None:
     root, outside = tmp_path / "project", tmp_path / "precious"
@@ -92,16 +91,16 @@ def test_what_others_made_is_left_alone_and_named(
     assert snapshot(tmp_path) == before
 
 
-def test_what_is_put_there_while_a_stage_works_is_left_alone(output: Output, tmp_path: Path) -> None:
+def test_files_added_while_a_stage_works_are_left_alone(output: Output, tmp_path: Path) -> None:
     final = output.folder(tmp_path, *NAMES[: output.names])
     with pytest.raises(FileError, match="move it away"), output.publish(final) as out:  # noqa: PT012
         (out / output.marker).write_text("new")
-        _folder_of_another(final, output, tmp_path)
+        _folder_of_a_user(final, output, tmp_path)
     assert (final / "model.safetensors").read_text() == "mine"
     assert not (final / output.marker).exists()
 
 
-def test_a_folder_without_its_marker_is_known_by_the_lock_of_dvc(output: Output, tmp_path: Path) -> None:
+def test_folder_without_its_marker_is_recognized_by_the_lock_of_dvc(output: Output, tmp_path: Path) -> None:
     final = write(output, tmp_path)
     (final / output.marker).rename(final / "model.safetensors")
     path = final if output.tracked_whole else final / "model.safetensors"
@@ -114,7 +113,7 @@ def test_a_folder_without_its_marker_is_known_by_the_lock_of_dvc(output: Output,
 
 
 @pytest.mark.parametrize("output", [STATISTICS, TRAINED, EVALUATED], ids=lambda kind: kind.parent)
-def test_notes_beside_tracked_files_outlive_the_next_result(output: Output, tmp_path: Path) -> None:
+def test_notes_beside_tracked_files_survive_the_next_result(output: Output, tmp_path: Path) -> None:
     final = write(output, tmp_path, "old")
     (final / "notes.txt").write_text("mine")
     (final / "sketches").mkdir()
@@ -124,7 +123,7 @@ def test_notes_beside_tracked_files_outlive_the_next_result(output: Output, tmp_
 
 
 @pytest.mark.parametrize("output", [FACES, SHARDS], ids=lambda kind: kind.parent)
-def test_notes_in_a_folder_that_dvc_removes_whole_are_named_first(output: Output, tmp_path: Path) -> None:
+def test_notes_in_a_folder_that_dvc_removes_whole_are_named(output: Output, tmp_path: Path) -> None:
     final = write(output, tmp_path, "old")
     (final / "notes.txt").write_text("mine")
     with pytest.raises(FileError, match=r"notes\.txt: was not made by this project"):
@@ -132,7 +131,7 @@ def test_notes_in_a_folder_that_dvc_removes_whole_are_named_first(output: Output
     assert (final / output.marker).read_text() == "old"
 
 
-def test_a_parent_that_is_a_link_to_a_larger_disk_is_followed(output: Output, tmp_path: Path) -> None:
+def test_parent_that_is_a_link_to_a_larger_disk_is_followed(output: Output, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     root = tmp_path / "project"
@@ -163,7 +162,7 @@ def test_no_name_publishes_outside_its_own_folder(tmp_path_factory: pytest.TempP
     shutil.rmtree(top)
 
 
-def test_a_folder_that_a_killed_publication_moved_aside_comes_back(tmp_path: Path) -> None:
+def test_folder_that_a_killed_publication_moved_aside_is_restored(tmp_path: Path) -> None:
     (tmp_path / ".out.tmp-999999999-old").mkdir()
     (tmp_path / ".out.tmp-999999999-old" / "notes").write_text("mine")
     (tmp_path / ".out.tmp-999999999").mkdir()
@@ -177,7 +176,7 @@ def test_a_folder_that_a_killed_publication_moved_aside_comes_back(tmp_path: Pat
     assert snapshot(tmp_path) == {"out/notes": b"mine"}
 
 
-def test_fer_check_tells_of_a_folder_that_the_pipeline_would_refuse(
+def test_fer_check_reports_a_folder_that_the_pipeline_would_refuse(
     tmp_path: Path, repo_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(repo_root / "params.yaml", tmp_path)
