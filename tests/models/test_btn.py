@@ -7,14 +7,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from builders.conformance import assert_close, load
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fer.models import FerModel, TrainOutput, create_model
 from fer.models.btn import BTN, BatchTransformer, class_batch_attention, sinusoid
 from fer.models.inference import for_inference
-
-from .conformance import assert_close, load
 
 SCALES = {"none": "paper eq.(4)", "classes": "official README excerpt", "dim": "conventional"}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders.conformance import ASSETS
 from torch.utils.flop_counter import FlopCounterMode
 
 from fer.commands import models as command
@@ -16,8 +17,6 @@ from fer.models.cost import Cost, measure
 from fer.models.layers.attention import countable
 from fer.studies.published_costs import published_costs
 from fer.weights import dead_keys
-
-from .conformance import ASSETS
 
 MODELS = list_models()
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fer.models import FerModel, create_model
@@ -186,3 +187,12 @@ def test_bfloat16_evaluation_is_near_float32() -> None:
             with torch.autocast("cpu", torch.bfloat16):
                 torch.testing.assert_close(lower(x).float(), expected, rtol=0.1, atol=0.05)
             torch.testing.assert_close(deepcopy(lower).bfloat16()(x.bfloat16()).float(), expected, rtol=0.1, atol=0.05)
+
+
+def test_nearest_neighbor_keeps_every_second_pixel() -> None:
+    """Three quarters of the published model's input are never seen."""
+    model = create_model("poster_v2_nano").eval()
+    x = torch.randn(2, 3, 2 * model.input_size, 2 * model.input_size)
+    with torch.inference_mode():
+        assert torch.equal(model(x), model(F.interpolate(x, scale_factor=0.5)))
+        assert torch.equal(model(x), model(x[..., ::2, ::2].contiguous()))

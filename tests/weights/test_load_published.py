@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models.conformance import load, published_state
+from builders.conformance import load, published_state
 from torch import Tensor, nn
 
 from fer.io.files import FileError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models.conformance import load, published_state
+from builders.conformance import load, published_state
 
 from fer import cli
 from fer.labels import DATASET_LABELS

@@ -7,10 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from builders.conformance import load
 
 from fer.evaluation.tta import View, predict_views, views
-
-from .conformance import load
 
 LHC = load("lhc_tta")
 
