@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install run test test-slow soak lint bench bench-peers ui clean
+.PHONY: help install run test test-slow soak check bench bench-peers ui clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -30,7 +30,7 @@ test-slow: install ## the tests that take minutes
 soak: install ## 200 short trainings under random SIGKILL (half an hour); writes soak.json
 	python tests/faults/soak.py --trainings 200 --json soak.json
 
-lint: install ## style and types
+check: install ## what CI does before the tests: style, formatting, types
 	ruff check . && ruff format --check . && mypy
 
 bench: install ## the benchmarks (about an hour)

@@ -1,4 +1,4 @@
-"""`fer bench crop`: the crop stage beside what one would write by hand, and what a second worker brings."""
+"""`fer bench crop`: the crop stage beside a hand-written loop, and what a second worker brings."""
 
 from __future__ import annotations
 
@@ -16,28 +16,26 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.result import BenchResult, benchmark
+from benchmarks.result import BenchResult, benchmark, options
 from fer.io.files import FileError
 from fer.labels import LabelSpace, space
 from fer.sources.base import AnnotatedFace, Block, RawSample, Reject
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_BLOCK = 16  # pictures; small, so that the workers of a short measurement are busy to its end
+_BLOCK = 16  # images; small, so that the workers of a short measurement are busy to its end
 _SCENE_SIDE = 640
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--photos", type=Path, metavar="FOLDER", help="pictures to crop (drawn scenes)")
+    parser.add_argument("--photos", type=Path, metavar="FOLDER", help="images to crop (drawn scenes)")
     parser.add_argument("--weights", metavar="FOLDER", help="where the detectors' weights are (`fer weights pull`)")
     parser.add_argument("--detectors", nargs="+", metavar="NAME", default=["retinaface", "yunet"], help="(both)")
-    parser.add_argument("--pictures", type=int, default=64, help="of one round; fewer are repeated (64)")
+    parser.add_argument("--images", "--pictures", type=int, default=64, help="of one round; fewer are repeated (64)")
     parser.add_argument("--rounds", type=int, default=5, help="of stage and loop in turn (5)")
     parser.add_argument("--no-ray", action="store_true", help="leave out what a second worker brings")
 
 
-@benchmark(
-    "crop", help="pictures/s of the crop stage beside plain loops, with one worker and two", arguments=_arguments
-)
+@benchmark("crop", help="images/s of the crop stage beside plain loops, with one worker and two", arguments=_arguments)
 def run(args: argparse.Namespace) -> BenchResult:
     """A row for each detector and comparison; ValueError for what cannot be read."""
     import cv2
@@ -52,7 +50,7 @@ def run(args: argparse.Namespace) -> BenchResult:
     rows: list[dict[str, Any]] = []
     try:
         with tempfile.TemporaryDirectory(prefix="fer-bench-") as folder:
-            files = list(islice(cycle(_pictures(args.photos, Path(folder))), args.pictures))
+            files = list(islice(cycle(_images(args.photos, Path(folder))), args.images))
             for detector in args.detectors:
                 stage = partial(stage_block, files, detector, weights[detector], folder)
                 loop = partial(loop_block, files, detector, weights[detector])
@@ -62,33 +60,28 @@ def run(args: argparse.Namespace) -> BenchResult:
     finally:
         torch.set_num_threads(threads)
     return BenchResult(
-        title=f"crops of {args.pictures} pictures a round, {args.photos or f'drawn, {_SCENE_SIDE} px'}",
+        title=f"crops of {args.images} images a round, {args.photos or f'drawn, {_SCENE_SIDE} px'}",
         rows=rows,
         notes=[
             "stage: fer.faces.blocks.crop_block whole: files read, decoded, searched, aligned, encoded, written as "
-            "Parquet, with all checks of foreign files; every process has one thread, and it is the processor's time "
+            "Parquet, with all checks of untrusted files; every process has one thread, and it is the processor's time "
             "that counts",
-            "loop of retinaface: cv2.imread, the published network unfolded, its post-processing in Python picture by "
-            "picture (benchmarks.reference.retinaface), warpAffine, imencode",
+            "loop of retinaface: cv2.imread, the published network unfolded, its post-processing in Python image by "
+            "image (benchmarks.reference.retinaface), warpAffine, imencode",
             "loop of yunet: cv2.imread, resize, cv2.FaceDetectorYN, warpAffine, imencode",
-            "two workers: pictures/s while all are at work, of two over one; the loop's in plain processes shows what "
+            "two workers: images/s while all are at work, of two over one; the loop's in plain processes shows what "
             "the machine itself gives a second process",
         ],
-        settings={
-            "photos": str(args.photos) if args.photos else None,
-            "pictures": args.pictures,
-            "rounds": args.rounds,
-            "detectors": args.detectors,
-        },
+        settings=options(args, ("images", "rounds", "detectors")) | {"photos": str(args.photos or "drawn")},
     )
 
 
-def _pictures(photos: Path | None, folder: Path) -> list[Path]:
+def _images(photos: Path | None, folder: Path) -> list[Path]:
     """The files to crop; drawn into `folder` where there are none."""
     if photos is not None:
         found = sorted(path.resolve() for path in photos.glob("*") if path.suffix.lower() in _ENDINGS)
         if not found:
-            raise FileError(f"{photos}: no picture in it ({', '.join(_ENDINGS)})")
+            raise FileError(f"{photos}: no image in it ({', '.join(_ENDINGS)})")
         return found
     import cv2
 
@@ -118,13 +111,13 @@ class Timed:
     start: float
     stop: float
     cpu: float
-    pictures: int
+    images: int
     faces: int
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """Picture files as a dataset whose labels have no box; see `fer.sources.base.Source`."""
+    """Image files as a dataset whose labels have no box; see `fer.sources.base.Source`."""
 
     files: Sequence[Path]
     generator: str = "bench"
@@ -144,7 +137,7 @@ class FileSource:
         return {}
 
     def blocks(self, raw: Path) -> list[Block]:
-        """Sixteen pictures each."""
+        """Sixteen images each."""
         starts = range(0, len(self.files), _BLOCK)
         return [
             Block(index=index, file="", start=start, stop=min(start + _BLOCK, len(self.files)))
@@ -174,7 +167,7 @@ def stage_block(files: Sequence[Path], detector: Any, weights: str, folder: str,
 
 
 def loop_block(files: Sequence[Path], detector: str, weights: str, block: Block) -> Timed:
-    """The loop that one would write by hand, on one block."""
+    """A hand-written loop, on one block."""
     import cv2
     import numpy as np
 
@@ -207,7 +200,7 @@ def _timed(start: float, cpu: float, block: Block, faces: int) -> Timed:
 
 @cache
 def _by_hand(detector: str, weights: str) -> Callable[[Any], Any]:
-    """BGR picture -> (N, 5, 2) landmarks of its faces."""
+    """BGR image -> (N, 5, 2) landmarks of its faces."""
     import cv2
     import numpy as np
 
@@ -251,7 +244,7 @@ def _beside(
     detector: str, stage: Callable[[Block], Timed], loop: Callable[[Block], Timed], args: argparse.Namespace
 ) -> dict[str, Any]:
     """Stage and loop in turn in this process."""
-    blocks = FileSource([Path()] * args.pictures).blocks(Path())
+    blocks = FileSource([Path()] * args.images).blocks(Path())
     for task in (stage, loop):
         task(blocks[0])  # the first call makes the detector
     seconds: dict[str, list[float]] = {"stage": [], "loop": []}
@@ -264,8 +257,8 @@ def _beside(
     ratio = statistics.median(b / a for a, b in zip(seconds["stage"], seconds["loop"], strict=True))
     return _row(
         f"{detector}: stage beside the plain loop",
-        args.pictures / statistics.median(seconds["stage"]),
-        args.pictures / statistics.median(seconds["loop"]),
+        args.images / statistics.median(seconds["stage"]),
+        args.images / statistics.median(seconds["loop"]),
         ratio,
         "2 or more" if detector == "retinaface" else "0.83 or more",
         f"{faces['stage']} / {faces['loop']}",
@@ -279,7 +272,7 @@ def _second_worker(
     from fer.cluster.config import ClusterConfig
     from fer.cluster.map import map_blocks
 
-    blocks = FileSource([Path()] * args.pictures).blocks(Path()) * args.rounds
+    blocks = FileSource([Path()] * args.images).blocks(Path()) * args.rounds
     cluster = ClusterConfig(cpus=2, object_store_mb=100)
     actors = {n: rate(list(map_blocks(stage, blocks, workers=n, cluster=cluster))) for n in (1, 2)}
     plain = {}
@@ -293,14 +286,14 @@ def _second_worker(
 
 
 def rate(done: Sequence[Timed]) -> float:
-    """Pictures a second while all processes were at work: from the last one's first block to the first one's end."""
+    """Images a second while all processes were at work: from the last one's first block to the first one's end."""
     first = {one.process: min(x.stop for x in done if x.process == one.process) for one in done}
     last = {one.process: max(x.stop for x in done if x.process == one.process) for one in done}
     start, stop = max(first.values()), min(last.values())
     if stop <= start:
-        raise ValueError("too few pictures to keep the workers busy: raise --pictures or --rounds")
+        raise ValueError("too few images to keep the workers busy: raise --images or --rounds")
     inside = [max(0.0, min(one.stop, stop) - max(one.start, start)) for one in done]
-    return sum(one.pictures * share / (one.stop - one.start) for one, share in zip(done, inside, strict=True)) / (
+    return sum(one.images * part / (one.stop - one.start) for one, part in zip(done, inside, strict=True)) / (
         stop - start
     )
 
@@ -308,7 +301,7 @@ def rate(done: Sequence[Timed]) -> float:
 def _row(what: str, ours: float, other: float, ratio: float, goal: str, faces: str = "") -> dict[str, Any]:
     return {
         "comparison": what,
-        "pictures/s": round(ours, 2),
+        "images/s": round(ours, 2),
         "beside": round(other, 2),
         "ratio": round(ratio, 2),
         "goal": goal,

@@ -1,4 +1,4 @@
-"""Shards of made-up faces for benchmarks: as large on disk, and as slow to decode, as photographs."""
+"""Shards of synthetic noise for benchmarks: as large on disk, and as slow to decode, as photographs."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ LABELS = SPACES["basic7"].labels
 ROWS_PER_GROUP = 512
 
 
-def pictures(size: int, *, grey: bool, seed: int = 0) -> Iterator[bytes]:
+def images(size: int, *, grey: bool, seed: int = 0) -> Iterator[bytes]:
     """Endlessly: smooth shades with some grain, as skin. Colour as JPEG q95 4:4:4 (9 KB at 112 px), grey as PNG."""
     random = np.random.default_rng(seed)
     yy, xx = np.mgrid[0:size, 0:size].astype(np.float32) / size
@@ -41,8 +41,8 @@ def pictures(size: int, *, grey: bool, seed: int = 0) -> Iterator[bytes]:
 
 
 def made_up(rows: int, size: int, *, grey: bool = False) -> list[tuple[bytes, int]]:
-    """Pictures with random labels; a thousand different pictures are repeated."""
-    pool = list(islice(pictures(size, grey=grey), min(rows, 1000)))
+    """Images with random labels; a thousand different images are repeated."""
+    pool = list(islice(images(size, grey=grey), min(rows, 1000)))
     labels = np.random.default_rng(1).integers(0, len(LABELS), rows).tolist()
     return [(pool[row % len(pool)], label) for row, label in enumerate(labels)]
 
@@ -68,7 +68,7 @@ def write_samples(
     train_parts: int = 2,
     rows_per_group: int = ROWS_PER_GROUP,
 ) -> Path:
-    """A folder of shards of given pictures and labels; the last `held_out` are the test set, as many the validation."""
+    """A folder of shards of given images and labels; the last `held_out` are the test set, as many the validation."""
     from fer.shards.table import write_table
     from fer.shards.write import describe_part
 

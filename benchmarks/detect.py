@@ -1,4 +1,4 @@
-"""`fer bench detect`: the faces that a detector finds in pictures whose faces were counted by eye."""
+"""`fer bench detect`: the faces that a detector finds in images whose faces were counted by eye."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.result import BenchResult, benchmark
+from benchmarks.result import BenchResult, benchmark, options
 from fer.io.files import FileError, read_json
 
 Box = Sequence[float]
@@ -18,13 +18,15 @@ _SAME_FACE = 0.5  # intersection over union
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pictures", type=Path, required=True, metavar="FOLDER", help="where the pictures are")
+    parser.add_argument(
+        "--images", "--pictures", type=Path, required=True, metavar="FOLDER", help="where the images are"
+    )
     parser.add_argument(
         "--faces",
         type=Path,
         required=True,
         metavar="FILE",
-        help='JSON: {picture: {"faces": [[x1, y1, x2, y2], ...], "beside": boxes of faces that need not be found}}',
+        help='JSON: {image: {"faces": [[x1, y1, x2, y2], ...], "beside": boxes of faces that need not be found}}',
     )
     parser.add_argument("--detectors", nargs="+", metavar="NAME", default=["retinaface", "yunet"], help="(both)")
     parser.add_argument("--weights", metavar="FOLDER", help="where the detectors' weights are (`fer weights pull`)")
@@ -33,9 +35,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-width", type=float, default=40.0, help="narrower faces need not be found, in px (40)")
 
 
-@benchmark("detect", help="which faces of pictures the detectors find, and which they miss", arguments=_arguments)
+@benchmark("detect", help="which faces of images the detectors find, and which they miss", arguments=_arguments)
 def run(args: argparse.Namespace) -> BenchResult:
-    """A row for each picture and their sum, detector by detector; ValueError for what cannot be read."""
+    """A row for each image and their sum, detector by detector; ValueError for what cannot be read."""
     from fer.faces.detect import DEFAULTS, create_detector
     from fer.faces.weights import locate
     from fer.io.images import decode_image
@@ -50,9 +52,9 @@ def run(args: argparse.Namespace) -> BenchResult:
         used[detector] = min_score, DEFAULTS[detector].longest_side if args.side is None else args.side
         outcomes = {}
         for name, boxes in seen.items():
-            path = args.pictures / name
+            path = args.images / name
             if not path.is_file():
-                raise FileError(f"{path}: no such picture, which {args.faces} lists")
+                raise FileError(f"{path}: no such image, which {args.faces} lists")
             (found,) = finder.detect([decode_image(path.read_bytes())])
             outcomes[name] = judge(
                 [face.box for face in found],
@@ -75,32 +77,26 @@ def run(args: argparse.Namespace) -> BenchResult:
             f"found: a box that shares {_SAME_FACE:.0%} of its union with the face's; false alarms: boxes of no face",
             "missed: the upper left corner of the face and the best score that the detector has for it",
         ],
-        settings={
-            "pictures": str(args.pictures),
-            "faces": str(args.faces),
-            "detectors": args.detectors,
-            "min_score": args.min_score,
-            "side": args.side,
-            "min_width": args.min_width,
-        },
+        settings=options(args, ("detectors", "min_score", "side", "min_width"))
+        | {"images": str(args.images), "faces": str(args.faces)},
     )
 
 
-def _row(detector: str, picture: str, outcome: Outcome) -> dict[str, Any]:
+def _row(detector: str, image: str, outcome: Outcome) -> dict[str, Any]:
     missed = "; ".join(f"{face[0]:.0f}, {face[1]:.0f}: {score:.2f}" for face, score in outcome.missed)
     return {
         "detector": detector,
-        "picture": picture,
+        "image": image,
         "faces": outcome.found + len(outcome.missed),
         "found": outcome.found,
         "false alarms": outcome.false_alarms,
-        "missed": missed if picture != "all" else "",
+        "missed": missed if image != "all" else "",
     }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """One picture, one detector.
+    """One image, one detector.
 
     Attributes:
         found: faces that were found.
@@ -161,7 +157,7 @@ def overlap(a: Box, b: Box) -> float:
 
 
 def sum_of(outcomes: Iterable[Outcome]) -> Outcome:
-    """Of several pictures."""
+    """Of several images."""
     every = list(outcomes)
     return Outcome(
         found=sum(outcome.found for outcome in every),

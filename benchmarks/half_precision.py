@@ -16,7 +16,7 @@ from fer.training.recipe import Recipe
 
 _SEEDS = range(3)
 _STEPS = 30
-"""Of each training whose accuracy is compared."""
+"""Of each run whose accuracy is compared."""
 
 
 def speed_row(name: str, *, batch: int, threads: int, budget: float, goal: float) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _timed(trial: _Trial) -> tuple[float, float]:
 
 
 class _Trial:
-    """A short training on pictures of seven patterns in noise, in memory."""
+    """A short run on images of seven patterns in noise, in memory."""
 
     def __init__(self, name: str, batch: int, seed: int, precision: str) -> None:
         self.recipe = Recipe.model_validate(
@@ -86,7 +86,7 @@ class _Trial:
     def step(self) -> None:
         """One update."""
         self.model.train()
-        images, labels = self._pictures(self.batch)
+        images, labels = self._batch_of(self.batch)
         with autocast(self.recipe, "cpu"):
             loss = self.model.loss(self.model(images), labels)
         loss.backward()
@@ -95,15 +95,15 @@ class _Trial:
 
     @torch.no_grad()
     def accuracy(self) -> float:
-        """On pictures that it was not trained on, the same ones for both precisions."""
+        """On images that it was not trained on, the same ones for both precisions."""
         self.model.eval()
         with autocast(self.recipe, "cpu"):
-            pairs = [self._pictures(64) for _ in range(8)]
+            pairs = [self._batch_of(64) for _ in range(8)]
             return statistics.fmean(
                 (self.model(images).argmax(1) == labels).double().mean().item() for images, labels in pairs
             )
 
-    def _pictures(self, count: int) -> tuple[Tensor, Tensor]:
+    def _batch_of(self, count: int) -> tuple[Tensor, Tensor]:
         side = self.model.input_size
         labels = torch.randint(7, (count,), generator=self.random)
         places = torch.linspace(0, 6.28, side)

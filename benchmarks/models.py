@@ -1,13 +1,12 @@
 """`fer bench models`: our models beside plain transcriptions of the published code, in one process."""
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.result import BenchResult, benchmark
+from benchmarks.result import BenchResult, benchmark, options
+from benchmarks.timing import Variant, in_turn, ratio
 from fer.config import nearest
 
 if TYPE_CHECKING:
@@ -33,19 +32,19 @@ def run(args: argparse.Namespace) -> BenchResult:
     """One row for each network and pass; unknown names or devices are a ValueError."""
     import torch
 
-    from benchmarks.reference import YARDSTICKS
+    from benchmarks.reference import REFERENCES
 
-    known = list(YARDSTICKS)
+    known = list(REFERENCES)
     names = args.models or known
     for name in names:
-        if name not in YARDSTICKS:
+        if name not in REFERENCES:
             raise ValueError(
                 f"--models {name}: no published code to compare with{nearest(name, known)}; known: {', '.join(known)}"
             )
     if args.device != "cpu" and not (args.device == "cuda" and torch.cuda.is_available()):
         raise ValueError(f"--device {args.device}: cpu is allowed, and cuda on a machine that has it")
     if args.batch < 4:
-        raise ValueError(f"--batch {args.batch}: 4 or more is needed, BatchNorm in training wants two images")
+        raise ValueError(f"--batch {args.batch}: 4 or more is needed, BatchNorm in training needs two images")
     threads = torch.get_num_threads()
     torch.set_num_threads(args.threads)
     try:
@@ -57,24 +56,15 @@ def run(args: argparse.Namespace) -> BenchResult:
         rows=rows,
         notes=[
             "published: a plain eager transcription of the published code in float32, channels first, which gives the "
-            "published logits (tests/models/test_yardsticks.py); what the code computes for nothing is computed",
+            "published logits (tests/models/test_references.py); what the code computes for nothing is computed",
             "ours: evaluation through fer.models.inference.for_inference; channels last; train: no optimiser step",
             "all of a row in turn, round by round; medians, and the median of the rounds' ratios",
             "GMAC/s: by the published code's arithmetic; % of dense: of the rate of a dense 3x3 convolution (256 "
             "channels, 14x14) with the same dtype and batch in the same rounds; it is of a forward pass, and a step of "
             "training is counted as three",
-            "x IR-50: the published transcription's images/s by those of IR-50's; official: the same ratio of the "
-            "published code itself on two cores of another machine, +-20 %, which checks the transcription",
             "MiB: the most that the pass holds, weights included",
         ],
-        settings={
-            "models": names,
-            "batch": args.batch,
-            "seconds": args.seconds,
-            "passes": args.passes,
-            "threads": args.threads,
-            "device": args.device,
-        },
+        settings=options(args, ("batch", "seconds", "passes", "threads", "device")) | {"models": names},
     )
 
 
@@ -87,9 +77,8 @@ def _measure(name: str, kind: str, args: argparse.Namespace) -> list[dict[str, A
     import torch
 
     from benchmarks.passes import Setting, build
-    from benchmarks.reference import IR50, YARDSTICKS
 
-    training, yardstick = kind == "train", YARDSTICKS[name]
+    training = kind == "train"
     batch = args.batch // 2 if training else args.batch
 
     def setting(network: str, *, ours: bool, dtype: torch.dtype = torch.float32) -> Setting:
@@ -108,28 +97,22 @@ def _measure(name: str, kind: str, args: argparse.Namespace) -> list[dict[str, A
         ours["bf16"] = setting(name, ours=True, dtype=torch.bfloat16)
     steps = {"published": build(published), **{dtype: build(variant) for dtype, variant in ours.items()}}
     steps |= {f"dense {dtype}": _dense(variant) for dtype, variant in ours.items()}
-    if yardstick.official is not None and yardstick is not IR50:
-        steps["ir50"] = build(setting("ir50", ours=False))
-    seconds = _interleaved(steps, args.seconds)
-    rate = {step: batch / statistics.median(times) for step, times in seconds.items()}
+    rounds = _FEWEST_ROUNDS if args.seconds > 0 else 1
+    variants = {step: _counted(run, batch) for step, run in steps.items()}
+    found = in_turn(variants, rounds=rounds, seconds=args.seconds)
+    rate = {step: samples.rate for step, samples in found.items()}
     gmacs = _gmacs(name) * (3 if training else 1)
     peak = {} if args.no_memory else _peaks(published, ours)
-    official = None
-    if yardstick.official is not None and IR50.official is not None:
-        official = yardstick.official[training] / IR50.official[training]
     rows = []
     for dtype in ours:
-        ratios = [theirs / mine for theirs, mine in zip(seconds["published"], seconds[dtype], strict=True)]
         row: dict[str, Any] = {
             "model": name,
             "pass": f"{kind} {dtype}",
             "published img/s": round(rate["published"], 2),
             "ours img/s": round(rate[dtype], 2),
-            "ratio": round(statistics.median(ratios), 2),
+            "ratio": round(ratio(found["published"].seconds, found[dtype].seconds), 2),
             "GMAC/s": round(rate[dtype] * gmacs, 1),
             "% of dense": round(100 * rate[dtype] * gmacs / (rate[f"dense {dtype}"] * _DENSE_GMACS), 1),
-            "x IR-50": round(rate["published"] / rate["ir50"], 2) if "ir50" in rate else "",
-            "official x IR-50": round(official, 2) if official is not None and "ir50" in rate else "",
         }
         if peak:
             row |= {
@@ -141,21 +124,15 @@ def _measure(name: str, kind: str, args: argparse.Namespace) -> list[dict[str, A
     return rows
 
 
-def _interleaved(steps: Mapping[str, Callable[[], object]], budget: float) -> dict[str, list[float]]:
-    """Seconds of every step in every round; each is run once before."""
-    for step in steps.values():
+def _counted(step: Callable[[], object], batch: int) -> Variant:
+    """A pass, run once before it is measured."""
+    step()
+
+    def variant(turn: int) -> int:
         step()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    started = time.perf_counter()
-    fewest = _FEWEST_ROUNDS if budget > 0 else 1
-    rounds = 0
-    while rounds < fewest or time.perf_counter() - started < budget:
-        for name, step in steps.items():
-            begun = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - begun)
-        rounds += 1
-    return seconds
+        return batch
+
+    return variant
 
 
 _DENSE_GMACS = 256 * 256 * 9 * 14 * 14 / 1e9
@@ -184,11 +161,11 @@ def _gmacs(name: str) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from benchmarks.reference import YARDSTICKS, Published
+    from benchmarks.reference import REFERENCES, Published
 
-    yardstick = YARDSTICKS[name]
+    reference = REFERENCES[name]
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        yardstick.forward(Published(names=yardstick.names), torch.randn(1, 3, yardstick.size, yardstick.size))
+        reference.forward(Published(names=reference.names), torch.randn(1, 3, reference.size, reference.size))
     operations: int = counter.get_total_flops()
     return operations / 2e9
 

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.result import BenchResult, benchmark
+from benchmarks.result import BenchResult, benchmark, options
+from benchmarks.timing import in_turn
 from fer.console import log, progress
 
 _CLASSES = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger")
@@ -24,6 +25,7 @@ def run(args: argparse.Namespace) -> BenchResult:
     """Writes class folders of made-up files and a table of them, and scans each: first all are hashed, then none."""
     from fer.sources.folders import FoldersConfig
     from fer.sources.origin import origin_digest
+    from fer.sources.registry import DatasetConfig
     from fer.sources.table import TableConfig
 
     with tempfile.TemporaryDirectory(prefix="fer-bench-") as scratch:
@@ -36,19 +38,19 @@ def run(args: argparse.Namespace) -> BenchResult:
             FoldersConfig(source="folders", path="images"),
             TableConfig(source="table", path="images/table.csv"),
         ):
-            seconds, cpu = [], []
-            for _ in range(args.rounds + 1):
-                started, used = time.perf_counter(), time.process_time()
+
+            def scan(turn: int, kind: DatasetConfig = kind) -> int:
                 origin_digest(kind.source, kind, root, root)
-                seconds.append(time.perf_counter() - started)
-                cpu.append(time.process_time() - used)
+                return int(args.files)
+
+            found = in_turn({"scan": scan}, rounds=args.rounds + 1)["scan"]
             rows.append(
                 {
                     "source": kind.source,
-                    "first s": round(seconds[0], 2),
-                    "again s": round(statistics.median(seconds[1:]), 2),
-                    "slowest": round(max(seconds[1:]), 2),
-                    "again CPU s": round(statistics.median(cpu[1:]), 2),
+                    "first s": round(found.seconds[0], 2),
+                    "again s": round(statistics.median(found.seconds[1:]), 2),
+                    "slowest": round(max(found.seconds[1:]), 2),
+                    "again CPU s": round(statistics.median(found.cpu[1:]), 2),
                 }
             )
     return BenchResult(
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> BenchResult:
             "first: every file is hashed; again: names, sizes and times are compared (goal: 2 s for 100,000 files)",
             "CPU: processor time, which others on the machine disturb less than the clock",
         ],
-        settings={"files": args.files, "bytes": args.bytes, "rounds": args.rounds},
+        settings=options(args, ("files", "bytes", "rounds")),
     )
 
 

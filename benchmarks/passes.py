@@ -1,4 +1,4 @@
-"""The passes that `fer bench models` times: evaluation or a training step, of a yardstick or of our model."""
+"""The passes that `fer bench models` times: evaluation or a training step, of a reference or of our model."""
 
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.reference import YARDSTICKS, Published, Yardstick
+from benchmarks.reference import REFERENCES, Published, Reference
 from fer.models import TrainOutput, create_model
 from fer.models.inference import for_inference
 
@@ -22,8 +22,8 @@ class Setting:
     """What is measured.
 
     Attributes:
-        network: a key of `YARDSTICKS`.
-        ours: our model, and not the yardstick.
+        network: a key of `REFERENCES`.
+        ours: our model, and not the reference.
         training: forward and backward, and not evaluation.
         dtype: of weights and input in evaluation.
     """
@@ -39,10 +39,10 @@ class Setting:
 
 def build(setting: Setting) -> Pass:
     """The pass over one random batch, ready to be called; it returns when it is done."""
-    yardstick = YARDSTICKS[setting.network]
+    reference = REFERENCES[setting.network]
     torch.manual_seed(0)
-    x = torch.randn(setting.batch, 3, yardstick.size, yardstick.size, device=setting.device, dtype=setting.dtype)
-    step = (_ours if setting.ours else _published)(setting, yardstick, x)
+    x = torch.randn(setting.batch, 3, reference.size, reference.size, device=setting.device, dtype=setting.dtype)
+    step = (_ours if setting.ours else _published)(setting, reference, x)
     if setting.device == "cpu":
         return step
 
@@ -53,25 +53,25 @@ def build(setting: Setting) -> Pass:
     return done
 
 
-def _published(setting: Setting, yardstick: Yardstick, x: Tensor) -> Pass:
-    published = Published(names=yardstick.names, training=setting.training)
+def _published(setting: Setting, reference: Reference, x: Tensor) -> Pass:
+    published = Published(names=reference.names, training=setting.training)
     with torch.device(setting.device), torch.no_grad():
-        yardstick.forward(published, x[:2])  # makes the weights
+        reference.forward(published, x[:2])  # makes the weights
 
     def evaluate() -> None:
         with torch.inference_mode():
-            yardstick.forward(published, x)
+            reference.forward(published, x)
 
     def train() -> None:
         for parameter in published.parameters():
             parameter.grad = None
-        _loss(yardstick.forward(published, x), yardstick).backward()  # type: ignore[no-untyped-call]
+        _loss(reference.forward(published, x), reference).backward()  # type: ignore[no-untyped-call]
 
     return train if setting.training else evaluate
 
 
-def _ours(setting: Setting, yardstick: Yardstick, x: Tensor) -> Pass:
-    model = create_model(yardstick.model, **yardstick.options).to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+def _ours(setting: Setting, reference: Reference, x: Tensor) -> Pass:
+    model = create_model(reference.model, **reference.options).to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = x.to(memory_format=torch.channels_last)
     if not setting.training:
         model = for_inference(model).to(setting.dtype)
@@ -88,14 +88,14 @@ def _ours(setting: Setting, yardstick: Yardstick, x: Tensor) -> Pass:
         model.zero_grad()
         output = model(x)
         assert isinstance(output, TrainOutput)
-        _loss(output.logits, yardstick).backward()  # type: ignore[no-untyped-call]
+        _loss(output.logits, reference).backward()  # type: ignore[no-untyped-call]
 
     return train
 
 
-def _loss(output: Tensor, yardstick: Yardstick) -> Tensor:
+def _loss(output: Tensor, reference: Reference) -> Tensor:
     """Of both alike: cross-entropy alone, or the mean square of an output that is no logits."""
-    if not yardstick.classifies:
+    if not reference.classifies:
         return output.square().mean()
     return F.cross_entropy(output, torch.arange(len(output), device=output.device) % output.shape[1])
 

@@ -1,4 +1,4 @@
-"""`fer bench ray`: what Ray adds to a training: one Ray worker against the same loop in this process."""
+"""`fer bench ray`: what Ray adds to a run: one Ray worker against the same loop in this process."""
 
 import argparse
 import dataclasses
@@ -20,7 +20,7 @@ _CALIBRATION_ROWS = 2048
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="ddamfn_nano", help="a key of `models` in params.yaml (ddamfn_nano)")
     parser.add_argument("--threads", type=int, default=2, help="threads of the worker, and of this process (2)")
-    parser.add_argument("--epochs", type=int, default=2, help="epochs of each training (2)")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of each run (2)")
     parser.add_argument("--epoch-seconds", type=float, default=60.0, help="how long an epoch shall take (60)")
 
 
@@ -28,7 +28,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> BenchResult:
     """Trains the same thing twice through the train stage, in this process and in one Ray worker.
 
-    A first short training finds how many rows make an epoch of the wanted length. Data and outputs are in a temporary
+    A first short run finds how many rows make an epoch of the wanted length. Data and outputs are in a temporary
     folder; the recipe is that of params.yaml.
     """
     from benchmarks.data import write_shards
@@ -51,14 +51,14 @@ def run(args: argparse.Namespace) -> BenchResult:
     rows_out = [
         {
             "where": name,
-            "whole training, s": round(wall, 2),
+            "whole run, s": round(wall, 2),
             "one epoch, s": round(inside / args.epochs, 2),
             "outside epochs, s": round(wall - inside, 2),
         }
         for name, (wall, inside) in measured.items()
     ]
     return BenchResult(
-        title=f"{args.model}, {args.epochs} epochs of {rows} pictures of {size} px, {args.threads} threads",
+        title=f"{args.model}, {args.epochs} epochs of {rows} images of {size} px, {args.threads} threads",
         rows=rows_out,
         notes=[
             f"Ray's start-up: {ray_outside - own_outside:.1f} s (target: under 25 s)",
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> BenchResult:
 
 
 def _train(params: "Params", root: Path, args: argparse.Namespace, *, workers: int, epochs: int) -> tuple[float, float]:
-    """Seconds of a whole training, and of its epochs alone as the loop takes them."""
+    """Seconds of a whole run, and of its epochs alone as the loop takes them."""
     from fer.io.files import read_json
     from fer.stages.train import run_training
 

@@ -1,14 +1,12 @@
 """`fer bench reader`: images/s of reader and augmentation beside the decode limit of the same run."""
 
 import argparse
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.result import BenchResult, benchmark
+from benchmarks.result import BenchResult, benchmark, options
+from benchmarks.timing import Variant, in_turn
 
 if TYPE_CHECKING:
     from fer.shards.dataset import EncodedGroup, ShardSplit
@@ -23,12 +21,10 @@ _BATCH = 128
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--size", type=int, default=112, help="side of the pictures and of the model's input in px (112)"
-    )
+    parser.add_argument("--size", type=int, default=112, help="side of the images and of the model's input in px (112)")
     parser.add_argument("--grey", action="store_true", help="grey PNG, as FER2013, instead of colour JPEG")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to measure (1 2)")
-    parser.add_argument("--rows", type=int, default=8192, help="pictures (8192)")
+    parser.add_argument("--rows", type=int, default=8192, help="images (8192)")
     parser.add_argument(
         "--rounds", type=int, default=3, help="times that each is measured, in turn; the median counts (3)"
     )
@@ -47,16 +43,16 @@ def run(args: argparse.Namespace) -> BenchResult:
     kind = "grey PNG" if args.grey else "JPEG q95"
     names = ", ".join(f"{spec['name']} p={spec['p']}" for spec in _AUGMENT)
     return BenchResult(
-        title=f"{args.rows} pictures of {args.size} px ({kind}), batches of {_BATCH}, median of {args.rounds} rounds",
+        title=f"{args.rows} images of {args.size} px ({kind}), batches of {_BATCH}, median of {args.rounds} rounds",
         rows=rows,
         notes=[
             "images/s: of the clock; images/CPU-s: of processor time, which others on the machine disturb less",
             "decode limit: nothing but decoding to RGB, from memory, on as many threads",
             "read: Parquet with page checksums, shuffled, decoded, in batches; augment: and " + names,
-            "albumentations: the same transforms by that library itself, a picture at a time",
+            "albumentations: the same transforms by that library itself, an image at a time",
             "cached: a later epoch of a split whose pixels fit into memory",
         ],
-        settings={"size": args.size, "grey": args.grey, "rows": args.rows, "rounds": args.rounds, "augment": _AUGMENT},
+        settings=options(args, ("size", "grey", "rows", "rounds")) | {"augment": _AUGMENT},
     )
 
 
@@ -84,38 +80,30 @@ def _measure(split: "ShardSplit", size: int, threads: int, rounds: int) -> list[
     for _ in cached.epoch(0):
         pass
     encoded = [(split.images(group), rows) for group, rows in enumerate(split.row_group_sizes)]
-    variants: dict[str, Callable[[int], int]] = {
-        "decode limit": lambda epoch: _decode_all(encoded, threads),
-        "read": lambda epoch: sum(len(batch.rows) for batch in reading.epoch(epoch)),
-        "read + augment": lambda epoch: sum(len(batch.rows) for batch in augmenting.epoch(epoch)),
-        "read + albumentations": lambda epoch: sum(len(batch.rows) for batch in by_albumentations.epoch(epoch)),
-        "cached + augment": lambda epoch: sum(len(batch.rows) for batch in cached.epoch(epoch)),
+    variants: dict[str, Variant] = {
+        "decode limit": lambda turn: _decode_all(encoded, threads),
+        "read": lambda turn: sum(len(batch.rows) for batch in reading.epoch(turn + 1)),
+        "read + augment": lambda turn: sum(len(batch.rows) for batch in augmenting.epoch(turn + 1)),
+        "read + albumentations": lambda turn: sum(len(batch.rows) for batch in by_albumentations.epoch(turn + 1)),
+        "cached + augment": lambda turn: sum(len(batch.rows) for batch in cached.epoch(turn + 1)),
     }
-    rates: dict[str, list[float]] = {name: [] for name in variants}
-    per_cpu: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(rounds):
-        for name, variant in variants.items():
-            started, cpu_started = time.perf_counter(), time.process_time()
-            count = variant(turn + 1)
-            rates[name].append(count / (time.perf_counter() - started))
-            per_cpu[name].append(count / (time.process_time() - cpu_started))
-    middle = {name: statistics.median(values) for name, values in rates.items()}
+    found = in_turn(variants, rounds=rounds)
     return [
         {
             "what": name,
             "threads": threads,
-            "images/s": round(rate),
-            "% of decode limit": round(100 * rate / middle["decode limit"], 1),
-            "images/CPU-s": round(statistics.median(per_cpu[name])),
-            "slowest": round(min(rates[name])),
-            "fastest": round(max(rates[name])),
+            "images/s": round(samples.rate),
+            "% of decode limit": round(100 * samples.rate / found["decode limit"].rate, 1),
+            "images/CPU-s": round(samples.cpu_rate),
+            "slowest": round(min(samples.rates)),
+            "fastest": round(max(samples.rates)),
         }
-        for name, rate in middle.items()
+        for name, samples in found.items()
     ]
 
 
 def _decode_all(encoded: "list[tuple[EncodedGroup, int]]", threads: int) -> int:
-    """Decodes every picture of the groups, given with their numbers of rows, once."""
+    """Decodes every image of the groups, given with their numbers of rows, once."""
     from concurrent.futures import ThreadPoolExecutor
 
     from fer.shards.pixels import decode

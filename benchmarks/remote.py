@@ -7,13 +7,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.result import BenchResult, benchmark
+from benchmarks.result import BenchResult, benchmark, options
 
 if TYPE_CHECKING:
     from fer.shards.dataset import ShardSet
@@ -24,8 +24,8 @@ _START = 30.0  # s that the server may take
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", type=int, default=112, help="side of the pictures in px (112)")
-    parser.add_argument("--rows", type=int, default=16384, help="pictures of the training split (16384)")
+    parser.add_argument("--size", type=int, default=112, help="side of the images in px (112)")
+    parser.add_argument("--rows", type=int, default=16384, help="images of the training split (16384)")
     parser.add_argument("--parts", type=int, default=32, help="files that they are in (32)")
     parser.add_argument("--threads", type=int, default=2, help="of the reader (2)")
     parser.add_argument("--rounds", type=int, default=3, help="times that each is measured, in turn (3)")
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> BenchResult:
         rows = _measure(folder, url, Path(scratch, "caches"), args)
         megabytes = sum(path.stat().st_size for path in folder.glob("train-*")) / 1e6
     return BenchResult(
-        title=f"{args.rows} pictures of {args.size} px ({megabytes:.0f} MB in {args.parts} parts) on {args.threads} "
+        title=f"{args.rows} images of {args.size} px ({megabytes:.0f} MB in {args.parts} parts) on {args.threads} "
         f"threads, batches of {_BATCH}, median of {args.rounds} rounds",
         rows=rows,
         notes=[
@@ -59,31 +59,28 @@ def run(args: argparse.Namespace) -> BenchResult:
             "cold: nothing is kept; the epoch's order says which parts are fetched first",
             "the server shares this machine's cores with the reader, and answers slower than a real store",
         ],
-        settings={name: getattr(args, name) for name in ("size", "rows", "parts", "threads", "rounds")},
+        settings=options(args, ("size", "rows", "parts", "threads", "rounds")),
     )
 
 
 def _measure(folder: Path, url: str, caches: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A line for each way to the same pictures."""
+    """A line for each way to the same images."""
     from fer.shards.dataset import ShardSet
 
     warm = ShardSet.open(url, cache=caches / "warm")
     _epoch(warm, args, 0)
-    names = ("disk", "s3, warm", "s3, just opened", "s3, cold")
-    rates: dict[str, list[float]] = {name: [] for name in names}
-    firsts: dict[str, list[float]] = {name: [] for name in names}
+    ways: dict[str, Callable[[int], ShardSet]] = {
+        "disk": lambda turn: ShardSet.open(folder),
+        "s3, warm": lambda turn: warm,
+        "s3, just opened": lambda turn: ShardSet.open(url, cache=caches / "warm"),
+        "s3, cold": lambda turn: ShardSet.open(url, cache=caches / f"cold-{turn}"),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    firsts: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(args.rounds):
-        for name in names:
+        for name, way in ways.items():
             started = time.perf_counter()
-            match name:
-                case "disk":
-                    shards = ShardSet.open(folder)
-                case "s3, warm":
-                    shards = warm
-                case "s3, just opened":
-                    shards = ShardSet.open(url, cache=caches / "warm")
-                case _:
-                    shards = ShardSet.open(url, cache=caches / f"cold-{turn}")
+            shards = way(turn)
             opened = time.perf_counter() - started
             first, seconds = _epoch(shards, args, turn + 1)
             firsts[name].append(opened + first)
@@ -98,7 +95,7 @@ def _measure(folder: Path, url: str, caches: Path, args: argparse.Namespace) -> 
             "slowest": round(min(rates[name])),
             "fastest": round(max(rates[name])),
         }
-        for name in names
+        for name in ways
     ]
 
 
@@ -125,7 +122,7 @@ def _epoch(shards: "ShardSet", args: argparse.Namespace, epoch: int) -> tuple[fl
 
 @contextmanager
 def s3_server() -> Iterator[None]:
-    """moto's server in a process of its own, and from now on an environment in which S3 means it."""
+    """moto's server in a process of its own, and the environment that points S3 clients at it."""
     from fer.processes import set_environment
 
     with socket.socket() as free:

@@ -1,77 +1,37 @@
-"""What a benchmark is, and what it gives."""
+"""The registry of benchmarks, and the table of results that each returns."""
 
 import argparse
 import os
-import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
+
+from fer.lineage import hardware, versions
 
 MODULES = ("crop", "detect", "ingest", "models", "origin", "ray_cost", "reader", "remote", "train")
 """Modules of this package that register benchmarks."""
 
-_PACKAGES = ("fer", "torch", "numpy", "pyarrow", "opencv-python-headless", "pillow", "albumentations", "ray")
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where it was measured. Absolute figures mean little elsewhere, or on a machine that others use as well.
-
-    Attributes:
-        load: processes that wanted a core, averaged over the minute before.
-    """
-
-    processor: str
-    cores: int
-    memory_gib: float
-    load: float
-    system: str
-    python: str
-
-    @classmethod
-    def here(cls) -> "Machine":
-        """This machine, now."""
-        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return cls(
-            processor=_processor(),
-            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-            memory_gib=round(pages / 2**30, 1),
-            load=round(os.getloadavg()[0], 2),
-            system=platform.platform(),
-            python=platform.python_version(),
-        )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "absent"
-    return found
-
 
 @dataclass(frozen=True)
 class BenchResult:
-    """A table of figures.
+    """A table of results.
 
     Attributes:
         title: what was measured, in one line.
         rows: one mapping a line, all with the same keys in the same order; a key names its unit.
-        notes: what to know to read the figures.
+        notes: how to read the numbers.
         settings: the options it ran with.
+        machine, load: where it was measured, and how many processes competed for a core in the minute before.
     """
 
     title: str
     rows: list[dict[str, Any]]
     notes: list[str]
     settings: dict[str, Any]
-    machine: Machine = field(default_factory=Machine.here)
-    versions: dict[str, str] = field(default_factory=_versions)
+    machine: str = field(default_factory=hardware)
+    load: float = field(default_factory=lambda: round(os.getloadavg()[0], 2))
+    versions: dict[str, str] = field(default_factory=versions)
 
     def table(self) -> str:
         """As text for people."""
@@ -86,8 +46,7 @@ class BenchResult:
             ).rstrip()
             for line in cells
         ]
-        m = self.machine
-        where = f"{m.processor}, {m.cores} cores, load {m.load} at the end; Python {m.python}"
+        where = f"{self.machine}, load {self.load} at the end; Python {self.versions['python']}"
         return "\n".join([self.title, where, "", *lines, "", *(f"- {note}" for note in self.notes)])
 
 
@@ -129,16 +88,12 @@ def load_all() -> None:
         import_module(f"benchmarks.{module}")
 
 
+def options(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The named options, for `BenchResult.settings`."""
+    return {name: getattr(args, name) for name in names}
+
+
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _processor() -> str:
-    listing = Path("/proc/cpuinfo")
-    if listing.is_file():
-        for line in listing.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.timing import ratio
+
 if TYPE_CHECKING:
-    from fer.training.loop import TrainJob
+    from fer.training.job import TrainJob
 
 FEWEST_STEPS = 6
 """That are measured of each, however little time there is."""
@@ -27,10 +29,10 @@ def row(
     cpu: float | None = None,
     at_most: bool = True,
 ) -> dict[str, Any]:
-    """A line of the table: a figure beside its goal, which is the most or the least that it may be.
+    """A line of the table: a result beside its goal, which is the most or the least that it may be.
 
     Args:
-        rounds: of which the figure is the median. detail: what it was made of. cpu: the same by processor time.
+        rounds: of which the result is the median. detail: what it was made of. cpu: the same by processor time.
     """
     met = "" if goal is None else "yes" if (figure <= goal if at_most else figure >= goal) else "no"
     return {
@@ -50,7 +52,7 @@ def against(ones: Sequence[float], others: Sequence[float]) -> str:
 
 
 class EnoughError(Exception):
-    """Raised in `on_step` to leave a training."""
+    """Raised in `on_step` to end a run."""
 
 
 @dataclasses.dataclass
@@ -65,7 +67,7 @@ class Turns:
     @property
     def ratio(self) -> float:
         """Median of the ratios of neighbours."""
-        return statistics.median(one / other for one, other in zip(self.engine, self.bare, strict=True))
+        return ratio(self.engine, self.bare)
 
     @property
     def error(self) -> float:
@@ -76,7 +78,7 @@ class Turns:
     @property
     def cpu(self) -> float:
         """The same by processor time."""
-        return statistics.median(one / other for one, other in zip(self.engine_cpu, self.bare_cpu, strict=True))
+        return ratio(self.engine_cpu, self.bare_cpu)
 
 
 def take_turns(job: TrainJob, budget: float, *, sam: bool) -> Turns:
@@ -114,7 +116,7 @@ def take_turns(job: TrainJob, budget: float, *, sam: bool) -> Turns:
         train(dataclasses.replace(job, recipe=recipe, work_dir=str(work)), on_step=on_step)
     except EnoughError:
         return turns
-    raise AssertionError("the training ended by itself")
+    raise AssertionError("the run ended by itself")
 
 
 def bare_loop(job: TrainJob) -> Callable[[], None]:

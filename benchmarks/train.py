@@ -13,7 +13,7 @@ from benchmarks.result import BenchResult, benchmark
 from benchmarks.steps import FEWEST_STEPS, Turns, against, bare_loop, row, take_turns
 
 if TYPE_CHECKING:
-    from fer.training.loop import TrainJob
+    from fer.training.job import TrainJob
     from fer.training.recipe import Recipe
 
 PARTS = ("loop", "sam", "workers", "checkpoint", "bf16")
@@ -45,7 +45,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 @benchmark("train", help="the engine's loop over a bare one; SAM, two workers, checkpoints, bf16", arguments=_arguments)
 def run(args: argparse.Namespace) -> BenchResult:
-    """One row a figure, each a ratio of steps that took turns in one process, or in the same two processes."""
+    """One row a result, each a ratio of steps that took turns in one process, or in the same two processes."""
     import torch
 
     from benchmarks.data import write_shards
@@ -95,12 +95,12 @@ def run(args: argparse.Namespace) -> BenchResult:
             "neither clips, smooths labels or augments; the engine looks at loss and gradient for NaN at each step",
             "CPU: the same ratio by the processor time of the process, reader included, which others disturb less; "
             "±: standard error",
-            "two processes: what two trainings that know nothing of each other do together, against one alone, of "
+            "two processes: what two independent runs do together, against one alone, of "
             "whole batches and of halves. Halves are the most that two workers could reach on this machine: they "
             "share a batch, and small ones are slower an image. Two hyperthreads of one core give about 1.25",
             f"checkpoints: of an epoch of {_EPOCH_SECONDS:g} s, with one at its end and one after each "
             f"{job.checkpoint_every_steps} steps",
-            "bf16: whole steps, without a reader; accuracy: on held-out pictures of seven made-up patterns, after the "
+            "bf16: whole steps, without a reader; accuracy: on held-out images of seven made-up patterns, after the "
             "same few steps from the same weights, mean over seeds",
         ],
         settings={name: getattr(args, name) for name in _SETTINGS} | {"batch": batch},
@@ -108,9 +108,9 @@ def run(args: argparse.Namespace) -> BenchResult:
 
 
 def _job(root: Path, recipe: Recipe, batch: int, threads: int) -> TrainJob:
-    """A training of the model that never ends by itself, with nothing but what is measured."""
+    """A run of the model that never ends by itself, with nothing but what is measured."""
     from benchmarks.data import LABELS
-    from fer.training.loop import TrainJob
+    from fer.training.job import TrainJob
     from fer.training.recipe import Schedule
 
     plain: dict[str, Any] = {
@@ -154,7 +154,7 @@ def _sam_row(sam: Turns, plain: Turns) -> dict[str, Any]:
 
 
 def _checkpoint_row(job: TrainJob, budget: float) -> dict[str, Any]:
-    """The share of an epoch of 60 s that its checkpoints take, from the time of one, and of a bare step."""
+    """The part of an epoch of 60 s that its checkpoints take, from the time of one, and of a bare step."""
     from fer.training.learner import Learner
     from fer.training.loop import build_model
     from fer.training.state import TrainState
@@ -184,7 +184,7 @@ def _checkpoint_row(job: TrainJob, budget: float) -> dict[str, Any]:
     one, step_seconds = statistics.median(saves), statistics.median(steps)
     count = 1 + int(_EPOCH_SECONDS / step_seconds) // job.checkpoint_every_steps
     return row(
-        "checkpoints' share of an epoch",
+        "checkpoints' part of an epoch",
         count * one / _EPOCH_SECONDS,
         _GOALS["checkpoint"],
         rounds=len(saves),

@@ -1,4 +1,4 @@
-"""What two data-parallel workers reach of what two processes that know nothing of each other do: `fer bench train`."""
+"""What two data-parallel workers reach of what two independent processes do: `fer bench train`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.steps import FEWEST_STEPS, EnoughError, row
+from benchmarks.timing import ratio
 
 if TYPE_CHECKING:
-    from fer.training.loop import TrainJob
+    from fer.training.job import TrainJob
 
 
 def worker_rows(job: TrainJob, budget: float, goal: float) -> list[dict[str, Any]]:
@@ -31,38 +32,25 @@ def worker_rows(job: TrainJob, budget: float, goal: float) -> list[dict[str, Any
         raise RuntimeError("a worker of the benchmark ended with an error, told above")
     one, other = (results.get() for _ in children)
     rounds = [
-        tuple(mine + theirs for mine, theirs in zip(*shares, strict=True)) for shares in zip(one, other, strict=True)
+        tuple(mine + theirs for mine, theirs in zip(*parts, strict=True)) for parts in zip(one, other, strict=True)
     ]  # whoever does not take part in a measurement gives 0
-    speedups = [together / alone for alone, _, _, together in rounds]
-    ceilings = [halves / alone for alone, _, halves, _ in rounds]
-    alone, beside, halves, together = (statistics.median(column) for column in zip(*rounds, strict=True))
+    columns = ("alone", "beside", "halves", "together")
+    measured = {name: [round_[column] for round_ in rounds] for column, name in enumerate(columns)}
     return [
         row(
-            "two workers / one, same global batch",
-            statistics.median(speedups),
-            goal,
+            what,
+            ratio(measured[ones], measured[others]),
+            goal if ones == "together" and others == "alone" else None,
             at_most=False,
             rounds=len(rounds),
-            detail=f"{together:.0f} / {alone:.0f} images/s",
-        ),
-        row(
-            "two processes, whole batches / one",
-            statistics.median([beside / alone for alone, beside, _, _ in rounds]),
-            rounds=len(rounds),
-            detail=f"{beside:.0f} / {alone:.0f} images/s",
-        ),
-        row(
-            "two processes, half batches / one",
-            statistics.median(ceilings),
-            rounds=len(rounds),
-            detail=f"{halves:.0f} / {alone:.0f} images/s",
-        ),
-        row(
-            "two workers / two processes, half batches",
-            statistics.median([two / most for two, most in zip(speedups, ceilings, strict=True)]),
-            rounds=len(rounds),
-            detail=f"{together:.0f} / {halves:.0f} images/s",
-        ),
+            detail=f"{statistics.median(measured[ones]):.0f} / {statistics.median(measured[others]):.0f} images/s",
+        )
+        for what, ones, others in (
+            ("two workers / one, same global batch", "together", "alone"),
+            ("two processes, whole batches / one", "beside", "alone"),
+            ("two processes, half batches / one", "halves", "alone"),
+            ("two workers / two processes, half batches", "together", "halves"),
+        )
     ]
 
 
@@ -79,8 +67,8 @@ def _worker(job: TrainJob, rank: int, meeting: str, budget: float, results: Any)
     steps, until = FEWEST_STEPS, time.monotonic() + budget
     found: list[tuple[float, ...]] = []
     half = dataclasses.replace(job, recipe=job.recipe.model_copy(update={"batch_size": job.recipe.batch_size // 2}))
-    go_on = torch.ones(1)
-    while go_on:
+    more = torch.ones(1)
+    while more:
         dist.barrier()
         alone = _rate(job, rank, 1, steps) if rank == 0 else 0.0
         dist.barrier()
@@ -90,8 +78,8 @@ def _worker(job: TrainJob, rank: int, meeting: str, budget: float, results: Any)
         dist.barrier()
         together = _rate(job, rank, 2, steps)
         found.append((alone, beside, halves, together if rank == 0 else 0.0))
-        go_on.fill_(time.monotonic() < until)
-        dist.broadcast(go_on, src=0)
+        more.fill_(time.monotonic() < until)
+        dist.broadcast(more, src=0)
     results.put(found)
     dist.barrier()
     dist.destroy_process_group()
@@ -117,4 +105,4 @@ def _rate(job: TrainJob, rank: int, world_size: int, steps: int) -> float:
             train(own, rank=rank if world_size > 1 else 0, world_size=world_size, on_step=on_step)
         except EnoughError:
             return steps * job.recipe.batch_size / (times[-1] - times[1])
-    raise AssertionError("the training ended by itself")
+    raise AssertionError("the run ended by itself")

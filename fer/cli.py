@@ -1,4 +1,4 @@
-"""`fer ...`: the one door for people. Stages run through `dvc repro`; this holds what stands around them."""
+"""`fer ...`: the console command. The stages run through `dvc repro`; its subcommands are everything else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AddArguments = Callable[[argparse.ArgumentParser], None]
 
 @dataclass(frozen=True)
 class _Command:
-    """A subcommand whose module is imported only when it is asked for, so that `fer --help` stays quick.
+    """A subcommand whose module is imported only when it is called, so that `fer --help` stays quick.
 
     The module offers `add_arguments(parser)` and `main(args) -> int | None`.
     """
@@ -24,22 +24,22 @@ class _Command:
     module: str
     help: str
     parses: bool = True
-    """False: the module offers `main(arguments)` alone, which is given the words as they are."""
+    """False: the module has no `add_arguments`, and its `main` receives the arguments unparsed."""
 
 
 _COMMANDS = {
-    "check": _Command("fer.commands.check", "validate params.yaml and the recipes; print what a training would use"),
+    "check": _Command("fer.commands.check", "validate params.yaml and the recipes; print each complete recipe"),
     "models": _Command("fer.commands.models", "list the models with their parameters, inputs and costs"),
     "weights": _Command("fer.commands.weights", "list, fetch, verify and import published weights"),
-    "shards": _Command("fer.commands.shards", "show a dataset's shards: classes, splits, leaks, folds"),
-    "verify": _Command("fer.commands.verify", "whether a backbone tells people apart that it never saw"),
+    "shards": _Command("fer.commands.shards", "show a dataset's shards: classes, splits, leakage, folds"),
+    "verify": _Command("fer.commands.verify", "face verification with a backbone, on people it was not trained on"),
     "predict": _Command("fer.commands.predict", "find the faces in your photos and name their expressions"),
-    "tune": _Command("fer.stages.tune", "search the hyper-parameters of a model on a dataset"),
-    "study": _Command("fer.stages.study", "train the rows of a published table, and set them beside what was printed"),
+    "tune": _Command("fer.stages.tune", "search the hyperparameters of a model on a dataset"),
+    "study": _Command("fer.stages.study", "train the rows of a published table, compare with its results"),
     "submit": _Command("fer.commands.jobs", "run one stage as a job on a Ray cluster"),
-    "ui": _Command("fer.commands.ui", "open MLflow's pages on this project's runs"),
-    "bench": _Command("fer.commands.bench", "measure speed: ratios inside one run", parses=False),
-    "synth": _Command("fer.commands.synth", "look at the synthetic faces, measure how hard they are"),
+    "ui": _Command("fer.commands.ui", "open MLflow's UI on this project's runs"),
+    "bench": _Command("fer.commands.bench", "measure speed, as ratios within one run", parses=False),
+    "synth": _Command("fer.commands.synth", "render sheets of the synthetic faces, measure how hard they are"),
     "doctor": _Command("fer.commands.doctor", "check this machine and the services it talks to"),
 }
 
@@ -51,13 +51,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Names the nearest of the choices where none was given; so do its subcommands, which are of the same class."""
+    """Suggests the nearest choice for an invalid one; so do its subcommands, which are of the same class."""
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            from fer.config import nearest  # not for every start
+            from fer.config import nearest  # imports pydantic, which most commands do not need here
 
             raise argparse.ArgumentError(
                 action, error.message + nearest(str(value), [str(choice) for choice in action.choices or ()])
@@ -98,7 +98,7 @@ def stage_parser(doc: str | None, *, model: bool = False) -> argparse.ArgumentPa
         doc: the stage's docstring; its first line describes the command.
         model: whether the stage is for one model too.
     """
-    from fer import params  # here, so that signals are in our hands before it and all that it composes is imported
+    from fer import params  # here, so that the signal handlers are in place before these slow imports
 
     parser = argparse.ArgumentParser(description=first_line(doc))
     parser.add_argument("--dataset", required=True, metavar="NAME", help=f"a key of `datasets` in {params.FILE_NAME}")

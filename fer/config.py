@@ -1,8 +1,8 @@
-"""The base of every configuration type, and the errors that a user's mistake turns into.
+"""The base of every configuration type, and the errors for invalid configuration.
 
-A configuration is a frozen, keyword-only type that stands beside the code it configures. `parse` is the only way
-from YAML to such a type: a wrong key, type or value becomes a `ConfigError` that names the file, the key, the value,
-what is allowed and the nearest valid key.
+A configuration is a frozen, keyword-only type beside the code it configures. `parse` is the only way from YAML to such
+a type: a wrong key, type or value becomes a `ConfigError` that names the file, the key, the value, what is allowed and
+the nearest valid key.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fer.io import yaml12
 from fer.io.yaml12 import brief
 
 MOST_LINES = 20
-"""Mistakes that are told of one file."""
+"""Mistakes reported for one file."""
 
 
 class ConfigError(ValueError):
@@ -26,7 +26,7 @@ class ConfigError(ValueError):
 
 
 class Config(pydantic.BaseModel):
-    """Frozen and strict: no unknown keys, no silent conversion (a quoted "3" is no number)."""
+    """Frozen and strict: no unknown keys, no silent conversion (a quoted "3" is not a number)."""
 
     model_config = pydantic.ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
@@ -42,14 +42,14 @@ def parse(kind: type[C], data: Mapping[str, Any], where: str, prefix: str = "") 
     Args:
         kind: the configuration type.
         data: a mapping as YAML gives it.
-        where: the file it came from, for the error's text.
-        prefix: dotted path of `data` inside the file, for the error's text.
+        where: the file it came from, for the error.
+        prefix: dotted path of `data` inside the file, for the error.
 
     Raises:
         ConfigError: one line for each mistake.
     """
     try:
-        # JSON mode is strict about numbers and texts, yet takes a list where a tuple is meant and 1 for 1.0.
+        # JSON mode is strict about numbers and strings, yet accepts a list for a tuple and 1 for 1.0.
         return kind.model_validate_json(json.dumps(data, default=_no_json_form))
     except pydantic.ValidationError as error:
         lines = [_explain(kind, detail, where, prefix) for detail in error.errors()[:MOST_LINES]]
@@ -76,13 +76,13 @@ def read_yaml(path: Any) -> dict[str, Any]:
 
 
 def nearest(word: str, words: Sequence[str]) -> str:
-    """A hint ` - did you mean 'x'?`, or nothing where no word comes near."""
+    """A hint ` - did you mean 'x'?`, or nothing where no word is similar."""
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     return f" - did you mean {close[0]!r}?" if close else ""
 
 
 def _no_json_form(value: object) -> object:
-    # YAML dates and sets have no JSON form; as text they reach the validator, which names the key.
+    # YAML dates and sets have no JSON form; as strings they reach the validator, which names the key.
     return str(value)
 
 
@@ -97,7 +97,7 @@ def _explain(kind: type[Config], detail: Any, where: str, prefix: str) -> str:
     if detail["type"] == "missing":
         return f"{where}: key '{path}' is missing"
     message = str(detail["msg"]).removeprefix("Value error, ")
-    if isinstance(value, dict) and detail["type"] == "value_error":  # the message names the keys that do not agree
+    if isinstance(value, dict) and detail["type"] == "value_error":  # the message names the keys that conflict
         return f"{where}: {path}: {message}" if path else f"{where}: {message}"
     hint = ""
     if detail["type"] == "literal_error" and isinstance(value, str):
@@ -114,7 +114,7 @@ def _keys_at(kind: Any, location: Sequence[Any]) -> list[str]:
             if isinstance(one, type) and issubclass(one, Config):
                 field = one.model_fields.get(str(part))
                 deeper += [field.annotation] if field else []
-                if not field:  # the tag of a union stands in the location too: stay where we are
+                if not field:  # the location contains the tag of a union too: stay here
                     deeper.append(one)
             else:
                 deeper += list(get_args(one))

@@ -1,4 +1,4 @@
-"""What a person sees: one plain line an event, and progress bars that vanish when the output is no terminal."""
+"""Console output: one plain line an event, and progress bars that appear only in a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger("fer")
 
 
 class _LineFormatter(logging.Formatter):
-    """Bare message for information; the level stands in front of anything worse."""
+    """The bare message for information; anything more severe is prefixed with its level."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = record.getMessage()
@@ -32,7 +32,7 @@ class _BarSafeHandler(logging.StreamHandler[Any]):
 
 
 def set_up(level: int = logging.INFO) -> None:
-    """Sends the `fer` logger to standard output, once; others keep their own handlers."""
+    """Sends the `fer` logger to standard output, once; other loggers keep their handlers."""
     log.setLevel(level)
     log.propagate = False
     log.handlers.clear()
@@ -42,7 +42,7 @@ def set_up(level: int = logging.INFO) -> None:
 
 
 def progress(total: int | None, label: str, unit: str = "it", initial: int = 0) -> tqdm[Any]:
-    """A progress bar on standard error; shows nothing where that is no terminal.
+    """A progress bar on standard error; hidden where that is not a terminal.
 
     Use as a context manager and call `.update(n)`.
     """

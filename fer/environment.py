@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What the process environment may say; everything else comes from params.yaml."""
+    """The environment variables that are read; everything else comes from params.yaml."""
 
     ray_address: str | None
     mlflow_tracking_uri: str | None
@@ -21,10 +21,9 @@ class Environment:
 
 
 def environment() -> Environment:
-    """The variables that are read.
+    """Reads RAY_ADDRESS, MLFLOW_TRACKING_URI, FER_DEBUG and the variables that DVC sets for a stage.
 
-    RAY_ADDRESS, MLFLOW_TRACKING_URI, FER_DEBUG, DVC's own of a running stage, and for the folder of downloads that
-    projects share FER_CACHE, or else XDG_CACHE_HOME.
+    The folder of downloads that projects share is FER_CACHE, or else below XDG_CACHE_HOME.
     """
     read = os.environ.get
     return Environment(

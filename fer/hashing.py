@@ -1,4 +1,4 @@
-"""The hash that decides order, weights and draws: the same in every process and on every platform."""
+"""The hash that seeds order, weights and random draws: the same in every process and on every platform."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def stable_hash(*parts: str | int, bits: int = 64) -> int:
     """A hash that is the same in every process and on every platform, unlike Python's own.
 
     Args:
-        parts: texts and integers; the boundaries between them count.
+        parts: strings and integers; the boundaries between them count.
         bits: size of the result, a multiple of 8 up to 512.
     """
     text = "\x1f".join(f"{type(part).__name__[0]}{part}" for part in parts)

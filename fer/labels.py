@@ -3,8 +3,8 @@
 Mixed-up label orders are the most common reason for a published model that "does not work" (POSTER V2 issue 6: 11 %).
 So the order is part of every shard and every weights file, and a mismatch is an error, never a silent remap.
 
-Of face recognition the classes are people, tens of thousands of them, other ones in every dataset. Such a space goes by
-a name that tells their number and a digest of who they are, and calls them by numbers: see `identities`.
+In face recognition the classes are people: tens of thousands, others in every dataset. The name of such a space
+contains their number and a digest of their names, and its labels are numbers: see `identities`.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ _IDENTITIES = re.compile(r"identities-([1-9]\d{0,6})-[0-9a-f]{16}")
 def identities(names: Sequence[str]) -> LabelSpace:
     """The label space of the people of a dataset; a label is an index into `names`, and its own text.
 
-    Spaces of equal names in the same order are equal, others differ in name. Who the numbers are stands with the
-    dataset alone: weights and shards name nobody.
+    Spaces of equal names in the same order are equal, others differ in name. Only the dataset maps numbers to names:
+    weights and shards name nobody.
     """
     digest = hashlib.sha256("\0".join(names).encode()).hexdigest()[:16]
     return SPACES[f"identities-{len(names)}-{digest}"]
 
 
 def is_identities(name: str) -> bool:
-    """Whether a label space of that name is one of people."""
+    """Whether a label space of that name has people as classes."""
     return _IDENTITIES.fullmatch(name) is not None
 
 
@@ -68,7 +68,7 @@ def _numbered(name: str, count: int) -> LabelSpace:
 
 
 class _Spaces(Mapping[str, LabelSpace]):
-    """Every label space by its name. Listed are those of expressions; those of people are made when asked for."""
+    """Every label space by its name. Iteration lists those of expressions; those of people are created on access."""
 
     def __getitem__(self, name: str) -> LabelSpace:
         if match := _IDENTITIES.fullmatch(name):
@@ -100,7 +100,7 @@ DATASET_LABELS: dict[str, tuple[str, ...]] = {
     "caers": ("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"),
 }
 
-# Spellings of class folders and of class columns met in public copies of the datasets, beside the names used here.
+# Spellings of class folders and columns in public copies of the datasets, besides the names used here.
 SPELLINGS: dict[str, tuple[str, ...]] = {
     "neutral": ("neutrality", "중립"),
     "happiness": ("happy", "happines", "joy", "기쁨"),
@@ -110,7 +110,7 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "disgust": ("disgusted",),
     "anger": ("angry", "분노"),
     "contempt": ("contemptuous",),
-    # AI-Hub set 82 alone; 당황 is flustered embarrassment, which the slides call panic.
+    # AI-Hub set 82 only; 당황 is flustered embarrassment, which its slides call panic.
     "anxiety": ("anxious", "불안"),
     "hurt": ("상처",),
     "panic": ("embarrassed", "embarrassment", "당황"),
@@ -119,9 +119,9 @@ _NAMES = {spelling: name for name, others in SPELLINGS.items() for spelling in (
 
 
 def named(text: str) -> str | None:
-    """The class that a public copy means by a name: "Angry", "0_anger" and "6 - Anger" are "anger"; None for others.
+    """The class that a name in a public copy stands for: "Angry", "0_anger" and "6 - Anger" are "anger"; else None.
 
-    A number alone means nothing: datasets number the same classes in different orders.
+    A number alone is never a class: datasets number the same classes in different orders.
     """
     bare = unicodedata.normalize("NFC", text).strip().casefold()
     return _NAMES.get(re.sub(r"^\d+[\s._-]+", "", bare).strip())

@@ -1,21 +1,19 @@
-"""Where a result comes from: the commit, the versions, the parameters, in a form that can be recorded and shown."""
+"""Provenance of a result: the commit, the versions and the parameters, as they are recorded and shown."""
 
 import csv
-import hashlib
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import fer
 from fer.environment import environment
-from fer.io.files import FileError, read_object, sha256
+from fer.io.files import FileError, read_object
 
 
 def redact(text: str) -> str:
@@ -38,9 +36,9 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def lineage(root: Path) -> dict[str, str]:
     """Tags for the code behind a run: git commit, whether the tree was changed, DVC stage and experiment, versions."""
     tags: dict[str, str] = {}
-    if commit := _git(root, "rev-parse", "HEAD"):
+    if commit := git_output(root, "rev-parse", "HEAD"):
         tags["mlflow.source.git.commit"] = tags["git.commit"] = commit
-        tags["git.dirty"] = str(bool(_git(root, "status", "--porcelain", "--untracked-files=no"))).lower()
+        tags["git.dirty"] = str(bool(git_output(root, "status", "--porcelain", "--untracked-files=no"))).lower()
     now = environment()
     for tag, value in (("dvc.stage", now.dvc_stage), ("dvc.exp_name", now.dvc_experiment)):
         if value:
@@ -49,20 +47,20 @@ def lineage(root: Path) -> dict[str, str]:
 
 
 def training_facts(folder: Path) -> dict[str, Any]:
-    """What trained/<dataset>/<model> tells of its training: train.json, and run.json beside it.
+    """The facts of the run behind trained/<dataset>/<model>: train.json, and run.json beside it.
 
-    What stands in run.json stood in train.json in older projects.
+    In older projects train.json holds the facts of run.json too.
     """
-    again = f"make it anew: dvc repro -sf train@{folder.parent.name}-{folder.name}"
+    again = f"make it anew: {_again(folder)}"
     facts = read_object(folder / "train.json", {"data_digest": str, "recipe": dict}, again)
     return facts | read_object(run, {}, again) if (run := folder / "run.json").is_file() else facts
 
 
 def training_history(folder: Path) -> dict[str, list[float]]:
-    """The columns of history.csv in trained/<dataset>/<model>; nothing where there is none.
+    """The columns of history.csv in trained/<dataset>/<model>; empty where there is none.
 
     Raises:
-        FileError: it is no table of numbers.
+        FileError: it is not a table of numbers.
     """
     path = folder / "history.csv"
     if not path.is_file():
@@ -72,36 +70,29 @@ def training_history(folder: Path) -> dict[str, list[float]]:
             rows = list(csv.DictReader(handle, strict=True))
         return {key: [float(row[key]) for row in rows] for key in rows[0]} if rows else {}
     except (ValueError, TypeError, csv.Error) as error:
-        again = f"dvc repro -sf train@{folder.parent.name}-{folder.name}"
-        raise FileError(f"{path}: is no table of numbers ({error}); make it anew: {again}") from None
+        raise FileError(f"{path}: not a table of numbers ({error}); make it anew: {_again(folder)}") from None
+
+
+def _again(folder: Path) -> str:
+    return f"dvc repro -sf train@{folder.parent.name}-{folder.name}"
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that numbers depend on, as installed."""
+    """Python and the packages that results depend on, as installed."""
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
     for package in (
         "fer", "torch", "ray", "numpy", "pyarrow", "albumentations", "opencv-python-headless", "pillow", "mlflow",
     ):  # fmt: skip
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
+        found[package] = installed_version(package) or "not installed"
     return found
 
 
-def digest_of_code(entries: Sequence[str]) -> str:
-    """Hex SHA-256 of a part of this package's code.
-
-    Args:
-        entries: files and folders in `fer`, relative to it; the order counts.
-    """
-    package = Path(fer.__file__).parent
-    digest = hashlib.sha256()
-    for entry in entries:
-        path = package / entry
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(f"{file.relative_to(package).as_posix()} {sha256(file)}\n".encode())
-    return digest.hexdigest()
+def installed_version(package: str) -> str | None:
+    """The version of an installed package, None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def hardware() -> str:
@@ -113,8 +104,8 @@ def hardware() -> str:
     return f"{name}, {os.cpu_count()} cores, {platform.platform()}"
 
 
-def _git(root: Path, *arguments: str) -> str | None:
-    """Output of a git command, None outside a repository or without git."""
+def git_output(root: Path, *arguments: str) -> str | None:
+    """Output of a git command; None outside a repository or without git."""
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=False

@@ -10,34 +10,34 @@ from fer.config import ConfigError
 
 LONGEST = 64
 _NAME = re.compile(r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*")
-"""A shell, a path and DVC read these characters as they stand. The dash is for names that older projects have."""
+"""Characters that a shell, a path and DVC read literally. The dash is for the names of older projects."""
 
 
 def check_name(name: str, where: str) -> str:
     """`name`, where it can name a folder and a stage.
 
     Args:
-        where: file and key that it comes from, for the error's text.
+        where: file and key that it comes from, for the error.
 
     Raises:
-        ConfigError: another character than A-Z, a-z, 0-9 and _, none, or more than 64.
+        ConfigError: it is empty, longer than 64, or has other characters than A-Z, a-z, 0-9 and _.
     """
     if len(name) > LONGEST or not _NAME.fullmatch(name):
         shown = name if len(name) <= LONGEST else f"{name[:LONGEST]}..."
         remedy = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_")[:LONGEST] or "my_name"
         raise ConfigError(
-            f"{where}: {shown!r} cannot name a folder and a stage: use letters, digits and _ alone, at most "
-            f"{LONGEST}, for example {remedy}"
+            f"{where}: {shown!r} cannot name a folder and a stage: use only letters, digits and _, at most {LONGEST}, "
+            f"for example {remedy}"
         )
     return name
 
 
 def check_keys(datasets: Iterable[str], models: Iterable[str], where: str) -> None:
-    """ConfigError where a key is no name, or two keys would share a folder or a stage.
+    """ConfigError where a key is not a valid name, or two keys would share a folder or a stage.
 
     Args:
         datasets, models: keys of the two sections.
-        where: the file, for the error's text.
+        where: the file, for the error.
     """
     sections = {"datasets": list(datasets), "models": list(models)}
     for section, keys in sections.items():

@@ -1,6 +1,6 @@
-"""The folders that stages make: where they lie in the project, and how they are told from what others made.
+"""The output folders of the stages: their place in the project, and how they are distinguished from a user's files.
 
-Neither we nor DVC, which removes the outputs of a stage before it runs, may touch anything else.
+Neither this project nor DVC, which removes the outputs of a stage before it runs, may touch anything else.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from fer.names import check_name
 
 @dataclass(frozen=True)
 class Output:
-    """One kind of output folder, one of its kind for each dataset, or each dataset and model.
+    """One kind of output: a folder for each dataset, or for each dataset and model.
 
     Attributes:
-        parent: folder of the project that all of this kind lie in.
-        names: how many names lead from there to one of them: dataset, or dataset and model.
-        marker: file inside by which one that we made is known.
-        members: pattern of the names that we give inside; others are not ours. None: any name is.
-        tracked_whole: whether DVC tracks the folder, and so removes whatever lies in it, or single files of it.
+        parent: folder of the project that holds all of this kind.
+        names: how many names its path has below `parent`: dataset, or dataset and model.
+        marker: file that identifies an output of this project.
+        members: pattern of the names of its files; others are the user's. None: any name is ours.
+        tracked_whole: whether DVC tracks the folder, and so removes everything in it, or only single files.
     """
 
     parent: str
@@ -34,18 +34,18 @@ class Output:
     tracked_whole: bool = True
 
     def folder(self, root: Path, *names: str) -> Path:
-        """Where the output of this dataset (and model) lies in the project at `root`.
+        """The path of the output of this dataset (and model) in the project at `root`.
 
         Raises:
             ConfigError: a name that cannot name a folder.
-            FileError: a link leads elsewhere, or what lies there is not ours to replace.
+            FileError: it is a link elsewhere, or holds files that are not this project's to replace.
         """
         assert len(names) == self.names
         parent = root / self.parent
         final = parent.joinpath(*(check_name(name, str(parent)) for name in names))
         if final.resolve() != parent.resolve().joinpath(*names):
             raise FileError(f"{final}: is a link to {final.resolve()}, and no output is written through one; remove it")
-        self._refuse_foreign(final)
+        self._refuse_user_files(final)
         return final
 
     @contextmanager
@@ -53,16 +53,16 @@ class Output:
         """A folder that appears complete at `final`, in place of an earlier one; see `publish_directory`.
 
         Args:
-            final: as `folder` gave it. Files in it that are not ours are kept.
+            final: as returned by `folder`. The user's files in it are kept.
 
         Raises:
-            FileError: what lies there by now is not ours to replace.
+            FileError: it now holds files that are not this project's to replace.
         """
         with publish_directory(final, keep=self._others) as out:
             yield out
-            self._refuse_foreign(final)
+            self._refuse_user_files(final)
 
-    def _refuse_foreign(self, final: Path) -> None:
+    def _refuse_user_files(self, final: Path) -> None:
         if not final.is_dir():
             if final.exists():
                 raise FileError(f"{final}: is a file, where a folder of this project belongs; move it away")
@@ -77,14 +77,14 @@ class Output:
             )
 
     def _others(self, final: Path) -> list[Path]:
-        """What lies in an output and was not made by us."""
+        """The files in an output that this project did not make."""
         return sorted(path for path in final.iterdir() if self.members and not re.fullmatch(self.members, path.name))
 
     def _is_locked(self, final: Path) -> bool:
         """Whether DVC knows the folder, or a file in it, as the output of a stage."""
         root = final.parents[len(Path(self.parent).parts) + self.names - 1]
         lock = root / "dvc.lock"
-        path = re.escape(final.relative_to(root).as_posix())  # of letters that YAML leaves as they are
+        path = re.escape(final.relative_to(root).as_posix())  # of characters that YAML does not quote
         return lock.is_file() and bool(re.search(f"^ *- path: {path}(/.*)?$", lock.read_text(), re.MULTILINE))
 
 

@@ -37,18 +37,18 @@ class RunConfig(Config):
 
 
 class ReportConfig(Config):
-    """What the report shows."""
+    """The content of the report."""
 
     title: str = Field(
         default="Facial expression recognition", min_length=1, max_length=200, description="heading of the page"
     )
     published_rows: int = Field(
-        default=12, ge=0, le=100, description="most published figures shown beside a dataset, the best first; 0: all"
+        default=12, ge=0, le=100, description="most published results shown beside a dataset, the best first; 0: all"
     )
 
 
 class _Document(Config):
-    """params.yaml as it is written."""
+    """params.yaml as written."""
 
     seed: int = Field(ge=0, lt=2**31)
     run: RunConfig
@@ -66,12 +66,12 @@ class _Document(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """Everything a stage may ask.
+    """Everything a stage may need.
 
     Attributes:
         root: the project's folder, where outputs are written.
         recipes: the complete training recipe of each key under `models`: its recipe file with the overrides applied.
-        parent: the project whose queued experiment `root` is; None where it is none.
+        parent: the project whose queued experiment `root` is; None where it is not one.
     """
 
     root: Path
@@ -91,15 +91,15 @@ class Params:
 
     @property
     def home(self) -> Path:
-        """Where the user's data, `.work` and a local MLflow store are.
+        """The folder of the user's data, `.work` and a local MLflow store.
 
-        That is `root`; but for a queued experiment it is the project, for DVC deletes the experiment's own folder.
+        That is `root`, but the project for a queued experiment, whose own folder DVC deletes.
         """
         return self.parent or self.root
 
     @property
     def queued(self) -> bool:
-        """Whether this is a queued experiment of DVC's, which shares `home` with others that may run now."""
+        """Whether this is a queued experiment of DVC, which shares `home` with others that may run now."""
         return self.parent is not None
 
     def dataset(self, key: str) -> DatasetConfig:
@@ -131,7 +131,7 @@ def load(path: Path | None = None) -> Params:
         path: the file; None searches the current folder and upwards.
 
     Raises:
-        ConfigError: a wrong key, type or value anywhere, or a name that stands nowhere.
+        ConfigError: a wrong key, type or value anywhere, or an unknown name.
     """
     path = path or project_root() / FILE_NAME
     document = parse(_Document, read_yaml(path), str(path))
@@ -145,7 +145,7 @@ def load(path: Path | None = None) -> Params:
         for name in names:
             if name not in known:
                 raise ConfigError(
-                    f"{path}: run.{kind} names {brief(name)!r}, which is no key of {kind!r}"
+                    f"{path}: run.{kind} names {brief(name)!r}, which is not a key of {kind!r}"
                     f"{nearest(name, list(known))}; known: {', '.join(known)}"
                 )
             if names.count(name) > 1:
@@ -160,7 +160,7 @@ def load(path: Path | None = None) -> Params:
 
 
 def _parent(root: Path) -> Path | None:
-    """The project that a queued experiment was started in (`dvc exp run --queue`, `--temp`); None elsewhere.
+    """The project where a queued experiment was started (`dvc exp run --queue`, `--temp`); None elsewhere.
 
     DVC runs it in a copy of the repository below the project's .dvc/tmp, and names the project in DVC_ROOT.
     """
@@ -172,13 +172,13 @@ def _parent(root: Path) -> Path | None:
 
 
 def _check_together(params: Params, where: str) -> None:
-    """ConfigError where sections are each right, and a stage of what `run` names would refuse them together."""
+    """ConfigError where sections are valid on their own, but a stage that `run` selects would refuse them together."""
     workers = max(params.train.workers, 1)
     for key in params.run.models:
         for recipe in params.recipe(key).in_stages:
             if recipe.batch_size % workers:
                 raise ConfigError(
-                    f"{where}: models.{key}.batch_size = {recipe.batch_size} cannot be dealt evenly to {workers} "
+                    f"{where}: models.{key}.batch_size = {recipe.batch_size} cannot be divided evenly among {workers} "
                     "workers; change it or train.workers"
                 )
             if (held := recipe.cross_validation) is not None:
@@ -191,7 +191,7 @@ def _check_together(params: Params, where: str) -> None:
         try:
             check_space(params.recipe(key), params.tune, where)
             return
-        except ConfigError as error:  # a space of one model's options means nothing to another
+        except ConfigError as error:  # a search space of one model's options is invalid for another
             refused = refused or error
     if refused is not None:
         raise refused

@@ -1,8 +1,8 @@
-"""How a process of ours begins and ends: quiet libraries, signals, exit codes, locks, no orphans.
+"""How a process starts and ends: quiet libraries, signals, exit codes, locks, no orphans.
 
-DVC ignores SIGINT while a stage runs and leaves the stage alone when it is itself terminated; Ray turns signals into
-exit codes of its own. So each entry point runs through `run`, which asks the kernel to be ended with its parent, turns
-SIGINT and SIGTERM into an exception that unwinds every `finally`, and leaves with 130 or 143.
+DVC ignores SIGINT while a stage runs and leaves the stage running when it is itself terminated; Ray replaces signals by
+exit codes of its own. So each entry point runs through `run`: the kernel ends it together with its parent, SIGINT and
+SIGTERM raise an exception that unwinds every `finally`, and the exit code is 130 or 143.
 """
 
 from __future__ import annotations
@@ -24,28 +24,27 @@ from typing import NoReturn
 
 from fer import console
 from fer.environment import environment
-from fer.io.disk import explained, is_of_the_disk
-from fer.io.files import naming
+from fer.io.files import explained, is_of_the_disk, naming
 
 _PR_SET_PDEATHSIG = 1
-_INSIST_SECONDS = 1.0
+_RAISE_AGAIN_SECONDS = 1.0
 
-# Set before the libraries are imported; a value of the user's own stays.
+# Set before the libraries are imported; a value that the user has set stays.
 _DEFAULTS = {
     "NO_ALBUMENTATIONS_UPDATE": "1",  # else it asks the network for a newer version at import
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # a model is never unpickled
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # else a server that dies holds a training up for minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # else a server that dies delays a run for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "GIT_PYTHON_REFRESH": "quiet",
     # Threads of torch that wait for work sleep instead of spinning: beside the reader's threads, spinning costs more
     # than it saves (measured: 2 to 10 times the throughput on busy cores).
     "OMP_WAIT_POLICY": "passive",
-    # glibc gives large blocks back to the kernel after each use, and a training asks for the same ones at every step;
-    # kept, they are worth 10 to 30 % of a step of the small models on a CPU. Reaches Ray's workers, which start later.
+    # glibc returns large blocks to the kernel after each use, and training allocates the same ones at every step;
+    # keeping them saves 10 to 30 % of a step of the small models on a CPU. Ray's workers, started later, inherit it.
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
-    "RAY_worker_niceness": "0",  # 15 by default, which starves a training beside anything else
+    "RAY_worker_niceness": "0",  # 15 by default, which starves training beside anything else
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -53,21 +52,21 @@ _DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s by default, which every report() waits for
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # 60 s by default, which a busy machine exceeds; demand is checked
-    "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP warns on each rank that it looks for unused parameters, as it is told to
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP warns on each rank about the search for unused parameters that it is set to
     "DVC_NO_ANALYTICS": "1",
     "TQDM_MININTERVAL": "0.5",
 }
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived. Not an Exception, so that no handler of errors swallows it."""
+    """SIGINT or SIGTERM arrived. Not an Exception, so that no error handler swallows it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
         self.signum = signum
 
 
-_arrived: Interrupted | None = None
+_stopped_by: Interrupted | None = None
 """The first signal that asked this process to end."""
 
 
@@ -76,38 +75,39 @@ class HeldError(ValueError):
 
 
 class LostError(RuntimeError):
-    """What the work ran on was lost: no mistake of the user's and no defect, so it is told without a traceback."""
+    """The cluster or another part of the machine was lost: no mistake and no defect, so there is no traceback."""
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Runs an entry point and ends the process with the right exit code.
 
-    0 (or what `main` returns); 1 for a user's mistake or a lost cluster, told in one message, and for a defect, told
-    with its traceback; 130 and 143 for SIGINT and SIGTERM, 141 where nobody reads the output any more.
+    0 (or what `main` returns); 1 for a user's mistake or a lost cluster, in one message, and for a defect, with its
+    traceback; 130 and 143 for SIGINT and SIGTERM, 141 where nobody reads the output any more.
     """
     try:
         prepare()
         code = main() or 0
         sys.stdout.flush()
-        if _arrived is not None:  # swallowed on the way, and the work ended before it came again
-            raise _arrived
+        if _stopped_by is not None:  # swallowed, and the work ended before it was raised again
+            raise _stopped_by
     except (Interrupted, Exception) as error:  # noqa: BLE001 - a defect is raised again
         code = _code_after(error)
     sys.exit(code)
 
 
 def _code_after(error: Interrupted | Exception) -> int:
-    """Tells what ended the process, and returns its exit code; raises again what is a defect."""
-    stop = error if isinstance(error, Interrupted) else _arrived
-    if stop is not None:  # what a signal has broken, such as an import, may end as any error
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        console.log.debug("where the signal was met", exc_info=True)
-        console.log.warning("stopped by %s; the same command goes on from the last checkpoint", stop)
-        return 128 + stop.signum
-    if isinstance(error, BrokenPipeError):  # the reader of our output, such as `head`, has seen enough
+    """Logs what ended the process, and returns its exit code; raises a defect again."""
+    if _stopped_by is not None:  # an import or a call that a signal interrupted may end with any error
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        console.log.debug("interrupted here", exc_info=True)
+        console.log.warning("stopped by %s; the same command resumes from the last checkpoint", _stopped_by)
+        return 128 + _stopped_by.signum
+    if isinstance(error, BrokenPipeError):  # the reader of our output, such as `head`, has ended
+        # As Python's documentation of SIGPIPE advises: what stdout still buffers is flushed at exit, and must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    debug, unchanged = console.log.isEnabledFor(logging.DEBUG), "the outputs that stood before are unchanged"
+    debug, unchanged = console.log.isEnabledFor(logging.DEBUG), "existing outputs are unchanged"
     if is_of_the_disk(error):
         console.log.error("%s; %s", explained(error), unchanged, exc_info=debug)
     elif isinstance(error, ValueError | FileNotFoundError | PermissionError | LostError):
@@ -121,14 +121,48 @@ def _code_after(error: Interrupted | Exception) -> int:
 
 def prepare() -> None:
     """Quiet libraries, readable logs, signals as exceptions, and an end together with the parent process."""
-    signal.signal(signal.SIGINT, _interrupt)  # first, for what is imported below takes seconds
-    signal.signal(signal.SIGTERM, _interrupt)
-    sys.unraisablehook = _tell_unraisable
+    for number in _SIGNALS:  # first, for the imports below take seconds
+        signal.signal(number, _interrupt)
+    sys.unraisablehook = _report_unraisable
     console.set_up()
     quiet_libraries()
     end_with_parent()
     if environment().debug:
         console.set_up(logging.DEBUG)
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """Raises `Interrupted`, and again each second until it unwinds the stack.
+
+    Raised once, it may be lost: NumPy's extension modules clear any exception while they are imported, and so does
+    Python in a destructor or a weak reference's callback, of which every import has some. One stop in 375 was lost so.
+    A second signal while it unwinds does not break the clean-up.
+    """
+    global _stopped_by
+    if _stopped_by is None:
+        _stopped_by = Interrupted(signum)
+        signal.setitimer(signal.ITIMER_REAL, _RAISE_AGAIN_SECONDS, _RAISE_AGAIN_SECONDS)
+    if not on_its_way(Interrupted):
+        raise Interrupted(_stopped_by.signum)
+
+
+def on_its_way(kind: type[BaseException]) -> bool:
+    """Whether an exception of that kind is being handled now, alone or under another."""
+    error = sys.exception()
+    while error is not None:
+        if isinstance(error, kind):
+            return True
+        error = error.__context__
+    return False
+
+
+def _report_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """Python's own report of an error that cannot be raised, except for `Interrupted`, which is raised again."""
+    if unraisable.exc_type is not Interrupted:
+        sys.__unraisablehook__(unraisable)
 
 
 def quiet_libraries() -> None:
@@ -144,7 +178,7 @@ def set_environment(name: str, value: str) -> None:
 
 @contextmanager
 def with_environment(name: str, value: str) -> Iterator[None]:
-    """The same for a block, after which the variable is what it was."""
+    """`set_environment` for a block; afterwards the variable is restored."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -163,59 +197,26 @@ def end_with_parent() -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
             console.log.warning("cannot ask the kernel to end with the parent (errno %d)", ctypes.get_errno())
-        elif os.getppid() != parent or _is_orphan(parent):  # it died between the two calls, or before them
+        elif os.getppid() != parent or _is_orphan(parent):  # it died between the two calls, or earlier
             raise Interrupted(signal.SIGTERM)
 
 
 def _is_orphan(parent: int) -> bool:
-    """Whether DVC started this process, and what adopts orphans has it now."""
+    """Whether DVC started this process, and init or systemd, which adopt orphans, is its parent now."""
     try:
         command = Path(f"/proc/{parent}/cmdline").read_bytes()
-    except OSError:  # not for us to see
+    except OSError:  # not readable
         return False
     adopts = parent == 1 or command.split(b"\0")[0].endswith(b"systemd")
     return environment().dvc_stage is not None and adopts and b"dvc" not in command
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    global _arrived
-    # A second signal while unwinding must not break the clean-up it asks for.
-    signal.signal(signum, signal.SIG_IGN)
-    _arrived = _arrived or Interrupted(signum)
-    # What runs just now may swallow the exception, as NumPy's extension modules do while they are imported: then it
-    # comes again.
-    signal.signal(signal.SIGALRM, lambda *_: _insist(signum))
-    signal.setitimer(signal.ITIMER_REAL, _INSIST_SECONDS, _INSIST_SECONDS)
-    raise Interrupted(signum)
-
-
-def _tell_unraisable(what: sys.UnraisableHookArgs) -> None:
-    """Where nothing can be raised, as in a destructor, Python tells the error with its traceback and goes on."""
-    if what.exc_type is not Interrupted:  # which comes again
-        sys.__unraisablehook__(what)
-
-
-def _insist(signum: int) -> None:
-    if not on_its_way(Interrupted):
-        raise Interrupted(signum)
-
-
-def on_its_way(kind: type[BaseException]) -> bool:
-    """Whether an exception of that kind is being handled just now, on its own or under another."""
-    error = sys.exception()
-    while error is not None:
-        if isinstance(error, kind):
-            return True
-        error = error.__context__
-    return False
-
-
 @contextmanager
 def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Holds a file lock for the block; the kernel frees it when the process dies, however it dies.
+    """Holds a file lock for the block; the kernel releases it when the process ends, however it ends.
 
     Args:
-        wait: for its turn, where another process holds it; that is told in one line.
+        wait: for another process that holds it, which is logged.
 
     Raises:
         HeldError: without `wait`, another living process holds it; the message names that process.
@@ -231,11 +232,11 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def _locked(path: Path, wait: bool) -> FileIO:
-    """The open file of a lock that this process has got."""
+    """The open file of a lock that this process holds."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # Unbuffered: what a full disk refuses must not wait to be written at the end.
+            # Unbuffered: a write that a full disk refuses must not wait in a buffer until the end.
             handle = open(path, "a+b", buffering=0)  # noqa: SIM115 - closed by the caller
         except FileNotFoundError:  # its last holder has just removed the folder
             continue
@@ -251,25 +252,25 @@ def _locked(path: Path, wait: bool) -> FileIO:
             fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle.fileno()).st_nlink:
             return handle
-        handle.close()  # its last holder has removed it, so that the next one holds another
+        handle.close()  # its last holder has removed it, and the next one would lock a new file
 
 
 def remove_held(folder: Path) -> None:
-    """Removes a folder of unfinished work whose `lock` this process holds; who waits for it makes it anew."""
+    """Removes a folder of unfinished work whose `lock` this process holds; a waiting process creates a new one."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name != "lock":
             path.unlink()
     (folder / "lock").unlink()
-    with suppress(OSError):  # not empty: another process has come for it, or for its neighbour
+    with suppress(OSError):  # not empty: another process uses it or a sibling
         folder.rmdir()
         folder.parent.rmdir()
 
 
 @contextmanager
 def stage(name: str, root: Path) -> Iterator[None]:
-    """One run of a pipeline stage: alone on its outputs, and told with the time it took.
+    """One run of a pipeline stage: locks its outputs, and logs the time it took.
 
     Args:
         name: as DVC names it, e.g. "crop@synthetic".

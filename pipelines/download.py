@@ -1,6 +1,6 @@
-"""Stage download: brings one dataset into its original public layout, verified and counted.
+"""Stage download: writes one dataset in its original public layout, verified and counted.
 
-Writes data/raw/<dataset>/. A broken transfer goes on where it stopped.
+Writes data/raw/<dataset>/. An interrupted transfer resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from fer.cli import stage_parser
 
 def main() -> None:
     """Reads the command line and params.yaml, and runs the stage under its lock."""
-    from fer import params  # here, so that signals are in our hands before what takes seconds to import
+    from fer import params  # here, so that our signal handlers are installed before imports that take seconds
 
     args = stage_parser(__doc__).parse_args()
     loaded = params.load()
-    dataset = loaded.dataset(args.dataset)
+    loaded.dataset(args.dataset)  # an unknown name never reaches a path
     with processes.stage(f"download@{args.dataset}", loaded.root):
-        from fer.sources.download import download_dataset
+        from fer.stages.download import run
 
-        download_dataset(args.dataset, dataset, seed=loaded.seed, root=loaded.root, parent=loaded.parent)
+        run(loaded, args.dataset)
 
 
 if __name__ == "__main__":

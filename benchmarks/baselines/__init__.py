@@ -1,17 +1,17 @@
-"""What people would use in place of our reader: one small file each, as that library's documentation recommends.
+"""Baselines of the reader: one small file each, as that library's documentation recommends.
 
-Each holds `prepare`, which writes the pictures as the library likes them, and `epochs`, which reads them: batches as
-the training loop would get them, float32 (B, 3, size, size) normalised, and labels (B,).
+Each holds `prepare`, which writes the images in the library's format, and `epochs`, which reads them: batches as
+the training loop would get them, float32 (B, 3, size, size) normalized, and labels (B,).
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-from torch.utils.data import DataLoader
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -21,21 +21,21 @@ AUGMENT: tuple[dict[str, Any], ...] = (
     {"name": "Erasing", "scale": [0.02, 0.33], "ratio": [0.3, 3.3], "p": 0.5},
 )
 
-MODULES = {
-    "ours": "benchmarks.baselines.ours",
-    "ours, cached": "benchmarks.baselines.ours_cached",
-    "folder": "benchmarks.baselines.folder",
-    "folder, tuned": "benchmarks.baselines.folder_tuned",
-    "webdataset": "benchmarks.baselines.tar",
-    "streaming": "benchmarks.baselines.mosaic",
-    "litdata": "benchmarks.baselines.lit",
-    "datasets": "benchmarks.baselines.hugging_face",
-    "ray": "benchmarks.baselines.ray_data",
+CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ours": ("ours", {}),
+    "ours, cached": ("ours", {"cache_bytes": 1 << 34}),
+    "folder": ("folder", {}),
+    "folder, tuned": ("folder", {"tuned": True}),
+    "webdataset": ("tar", {}),
+    "streaming": ("mosaic", {}),
+    "litdata": ("lit", {}),
+    "datasets": ("hugging_face", {}),
+    "ray": ("ray_data", {}),
 }
-"""Contender -> where it is; "ours" are the reader itself."""
+"""Contender -> its module here, and options of its `epochs`; "ours" is the reader of this project."""
 
 Sample = tuple[bytes, int]
-Batches = Iterator[tuple[Tensor, Tensor]]
+Batches = Iterator["tuple[Tensor, Tensor]"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Job:
 
     Attributes:
         folder: that `prepare` has filled.
-        size: side of the pictures in px, as stored and as given to the model.
-        batch: pictures of a batch.
+        size: side of the images in px, as stored and as given to the model.
+        batch: images of a batch.
         workers: processes or threads that read, decode and augment.
     """
 
@@ -56,14 +56,16 @@ class Job:
 
 
 def contender(name: str) -> Any:
-    """The module of a contender: `prepare(samples: Sequence[Sample], folder: Path) -> None`, and
-    `epochs(job: Job) -> Callable[[int], Batches]`.
+    """A contender's module: `prepare(samples: Sequence[Sample], folder: Path) -> None`, and
+    `epochs(job: Job, **options) -> Callable[[int], Batches]`.
     """
-    return import_module(MODULES[name])
+    return import_module(f"{__name__}.{CONTENDERS[name][0]}")
 
 
 def loader(dataset: Any, job: Job, **options: Any) -> Any:
     """torch's DataLoader as all that build on it use it here: its processes live on from epoch to epoch."""
+    from torch.utils.data import DataLoader
+
     given = {"batch_size": job.batch, "drop_last": True, "num_workers": job.workers, "persistent_workers": True}
     return DataLoader(dataset, **{**given, "worker_init_fn": start_worker, **options})
 
@@ -75,8 +77,8 @@ def start_worker(number: int) -> None:
     cv2.setNumThreads(0)
 
 
-def by_sample(job: Job, *, normalised: bool = True) -> "Callable[[bytes], Tensor]":
-    """Bytes of a picture -> (3, size, size): decoded by OpenCV, augmented by albumentations.
+def by_sample(job: Job, *, normalized: bool = True) -> "Callable[[bytes], Tensor]":
+    """Bytes of a image -> (3, size, size): decoded by OpenCV, augmented by albumentations.
 
     Geometry is done on uint8, which is quicker than on floats, and `Normalize` comes last; without it uint8 is given.
     """
@@ -86,5 +88,5 @@ def by_sample(job: Job, *, normalised: bool = True) -> "Callable[[bytes], Tensor
     from fer.transforms.reference import AugmentSpec, compose
 
     specs = [AugmentSpec.model_validate(one) for one in AUGMENT]
-    transform = compose(specs, job.size, mean=MEAN, std=STD) if normalised else compose(specs, job.size)
+    transform = compose(specs, job.size, mean=MEAN, std=STD) if normalized else compose(specs, job.size)
     return lambda data: transform(np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)))

@@ -12,15 +12,18 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks import tree
-from benchmarks.baselines import Job, contender
+import psutil
+
+from benchmarks.baselines import CONTENDERS, Job, contender
 from benchmarks.data import made_up
 from fer.processes import quiet_libraries
 
-_SECONDS_BETWEEN_LOOKS = 0.25
+_SECONDS_BETWEEN_SAMPLES = 0.25
 
 
 def main(verb: str, name: str, folder: str, *numbers: str) -> None:
@@ -38,11 +41,11 @@ def main(verb: str, name: str, folder: str, *numbers: str) -> None:
 
 
 def read(name: str, job: Job, *, epochs: int) -> dict[str, float]:
-    """Figures of a contender: a first epoch starts everything, `epochs` more are timed.
+    """Measurements of a contender: a first epoch starts everything, `epochs` more are timed.
 
     Returns:
         images_per_second: of the epochs after the first. cpu_us: processor time of one of their images in microseconds.
-        first_batch_s: from nothing but imported libraries to the first normalised batch. memory_mb: most memory above
+        first_batch_s: from nothing but imported libraries to the first normalized batch. memory_mb: most memory above
         that of the imported libraries, in 10**6 bytes.
     """
     import torch
@@ -53,18 +56,18 @@ def read(name: str, job: Job, *, epochs: int) -> dict[str, float]:
     gc.collect()
     peak = _Peak()
     started = time.perf_counter()
-    epoch = module.epochs(job)
+    epoch = module.epochs(job, **CONTENDERS[name][1])
     first_batch, images = 0.0, 0
     for number in range(1 + epochs):
         if number == 1:
-            timed, cpu, images = time.perf_counter(), tree.cpu_seconds(os.getpid()), 0
+            timed, cpu, images = time.perf_counter(), cpu_seconds(), 0
         for images_BCHW, labels in epoch(number):
             assert images_BCHW.shape == (job.batch, 3, job.size, job.size), images_BCHW.shape
             assert images_BCHW.dtype == torch.float32, images_BCHW.dtype
             images += len(labels)
             first_batch = first_batch or time.perf_counter() - started
             del images_BCHW, labels  # else two batches are in memory while the next one is made
-    seconds, cpu = time.perf_counter() - timed, tree.cpu_seconds(os.getpid()) - cpu
+    seconds, cpu = time.perf_counter() - timed, cpu_seconds() - cpu
     return {
         "images_per_second": images / seconds,
         "cpu_us": 1e6 * cpu / images,
@@ -77,21 +80,35 @@ class _Peak:
     """The most memory of this process and its children above what it is now."""
 
     def __init__(self) -> None:
-        self._before = self._most = tree.memory_mb(os.getpid())
+        self._before = self._most = memory_mb()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
         while True:
-            self._look()
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-
-    def _look(self) -> None:
-        self._most = max(self._most, tree.memory_mb(os.getpid()))
+            self._most = max(self._most, memory_mb())
+            time.sleep(_SECONDS_BETWEEN_SAMPLES)
 
     def above(self) -> float:
         """In 10**6 bytes."""
-        self._look()
-        return self._most - self._before
+        return max(self._most, memory_mb()) - self._before
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and its living descendants since they started."""
+    return _total(lambda process: sum(process.cpu_times()[:2]))
+
+
+def memory_mb() -> float:
+    """Resident memory of this process and its living descendants in 10**6 bytes; what they share counts once."""
+    return _total(lambda process: process.memory_full_info().pss) / 1e6
+
+
+def _total(measure: Callable[[psutil.Process], float]) -> float:
+    own, total = psutil.Process(), 0.0
+    for process in (own, *own.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            total += measure(process)
+    return total
 
 
 if __name__ == "__main__":

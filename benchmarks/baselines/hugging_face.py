@@ -13,8 +13,8 @@ from benchmarks.baselines import Batches, Job, Sample, by_sample, loader
 def prepare(samples: Sequence[Sample], folder: Path) -> None:
     """The feature `Image`, as the manual has it."""
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-    pictures = [{"bytes": data, "path": None} for data, _ in samples]
-    table = datasets.Dataset.from_dict({"image": pictures, "label": [label for _, label in samples]}, features=features)
+    images = [{"bytes": data, "path": None} for data, _ in samples]
+    table = datasets.Dataset.from_dict({"image": images, "label": [label for _, label in samples]}, features=features)
     table.save_to_disk(str(folder / "datasets"))
 
 
@@ -23,7 +23,7 @@ def epochs(job: Job) -> Callable[[int], Batches]:
     transform = by_sample(job)
 
     def change(rows: dict[str, Any]) -> dict[str, Any]:
-        return {"image": [transform(picture["bytes"]) for picture in rows["image"]], "label": rows["label"]}
+        return {"image": [transform(image["bytes"]) for image in rows["image"]], "label": rows["label"]}
 
     table = datasets.load_from_disk(str(job.folder / "datasets"))
     table = table.cast_column("image", datasets.Image(decode=False)).with_transform(change)

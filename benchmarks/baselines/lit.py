@@ -25,7 +25,7 @@ def _sample(samples: Sequence[Sample], number: int) -> tuple[bytes, int]:
     return samples[number]
 
 
-class _Pictures(litdata.StreamingDataset):  # type: ignore[misc]
+class _Images(litdata.StreamingDataset):  # type: ignore[misc]
     def __init__(self, job: Job) -> None:
         super().__init__(str(job.folder / "litdata"), shuffle=True, drop_last=True)
         self._transform = by_sample(job)
@@ -38,7 +38,7 @@ class _Pictures(litdata.StreamingDataset):  # type: ignore[misc]
 def epochs(job: Job) -> Callable[[int], Batches]:
     """Shuffled over chunks and within them."""
     batches = litdata.StreamingDataLoader(
-        _Pictures(job),
+        _Images(job),
         batch_size=job.batch,
         num_workers=job.workers,
         persistent_workers=True,

@@ -36,7 +36,7 @@ def prepare(samples: Sequence[Sample], folder: Path) -> None:
             writer.write({"image": data, "label": label})
 
 
-class _Pictures(_Dataset):  # type: ignore[misc]
+class _Images(_Dataset):  # type: ignore[misc]
     def __init__(self, job: Job) -> None:
         super().__init__(local=str(job.folder / "mds"), shuffle=True, batch_size=job.batch)
         self._transform = by_sample(job)
@@ -48,5 +48,5 @@ class _Pictures(_Dataset):  # type: ignore[misc]
 
 def epochs(job: Job) -> Callable[[int], Batches]:
     """Shuffled by its default algorithm."""
-    batches = loader(_Pictures(job), job)
+    batches = loader(_Images(job), job)
     return lambda number: iter(batches)

@@ -1,4 +1,4 @@
-"""The reader of this project: Parquet shards, threads, uint8 batches that the consumer normalises."""
+"""The reader of this project: Parquet shards, threads, uint8 batches that the consumer normalizes."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ _SMALL = 112
 def prepare(samples: Sequence[Sample], folder: Path) -> None:
     """Shards of two parts; no more held out than their manifest asks for.
 
-    Large pictures are in row groups of 256, the least that `shard.rows_per_group` allows: eight of them are in memory.
+    Large images are in row groups of 256, the least that `shard.rows_per_group` allows: eight of them are in memory.
     """
     side = decode(np.frombuffer(samples[0][0], np.uint8)).shape[0]
     group = 512 if side <= _SMALL else 256

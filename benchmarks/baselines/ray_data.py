@@ -1,4 +1,4 @@
-"""Ray Data as a reader of pictures, for `fer bench ingest`: Parquet, `map_batches`, `iter_torch_batches`."""
+"""Ray Data as a reader of images, for `fer bench ingest`: Parquet, `map_batches`, `iter_torch_batches`."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ _ROWS_PER_FILE = 512
 
 
 def prepare(samples: Sequence[Sample], folder: Path) -> None:
-    """Parquet files of some hundred pictures: Ray Data shuffles whole files."""
+    """Parquet files of some hundred images: Ray Data shuffles whole files."""
     for first in range(0, len(samples), _ROWS_PER_FILE):
         rows = [
             {"sample_id": f"bench/{row:06d}", "image": data, "label": label, "clean_label": label}
@@ -43,11 +43,11 @@ def epochs(job: Job) -> Callable[[int], Batches]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    pictures = ray.data.read_parquet(str(job.folder / "ray"), columns=["image", "label"], shuffle="files")
-    pictures = pictures.map_batches(_Transform(job), batch_size=job.batch)
+    images = ray.data.read_parquet(str(job.folder / "ray"), columns=["image", "label"], shuffle="files")
+    images = images.map_batches(_Transform(job), batch_size=job.batch)
 
     def epoch(number: int) -> Batches:
-        for rows in pictures.iter_torch_batches(batch_size=job.batch, drop_last=True):
+        for rows in images.iter_torch_batches(batch_size=job.batch, drop_last=True):
             yield rows["image"], rows["label"]
 
     return epoch

@@ -14,7 +14,7 @@ _BUFFER = 1000
 
 
 def prepare(samples: Sequence[Sample], folder: Path) -> None:
-    """Tar files of some thousand pictures, each beside its label."""
+    """Tar files of some thousand images, each beside its label."""
     (folder / "tar").mkdir()
     for first in range(0, len(samples), _SAMPLES_PER_TAR):
         with tarfile.open(folder / "tar" / f"part-{first // _SAMPLES_PER_TAR:04d}.tar", "w") as archive:

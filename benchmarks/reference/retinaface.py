@@ -1,6 +1,6 @@
 """RetinaFace with MobileNet-0.25 as published: github.com/biubug6/Pytorch_Retinaface, `models`, `layers`, `detect.py`.
 
-The network unfolded and one picture at a time, its anchors made in loops, suppression by one loop over the boxes.
+The network unfolded and one image at a time, its anchors made in loops, suppression by one loop over the boxes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MIN_SIZES, STEPS, VARIANCE = ((16, 32), (64, 128), (256, 512)), (8, 16, 32), (0.
 
 
 class Faces(NamedTuple):
-    """(N, 4) boxes, (N, 10) landmarks and (N,) scores, best first, in px of the picture."""
+    """(N, 4) boxes, (N, 10) landmarks and (N,) scores, best first, in px of the image."""
 
     boxes: Numbers
     landmarks: Numbers
@@ -40,7 +40,7 @@ def detect(
     min_score: float,
     interpolation: int = cv2.INTER_LINEAR,
 ) -> Faces:
-    """The faces of one (H, W, 3) uint8 RGB picture, which is shrunk to `longest_side` px.
+    """The faces of one (H, W, 3) uint8 RGB image, which is shrunk to `longest_side` px.
 
     Thresholds as in detect.py: suppression sees all scores above 0.02, and what is shown is above `min_score`.
     """
@@ -133,7 +133,7 @@ def _conv_bn(
 
 
 def anchors(height: int, width: int) -> Tensor:
-    """(A, 4): centre x, y, width and height as shares of the picture's."""
+    """(A, 4): centre x, y, width and height as fractions of the image's."""
     made: list[float] = []
     for step, sizes in zip(STEPS, MIN_SIZES, strict=True):
         for i, j in product(range(ceil(height / step)), range(ceil(width / step))):

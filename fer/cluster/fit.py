@@ -14,9 +14,10 @@ from fer.cluster.config import ClusterConfig
 from fer.cluster.session import connect, require, room
 from fer.cluster.shared import answering_nodes, require_paths
 from fer.console import log
-from fer.io.disk import is_of_the_disk
+from fer.io.files import is_of_the_disk
 from fer.processes import LostError, with_environment
-from fer.training.loop import DivergedError, TrainJob, train
+from fer.training.job import TrainJob
+from fer.training.loop import DivergedError, train
 from fer.training.recipe import Recipe, TrainStageConfig
 
 _POLL_SECONDS = 0.25

@@ -10,7 +10,7 @@ from typing import Any
 
 from fer import processes
 from fer.console import log
-from fer.io.transfer import public_url
+from fer.io.remote import public_url
 
 FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 STOP_SECONDS = 40.0

@@ -1,4 +1,4 @@
-"""`fer check`: is params.yaml right, and what would each training really use?"""
+"""`fer check`: validates params.yaml, and prints the complete recipe of each model."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Prints each model's complete recipe as YAML; a mistake is told as an error."""
+    """Prints each model's complete recipe as YAML; a mistake raises an error that names it."""
     loaded = params.load()
     where = str(loaded.root / params.FILE_NAME)
     for key in loaded.run.datasets:
         if getattr(loaded.dataset(key), "path", "") is None and not (loaded.root / "data" / "raw" / key).is_dir():
-            raise ConfigError(f"{where}: datasets.{key}.path = null: this data is yours; say where it is")
+            raise ConfigError(f"{where}: datasets.{key}.path = null: this dataset needs your own copy; set its path")
     for key, recipe in loaded.recipes.items():
         try:
             check_training(recipe)
@@ -35,11 +35,11 @@ def main(args: argparse.Namespace) -> None:
     for key in loaded.run.models:
         print(f"# models.{key}, complete:\n{yaml12.dump({key: loaded.recipe(key).model_dump(mode='json')})}")
     datasets, models = ", ".join(loaded.run.datasets), ", ".join(loaded.run.models)
-    print(f"{where} is right: {models} on {datasets}. Next: dvc repro")
+    print(f"{where} is valid: {models} on {datasets}. Next: dvc repro")
 
 
 def check_training(recipe: Recipe) -> None:
-    """Makes what a training makes of a recipe, without memory for the weights.
+    """Builds the model, the stages and the augmentation of a recipe, without memory for the weights.
 
     Raises:
         ValueError: the model, its options or parts, `trainable`, a stage or a transform is refused.
@@ -64,9 +64,9 @@ def check_training(recipe: Recipe) -> None:
                     raise ValueError(
                         f"pretrained.{part}: {model.name} has no such part; its parts: {', '.join(parts) or 'none'}"
                     )
-                if source not in known and "/" not in source and "." not in source:  # a path may be made yet
+                if source not in known and "/" not in source and "." not in source:  # a path may not exist yet
                     raise ValueError(
-                        f"pretrained.{part} = {source!r}: no name of `fer weights list`{nearest(source, known)}"
+                        f"pretrained.{part} = {source!r}: not a name of `fer weights list`{nearest(source, known)}"
                     )
         freeze_all_but(model, stage.trainable)
         if stage.gradient_checkpointing:

@@ -1,4 +1,4 @@
-"""`fer doctor`: is this machine ready, and are its services? One line a finding, with what to do about it."""
+"""`fer doctor`: whether this machine and its services are ready. One line a finding, with its remedy."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import argparse
 import os
 import re
 import shutil
+import socket
 import sqlite3
-import subprocess
 import sys
-import urllib.error
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 from fer import params as parameters
 from fer.config import ConfigError
 from fer.environment import environment
-from fer.lineage import redact
+from fer.lineage import git_output, installed_version, redact
 from fer.params import Params
-from fer.tracking.health import MLFLOW, PORTS, STALE_HOURS, stale_runs, who_listens
+from fer.tracking.config import store_uri
+from fer.tracking.health import STALE_HOURS, stale_runs
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -33,16 +35,19 @@ OLDEST = {
     "albumentations": (2, 0, 8),
     "pyarrow": (20,),
 }
+RAY, MLFLOW = "Ray's dashboard", "MLflow's UI"
+PORTS = {8265: RAY, 5000: MLFLOW}
 _LEAST_GB, _COMFORTABLE_GB = 2.0, 10.0
+_PROBE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
         level: fail keeps the pipeline from running; warn may.
-        what: the thing.
+        what: the thing that was checked.
         found: its state.
         remedy: what to do; empty where all is well.
     """
@@ -68,7 +73,7 @@ def main(args: argparse.Namespace) -> int:
         loaded = parameters.load()
         first = Finding("ok", parameters.FILE_NAME, f"valid ({loaded.root})")
     except ConfigError as error:
-        first = Finding("fail", parameters.FILE_NAME, str(error), "correct it; `fer check` looks at it again")
+        first = Finding("fail", parameters.FILE_NAME, str(error), "correct it; `fer check` validates it again")
     findings = [first, *check(loaded)]
     for finding in findings:
         print(finding)
@@ -76,8 +81,8 @@ def main(args: argparse.Namespace) -> int:
 
 
 def check(params: Params | None) -> list[Finding]:
-    """Looks at everything; what depends on params.yaml is left out where there is none."""
-    looks: list[Callable[[], Iterator[Finding]]] = [
+    """Runs all checks; those that depend on params.yaml are left out where there is none."""
+    checks: list[Callable[[], Iterator[Finding]]] = [
         check_versions,
         check_dashboard_packages,
         check_token,
@@ -85,44 +90,39 @@ def check(params: Params | None) -> list[Finding]:
         check_shared_memory,
     ]
     if params is not None:
-        looks += [
+        checks += [
             lambda: check_processors(params),
             lambda: check_disk(params.root),
             lambda: check_tracking(params),
             lambda: check_repository(params.root),
         ]
-    return [finding for look in looks for finding in look()]
+    return [finding for one in checks for finding in one()]
 
 
 # ------------------------------------------------------------------------------------------------ software
 
 
 def check_versions() -> Iterator[Finding]:
-    """Python and the packages, against the oldest that are supported."""
+    """Python and the packages, against the oldest supported versions."""
     yield Finding("ok", "python", ".".join(map(str, sys.version_info[:3])))  # an older one cannot even import this
     for package, oldest in OLDEST.items():
-        wanted = ".".join(map(str, oldest))
-        try:
-            version = metadata.version(package)
-        except metadata.PackageNotFoundError:
+        required, version = ".".join(map(str, oldest)), installed_version(package)
+        if version is None:
             yield Finding("fail", package, "not installed", "pip install -e . in this project")
-            continue
-        if _numbers(version) < oldest:
-            yield Finding(
-                "fail", package, f"{version}, at least {wanted} is needed", f"pip install '{package}>={wanted}'"
-            )
+        elif tuple(map(int, re.findall(r"\d+", version.partition("+")[0])[:3])) < oldest:
+            remedy = f"pip install '{package}>={required}'"
+            yield Finding("fail", package, f"{version}, at least {required} is needed", remedy)
         else:
             yield Finding("ok", package, version)
 
 
 def check_dashboard_packages() -> Iterator[Finding]:
-    """What ray[default] brings: jobs and searches need it, and Ray starts without a word when it is missing."""
-    try:
-        wanted = metadata.requires("ray") or []
-    except metadata.PackageNotFoundError:
+    """The packages of ray[default]: jobs and searches need them, and Ray starts without a warning when they lack."""
+    if installed_version("ray") is None:
         return
-    names = {re.split(r"[^A-Za-z0-9_.-]", line)[0] for line in wanted if re.search(r"extra == ['\"]default['\"]", line)}
-    missing = sorted(name for name in names if not _installed(name))
+    lines = metadata.requires("ray") or []
+    names = {re.split(r"[^A-Za-z0-9_.-]", line)[0] for line in lines if re.search(r"extra == ['\"]default['\"]", line)}
+    missing = sorted(name for name in names if installed_version(name) is None)
     if missing:
         yield Finding("fail", "ray[default]", f"missing: {', '.join(missing)}", "pip install 'ray[default]'")
     else:
@@ -130,49 +130,79 @@ def check_dashboard_packages() -> Iterator[Finding]:
 
 
 def check_token() -> Iterator[Finding]:
-    """Whether a connection to a cluster that asks for a token would carry one."""
+    """Whether a connection to a cluster that requires a token would carry one."""
     from fer.cluster.health import authentication
 
-    now = authentication()
-    address = environment().ray_address
+    now, address = authentication(), environment().ray_address
     if now.wanted and not now.token:
-        yield Finding(
-            "fail" if address else "warn",
-            "Ray token",
-            "RAY_AUTH_MODE=token, and there is none",
-            "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds it",
-        )
+        remedy = "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds it"
+        yield Finding("fail" if address else "warn", "Ray token", "RAY_AUTH_MODE=token, and there is none", remedy)
     elif now.token and not now.wanted and address:
-        yield Finding(
-            "warn",
-            "Ray token",
-            "there is one, and it would not be sent",
-            "set RAY_AUTH_MODE=token for a cluster that asks for it",
-        )
+        remedy = "set RAY_AUTH_MODE=token for a cluster that requires it"
+        yield Finding("warn", "Ray token", "there is one, and it would not be sent", remedy)
     elif address and not now.wanted:
         yield Finding("ok", "Ray token", "none; right for a cluster without authentication")
     else:
-        yield Finding("ok", "Ray token", "set" if now.wanted else "not needed: local clusters make their own")
+        yield Finding("ok", "Ray token", "set" if now.wanted else "not needed: local clusters create their own")
 
 
 # ------------------------------------------------------------------------------------------------ machine
 
 
 def check_ports(ports: dict[int, str]) -> Iterator[Finding]:
-    """Who listens where the dashboard and MLflow's pages would."""
+    """What listens on the ports of the dashboard and of MLflow's UI."""
     for port, purpose in ports.items():
-        holder = who_listens(port)
-        if holder is None:
+        service = listening_service(port)
+        if service is None:
             yield Finding("ok", f"port {port}", f"free, for {purpose}")
-        elif holder.startswith(purpose):
-            yield Finding("ok", f"port {port}", f"taken by {holder}")
+        elif service.startswith(purpose):
+            yield Finding("ok", f"port {port}", f"taken by {service}")
         else:
-            remedy = (
-                "fer ui --port N"
-                if purpose == MLFLOW
-                else "Ray takes the next free port by itself; the printed address counts"
-            )
-            yield Finding("warn", f"port {port}", f"taken by {holder}; it is meant for {purpose}", remedy)
+            remedy = "Ray takes the next free port by itself; the printed address counts"
+            remedy = "fer ui --port N" if purpose == MLFLOW else remedy
+            yield Finding("warn", f"port {port}", f"taken by {service}; it is meant for {purpose}", remedy)
+
+
+def listening_service(port: int) -> str | None:
+    """The service on this machine's port, with its process where the system names it; None where nothing listens."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        if probe.connect_ex(("127.0.0.1", port)) != 0:
+            return None
+    name = "another service"
+    for path, sign, service in (("/health", "OK", MLFLOW), ("/api/version", "ray_version", RAY)):
+        try:
+            with urlopen(f"http://127.0.0.1:{port}{path}", timeout=_PROBE_SECONDS) as response:
+                if response.status == 200 and sign in response.read(200).decode("utf-8", "replace"):
+                    name = service
+                    break
+        except HTTPError as error:
+            if error.code in (401, 403) and service == RAY and b"token" in error.read().lower():
+                name = f"{RAY}, which requires a token"
+        except (OSError, ValueError):
+            continue
+    process = _process_on(port)
+    return f"{name} ({process})" if process else name
+
+
+def _process_on(port: int) -> str | None:
+    """`name, process 123` of the process that listens there; None where the system does not say."""
+    sockets = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]
+        except OSError:
+            continue
+        sockets |= {
+            f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port
+        }
+    for folder in Path("/proc").glob("[0-9]*") if sockets else ():
+        try:
+            if any(str(link.readlink()) in sockets for link in (folder / "fd").iterdir()):
+                return f"{(folder / 'comm').read_text().strip()}, process {folder.name}"
+        except OSError:  # another user's process, or one that just ended
+            continue
+    return None
 
 
 def check_shared_memory() -> Iterator[Finding]:
@@ -182,54 +212,44 @@ def check_shared_memory() -> Iterator[Finding]:
         return
     free = shutil.disk_usage(folder).free / 2**30
     if free < 1:
-        yield Finding(
-            "warn", "shared memory", f"{free:.1f} GiB free in {folder}", "in Docker: --shm-size=2g; else free some"
-        )
+        remedy = "in Docker: --shm-size=2g; else free some"
+        yield Finding("warn", "shared memory", f"{free:.1f} GiB free in {folder}", remedy)
     else:
         yield Finding("ok", "shared memory", f"{free:.1f} GiB free")
 
 
 def check_processors(params: Params) -> Iterator[Finding]:
-    """Threads that the process may use, against what a training asks of a local cluster."""
+    """CPU threads that the process may use, against what training requests of a local cluster."""
     import torch
 
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    have = params.cluster.cpus or own
-    asked = max(1, params.train.workers) * params.train.threads
-    remote = environment().ray_address or params.cluster.address
-    where = f"{own} CPU threads, train asks for {params.train.workers} workers of {params.train.threads}"
+    train, remote = params.train, environment().ray_address or params.cluster.address
+    demand = max(1, train.workers) * train.threads
+    found = f"{own} CPU threads, train asks for {train.workers} workers of {train.threads}"
     if remote:
-        yield Finding("ok", "processors", f"{where}, on the cluster at {redact(remote)}")
-    elif params.train.workers and asked > have:
-        yield Finding(
-            "fail",
-            "processors",
-            where,
-            f"lower train.workers or train.threads, or set cluster.cpus to {asked} to share",
-        )
+        yield Finding("ok", "processors", f"{found}, on the cluster at {redact(remote)}")
+    elif train.workers and demand > (params.cluster.cpus or own):
+        remedy = f"lower train.workers or train.threads, or set cluster.cpus to {demand} to share"
+        yield Finding("fail", "processors", found, remedy)
     else:
-        yield Finding("ok", "processors", where)
-    if params.train.gpu and not remote and not torch.cuda.is_available():
-        yield Finding(
-            "fail", "GPU", "train.gpu is true, torch finds none", "set train.gpu: false, or install torch for your GPU"
-        )
-    elif torch.cuda.is_available():
-        yield Finding(
-            "ok", "GPU", torch.cuda.get_device_name(0) + ("" if params.train.gpu else "; unused: train.gpu is false")
-        )
+        yield Finding("ok", "processors", found)
+    if torch.cuda.is_available():
+        unused = "" if train.gpu else "; unused: train.gpu is false"
+        yield Finding("ok", "GPU", torch.cuda.get_device_name(0) + unused)
+    elif train.gpu and not remote:
+        remedy = "set train.gpu: false, or install torch for your GPU"
+        yield Finding("fail", "GPU", "train.gpu is true, torch finds none", remedy)
 
 
 def check_disk(root: Path) -> Iterator[Finding]:
-    """Free space where data, checkpoints and the DVC cache go."""
+    """Free space where data, checkpoints and the DVC cache are stored."""
     free = shutil.disk_usage(root).free / 1e9
     if free < _LEAST_GB:
-        yield Finding(
-            "fail", "disk", f"{free:.1f} GB free in {root}", "free some; `dvc gc --workspace` removes unused cache"
-        )
+        remedy = "free some; `dvc gc --workspace` removes unused cache"
+        yield Finding("fail", "disk", f"{free:.1f} GB free in {root}", remedy)
     elif free < _COMFORTABLE_GB:
-        yield Finding(
-            "warn", "disk", f"{free:.1f} GB free in {root}", "enough for the embedded data; real data need more"
-        )
+        remedy = "enough for the embedded data; real data need more"
+        yield Finding("warn", "disk", f"{free:.1f} GB free in {root}", remedy)
     else:
         yield Finding("ok", "disk", f"{free:.0f} GB free")
     if not os.access(root, os.W_OK):
@@ -240,22 +260,19 @@ def check_disk(root: Path) -> Iterator[Finding]:
 
 
 def check_tracking(params: Params) -> Iterator[Finding]:
-    """Whether MLflow's store answers, and runs that nobody ended."""
-    from fer.tracking import store_uri
-
+    """Whether MLflow's store responds, and whether runs were abandoned."""
     uri = store_uri(params.tracking, params.home)
-    level: Level = "fail" if params.tracking.required else "warn"
     try:
         stale = stale_runs(uri)
     except (OSError, ValueError, sqlite3.Error) as error:
-        reason = getattr(error, "reason", None) or error
         remedy = "start it, or correct MLFLOW_TRACKING_URI or tracking.uri; without it, runs are not recorded"
-        if isinstance(error, urllib.error.HTTPError) and error.code in (401, 403):
+        if isinstance(error, HTTPError) and error.code in (401, 403):
             remedy = (
                 "401: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; "
                 "403: name this address in the server's --allowed-hosts"
             )
-        yield Finding(level, "MLflow", f"{redact(uri)} does not answer: {redact(str(reason))}", remedy)
+        found = f"{redact(uri)} does not answer: {redact(str(getattr(error, 'reason', None) or error))}"
+        yield Finding("fail" if params.tracking.required else "warn", "MLflow", found, remedy)
         return
     yield Finding("ok", "MLflow", redact(uri))
     if stale:
@@ -263,57 +280,26 @@ def check_tracking(params: Params) -> Iterator[Finding]:
         yield Finding(
             "warn",
             "MLflow runs",
-            f"RUNNING without a sign of life for {STALE_HOURS:.0f} hours: {names}",
-            "run the same training again: it goes on and ends its run; or delete them in MLflow's pages",
+            f"RUNNING, with nothing logged for {STALE_HOURS:.0f} hours: {names}",
+            "run the same command again: it resumes and ends its run; or delete them in MLflow's UI",
         )
 
 
 def check_repository(root: Path) -> Iterator[Finding]:
     """Git and DVC, as the pipeline needs them."""
-    if _output(["git", "-C", str(root), "rev-parse", "HEAD"]) is None:
-        yield Finding(
-            "warn",
-            "git",
-            f"{root} is in no git repository with a commit",
-            "git init, then commit; runs name their commit",
-        )
+    if git_output(root, "rev-parse", "HEAD") is None:
+        found, remedy = f"{root} is in no git repository with a commit", "git init, then commit; runs name their commit"
+        yield Finding("warn", "git", found, remedy)
     else:
-        changed = _output(["git", "-C", str(root), "status", "--porcelain"]) or ""
-        lines = len(changed.splitlines())
-        yield Finding("ok", "git", f"{lines} files not committed" if lines else "all committed")
+        changed = len((git_output(root, "status", "--porcelain") or "").splitlines())
+        yield Finding("ok", "git", f"{changed} files not committed" if changed else "all committed")
     if not (root / ".dvc").is_dir():
         yield Finding("fail", "dvc", f"{root} has no .dvc folder", "dvc init")
         return
-    locks = [path for path in (root / ".dvc" / "tmp").glob("rwlock*") if path.is_file() and path.stat().st_size > 2]
-    if locks and (holders := _lock_holders(locks[0])):
-        alive = [pid for pid in holders if Path(f"/proc/{pid}").exists()]
-        if alive:
-            yield Finding(
-                "warn", "dvc", f"in use by process {alive[0]}", "wait for it; two `dvc repro` at once refuse each other"
-            )
-            return
-    yield Finding("ok", "dvc", "ready")
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _output(command: list[str]) -> str | None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
-def _lock_holders(path: Path) -> set[int]:
-    return {int(number) for number in re.findall(r'"pid":\s*(\d+)', path.read_text(encoding="utf-8"))}
+    locks = (path for path in (root / ".dvc" / "tmp").glob("rwlock*") if path.is_file())
+    holders = [pid for path in locks for pid in re.findall(r'"pid":\s*(\d+)', path.read_text("utf-8", "replace"))]
+    if alive := [pid for pid in holders if Path(f"/proc/{pid}").exists()]:
+        remedy = "wait for it; two `dvc repro` at once refuse each other"
+        yield Finding("warn", "dvc", f"in use by process {alive[0]}", remedy)
+    else:
+        yield Finding("ok", "dvc", "ready")

@@ -1,10 +1,14 @@
-"""`fer ui`: MLflow's pages on this project's runs."""
+"""`fer ui`: MLflow's UI on this project's runs."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 
-from fer import params, tracking
+from fer import params
+from fer.lineage import redact
+from fer.tracking.config import artifact_folder, is_server, store_uri
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Becomes the server; Ctrl-C ends it."""
+    """Replaces this process by MLflow's server, which Ctrl-C ends; of a store that is a server, prints the address."""
     loaded = params.load()
-    tracking.serve(loaded.tracking, loaded.home, args.host, args.port)
+    uri = store_uri(loaded.tracking, loaded.home)
+    if is_server(uri):
+        print(f"The runs are at {redact(uri)}")
+        return
+    print(f"The runs are at http://{args.host}:{args.port} (Ctrl-C ends it; store {redact(uri)})", flush=True)
+    stores = ["--backend-store-uri", uri, "--artifacts-destination", artifact_folder(loaded.home)]
+    address = ["--host", args.host, "--port", str(args.port), "--workers", "1"]
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *stores, *address])

@@ -1,13 +1,14 @@
-"""Files that are whole or absent: atomic writes, whole folders by rename, checksums.
+"""Atomic writes, folders published by rename, checksums, free-space checks and disk-full errors.
 
-Nothing here leaves a half-written file under its final name: bytes go to a temporary name in the same folder, are
-synced to disk, and take their name by rename. A temporary name carries the process id of its writer, so that what a
-killed process left behind can be told from what a living one is writing.
+No half-written file has its final name: bytes go to a temporary name in the same folder, are synced to disk, and take
+their name by rename. A temporary name holds the process id of its writer, so that the leftovers of a killed process can
+be told from the files of a running one.
 """
 
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -16,10 +17,26 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 _SEAL = "sha256_of_the_rest"
-_JSON_KINDS = {str: "a text", int: "a whole number", list: "a list", dict: "keys and values"}
+_JSON_KINDS = {str: "a string", int: "an integer", list: "a list", dict: "an object"}
+_RETRY = "run the same command again"
+_REMEDIES = {
+    errno.ENOSPC: f"make room and {_RETRY}",
+    errno.EDQUOT: f"make room, or have the quota raised, and {_RETRY}",
+    errno.EFBIG: f"raise the limit of file sizes (ulimit -f) and {_RETRY}",
+    errno.EROFS: f"make it writable, or work in another folder, and {_RETRY}",
+    errno.EACCES: f"grant this user the permission and {_RETRY}",
+    errno.EPERM: f"grant this user the permission and {_RETRY}",
+    errno.EIO: "the disk or its network connection is failing: see the kernel's log (dmesg)",
+    errno.ENAMETOOLONG: "use shorter names, or a folder higher up",
+    errno.EMFILE: f"raise the limit of open files (ulimit -n) and {_RETRY}",
+    errno.ENFILE: f"too many files are open on this machine: close some and {_RETRY}",
+    errno.ENOTDIR: "a part of this path is not a folder: move it away",
+    errno.EEXIST: "this path exists already: move it away",
+    errno.EISDIR: "this path is a folder: move it away",
+}
 
 
 class FileError(ValueError):
@@ -27,7 +44,7 @@ class FileError(ValueError):
 
 
 def below(path: str | Path, root: Path, parent: Path | None = None) -> Path:
-    """A relative path of the user's below `root`, or below `parent` where it is there alone."""
+    """A user's relative path below `root`, or below `parent` where it exists only there."""
     found = root / path
     return parent / path if parent is not None and not found.exists() else found
 
@@ -46,7 +63,7 @@ def fsync_directory(path: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Where a disk refuses what is written to an open file, the OSError names none: here it gets `path`."""
+    """Adds `path` to a disk-full error: for a write to an open file, the OSError names no file."""
     try:
         yield
     except OSError as error:
@@ -65,7 +82,7 @@ def open_atomic(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """A file that takes its name only when the block ends without an error.
 
     Args:
-        path: final path; its folder is made.
+        path: final path; its folder is created.
         mode: "wb" or "w" (UTF-8, newlines as written).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,10 +109,10 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 
 def write_json(path: Path, value: Any, *, sealed: bool = False) -> None:
-    """Writes JSON that is the same bytes for the same value: sorted keys, two spaces, a newline at the end.
+    """Writes JSON with the same bytes for the same value: sorted keys, two spaces, a newline at the end.
 
     Args:
-        sealed: with a digest of all the rest in it, by which `read_json` finds any later change; for an object.
+        sealed: add a digest of the object, by which `read_json` detects any later change.
     """
     write_atomic(path, _json_text({**value, _SEAL: _seal_of(value)} if sealed else value))
 
@@ -105,7 +122,7 @@ def _json_text(value: Any) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON; FileError names the file where it is absent or broken, or was sealed and is not what was sealed."""
+    """Reads JSON; FileError names the file where it is missing or malformed, or was altered after it was sealed."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -113,32 +130,32 @@ def read_json(path: Path) -> Any:
     except (ValueError, RecursionError) as error:  # Python refuses numbers of thousands of digits by a ValueError
         raise FileError(f"{path}: not valid JSON ({error})") from None
     if isinstance(value, dict) and _SEAL in value and value.pop(_SEAL) != _seal_of(value):
-        raise FileError(f"{path}: altered since it was written; make it anew")
+        raise FileError(f"{path}: altered since it was written; create it again")
     return value
 
 
 def read_object(path: Path, expected: Mapping[str, type], remedy: str) -> dict[str, Any]:
-    """The JSON object in a file, which has these keys with values of these types.
+    """The JSON object in a file, which must have these keys with values of these types.
 
     Raises:
-        FileError: as `read_json`, or another content; one line with the file, the key and the remedy.
+        FileError: as `read_json`, or another structure; one line with the file, the key and the remedy.
     """
     try:
         value = read_json(path)
     except FileError as error:
         raise FileError(f"{error}; {remedy}") from None
     if not isinstance(value, dict):
-        raise FileError(f"{path}: holds {value!r:.40}, expected keys and values; {remedy}")
+        raise FileError(f"{path}: holds {value!r:.40}, expected an object; {remedy}")
     for key, kind in expected.items():
         if key not in value:
-            raise FileError(f"{path}: lacks the key {key!r}; {remedy}")
+            raise FileError(f"{path}: missing key {key!r}; {remedy}")
         if type(value[key]) is not kind:
             raise FileError(f"{path}: {key} = {value[key]!r:.40}, expected {_JSON_KINDS[kind]}; {remedy}")
     return value
 
 
 def _seal_of(value: Any) -> str | None:
-    """None for what `write_json` does not write: other constants than JSON's, halves of characters."""
+    """None for a value that `write_json` refuses: NaN, infinity, lone surrogates."""
     try:
         return hashlib.sha256(_json_text(value).encode()).hexdigest()
     except ValueError:
@@ -149,15 +166,15 @@ def _seal_of(value: Any) -> str | None:
 def publish_directory(
     final: Path, *, keep: Callable[[Path], Iterable[Path]] = lambda final: (), many_files: bool = False
 ) -> Iterator[Path]:
-    """A folder that appears complete, by rename, replacing what stood there.
+    """A folder that appears complete, by rename, and replaces the previous one.
 
-    Yields a temporary folder beside `final`; when the block ends without an error its files are synced and it takes
-    the name. On an error it is removed and what stood at `final` stays as it was. Whether that may be replaced is for
-    the caller to know (`fer.outputs`).
+    Yields a temporary folder beside `final`. When the block ends without an error, its files are synced and it takes
+    the name. On an error it is removed, and `final` stays as it was. The caller decides whether `final` may be replaced
+    (`fer.outputs`).
 
     Args:
-        keep: names what stood in the old folder and shall stand in the new one too.
-        many_files: sync everything at once, which for thousands of files is far quicker than one after the other.
+        keep: paths in the previous folder that are copied into the new one.
+        many_files: sync everything at once, far quicker for thousands of files than one after the other.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(final.parent, final.name)
@@ -177,8 +194,8 @@ def publish_directory(
                         os.fsync(handle.fileno())
             fsync_directory(Path(folder))
         if final.exists():
-            # A rename cannot replace a full folder: move the old one aside first, so that a crash between the two
-            # renames leaves a folder missing, which the next writer mends, and never one that is half old and half new.
+            # A rename cannot replace a non-empty folder, so the old one is moved aside first. A crash between the two
+            # renames leaves no folder, which the next writer repairs, and never a mixture of old and new.
             os.rename(final, old)
             os.rename(temporary, final)
             shutil.rmtree(old)
@@ -188,7 +205,7 @@ def publish_directory(
         _name(error, final)
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not final.exists():
-            with suppress(OSError):  # else the next writer brings it back
+            with suppress(OSError):  # else the next writer restores it
                 os.rename(old, final)
         raise
     fsync_directory(final.parent)
@@ -202,32 +219,71 @@ def _copy(path: Path, target: Path) -> None:
 
 
 def remove_leftovers(folder: Path, name: str) -> None:
-    """Removes what killed writers of `folder/name` left behind; what a living process is writing stays.
+    """Removes the leftovers of killed writers of `folder/name`; the files of running processes stay.
 
-    A folder that was moved aside for one that never took its name comes back.
+    A folder that was moved aside for one that never took its name is restored.
     """
     pattern = re.compile(re.escape(f".{name}.tmp-") + r"(\d+)(-old)?")
-    for path in sorted(folder.glob(f".{_escape_glob(name)}.tmp-*")):
+    for path in sorted(folder.glob(f".{glob.escape(name)}.tmp-*")):
         match = pattern.fullmatch(path.name)
-        if match and (int(match[1]) == os.getpid() or not _alive(int(match[1]))):
+        if match and (int(match[1]) == os.getpid() or not process_is_alive(int(match[1]))):
             if match[2] and not (folder / name).exists():
                 os.rename(path, folder / name)
             else:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _escape_glob(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
-
-
-def _alive(pid: int) -> bool:
+def process_is_alive(pid: int) -> bool:
+    """Whether a process with this id runs on this machine, under whatever user."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass
     return True
+
+
+# ------------------------------------------------------------------------------------------------ disks
+
+
+def is_of_the_disk(error: object) -> TypeGuard[OSError]:
+    """Whether an error is due to the disk, a limit or a permission, and not to a defect of the program."""
+    return isinstance(error, OSError) and error.errno in _REMEDIES
+
+
+def explained(error: OSError) -> str:
+    """One line of path, cause and remedy for an error that `is_of_the_disk`."""
+    assert error.errno is not None
+    path = error.filename2 or error.filename  # of the two paths of a rename, the second is the one written
+    where = f"{path.decode(errors='replace') if isinstance(path, bytes) else path}: " if path is not None else ""
+    return f"{where}{os.strerror(error.errno)}; {_REMEDIES[error.errno]}"
+
+
+@contextmanager
+def disk_errors(path: Path, remedy: str) -> Iterator[None]:
+    """Turns an OSError while `path` is written into a FileError with the path, the cause and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written: {error.strerror or error}; {remedy}") from error
+
+
+def write_all(handle: IO[bytes], data: bytes) -> None:
+    """Writes all of `data` to an unbuffered file, which may take it in pieces."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[handle.write(rest) :]
+
+
+def refuse_full_disk(folder: Path, needed: int, what: str) -> None:
+    """FileError, naming `what`, where the disk of `folder` has fewer than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise FileError(f"{what}: needs {needed / 1e9:,.2f} GB in {folder}, where {free / 1e9:,.2f} GB are free")
+
+
+# ------------------------------------------------------------------------------------------------ content
 
 
 def sha256(path: Path) -> str:
@@ -237,7 +293,7 @@ def sha256(path: Path) -> str:
 
 
 def refuse_impostor(path: Path, name: str) -> None:
-    """FileError where a web page or a Git LFS pointer stands in place of the data, or nothing at all."""
+    """FileError where the file is empty, a web page or a Git LFS pointer instead of the data."""
     with open(path, "rb") as handle:
         head = handle.read(512).lstrip(b"\xef\xbb\xbf \t\r\n")
     if not head:
@@ -245,4 +301,4 @@ def refuse_impostor(path: Path, name: str) -> None:
     if head[:9].lower() == b"<!doctype" or head[:5].lower() == b"<html":
         raise FileError(f"{name}: this is a web page, not the data; the link probably needs a login: fetch it by hand")
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
-        raise FileError(f"{name}: this is a Git LFS pointer, not the data; run `git lfs pull` where it came from")
+        raise FileError(f"{name}: this is a Git LFS pointer, not the data; run `git lfs pull` in its repository")

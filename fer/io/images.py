@@ -1,31 +1,29 @@
-"""The one way from foreign picture bytes to pixels.
+"""Decoding of untrusted image files, the only way to pixels.
 
-What a person who looks at the picture would expect decides: it is upright, its colours are those that a viewer shows,
-and it is whole. No pixel is made up: where the end of a file is missing, or its coded pixels are damaged and that can
-be told, it is refused, though libraries would show something.
+An image comes out as a viewer shows it: upright, with its colors, and whole. No pixel is made up: a file that ends
+early, or whose coded pixels are detectably damaged, is refused, though libraries would show something.
 
 | input | outcome |
 |---|---|
-| JPEG of any size, sequential or progressive, grey, colour, CMYK or YCCK, with Adobe's inverted inks or not | read |
+| JPEG of any size, sequential or progressive, gray, color, CMYK or YCCK, with Adobe's inverted inks or not | read |
 | anything behind the end of a JPEG or PNG | ignored |
-| a file that ends early, were it by a few bytes: nothing tells which pixels they hold | "truncated" |
-| a PNG with a wrong checksum; a JPEG whose coded pixels do not end where its picture does (`fer.io.jpeg`) | "damaged" |
-| wrong bytes inside a picture, where nothing in the file tells of them | read, wrong as it is |
+| a file that ends early, if only by a few bytes: their pixels are unknown | "truncated" |
+| a PNG with a wrong checksum; a JPEG whose coded pixels do not end with its last row (`fer.io.jpeg`) | "damaged" |
+| wrong bytes that nothing in the file reveals | read, with wrong pixels |
 | 16-bit and float samples | read, scaled to 8 bits: 0 .. 65535, floats 0 .. 1 (or 0 .. 255, 0 .. 65535) |
-| a palette, 1 bit a pixel, grey | read as RGB |
+| a palette, 1 bit per pixel, gray | read as RGB |
 | transparency | laid over white |
 | several frames or pages | the first |
 | PNG, GIF, WebP, TIFF, BMP, AVIF, PPM under any name | read |
-| HEIC, JPEG of 12 bits, and what else there is no decoder for | "unsupported" |
+| HEIC, JPEG of 12 bits, and other known kinds without a decoder | "unsupported" |
 | more than `MAX_PIXELS` or `MAX_BYTES` | "too_large", before any of it is decoded |
 | anything else | "empty" or "not_an_image" |
 
-Colour profiles are not applied, as in the training pipelines of all the papers.
+Color profiles are not applied, as in the training pipelines of all the papers.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import io
 import logging
@@ -38,18 +36,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fer.io import jpeg
+from fer.io import compat, jpeg
 
 Pixels = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 64_000_000
-"""Phones take 50 megapixels at most unless told to; a bomb of a few bytes asks for far more. Decoders take up to 12
-bytes a pixel (progressive JPEG in four inks: 770 MB), that of WebP 16: its limit is three quarters of this."""
+"""Phones take 50 megapixels by default; a bomb of a few bytes asks for far more. Decoders take up to 12 bytes per
+pixel (progressive CMYK JPEG: 770 MB), that of WebP 16: its limit is three quarters of this."""
 
 MAX_BYTES = 256 << 20
 """Of a file. An uncompressed TIFF of `MAX_PIXELS` has less."""
 
-_BAND_PIXELS = 1 << 20  # converted at a time, so that no conversion needs a second picture's memory
+_BAND_PIXELS = 1 << 20  # converted at a time, so that no conversion needs the memory of a second image
 
 _FORMATS = ("AVIF", "BMP", "GIF", "PNG", "PPM", "TIFF", "WEBP")  # beside JPEG; none that runs another program
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -62,7 +60,7 @@ _MAGICS = (
 
 
 class ImageError(ValueError):
-    """Bytes that are no usable picture; `reason` is a short stable word for counting."""
+    """Bytes that are not a usable image; `reason` is a short stable word for counting."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -70,12 +68,12 @@ class ImageError(ValueError):
 
 
 def read_image(path: Path) -> Pixels:
-    """The picture in a file; errors as of `read_bytes` and `decode_image`."""
+    """The image in a file; errors as of `read_bytes` and `decode_image`."""
     return decode_image(read_bytes(path))
 
 
 def read_bytes(path: Path) -> bytes:
-    """A picture's file, undecoded.
+    """An image file, undecoded.
 
     Raises:
         ImageError: "not_a_file" (absent, a folder, a device), "unreadable" (no permission, a broken disk) or
@@ -92,12 +90,12 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode_image(data: bytes) -> Pixels:
-    """A picture of any kind as upright RGB; the table above says what becomes of which input.
+    """An image of any kind as upright RGB; the table above lists the outcome for each input.
 
-    Safe for many threads. Takes at most 1 GB for whatever it is given.
+    Thread-safe. Takes at most 1 GB of memory for any input.
 
     Returns:
-        (H, W, 3) uint8 RGB. Not to be written to.
+        (H, W, 3) uint8 RGB, read-only.
 
     Raises:
         ImageError: reason "empty", "not_an_image", "unsupported", "truncated", "damaged" or "too_large".
@@ -128,13 +126,13 @@ def _decode_jpeg(data: bytes) -> Pixels:
 
 
 def _check_png(data: bytes) -> None:
-    """Reads the checksum of every chunk; decoders leave some of them out."""
+    """Checks the checksum of every chunk; decoders skip some of them."""
     position = len(_PNG)
     while position < len(data):
         size, kind = struct.unpack_from(">I4s", data, position) if position + 8 <= len(data) else (0, b"a piece")
         name, end = kind.decode("ascii", "replace"), position + 12 + size
         if end > len(data):
-            # What is not needed for the pixels may be missing: whether these are whole, their decoder finds.
+            # Chunks without pixels may be missing; whether the pixels are complete, their decoder finds.
             if kind != b"IEND" and not kind[:1].islower():
                 raise ImageError("truncated", f"PNG that ends inside its chunk {name}")
             return
@@ -160,7 +158,7 @@ def _decode_other(data: bytes) -> Pixels:
         raise ImageError("too_large", f"more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
         raise _unknown(data) from None
-    except Exception as error:  # noqa: BLE001 - on damaged files, Pillow's readers raise whatever Python has
+    except Exception as error:  # noqa: BLE001 - for damaged files, Pillow's readers raise any exception
         text = str(error) or type(error).__name__
         early = isinstance(error, EOFError) or "truncated" in text or "not enough" in text.lower()
         raise ImageError("truncated" if early else "damaged", text) from None
@@ -169,15 +167,10 @@ def _decode_other(data: bytes) -> Pixels:
 
 @functools.cache
 def _quiet() -> None:
-    """Once: what libraries say of a file, beside failing, would stand on the terminal without naming the file."""
-    import PIL._imaging
-
+    """Once: messages of libraries, which would stand on the terminal without the file's name, are turned off."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints errors that nobody handles
-    # libtiff writes to standard error by itself. Where it is no library of its own, it cannot be told not to.
-    silence = getattr(ctypes.CDLL(PIL._imaging.__file__), "TIFFSetErrorHandler", None)
-    if silence is not None:
-        silence(None)
+    compat.silence_libtiff()
 
 
 def _unknown(data: bytes) -> ImageError:
@@ -185,12 +178,12 @@ def _unknown(data: bytes) -> ImageError:
         if data[offset : offset + len(magic)] == magic:
             if name in _FORMATS:
                 return ImageError("damaged", f"{name} whose beginning cannot be read")
-            return ImageError("unsupported", f"{name} is not read; save the picture as JPEG or PNG")
-    return ImageError("not_an_image", f"no known picture format in {len(data)} bytes")
+            return ImageError("unsupported", f"{name} is not supported; save the image as JPEG or PNG")
+    return ImageError("not_an_image", f"no known image format in {len(data)} bytes")
 
 
-def _check_size(width: int, height: int, bytes_a_pixel: int = 12) -> None:
-    most = MAX_PIXELS * 12 // bytes_a_pixel
+def _check_size(width: int, height: int, bytes_per_pixel: int = 12) -> None:
+    most = MAX_PIXELS * 12 // bytes_per_pixel
     if width * height > most:
         raise ImageError("too_large", f"{width} x {height} pixels, at most {most:,} are read")
 
@@ -205,15 +198,10 @@ def _too_many_bytes(size: int) -> ImageError:
 def _to_rgb(image: Any) -> Pixels:
     """(H, W, 3) of a Pillow image of any mode."""
     import cv2
-    from PIL import Image
 
     width, height = image.size
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
-        # `tobytes` copies in pieces and joins them; the encoder behind it can fill all of it at once.
-        encoder = Image._getencoder(image.mode, "raw", (image.mode,))
-        encoder.setimage(image.im, (0, 0, width, height))
-        _, _, data = encoder.encode(width * height * len(image.mode))
-        pixels = np.frombuffer(data, np.uint8).reshape(height, width, -1)
+        pixels = np.frombuffer(compat.image_bytes(image), np.uint8).reshape(height, width, -1)
         return pixels if image.mode == "RGB" else np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB), np.uint8)
     rows = max(1, _BAND_PIXELS // width)
     bands = [(0, top, width, min(height, top + rows)) for top in range(0, height, rows)]
@@ -225,7 +213,7 @@ def _to_rgb(image: Any) -> Pixels:
 
 
 def _white(image: Any, bands: list[tuple[int, int, int, int]]) -> float:
-    """The sample that is white. Files do not say: the least of the usual ones that no sample is above."""
+    """The sample value of white, which files do not state: the least usual one that no sample exceeds."""
     highest = 0.0
     for band in bands:
         values = np.asarray(image.crop(band))
@@ -240,8 +228,8 @@ def _band_to_rgb(band: Any, white: float) -> Pixels:
 
     if band.mode[0] in "IF":
         values = np.nan_to_num(np.asarray(band, np.float32), nan=0.0, posinf=white, neginf=0.0)
-        grey = np.clip(np.rint(values * np.float32(255.0 / white)), 0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        gray = np.clip(np.rint(values * np.float32(255.0 / white)), 0, 255).astype(np.uint8)
+        return np.repeat(gray[:, :, None], 3, axis=2)
     if band.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in band.info:
         band = band.convert("RGBA") if band.mode != "RGBA" or "transparency" in band.info else band
         values = np.asarray(band)
@@ -255,16 +243,16 @@ def _band_to_rgb(band: Any, white: float) -> Pixels:
 
 
 def _orientation(image: Any) -> int:
-    """The EXIF tag, 1 .. 8; a broken one is no reason to refuse a picture."""
+    """The EXIF tag, 1 .. 8; 1 where it is missing or malformed."""
     try:
         value = image.getexif().get(jpeg.ORIENTATION, 1)
-    except Exception:  # noqa: BLE001 - see above
+    except Exception:  # noqa: BLE001 - as above; a malformed tag is no reason to refuse an image
         return 1
     return value if value in range(1, 9) else 1
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Undoes what an EXIF orientation says was done."""
+    """Undoes the rotation and mirroring of an EXIF orientation."""
     import cv2
 
     if orientation in (5, 7):

@@ -1,15 +1,15 @@
 """JPEG files, read strictly: their structure from marker to marker (ITU-T T.81, annex B), and no pixel made up.
 
-libjpeg shows *something* for nearly every file: what is cut off becomes grey, and where the coded data are damaged it
-goes on at the wrong place, with a warning at most that neither Pillow nor OpenCV hands on. So the structure is walked
-here, and the decoder is given the coded data in two portions that tell whether it came out where it should:
+libjpeg shows *something* for nearly every file. Missing data become gray, and after damaged data it continues at the
+wrong place, with at most a warning that neither Pillow nor OpenCV passes on. So this module walks the structure itself,
+and gives the decoder the coded data in two portions, which show whether it ended where it should:
 
-* without the last few bytes the picture must not be complete; if it is, bytes were skipped, or left over;
-* with all of them, and zeros where a marker would stop it, the picture must be complete; if not, data are missing.
+* without the last few bytes the image must not be complete; if it is, bytes were skipped, or left over;
+* with all of them, and zeros where a marker would stop it, the image must be complete; if not, data are missing.
 
-That finds nearly every damage that libjpeg itself would warn of in the ordinary JPEG of a camera: one scan, without
-restart markers. With these, damage stays inside its interval and mostly unseen; so it does in a progressive file, and
-everywhere where the codes happen to fall into step again. Nothing in the file could tell: it has no checksum.
+That finds nearly all damage of an ordinary camera JPEG: one scan, without restart markers. With these, damage stays
+inside its interval and is mostly undetected; so it is in a progressive file, and wherever the codes fall into step
+again. A JPEG has no checksum.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+from fer.io import compat
+
 MAGIC = b"\xff\xd8\xff"
 
 MAX_SCANS = 100
-"""A progressive file has about ten; each costs a pass over the whole picture."""
+"""A progressive file has about ten; each costs a pass over the whole image."""
 
 MAX_MARKERS = 10_000
-"""Restart markers not counted. Large colour profiles and depth maps take a few hundred segments."""
+"""Restart markers not counted. Large color profiles and depth maps take a few hundred segments."""
 
 _MARKER = re.compile(rb"\xff[\x01-\xfe]")
 _AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # passes over stuffed zeros and restart markers
@@ -35,7 +37,7 @@ _EOI, _SOS, _APP1, _APP14 = 0xD9, 0xDA, 0xE1, 0xEE
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _HUFFMAN_SEQUENTIAL = (0xC0, 0xC1)
 _BARE = {0x01, *range(0xD0, 0xD8)}  # markers without a segment
-_INSIDE = {*range(0xE0, 0xF0), 0xC4, 0xCC, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE}  # what may follow a scan, beside the end
+_INSIDE = {*range(0xE0, 0xF0), 0xC4, 0xCC, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE}  # allowed after a scan, besides the end
 
 ORIENTATION = 0x0112  # the EXIF tag
 _NARROW = 8  # px; a row of less cannot be told from the mark of `decode`
@@ -45,7 +47,7 @@ _PADDING = 4096  # bytes of zeros or ones that a writer may put before the end m
 
 
 class JpegError(ValueError):
-    """A JPEG that cannot be shown whole; `reason` is "truncated", "damaged" or "unsupported"."""
+    """A JPEG that cannot be decoded completely; `reason` is "truncated", "damaged" or "unsupported"."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -54,14 +56,14 @@ class JpegError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Structure:
-    """What stands around the pixels.
+    """What the markers say of the pixels.
 
     Attributes:
         width, height: in px as stored, before `orientation`.
-        components: 1 grey, 3 colours, 4 inks.
-        orientation: of the EXIF tag, 1 .. 8; 1 where there is none that can be read.
-        adobe: whether Adobe's segment is there; the inks of such a file are stored inverted.
-        ordinary: whether all its pixels are in one scan of Huffman codes, so that `decode` can check where they end.
+        components: 1 gray, 3 colors, 4 inks.
+        orientation: of the EXIF tag, 1 .. 8; 1 where it is missing or malformed.
+        adobe: whether the file has Adobe's segment; its inks are then stored inverted.
+        ordinary: whether one scan of Huffman codes holds all pixels, so that `decode` can check where they end.
         end: offset of the end marker.
     """
 
@@ -75,10 +77,10 @@ class Structure:
 
 
 def structure(data: bytes) -> Structure:
-    """Walks a file that begins with `MAGIC` from marker to marker; what follows its end is not looked at.
+    """Walks a file that begins with `MAGIC` from marker to marker; what follows its end is ignored.
 
     Raises:
-        JpegError: it ends before its pixels do, is not what a JPEG may be, or is of a kind that is not read.
+        JpegError: truncated, malformed, or of an unsupported kind.
     """
     frame: tuple[int, int, int, int, int] | None = None
     orientation, adobe, scans, whole, position, end = 1, False, 0, False, 2, None
@@ -141,7 +143,7 @@ def exif_orientation(tiff: bytes) -> int:
             tag, kind, _, value = struct.unpack_from(f"{order}HHIH", tiff, directory + 2 + 12 * entry)
             if tag == ORIENTATION:
                 return value if kind == 3 and 1 <= value <= 8 else 1
-    except struct.error:  # the block ends early: a broken tag is no reason to refuse a picture
+    except struct.error:  # the block ends early: a malformed tag is no reason to refuse an image
         pass
     return 1
 
@@ -150,16 +152,13 @@ def decode(data: bytes, found: Structure) -> Any:
     """The pixels of a file as a Pillow image as stored, not turned: mode L, RGB or CMYK (0: no ink).
 
     Raises:
-        JpegError: "damaged" where the coded data do not fit the picture.
+        JpegError: "damaged" where the coded data do not fit the image.
     """
     from PIL import Image
 
     mode = {1: "L", 3: "RGB", 4: "CMYK"}[found.components]
-    raw = "CMYK;I" if found.components == 4 and found.adobe else mode
     image = Image.new(mode, (found.width, found.height), None)
-    # Pillow's public doors to its decoder take a file as a whole; only the decoder itself takes portions.
-    decoder = Image._getdecoder(mode, "jpeg", (raw, ""))
-    decoder.setimage(image.im, (0, 0, found.width, found.height))
+    decoder = compat.jpeg_decoder(image, "CMYK;I" if found.components == 4 and found.adobe else mode)
     if not found.ordinary:
         taken, error = decoder.decode(data[: found.end + 2])
         if taken >= 0 or error:
@@ -180,7 +179,7 @@ def decode(data: bytes, found: Structure) -> Any:
 
 @functools.cache
 def _mark(mode: str) -> Any:
-    """Pixels that no picture's last row begins with: noise."""
+    """Noise, with which no image's last row begins."""
     from PIL import Image
 
     return Image.frombytes(mode, (_NARROW, 1), hashlib.sha256(b"not the last row").digest()[: _NARROW * len(mode)])

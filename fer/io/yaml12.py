@@ -1,4 +1,4 @@
-"""YAML 1.2 as DVC reads it, with limits that hold before anything is built; and as every reader reads it back.
+"""YAML 1.2 as DVC reads it, with limits that are checked before any value is built; and written for every reader.
 
 DVC parses params.yaml with the same library and settings: `off`, `1:30`, `010` and dates are the same values to both.
 """
@@ -24,29 +24,29 @@ from ruamel.yaml.events import (
 from ruamel.yaml.representer import SafeRepresenter
 
 MOST_BYTES = 256 * 1024
-"""Of a document, and of what it says with its aliases written out; the shipped params.yaml has 15 KiB."""
+"""Of a document, also with its aliases expanded; the shipped params.yaml has 15 KiB."""
 
 _VALUE_BYTES = 24
-"""That a value counts for beside its characters: 10,000 values take the parser seconds."""
+"""Counted for each value beside its characters: 10,000 values take the parser seconds."""
 
 MOST_DEPTH = 50
-"""Of mappings and lists within each other: what recurses over a document stays far from Python's own limit."""
+"""Of nested mappings and lists: recursion over a document stays far from Python's own limit."""
 
 MOST_DIGITS = 100
 """Of a number as it is written."""
 
 _NUMBER = re.compile(r"[-+.]?[0-9][-+.:_0-9a-fox]*", re.IGNORECASE)
-_NO_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*( [A-Za-z0-9_./-]+)*")
 _WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 
 
 class YamlError(ValueError):
-    """What is no YAML, or beyond the limits; one line, without the file's name."""
+    """Invalid YAML, or beyond the limits; one line, without the file's name."""
 
 
 def load(data: bytes) -> Any:
-    """The value of a document: of mappings by text or whole numbers, lists, text, finite numbers, dates; or None.
+    """The value of a document: mappings with string or integer keys, lists, strings, finite numbers, dates; or None.
 
     Raises:
         YamlError: anything else.
@@ -58,7 +58,7 @@ def load(data: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise YamlError(f"not readable as YAML: byte {error.start} is no UTF-8") from None
     try:
-        if found := _NO_TEXT.search(text):
+        if found := _UNPRINTABLE.search(text):
             raise _refusal(text.count("\n", 0, found.start()), f"control character {found[0]!r}")
         _measure(text)
         value = YAML(typ="safe").load(text)
@@ -76,7 +76,7 @@ def load(data: bytes) -> Any:
 
 
 def dump(value: Any) -> str:
-    """A document that readers of YAML 1.2 and of YAML 1.1 read back as `value`."""
+    """A document that readers of YAML 1.2 and of YAML 1.1 load as `value`."""
     yaml: Any = YAML(typ="safe", pure=True)
     yaml.Representer = _Representer
     yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False
@@ -87,14 +87,14 @@ def dump(value: Any) -> str:
 
 
 def brief(text: str) -> str:
-    """A text of the user's for an error's one line: nothing unprintable, and cut off where it is long."""
+    """A user's text for a one-line error: printable, and shortened where it is long."""
     shown = text if text.isprintable() else repr(text)[1:-1]
     return shown if len(shown) <= 120 else f"{shown[:120]} ..."
 
 
 @dataclass
 class _Collection:
-    """A mapping or list that is being read: its anchor, the total before it, and the keys of a mapping so far."""
+    """An open mapping or list: its anchor, the total before it, and the keys of a mapping so far."""
 
     anchor: str | None
     before: int
@@ -103,9 +103,9 @@ class _Collection:
 
 
 def _measure(text: str) -> None:
-    """Refuses a document by the parser's events, of which none is kept: nothing is built and nothing recurses."""
+    """Checks a document by the parser's events, without keeping them: nothing is built and nothing recurses."""
     documents = total = 0
-    sizes: dict[str, int] = {}  # characters that an anchor stands for, with the aliases in it written out
+    sizes: dict[str, int] = {}  # characters of an anchor, with its aliases expanded
     anchors: set[str] = set()
     around: list[_Collection] = []
     for event in YAML(typ="safe").parse(text):
@@ -157,20 +157,20 @@ def _measure(text: str) -> None:
 def _check_key(event: Any, keys: set[str]) -> None:
     if not isinstance(event, ScalarEvent):
         raise _refusal(event.start_mark.line, "a key that is no text")
-    if event.value in keys:  # among merged keys the constructor takes the last one silently
+    if event.value in keys:  # of merged keys, the constructor silently takes the last
         raise _refusal(event.start_mark.line, f"key {event.value!r} is given more than once")
     keys.add(event.value)
 
 
 def _check_scalar(event: Any) -> None:
-    if found := _NO_TEXT.search(event.value):
+    if found := _UNPRINTABLE.search(event.value):
         raise _refusal(event.start_mark.line, f"{found[0]!r} in a text: a control character, or half of a character")
     if event.implicit[0] and len(event.value) > MOST_DIGITS and _NUMBER.fullmatch(event.value):
         raise _refusal(event.start_mark.line, f"a number of {len(event.value)} digits")
 
 
 def _check(value: Any, path: str) -> None:
-    """Refuses what has no form in JSON, by which configurations are validated."""
+    """Refuses values without a form in JSON, by which configurations are validated."""
     if isinstance(value, dict):
         if len({str(key) for key in value}) < len(value):
             raise YamlError(f"{path.rstrip('.') or 'a key'}: a number and a text that are one key")
@@ -192,14 +192,14 @@ def _refusal(line: int, problem: str) -> YamlError:
 
 
 class _Representer(SafeRepresenter):
-    """Quotes every text but plain words, so that no reader takes `off`, `1e3` or `12:30` for anything else."""
+    """Quotes every string but plain words, so that no reader takes `off`, `1e3` or `12:30` for anything else."""
 
     def represent_str(self, data: str) -> Any:
         plain = _PLAIN.fullmatch(data) and data.lower() not in _WORDS
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if plain else '"')
 
     def represent_float(self, data: float) -> Any:
-        text = repr(data)  # 1e-05, which YAML 1.1 takes for text
+        text = repr(data)  # 1e-05, which YAML 1.1 takes for a string
         return self.represent_scalar("tag:yaml.org,2002:float", text if "." in text else text.replace("e", ".0e"))
 
 

@@ -22,9 +22,8 @@ import pyarrow.parquet as pq
 
 from fer.environment import environment
 from fer.io.files import FileError, write_atomic
-from fer.io.transfer import PATIENCE, Patience, download, public_url
-from fer.io.transfer.part import InterruptionError
-from fer.io.transfer.store import open_store, store_errors
+from fer.io.remote import InterruptionError, open_store, public_url, store_errors
+from fer.io.transfer import PATIENCE, Patience, download
 from fer.labels import SPACES
 from fer.shards.manifest import FILE_NAME, Manifest, parse_manifest
 from fer.shards.schema import ShardError

@@ -1,14 +1,13 @@
 """Any folder of class folders: `train/`, `val/` and `test/` with class folders each, or class folders alone.
 
-A folder's class is told by the usual spellings of `fer.labels.SPELLINGS`, or by `classes` where it is called otherwise;
-a number alone is never guessed. Pictures may lie deeper inside a class folder. Hidden files, Thumbs.db and the like are
-passed over, links are followed, files that are no pictures are counted. Where there is no test folder, a hash of each
-picture's path deals `test_fraction` of the training pictures to test.
+A folder's class follows from the usual spellings of `fer.labels.SPELLINGS`, or from `classes` where it has another
+name; a number alone is never guessed. Images may be deeper inside a class folder. Hidden files, Thumbs.db and the like
+are passed over, links are followed, files that are not images are counted. Where there is no test folder, a hash of
+each image's path assigns `test_fraction` of the training images to test.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -17,12 +16,10 @@ from pydantic import Field, model_validator
 from fer.config import nearest
 from fer.console import log
 from fer.io.files import FileError
-from fer.labels import LabelSpace, named, space
+from fer.labels import named, space
 from fer.shards.schema import Split
-from fer.sources.base import LabelSpaceName, Reject
-from fer.sources.entries import find_layout, folders, hashed_split, one_face
-from fer.sources.layout import PICTURE_ENDINGS, list_files, split_named
-from fer.sources.pack import Entry, nfc
+from fer.sources.base import Entry, LabelSpaceName, Reject, hashed_split, nfc, one_face
+from fer.sources.layout import PICTURE_ENDINGS, find_layout, folders, list_files, split_named
 from fer.sources.tree import Catalogue, TreeConfig, TreeSource
 
 LEFT_OUT = "none"
@@ -39,9 +36,9 @@ class FoldersConfig(TreeConfig):
         min_length=1,
         description="label of each class folder by its name, or none to leave it out; null: by the usual spellings",
     )
-    crops: bool = Field(default=True, description="pictures of one face each; false: the face has to be found")
+    crops: bool = Field(default=True, description="images of one face each; false: the face has to be found")
     test_fraction: float = Field(
-        default=0.2, ge=0, lt=1, description="share of the pictures that are test where there is no test folder"
+        default=0.2, ge=0, lt=1, description="share of the images that are test where there is no test folder"
     )
 
     @model_validator(mode="after")
@@ -63,17 +60,12 @@ class FoldersSource(TreeSource):
     title = "class folders"
     generator = "folders"
     how_to_get = (
-        "Expected train/<class>/, test/<class>/ and perhaps val/<class>/ with pictures, or <class>/ alone, where a "
+        "Expected train/<class>/, test/<class>/ and perhaps val/<class>/ with images, or <class>/ alone, where a "
         "class has its usual name or is explained by the key `classes`."
     )
 
-    @property
-    def label_space(self) -> LabelSpace:
-        """As configured."""
-        return space(self.config.label_space)
-
     def scan(self, tree: Path) -> Catalogue:
-        """One entry a picture; see `TreeSource.scan`."""
+        """One entry an image; see `TreeSource.scan`."""
 
         def holds_classes(folder: Path) -> bool:
             return any(self._means(one) is not None for one in folders(folder))
@@ -88,46 +80,35 @@ class FoldersSource(TreeSource):
             raise FileError(
                 f"{tree}: no class folder of label space {self.label_space.name}: found {found}. {self.how_to_get}"
             )
-        splits: dict[Path, Split] = {Path(): "train"} if holds_classes(root) else self._splits(root)
-        dealt = "test" not in splits.values()
+        splits: dict[str, Split] = {"": "train"} if holds_classes(root) else self._splits(root)
+        by_hash = "test" not in splits.values()
         entries: list[Entry | Reject] = []
         used: set[str] = set()
         other_files = 0
-        for inside, split in splits.items():
-            for folder in folders(root / inside):
-                label = self._label(folder)
-                used.add(nfc(folder.name))
-                if label == LEFT_OUT:
-                    continue
-                before = len(entries)
-                for name in list_files(folder, PICTURE_ENDINGS):
-                    self._refuse_class_within(folder, name, label)
-                    key = nfc((folder / name).relative_to(root).as_posix())
-                    own = hashed_split(key, self.config.test_fraction) if dealt and split == "train" else split
-                    entries.append(
-                        Entry(
-                            key=key,
-                            path=(folder / name).relative_to(tree).as_posix(),
-                            split=own,
-                            faces=one_face(self.label_space.index(label)),
-                            is_crop=self.config.crops,
-                        )
-                    )
-                other_files += len(list_files(folder, ("",))) - (len(entries) - before)
-                if len(entries) == before:
-                    log.warning("%s: not one picture in it", folder)
+        for folder, split in [(folder, split) for inside, split in splits.items() for folder in folders(root / inside)]:
+            label = self._label(folder)
+            used.add(nfc(folder.name))
+            if label == LEFT_OUT:
+                continue
+            faces = one_face(self.label_space.index(label))
+            names = list_files(folder, PICTURE_ENDINGS)
+            for name in names:
+                self._refuse_class_within(folder, name, label)
+                key = nfc((folder / name).relative_to(root).as_posix())
+                own = hashed_split(key, self.config.test_fraction) if by_hash and split == "train" else split
+                path = (folder / name).relative_to(tree).as_posix()
+                entries.append(Entry(key=key, path=path, split=own, faces=faces, is_crop=self.config.crops))
+            other_files += len(list_files(folder, ("",))) - len(names)
+            if not names:
+                log.warning("%s: not one image in it", folder)
         if unused := {nfc(name) for name in self.config.classes or {}} - used:
             raise FileError(f"{root}: `classes` names {', '.join(sorted(unused))}, and there is no such folder")
-        form = "class folders" if Path() in splits else ", ".join(f"{inside}/" for inside in splits)
-        return Catalogue(form=form, entries=entries, notes={"test_by_hash": dealt, "other_files": other_files})
+        form = "class folders" if "" in splits else ", ".join(f"{inside}/" for inside in splits)
+        return Catalogue(form=form, entries=entries, notes={"test_by_hash": by_hash, "other_files": other_files})
 
-    def published(self, catalogue: Catalogue) -> Mapping[str, Mapping[str, int] | int]:
-        """Nothing: the data are the user's own."""
-        return {}
-
-    def _splits(self, root: Path) -> dict[Path, Split]:
-        """The split folders, by their names relative to `root`."""
-        found: dict[Path, Split] = {}
+    def _splits(self, root: Path) -> dict[str, Split]:
+        """The split folders of `root`, by their names."""
+        found: dict[str, Split] = {}
         for folder in folders(root):
             split = split_named(folder.name)
             if split is None:
@@ -136,7 +117,7 @@ class FoldersSource(TreeSource):
                 twin = next(one for one, other in found.items() if other == split)
                 raise FileError(f"{root}: {twin}/ and {folder.name}/ are the same split; join them, or remove one")
             else:
-                found[Path(folder.name)] = split
+                found[folder.name] = split
         return found
 
     def _means(self, folder: Path) -> str | None:
@@ -150,7 +131,7 @@ class FoldersSource(TreeSource):
         label = self._means(folder)
         if label is None:
             raise FileError(
-                f"{folder}: {folder.name!r} is no class of label space {self.label_space.name} "
+                f"{folder}: {folder.name!r} is not a class of label space {self.label_space.name} "
                 f"({', '.join(self.label_space.labels)}); say what it means under the key `classes` of this dataset, "
                 f"e.g. classes: {{{folder.name}: {self.label_space.labels[0]}}} for every folder, or {LEFT_OUT!r} to "
                 "leave it out"
@@ -161,4 +142,4 @@ class FoldersSource(TreeSource):
         for part in Path(name).parts[:-1]:
             inner = self._means(Path(part))
             if inner not in (None, label):
-                raise FileError(f"{folder / name}: a folder of {inner} inside one of {label}: which one is it?")
+                raise FileError(f"{folder / name}: a folder of {inner} inside one of {label}; which of them is it?")

@@ -1,17 +1,17 @@
-"""People instead of expressions: what the backbones of expression models are trained on first.
+"""People instead of expressions: what the backbones of expression models are pretrained on.
 
-Two layouts: a folder for each person with pictures in it, at any depth; and MS-Celeb-1M as cleaned and published by
-InsightFace (faces_emore, faces_glintasia and all others of that form): `train.rec`, `train.idx`, `property`, aligned
-JPEGs of 112 px. A label is a person: the persons in order of their names, or numbers.
+Two layouts: a folder of images for each person, at any depth; and MS-Celeb-1M as cleaned and published by InsightFace
+(faces_emore, faces_glintasia and all others of that form): `train.rec`, `train.idx`, `property`, aligned JPEGs of
+112 px. A label is a person: the persons in order of their names, or numbers.
 
-Splits are dealt here, for none are published:
+Splits are assigned here, for none are published:
 
-* test: all pictures of `test_fraction` of the people, by a hash of the name. They are never trained on: `fer verify`
-  asks whether their pictures are told apart. (Their labels are classes of the network all the same, ones without a
-  picture.)
-* validation: some pictures of the others, so that everybody is in training. At most 4096, because a validation holds
-  the logits of all its pictures for all classes.
-* train: the rest. Folds are dealt by picture, so rows name no subject.
+* test: all images of `test_fraction` of the people, by a hash of the name. They are never trained on: `fer verify`
+  measures how well their images are told apart. (Their labels are classes of the network all the same, ones without
+  an image.)
+* validation: some images of the others, so that everybody is in training. At most 4096, because a validation holds
+  the logits of all its images for all classes.
+* train: the rest. Folds are assigned by image, so rows name no subject.
 """
 
 from __future__ import annotations
@@ -30,33 +30,31 @@ from fer.hashing import stable_hash
 from fer.io.files import FileError
 from fer.labels import LabelSpace, identities, space
 from fer.shards.schema import SPLITS, Split
-from fer.sources.base import Block, RawSample, Reject, read_description
-from fer.sources.entries import find_layout, folders, hashed_split, one_face
-from fer.sources.layout import PICTURE_ENDINGS, list_files, reject
-from fer.sources.pack import Entry, nfc
-from fer.sources.recordio import holds_records, pictures, read_index, read_label, read_picture, read_property
+from fer.sources.base import Block, Entry, RawSample, Reject, hashed_split, nfc, one_face, read_description
+from fer.sources.layout import PICTURE_ENDINGS, find_layout, folders, list_files
+from fer.sources.recordio import holds_records, images, read_image, read_index, read_label, read_property
 from fer.sources.tree import Catalogue, TreeConfig, TreeSource
 
 MOST_VALIDATION = 4096
-"""Pictures. With 85,742 people their logits take 1.4 GB."""
+"""Images. With 85,742 people their logits take 1.4 GB."""
 
 
 class IdentitiesConfig(TreeConfig):
     """A dataset of face recognition."""
 
     source: Literal["identities"]
-    crops: bool = Field(default=True, description="pictures of one face each; false: the face has to be found")
+    crops: bool = Field(default=True, description="images of one face each; false: the face has to be found")
     min_pictures: int = Field(
-        default=2, ge=2, le=1000, description="people with fewer pictures are left out; one of theirs is always train"
+        default=2, ge=2, le=1000, description="people with fewer images are left out; one of theirs is always train"
     )
     test_fraction: float = Field(default=0.02, gt=0, lt=1, description="share of the people who are test alone")
     validation_fraction: float = Field(
-        default=0.05, gt=0, lt=1, description="share of the other pictures that are validation, at most 4096"
+        default=0.05, gt=0, lt=1, description="share of the other images that are validation, at most 4096"
     )
 
 
 class _Found(NamedTuple):
-    """A picture of a person. `offset`: of its record, where `path` is a train.rec."""
+    """An image of a person. `offset`: of its record, where `path` is a train.rec."""
 
     key: str
     path: str
@@ -65,7 +63,7 @@ class _Found(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Record(Entry):
-    """A picture in a train.rec."""
+    """An image in a train.rec."""
 
     offset: int
 
@@ -80,7 +78,7 @@ class IdentitiesSource(TreeSource):
     title = "identities"
     generator = "identities"
     how_to_get = (
-        "Expected a folder of pictures for each person; or train.rec, train.idx and property, as "
+        "Expected a folder of images for each person; or train.rec, train.idx and property, as "
         "https://github.com/deepinsight/insightface/tree/master/recognition/_datasets_ publishes MS-Celeb-1M."
     )
 
@@ -95,35 +93,31 @@ class IdentitiesSource(TreeSource):
         return self._space
 
     def scan(self, tree: Path) -> Catalogue:
-        """One entry a picture, person by person; see `TreeSource.scan`."""
+        """One entry an image, person by person; see `TreeSource.scan`."""
         root = find_layout(tree, lambda folder: holds_records(folder) or _holds_people(folder))
         if root is None:
             found = ", ".join(sorted(path.name for path in tree.iterdir())[:8]) or "nothing"
             raise FileError(
-                f"{tree}: no folders of people with pictures, and no train.rec: found {found}. {self.how_to_get}"
+                f"{tree}: no folder of images for each person, no train.rec: found {found}. {self.how_to_get}"
             )
         form = "train.rec" if holds_records(root) else "folders of people"
         people, damaged = self._records(root, tree) if holds_records(root) else (_folders(root, tree), [])
-        few = [name for name, pictures in people.items() if len(pictures) < self.config.min_pictures]
+        few = [name for name, shown in people.items() if len(shown) < self.config.min_pictures]
         excluded = {"pictures of people with too few": sum(len(people.pop(name)) for name in few)} if few else {}
         self._space = identities(list(people))
         return Catalogue(
             form=form,
-            entries=[*self._deal(people), *damaged],
+            entries=[*self._assigned(people), *damaged],
             excluded=excluded,
             notes={"label_space": self._space.name, "people": list(people), "people_left_out": len(few)},
         )
-
-    def published(self, catalogue: Catalogue) -> Mapping[str, Mapping[str, int] | int]:
-        """Nothing by split: they are dealt here."""
-        return {}
 
     def read_picture(self, tree: Path, entry: Entry) -> bytes:
         """A file, or what a record holds."""
         if not isinstance(entry, _Record):
             return super().read_picture(tree, entry)
         with (tree / entry.path).open("rb") as handle:
-            return read_picture(handle, entry.offset)
+            return read_image(handle, entry.offset)
 
     def blocks(self, raw: Path) -> list[Block]:
         """The packed files, one block each."""
@@ -136,7 +130,7 @@ class IdentitiesSource(TreeSource):
         return super().read(raw, block)
 
     def _records(self, root: Path, tree: Path) -> tuple[dict[str, list[_Found]], list[Reject]]:
-        """Pictures by person, in order of their numbers, and what is damaged."""
+        """Images by person, in order of their numbers, and what is damaged."""
         path = root / "train.rec"
         inside = path.relative_to(tree).as_posix()
         numbered: dict[int, list[_Found]] = {}
@@ -144,38 +138,38 @@ class IdentitiesSource(TreeSource):
         with path.open("rb") as handle:
             places = read_index(root)
             try:
-                shown = pictures(handle, places)
+                shown = images(handle, places)
             except ValueError as error:
                 raise FileError(f"{path}: {error}") from None
             for key, offset in shown:
                 try:
                     person = read_label(handle, offset)
                 except ValueError as error:
-                    damaged.append(reject(f"{key:08d}", "damaged_record", str(error), f"{inside}, record {key}"))
+                    damaged.append(Reject(f"{key:08d}", "damaged_record", str(error), f"{inside}, record {key}"))
                     continue
                 numbered.setdefault(person, []).append(_Found(f"{person:06d}/{key:08d}", inside, offset))
         stated = read_property(root)
         if stated not in (None, len(numbered)) and not self.config.subset:
             raise FileError(
-                f"{root}: pictures of {len(numbered)} people, and `property` says {stated}: complete the data, or set "
+                f"{root}: images of {len(numbered)} people, and `property` says {stated}: complete the data, or set "
                 "datasets.<name>.subset: true in params.yaml to work on what there is"
             )
         return {f"{person:06d}": numbered[person] for person in sorted(numbered)}, damaged
 
-    def _deal(self, people: Mapping[str, Sequence[_Found]]) -> list[Entry]:
-        """The pictures with their splits and labels."""
+    def _assigned(self, people: Mapping[str, Sequence[_Found]]) -> list[Entry]:
+        """The images with their splits and labels."""
         unseen = {name for name in people if hashed_split(name, self.config.test_fraction) == "test"}
-        seen = {
-            name: sorted((_order(one), one.key) for one in found)
+        # Each person's images in an order that depends on nothing but their names; the first is always train.
+        shuffled = [
+            sorted((stable_hash("validation picture", one.key), one.key) for one in found)
             for name, found in people.items()
             if name not in unseen
-        }
-        wanted = int(self.config.validation_fraction * sum(map(len, seen.values())))
-        spare = (place for found in seen.values() for place in found[1:])
-        held_out = {key for _, key in nsmallest(min(wanted, MOST_VALIDATION), spare)}
+        ]
+        most = min(int(self.config.validation_fraction * sum(map(len, shuffled))), MOST_VALIDATION)
+        held_out = {key for _, key in nsmallest(most, (place for places in shuffled for place in places[1:]))}
         entries = []
         for label, (name, found) in enumerate(people.items()):
-            faces = one_face(label)  # one for all pictures of a person: there are millions
+            faces = one_face(label)  # one for all images of a person: there are millions
             for key, path, offset in found:
                 split: Split = "test" if name in unseen else "validation" if key in held_out else "train"
                 entries.append(
@@ -186,29 +180,24 @@ class IdentitiesSource(TreeSource):
         return entries
 
     def _count(self, entries: Sequence[Entry | Reject]) -> dict[str, dict[str, int]]:
-        """Pictures by split; of tens of thousands of people nobody wants a line each."""
+        """Images by split: tens of thousands of people are too many for a line each."""
         counts = Counter(entry.split for entry in entries if isinstance(entry, Entry))
         return {split: {"pictures": counts[split]} for split in SPLITS if counts[split]}
 
 
-def _order(picture: _Found) -> int:
-    """The place of a picture in a shuffle that depends on nothing but its name."""
-    return stable_hash("validation picture", picture.key)
-
-
 def _holds_people(folder: Path) -> bool:
-    """Whether there are two folders with pictures in them, which may be wherever people's names are."""
+    """Whether at least two folders in it hold images."""
     held = (any(path.suffix.lower() in PICTURE_ENDINGS for path in inner.iterdir()) for inner in folders(folder))
     return sum(islice(filter(None, held), 2)) == 2
 
 
 def _folders(root: Path, tree: Path) -> dict[str, list[_Found]]:
-    """Pictures by person, in order of the names."""
+    """Images by person, in order of the names."""
     people: dict[str, list[_Found]] = {}
     for folder in sorted(folders(root), key=lambda folder: nfc(folder.name)):
         name = nfc(folder.name)
         if name in people:
-            raise FileError(f"{root}: two folders are called {name!r}, in two encodings of accents: join them")
+            raise FileError(f"{root}: two folders are named {name!r}, in two encodings of accents: join them")
         inside = folder.relative_to(tree)
         files = list_files(folder, PICTURE_ENDINGS)
         people[name] = [_Found(nfc(f"{name}/{file}"), (inside / file).as_posix()) for file in files]

@@ -1,6 +1,6 @@
-"""What readers of folder layouts share: files in natural order, lines of text, safe .npy, archives within a folder.
+"""What readers of folder layouts share: where a layout begins, its files in natural order, its lists and class folders.
 
-Nothing here follows a link in a circle, runs what a file holds, or believes a size that a file only claims.
+Nothing here follows a link in a circle, executes what a file holds, or trusts a size that a file only claims.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -15,39 +16,27 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fer.hashing import stable_hash
 from fer.io.files import FileError
 from fer.shards.schema import SPLITS, Split
-from fer.sources.base import Reject
+from fer.sources.base import Entry, Reject, nfc
 from fer.sources.csvfile import read_rows
-from fer.sources.pack import Entry, nfc
 
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
-ARCHIVE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
 _JUNK = ("__macosx", "thumbs.db", "desktop.ini", "@eadir")  # left behind by macOS, Windows and Synology
 _LARGEST_NPY = 1 << 16
 
 _SPLITS: dict[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "train_set": "train",
-    "trainset": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "val_set": "validation",
-    "valid_set": "validation",
-    "test": "test",
-    "testing": "test",
-    "test_set": "test",
+    **dict.fromkeys(("train", "training", "train_set", "trainset"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "val_set", "valid_set"), "validation"),
+    **dict.fromkeys(("test", "testing", "test_set"), "test"),
 }
 
 
 def walk(tree: Path) -> Iterator[tuple[str, os.DirEntry[str], bool]]:
     """Everything below a folder, in no order: its path relative to it, with "/", and whether it is a folder.
 
-    Links are followed, but for one that leads back to a folder it lies in. What is hidden and what operating systems
+    Links are followed, except one that leads back to a folder above it. What is hidden and what operating systems
     leave behind is not listed.
 
     Raises:
@@ -82,6 +71,33 @@ def list_files(tree: Path, endings: Sequence[str]) -> list[str]:
     return sorted(found, key=natural)
 
 
+def folders(folder: Path) -> list[Path]:
+    """The folders in a folder by name, links to folders too, without what `walk` passes over."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_dir() and not path.name.startswith(".") and path.name.lower() not in _JUNK
+    )
+
+
+def find_layout(tree: Path, holds: Callable[[Path], bool], depth: int = 3) -> Path | None:
+    """The folder of `tree` for which `holds`, searched from the top down; None where there is none.
+
+    Raises:
+        FileError: several on the same level: it cannot be told which is meant.
+    """
+    level = [tree]
+    for _ in range(depth + 1):
+        found = [folder for folder in level if holds(folder)]
+        if len(found) > 1:
+            names = ", ".join(str(folder.relative_to(tree)) for folder in found[:4])
+            raise FileError(f"{tree}: the layout is in several folders ({names}); set `path` to one of them")
+        if found:
+            return found[0]
+        level = [inner for folder in level for inner in folders(folder)]
+    return None
+
+
 def natural(path: str) -> tuple[str, str]:
     """Sorts 2.jpg before 10.jpg, and equally whatever the encoding of accents and Korean syllables."""
     return re.sub(r"\d+", _sortable, nfc(path)), path
@@ -93,13 +109,8 @@ def _sortable(number: re.Match[str]) -> str:
     return f"{min(len(digits), 99):02d}{digits}"
 
 
-def reject(key: str, reason: str, detail: str, origin: str) -> Reject:
-    """What is wrong with a picture or a line, in the place of its entry."""
-    return Reject(sample_id=key, reason=reason, detail=detail, origin=origin)
-
-
 def in_order(entries: Iterable[Entry | Reject]) -> list[Entry | Reject]:
-    """Train, validation, test, each in natural order of the keys; what is wrong comes last."""
+    """Train, validation, test, each in natural order of the keys; rejects come last."""
 
     def place(entry: Entry | Reject) -> tuple[int, tuple[str, str]]:
         if isinstance(entry, Reject):
@@ -120,14 +131,90 @@ def stem(path: str) -> str:
 
 
 def posix(path: str) -> str:
-    """A path as a list may spell it, in this one's spelling: no backslashes, no "./" before it."""
+    """A path as a list may spell it, in our spelling: no backslashes, no "./" before it."""
     return path.strip().strip('"').replace("\\", "/").removeprefix("./")
+
+
+def pixels(text: str) -> float:
+    """A finite number of a plausible size; ValueError says what it is instead."""
+    value = float(text)
+    if not abs(value) < 1e6:  # also where it is not a number
+        raise ValueError(f"{text[:20]!r} is not a number of pixels")
+    return value
+
+
+def class_folders(tree: Path) -> tuple[dict[tuple[Split, str], list[str]], list[str]]:
+    """The images below `<split>/<class>/`, at any height, and those that are elsewhere.
+
+    A dataset that publishes no validation split is met with its test images in a folder of that name: those are test,
+    unless there is a test folder too.
+
+    Returns:
+        paths by split and name of the class folder; and the other paths.
+    """
+    found: defaultdict[tuple[Split, str], list[str]] = defaultdict(list)
+    others = []
+    for file in list_files(tree, PICTURE_ENDINGS):
+        parts = file.split("/")
+        if len(parts) > 2 and (split := split_named(parts[-3])):
+            found[split, parts[-2]].append(file)
+        else:
+            others.append(file)
+    if any(split == "test" for split, _ in found):
+        return dict(found), others
+    return {("train" if split == "train" else "test", name): files for (split, name), files in found.items()}, others
+
+
+class ListedImages:
+    """Joins the rows of a label list with the images that are there; of each image the first row counts.
+
+    Attributes:
+        rejects: rows without a usable label or without an image.
+        excluded: number of rows that do not count by the dataset's own rules, by reason.
+    """
+
+    def __init__(self, images: Mapping[str, str], *, subset: bool) -> None:
+        self.rejects: list[Reject] = []
+        self.excluded: Counter[str] = Counter()
+        self._images, self._subset = images, subset
+        self._labels: dict[str, str] = {}
+
+    def path(self, name: str, label: str, origin: str, *, key: str, row: str, problem: str = "") -> str | None:
+        """The image that a row labels; None where there is none, or the row does not count.
+
+        Args:
+            name: of the image, a key of `images`.
+            label: as written: a row with the same is a repetition, one with another a contradiction.
+            origin: file and line of the row.
+            key, row: what a reject of the image, and one of the row, is called.
+            problem: what is wrong with the label.
+        """
+        first = self._labels.get(name)
+        self._labels.setdefault(name, label)
+        if first == label:
+            self.excluded["listed_twice"] += 1
+        elif first is not None:
+            detail = f"{name} has the labels {first} and {label}: only the first counts"
+            self.rejects.append(Reject(row, "conflicting_labels", detail, origin))
+        elif problem:
+            self.rejects.append(Reject(key, "bad_label", problem, origin))
+        elif name in self._images:
+            return self._images[name]
+        elif self._subset:
+            self.excluded["not_in_this_copy"] += 1
+        else:
+            self.rejects.append(Reject(key, "missing_file", "the list names it, and it is not there", origin))
+        return None
+
+    def unlisted(self) -> dict[str, str]:
+        """The images that no row names, with their paths."""
+        return {name: path for name, path in self._images.items() if name not in self._labels}
 
 
 def label_rows(path: Path) -> Iterator[tuple[int, str, str]]:
     """Line number, file name and label of each line "name label" of a list: blanks, a comma or a semicolon between.
 
-    A line of one word has no label: "". Paths before the name are cut off, with "/" or with backslashes.
+    A line of one word has no label: "". Folders before the name are removed, with "/" or with backslashes.
 
     Raises:
         FileError: as for `fer.sources.csvfile.read_rows`.
@@ -153,81 +240,10 @@ def read_npy(path: Path, count: int) -> npt.NDArray[np.generic]:
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(stream)
     except (ValueError, SyntaxError, TypeError, EOFError) as error:
-        raise ValueError(f"no .npy file ({str(error).splitlines()[0][:80]})") from None
+        raise ValueError(f"not a .npy file ({str(error).splitlines()[0][:80]})") from None
     if dtype.kind not in "biufU":
         raise ValueError(f"values of type {dtype}, which only unpickling could read" if dtype.hasobject else f"{dtype}")
     left = len(data) - stream.tell()
     if prod(shape) != count or left != count * dtype.itemsize:
         raise ValueError(f"shape {shape} of {dtype} in {left} bytes, expected {count} values")
     return np.frombuffer(data, dtype, count, stream.tell())
-
-
-def open_nested(
-    tree: Path, cache: Path, *, wanted: Callable[[str], bool] = lambda _: True, encoding: str | None = None
-) -> Path:
-    """A folder as if the archives in it were unpacked where they lie, each into a folder of its name.
-
-    The folder itself is not written to: what is unpacked stays in `cache`, and so does a tree of links to it and to the
-    rest. Archives within these archives are opened too. An archive beside a folder of its name counts as unpacked.
-
-    Args:
-        wanted: which archives to open, by their paths.
-        encoding: of the names in archives that do not state it; None: `fer.io.archives.extract` tells.
-
-    Returns:
-        `tree` where it holds no such archive.
-
-    Raises:
-        FileError: a damaged or a hostile archive.
-    """
-    from fer.io.archives import extract
-
-    opened = tree
-    for level in ("outer", "inner"):
-        archives = [file for file in list_files(opened, ARCHIVE_ENDINGS) if wanted(file)]
-        unpacked: dict[str, Path] = {}
-        for archive in archives:
-            if (opened / _without_ending(archive)).is_dir():
-                continue
-            about = (opened / archive).stat()
-            target = cache / f"unpacked-{stable_hash(archive, about.st_size, about.st_mtime_ns):016x}"
-            if not target.is_dir():
-                extract(opened / archive, target, encoding=encoding)
-            unpacked[archive] = target
-        if not unpacked:
-            break
-        links = cache / f"links-{level}"
-        _remove_links(links)
-        _link(opened, links, "", unpacked)
-        opened = links
-    return opened
-
-
-def _link(source: Path, target: Path, prefix: str, unpacked: Mapping[str, Path]) -> None:
-    """A folder of links to what `source` holds, with what was unpacked in the places of the archives."""
-    target.mkdir(parents=True)
-    for path in sorted(source.iterdir()):
-        relative = f"{prefix}{path.name}"
-        if relative in unpacked:
-            (target / _without_ending(path.name)).symlink_to(unpacked[relative].resolve(), target_is_directory=True)
-        elif any(archive.startswith(f"{relative}/") for archive in unpacked):
-            _link(path, target / path.name, f"{relative}/", unpacked)
-        else:
-            (target / path.name).symlink_to(path.resolve())
-
-
-def _without_ending(archive: str) -> str:
-    ending = max((ending for ending in ARCHIVE_ENDINGS if archive.lower().endswith(ending)), key=len)
-    return archive[: -len(ending)]
-
-
-def _remove_links(folder: Path) -> None:
-    """Removes a tree of folders and links, never what the links lead to."""
-    if not folder.is_dir():
-        return
-    for path in folder.iterdir():
-        if path.is_symlink():
-            path.unlink()
-        else:
-            _remove_links(path)
-    folder.rmdir()

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from fer.console import log, progress
-from fer.io.disk import disk_errors
-from fer.io.files import FileError, read_json, write_atomic
-from fer.io.transfer import local_path, public_url, validator
+from fer.io.files import FileError, disk_errors, read_json, write_atomic
+from fer.io.remote import public_url, validator
+from fer.io.transfer import local_path
+from fer.sources.base import nfc
 from fer.sources.layout import walk
-from fer.sources.pack import nfc
 from fer.sources.registry import DatasetConfig, get_source
 from fer.sources.tree import TreeSource
 

@@ -1,8 +1,8 @@
-"""RAF-DB, basic expressions: 15,339 faces from the web, each labelled by about 40 people (Li, Deng and Du, "Reliable
+"""RAF-DB, basic expressions: 15,339 faces from the web, each labeled by about 40 people (Li, Deng and Du, "Reliable
 Crowdsourcing and Deep Locality-Preserving Learning for Expression Recognition in the Wild", CVPR 2017).
 
 Layouts: the published one (`EmoLabel/list_patition_label.txt` with `Image/aligned`, or `Image/original` with boxes and
-five landmarks), its archives unpacked or not; and class folders, which other projects make of it. The published order
+five landmarks), its archives extracted or not; and class folders, which other projects make of it. The published order
 of the numbers is 1 Surprise ... 7 Neutral; some projects sort the folders into AffectNet's order, and numbers alone do
 not tell. The compound expressions come in a list of the same name, with labels to 11; they are another task.
 """
@@ -10,34 +10,34 @@ not tell. The compound expressions come in a list of the same name, with labels 
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from fer.io.files import FileError
-from fer.labels import DATASET_LABELS, LabelSpace, named, space
+from fer.labels import DATASET_LABELS, named
 from fer.shards.schema import Split
-from fer.sources.base import Reject
-from fer.sources.entries import one_face
+from fer.sources.archives import open_nested
+from fer.sources.base import Entry, Reject, nfc, one_face
 from fer.sources.layout import (
     PICTURE_ENDINGS,
+    ListedImages,
+    class_folders,
     in_order,
     label_rows,
     list_files,
-    open_nested,
-    reject,
+    pixels,
     split_named,
     stem,
 )
-from fer.sources.pack import Entry, nfc
-from fer.sources.tree import Catalogue, TreeConfig, TreeSource
+from fer.sources.tree import Catalogue, Published, TreeConfig, TreeSource
 
 CLASS_NAMES = DATASET_LABELS["rafdb"]
 
-# Pictures a class in RAF-DB's own order (Li et al. 2017); 12,271 and 3,068 together.
+# Images per class in RAF-DB's own order (Li et al. 2017); 12,271 and 3,068 together.
 PUBLISHED: dict[Split, tuple[int, ...]] = {
     "train": (1290, 281, 717, 4772, 1982, 705, 2524),
     "test": (329, 74, 160, 1185, 478, 162, 680),
@@ -61,7 +61,7 @@ class RafDbConfig(TreeConfig):
     label_space: Literal["basic7", "basic8"] = Field(default="basic7", description="RAF-DB basic has no contempt")
     images: Literal["aligned", "original"] = Field(
         default="aligned",
-        description="aligned: the published crops of 100 px; original: whole pictures with boxes and five landmarks",
+        description="aligned: the published crops of 100 px; original: whole images with boxes and five landmarks",
     )
     folder_order: Literal["rafdb", "affectnet"] | None = Field(
         default=None, description="what class folders named 0 .. 6 mean; null: refuse to guess"
@@ -75,8 +75,8 @@ class RafDbSource(TreeSource):
     title = "RAF-DB"
     generator = "rafdb"
     how_to_get = (
-        "Ask for it at http://whdeng.cn/RAF/model1.html (from an academic address); basic.zip holds it. A folder of it "
-        "looks like this, with the archives in Image/ and Annotation/ unpacked or not:\n"
+        "Request it at http://whdeng.cn/RAF/model1.html (from an academic address); basic.zip holds it. A folder of it "
+        "looks like this, with the archives in Image/ and Annotation/ extracted or not:\n"
         "  basic/EmoLabel/list_patition_label.txt       train_00001.jpg 5\n"
         "  basic/Image/aligned/train_00001_aligned.jpg  for images: aligned\n"
         "  basic/Image/original/train_00001.jpg         for images: original, with\n"
@@ -87,24 +87,16 @@ class RafDbSource(TreeSource):
         "  test/1/test_0001_aligned.jpg                 or val/, or valid/"
     )
 
-    @property
-    def label_space(self) -> LabelSpace:
-        """As configured."""
-        return space(self.config.label_space)
-
     def prepare(self, tree: Path, cache: Path) -> Path:
         """RAF-DB comes as archives in an archive; only those are opened whose files are read."""
         kinds = ("aligned",) if self.config.images == "aligned" else ("original", "manual", "boundingbox")
-
-        def wanted(archive: str) -> bool:
-            return any(kind in archive.rpartition("/")[2].lower() for kind in ("basic", *kinds))
-
-        return open_nested(tree, cache, wanted=wanted)
+        wanted = re.compile("|".join(("basic", *kinds)), re.IGNORECASE)
+        return open_nested(tree, cache, wanted=lambda archive: bool(wanted.search(archive.rpartition("/")[2])))
 
     def scan(self, tree: Path) -> Catalogue:
         """The label list where there is one, else class folders; see `TreeSource.scan`."""
-        lists = [file for file in list_files(tree, _LISTS) if "emolabel" in f"/{file}".lower()]
-        lists = lists or list_files(tree, _LISTS)
+        lists = list_files(tree, _LISTS)
+        lists = [file for file in lists if "emolabel" in f"/{file}".lower()] or lists
         if not lists:
             return self._scan_folders(tree)
         rows = {file: list(label_rows(tree / file)) for file in lists}
@@ -115,56 +107,44 @@ class RafDbSource(TreeSource):
             raise FileError(f"{tree}: several label lists ({', '.join(basic)}); set `path` to the folder of one")
         return self._scan_list(tree, basic[0], rows[basic[0]])
 
-    def published(self, catalogue: Catalogue) -> Mapping[str, Mapping[str, int] | int]:
-        """The same for all layouts: they hold the same pictures."""
+    def published(self, catalogue: Catalogue) -> Published:
+        """The same for all layouts: they hold the same images."""
         return {split: dict(zip(CLASS_NAMES, counts, strict=True)) for split, counts in PUBLISHED.items()}
 
     def _scan_list(self, tree: Path, file: str, rows: list[tuple[int, str, str]]) -> Catalogue:
         aligned = self.config.images == "aligned"
-        pictures = _pictures(tree, aligned=aligned)
-        if not pictures:
+        images = _images(tree, aligned=aligned)
+        if not images:
             other = "original" if aligned else "aligned"
-            hint = f"; there are {other} ones: set images: {other}" if _pictures(tree, aligned=not aligned) else ""
-            raise FileError(f"{tree}: no {self.config.images} pictures beside {file}{hint}. {self.how_to_get}")
+            hint = f"; there are {other} ones: set images: {other}" if _images(tree, aligned=not aligned) else ""
+            raise FileError(f"{tree}: no {self.config.images} images beside {file}{hint}. {self.how_to_get}")
         annotations = {} if aligned else self._annotations(tree)
         entries: list[Entry | Reject] = []
-        absent = repeated = 0
-        labels: dict[str, str] = {}
+        listed = ListedImages(images, subset=self.config.subset)
+        meaning = {str(number): name for number, name in enumerate(CLASS_NAMES, 1)}
         for line, name, label in rows:
-            origin = f"{file}:{line}"
-            match = _NAME.fullmatch(name.rpartition(".")[0] or name)
-            key = f"{match[1].lower()}_{match[2]}" if match else name
-            if match is None:
-                entries.append(reject(f"line-{line}", "bad_row", f"{name!r} is no name of RAF-DB", origin))
-            elif key in labels:
-                repeated += labels[key] == label
-                if labels[key] != label:
-                    detail = f"{key} has the labels {labels[key]} and {label}: only the first counts"
-                    entries.append(reject(f"line-{line}", "conflicting_labels", detail, origin))
-            elif label not in {str(number) for number in range(1, len(CLASS_NAMES) + 1)}:
-                entries.append(reject(key, "bad_label", f"label {label!r}, expected 1 .. 7", origin))
-            elif key not in pictures and self.config.subset:
-                absent += 1
-            elif key not in pictures:
-                entries.append(reject(key, "missing_file", "the list names it, and it is not there", origin))
-            else:
-                entries.append(self._entry(tree, key, pictures[key], int(label), annotations))
-            labels.setdefault(key, label)
-        for key in pictures.keys() - labels.keys():
-            entries.append(reject(key, "no_label", "the label list does not name it", pictures[key]))
-        excluded = {"listed_twice": repeated, "not_in_this_copy": absent}
+            row, origin = f"line-{line}", f"{file}:{line}"
+            key = _key(name.rpartition(".")[0] or name)
+            if key is None:
+                entries.append(Reject(row, "bad_row", f"{name!r} is not a name of RAF-DB", origin))
+                continue
+            problem = "" if label in meaning else f"label {label!r}, expected 1 .. 7"
+            if path := listed.path(key, label, origin, key=key, row=row, problem=problem):
+                entries.append(self._entry(tree, key, path, meaning[label], annotations))
+        unlisted = listed.unlisted().items()
+        entries += [Reject(key, "no_label", "the label list does not name it", path) for key, path in unlisted]
         return Catalogue(
             form=f"label list, {self.config.images} pictures",
-            entries=in_order(entries),
-            excluded={reason: count for reason, count in excluded.items() if count},
+            entries=in_order([*entries, *listed.rejects]),
+            excluded=listed.excluded,
         )
 
     def _entry(
-        self, tree: Path, key: str, path: str, number: int, annotations: Mapping[str, tuple[str, str]]
+        self, tree: Path, key: str, path: str, name: str, annotations: Mapping[str, tuple[str, str]]
     ) -> Entry | Reject:
-        """A listed picture; of an original one with what its two annotation files say."""
+        """A listed image; of an original one with the content of its two annotation files."""
         split: Split = "train" if key.startswith("train") else "test"
-        label = self.label_space.index(CLASS_NAMES[number - 1])
+        label = self.label_space.index(name)
         if self.config.images == "aligned":
             return Entry(key=key, path=path, split=split, faces=one_face(label), is_crop=True)
         try:
@@ -174,12 +154,12 @@ class RafDbSource(TreeSource):
                 raise ValueError(f"{box_file}: a box of no area: {x1:g}, {y1:g}, {x2:g}, {y2:g}")
             flat = _numbers(tree, points_file, 10)  # then gender, race and age
         except ValueError as error:
-            return reject(key, "bad_annotation", str(error), path)
+            return Reject(key, "bad_annotation", str(error), path)
         faces = one_face(label, box=(x1, y1, x2, y2), landmarks=tuple(zip(flat[::2], flat[1::2], strict=True)))
         return Entry(key=key, path=path, split=split, faces=faces, is_crop=False)
 
     def _annotations(self, tree: Path) -> dict[str, tuple[str, str]]:
-        """The files of box and of five landmarks of each picture; "" where one is not there."""
+        """The files of box and of five landmarks of each image; "" where one is not there."""
         boxes = {stem(file)[: -len("_boundingbox")]: file for file in list_files(tree, ("_boundingbox.txt",))}
         points = {stem(file)[: -len("_manu_attri")]: file for file in list_files(tree, ("_manu_attri.txt",))}
         for kind, found in (("boundingbox", boxes), ("manual", points)):
@@ -191,64 +171,50 @@ class RafDbSource(TreeSource):
         return {key: (boxes.get(key, ""), points.get(key, "")) for key in boxes | points}
 
     def _scan_folders(self, tree: Path) -> Catalogue:
-        folders: dict[tuple[Split, str], list[str]] = defaultdict(list)
-        strays: list[Reject] = []
-        flat = 0
-        for file in list_files(tree, PICTURE_ENDINGS):
-            parts = file.split("/")
-            split = split_named(parts[-3]) if len(parts) > 2 else None
-            if split:
-                folders[split, parts[-2]].append(file)
-            else:
-                strays.append(reject(file, "no_label", "not in a class folder of train/ or test/", file))
-            flat += len(parts) > 1 and split_named(parts[-2]) is not None
-        if not folders:
+        found, others = class_folders(tree)
+        if not found:
             what = (
-                "train/ and valid/ without a folder for each class: the pictures have no labels"
-                if flat
+                "train/ and valid/ without a folder for each class: the images have no labels"
+                if any(split_named(file.split("/")[-2]) for file in others if "/" in file)
                 else "neither EmoLabel/list_patition_label.txt nor class folders below train/ and test/"
             )
-            above = "; is it the folder above this one?" if strays else ""
+            above = "; is it the folder above this one?" if others else ""
             raise FileError(f"{tree}: {what}{above} {self.how_to_get}")
         if self.config.images == "original":
             raise FileError(f"{tree}: class folders carry no boxes and landmarks; set images: aligned, or give basic/")
-        names = {folder for _, folder in folders}
-        sizes: Counter[tuple[Split, str]] = Counter({place: len(files) for place, files in folders.items()})
-        meaning = self._meaning(tree, names, sizes)
-        # RAF-DB has no validation split: who calls one so means the test pictures, unless there are those too.
-        has_test = any(split == "test" for split, _ in folders)
+        meaning = self._meaning(tree, {place: len(files) for place, files in found.items()})
         entries: list[Entry | Reject] = [
-            self._folder_entry(tree, file, split if has_test or split == "train" else "test", meaning[folder])
-            for (split, folder), files in folders.items()
-            for file in files
+            Reject(file, "no_label", "not in a class folder of train/ or test/", file) for file in others
         ]
+        for (split, folder), files in found.items():
+            faces = one_face(self.label_space.index(meaning[folder]))
+            for file in files:
+                key = _key(stem(file))
+                if key and split != "validation" and not key.startswith(split):
+                    raise FileError(f"{tree / file}: is in the {split} folder, which is not RAF-DB's split of {key}")
+                key = key or f"{split}/{meaning[folder]}/{nfc(stem(file))}"
+                entries.append(Entry(key=key, path=file, split=split, faces=faces, is_crop=True))
         return Catalogue(
-            form="class folders",
-            entries=in_order([*entries, *strays]),
-            notes={"folders": dict(sorted(meaning.items()))},
+            form="class folders", entries=in_order(entries), notes={"folders": dict(sorted(meaning.items()))}
         )
 
-    def _folder_entry(self, tree: Path, file: str, split: Split, name: str) -> Entry:
-        match = _NAME.fullmatch(stem(file))
-        if match and match[1].lower() != ("train" if split == "train" else "test") and split != "validation":
-            raise FileError(f"{tree / file}: named {match[1]}_ and lies in the {split} folder: not RAF-DB's split")
-        key = f"{match[1].lower()}_{match[2]}" if match else f"{split}/{name}/{nfc(stem(file))}"
-        faces = one_face(self.label_space.index(name))
-        return Entry(key=key, path=file, split=split, faces=faces, is_crop=True)
-
-    def _meaning(self, tree: Path, names: set[str], sizes: Counter[tuple[Split, str]]) -> dict[str, str]:
+    def _meaning(self, tree: Path, sizes: Mapping[tuple[Split, str], int]) -> dict[str, str]:
         """The class of each folder name.
 
+        Args:
+            sizes: number of images of each class folder.
+
         Raises:
-            FileError: a foreign name, or numbers that may mean two things.
+            FileError: an unknown name, or numbers that may mean two things.
         """
-        by_name = {name: known for name in names if (known := named(name)) in CLASS_NAMES}
+        names = {folder for _, folder in sizes}
+        by_name = {name: str(known) for name in names if (known := named(name)) in CLASS_NAMES}
         if by_name:
-            if foreign := sorted(names - by_name.keys()):
-                raise FileError(f"{tree}: {', '.join(foreign)} beside folders named by class; what are they?")
-            return {name: str(known) for name, known in by_name.items()}
-        if foreign := sorted(name for name in names if not name.isdecimal()):
-            raise FileError(f"{tree}: folders {', '.join(foreign[:4])} are no classes of RAF-DB. {self.how_to_get}")
+            if unknown := sorted(names - by_name.keys()):
+                raise FileError(f"{tree}: {', '.join(unknown)} beside folders named by class; what are they?")
+            return by_name
+        if unknown := sorted(name for name in names if not name.isdecimal()):
+            raise FileError(f"{tree}: folders {', '.join(unknown[:4])} are not classes of RAF-DB. {self.how_to_get}")
         numbers = {name: int(name) for name in names}
         low, high = min(numbers.values()), max(numbers.values())
         if len(CLASS_NAMES) < high <= _COMPOUND and low:
@@ -257,21 +223,32 @@ class RafDbSource(TreeSource):
             raise FileError(f"{tree}: class folders {low} .. {high}, expected 1 .. 7 or 0 .. 6")
         order = self.config.folder_order or ("rafdb" if low else None)
         if order is None:
+            published = dict(zip(CLASS_NAMES, PUBLISHED["train"], strict=True))
+            fitting = "".join(
+                f"\nThe number of images in each training folder fits folder_order: {order}"
+                for order, classes in _ORDERS.items()
+                if all(sizes.get(("train", name)) == published[classes[number]] for name, number in numbers.items())
+            )
             raise FileError(
                 f"{tree}: class folders 0 .. 6 are met in two orders. Set datasets.<name>.folder_order to\n"
                 f"  rafdb      where 0 .. 6 are {', '.join(_ORDERS['rafdb'])} (RAF-DB's numbers less one), or\n"
-                f"  affectnet  where they are {', '.join(_ORDERS['affectnet'])} (as DDAMFN sorts them)"
-                f"{_evidence(numbers, sizes)}"
+                f"  affectnet  where they are {', '.join(_ORDERS['affectnet'])} (as DDAMFN sorts them){fitting}"
             )
         return {name: _ORDERS[order][number - (low > 0)] for name, number in numbers.items()}
+
+
+def _key(name: str) -> str | None:
+    """What identifies an image, "train_00001", by its name without ending; None for a name of other data."""
+    match = _NAME.fullmatch(name)
+    return f"{match[1].lower()}_{match[2]}" if match else None
 
 
 def _is_compound(rows: list[tuple[int, str, str]]) -> bool:
     return any(label.isdecimal() and len(CLASS_NAMES) < int(label) <= _COMPOUND for _, _, label in rows)
 
 
-def _pictures(tree: Path, *, aligned: bool) -> dict[str, str]:
-    """Pictures of one kind by their key, "train_00001"; a folder of the kind's name wins over copies elsewhere.
+def _images(tree: Path, *, aligned: bool) -> dict[str, str]:
+    """Images of one kind by their keys; a folder of the kind's name wins over copies elsewhere.
 
     Raises:
         FileError: two of a name.
@@ -279,10 +256,9 @@ def _pictures(tree: Path, *, aligned: bool) -> dict[str, str]:
     found: dict[str, str] = {}
     home = "/aligned/" if aligned else "/original/"
     for file in list_files(tree, PICTURE_ENDINGS):
-        match = _NAME.fullmatch(stem(file))
-        if match is None or bool(match[3]) != aligned:
+        key = _key(stem(file))
+        if key is None or stem(file).lower().endswith("_aligned") != aligned:
             continue
-        key = f"{match[1].lower()}_{match[2]}"
         if key in found and (home in f"/{found[key]}".lower()) == (home in f"/{file}".lower()):
             raise FileError(f"{tree}: {key} is there twice, as {found[key]} and as {file}: remove one of them")
         if key not in found or home in f"/{file}".lower():
@@ -291,24 +267,12 @@ def _pictures(tree: Path, *, aligned: bool) -> dict[str, str]:
 
 
 def _numbers(tree: Path, file: str, count: int) -> list[float]:
-    """The first numbers of a small text file; ValueError says what stands there instead."""
+    """The first numbers of a small text file; ValueError says what it holds instead."""
     if not file:
         raise ValueError("no file of its box or of its landmarks")
     text = (tree / file).read_bytes()[:4096].decode("utf-8", "replace").removeprefix("\ufeff")
     words = [word for word in re.split(r"[\s,;]+", text) if word][:count]
-    try:
-        values = [float(word) for word in words]
-    except ValueError:
-        values = []
-    if len(values) < count or not all(abs(value) < 1e6 for value in values):
-        raise ValueError(f"{file}: expected {count} numbers, found {' '.join(words)[:60]!r}")
-    return values
-
-
-def _evidence(numbers: Mapping[str, int], sizes: Counter[tuple[Split, str]]) -> str:
-    """Which order the sizes of the folders speak for, where they are the published ones."""
-    for order, names in _ORDERS.items():
-        wanted = dict(zip(CLASS_NAMES, PUBLISHED["train"], strict=True))
-        if all(sizes["train", name] == wanted[names[number]] for name, number in numbers.items()):
-            return f"\nThe number of pictures in each training folder fits folder_order: {order}"
-    return ""
+    with suppress(ValueError):
+        if len(words) == count:
+            return [pixels(word) for word in words]
+    raise ValueError(f"{file}: expected {count} numbers, found {' '.join(words)[:60]!r}")

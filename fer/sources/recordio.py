@@ -5,13 +5,13 @@ All numbers are little-endian. A record of train.rec (dmlc-core, include/dmlc/re
     u32 0xCED7230A, u32 with the kind of part in its 3 high bits and the length in the others, data, zeros to 4 bytes
 
 Kinds: 0 is a whole record; 1, 2, 3 are the first, middle and last part of one that held the mark above at a multiple of
-4 bytes, where it was cut out. The data of a picture (mxnet, python/mxnet/recordio.py):
+4 bytes, where it was cut out. The data of an image (mxnet, python/mxnet/recordio.py):
 
-    u32 flag, f32 label, u64 id, u64 id, then `flag` more f32 in place of the label where flag > 0, then the picture
+    u32 flag, f32 label, u64 id, u64 id, then `flag` more f32 in place of the label where flag > 0, then the image
 
-train.idx has a line "key<TAB>offset" a record. Record 0 of InsightFace's files is no picture: its labels are the key
-one past the last picture (from there on stand records of people), and one past the last of all. Files that mxnet's
-im2rec made have pictures alone. property says "number of people,height,width".
+train.idx has a line "key<TAB>offset" a record. Record 0 of InsightFace's files is not an image: its labels are the
+key one past the last image (records of people follow), and one past the last of all. Files that mxnet's im2rec made
+have images alone. property says "number of people,height,width".
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MARK_BYTES = struct.pack("<I", _MARK)
 _PART = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
 _LABEL = struct.Struct("<f")
-_LARGEST_PICTURE = 64 << 20
+_LARGEST_IMAGE = 64 << 20
 _MOST_PEOPLE = 1 << 24  # from here on float32 misses whole numbers
 
 
@@ -53,7 +53,7 @@ def read_index(folder: Path) -> list[Place]:
     """
     path = folder / "train.idx"
     if not path.is_file():
-        raise FileError(f"{path}: no such file; it comes with train.rec and says where in it each picture is")
+        raise FileError(f"{path}: no such file; it comes with train.rec and says where in it each image is")
     refuse_impostor(path, str(path))
     size = (folder / "train.rec").stat().st_size
     places: dict[int, int] = {}
@@ -72,20 +72,20 @@ def read_index(folder: Path) -> list[Place]:
     return [Place(key, places[key]) for key in sorted(places)]
 
 
-def pictures(handle: IO[bytes], places: list[Place]) -> list[Place]:
-    """The records that are pictures.
+def images(handle: IO[bytes], places: list[Place]) -> list[Place]:
+    """The records that are images.
 
     Raises:
-        ValueError: the first record is damaged, or says what cannot be.
+        ValueError: the first record is damaged, or contradicts the index.
     """
     if not places or places[0].key != 0:
         return places
-    labels = read_labels(handle, places[0].offset, most=2)
+    labels = _labels(handle, places[0].offset, most=2)
     if len(labels) == 1:
         return places
     end = labels[0]
     if not (end.is_integer() and 1 <= end <= places[-1].key + 1):
-        raise ValueError(f"record 0 says that pictures end before key {end:g}, of {places[-1].key} at most")
+        raise ValueError(f"record 0 says that images end before key {end:g}, of {places[-1].key} at most")
     return [place for place in places if 0 < place.key < end]
 
 
@@ -95,18 +95,14 @@ def read_label(handle: IO[bytes], offset: int) -> int:
     Raises:
         ValueError: a damaged record, or no number of a person.
     """
-    label = read_labels(handle, offset, most=1)[0]
+    label = _labels(handle, offset, most=1)[0]
     if not (math.isfinite(label) and label.is_integer() and 0 <= label < _MOST_PEOPLE):
-        raise ValueError(f"label {label:g} is no number of a person")
+        raise ValueError(f"label {label:g} is not a number of a person")
     return int(label)
 
 
-def read_labels(handle: IO[bytes], offset: int, *, most: int) -> tuple[float, ...]:
-    """The first labels of a record, one or more; reads no picture.
-
-    Raises:
-        ValueError: a damaged record.
-    """
+def _labels(handle: IO[bytes], offset: int, *, most: int) -> tuple[float, ...]:
+    """The first labels of a record, one or more; reads no image. ValueError: a damaged record."""
     _, length = _part(handle, offset, first=True)
     data = handle.read(min(length, _HEADER.size + most * _LABEL.size))
     if len(data) < _HEADER.size:
@@ -120,33 +116,30 @@ def read_labels(handle: IO[bytes], offset: int, *, most: int) -> tuple[float, ..
     return struct.unpack_from(f"<{count}f", data, _HEADER.size)
 
 
-def read_picture(handle: IO[bytes], offset: int) -> bytes:
-    """The encoded picture of a record.
+def read_image(handle: IO[bytes], offset: int) -> bytes:
+    """The encoded image of a record.
 
     Raises:
         ValueError: a damaged record.
     """
     data = bytearray()
-    place, first = offset, True
-    while True:
-        kind, length = _part(handle, place, first=first)
-        if len(data) + length > _LARGEST_PICTURE:
-            raise ValueError(f"the record at byte {offset} is larger than any picture")
+    place, kind = offset, 1
+    while kind not in (0, 3):
+        kind, length = _part(handle, place, first=place == offset)
+        if len(data) + length > _LARGEST_IMAGE:
+            raise ValueError(f"the record at byte {offset} is larger than any image")
         part = handle.read(length)
         if len(part) < length:
             raise ValueError(f"the record at byte {offset} is cut off")
-        data += part
-        if kind in (0, 3):
-            break
-        data += _MARK_BYTES  # the writer cut it out
-        place, first = place + _PART.size + -(-length // 4) * 4, False
+        data += part if place == offset else _MARK_BYTES + part  # the writer cut the mark out
+        place += _PART.size + -(-length // 4) * 4
     if len(data) < _HEADER.size:
         raise ValueError(f"the record at byte {offset} is too short")
     flag = _HEADER.unpack_from(data)[0]
-    picture = bytes(data[_HEADER.size + flag * _LABEL.size :])
-    if not picture:
-        raise ValueError(f"the record at byte {offset} holds no picture")
-    return picture
+    image = bytes(data[_HEADER.size + flag * _LABEL.size :])
+    if not image:
+        raise ValueError(f"the record at byte {offset} holds no image")
+    return image
 
 
 def _part(handle: IO[bytes], offset: int, *, first: bool) -> tuple[int, int]:

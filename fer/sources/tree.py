@@ -1,34 +1,44 @@
 """Datasets that the user brings as a folder or as archives: the common way from a public layout to data/raw.
 
 A reader says what a layout holds (`TreeSource.scan`); what is common is done here: opening archives, refusing other
-counts than the published ones, and packing. The pictures are packed, byte for byte as published, into a few Parquet
-files: a folder of 300,000 pictures takes DVC minutes to look at and a cluster's file system longer still.
+counts than the published ones, and packing. The images are packed, byte for byte as published, into a few Parquet
+files: DVC takes minutes to check a folder of 300,000 images, and a cluster's file system longer still.
 """
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, field_validator
 
 from fer.config import Config
-from fer.console import log
-from fer.hashing import stable_hash
-from fer.io.files import FileError, sha256
-from fer.labels import LabelSpace
+from fer.console import log, progress
+from fer.io.files import FileError
+from fer.labels import LabelSpace, space
 from fer.shards.schema import SPLITS
-from fer.sources.base import Block, RawSample, Reject, fetch_again, read_description
-from fer.sources.pack import Entry, nfc, pack, unpacked
+from fer.sources.archives import open_tree, public_name
+from fer.sources.base import (
+    BLOCK_ROWS,
+    AnnotatedFace,
+    Block,
+    Entry,
+    RawSample,
+    Reject,
+    fetch_again,
+    nfc,
+    read_description,
+)
 
+BLOCK_BYTES = 64 << 20  # or BLOCK_ROWS images: whichever is reached first fills a packed file
 _SHOWN_REJECTS = 8
+
+Published = Mapping[str, Mapping[str, int] | int]
 
 
 class TreeConfig(Config):
@@ -63,8 +73,8 @@ class Catalogue:
 
     Attributes:
         form: which of the dataset's layouts it is.
-        entries: its pictures in a stable order, and what is wrong with others in their place.
-        excluded: rows that do not belong by the dataset's own rules, by reason: counted, and no mistake.
+        entries: its images in a stable order, with a Reject in the place of each unusable one.
+        excluded: rows that do not belong by the dataset's own rules, by reason: counted, and not an error.
         notes: anything else that source.json should say; plain JSON.
     """
 
@@ -75,22 +85,26 @@ class Catalogue:
 
 
 class TreeSource(ABC):
-    """A reader of layouts; see `fer.sources.base.Source`. Picklable where its configuration is."""
+    """A reader of layouts; see `fer.sources.base.Source`. Picklable where its configuration is.
+
+    A new one gives `title`, `generator`, `how_to_get` and `scan`; and, where the defaults do not fit, `label_space`,
+    `published`, `prepare` and `read_picture`.
+    """
 
     title: ClassVar[str]
     """The dataset's name for people, e.g. "RAF-DB"."""
     generator: ClassVar[str]
     """Its name in keys and shards, e.g. "rafdb"."""
     how_to_get: ClassVar[str]
-    """Where it is asked for, and how a folder of it should look; shown where there is none."""
+    """Where to request it, and how a folder of it should look; shown where there is none."""
 
     def __init__(self, config: TreeConfig) -> None:
         self.config = config
 
     @property
-    @abstractmethod
     def label_space(self) -> LabelSpace:
-        """What the labels of its faces index."""
+        """What the labels of its faces index: the key `label_space`, where the configuration has one."""
+        return space(self.config.label_space)  # type: ignore[attr-defined]
 
     def prepare(self, tree: Path, cache: Path) -> Path:
         """The folder to scan. Readers whose layouts hold archives open them in `cache` here."""
@@ -98,7 +112,7 @@ class TreeSource(ABC):
 
     @abstractmethod
     def scan(self, tree: Path) -> Catalogue:
-        """Reads the annotations of a layout, not its pictures.
+        """Reads the annotations of a layout, not its images.
 
         Args:
             tree: folder that holds the layout, itself or one folder further down. Never written to.
@@ -107,17 +121,18 @@ class TreeSource(ABC):
             FileError: no layout of this dataset, or a broken one; says what is missing and how it should look.
         """
 
-    @abstractmethod
-    def published(self, catalogue: Catalogue) -> Mapping[str, Mapping[str, int] | int]:
+    def published(self, catalogue: Catalogue) -> Published:
         """The published number of faces of each split of this form: by class name, or altogether where the classes
         are not published. Empty where nothing is published."""
+        return {}
 
     def read_picture(self, tree: Path, entry: Entry) -> bytes:
-        """A picture as published. Readers of layouts that keep many in one file find it there."""
+        """An image as published; OSError or ValueError where there is none. Readers of layouts that keep many in one
+        file find it there."""
         return (tree / entry.path).read_bytes()
 
     def inputs(self) -> Iterator[tuple[str, str, str]]:
-        """What of the user's the dataset is made of: a key of the configuration, numbered where it is a list; a name
+        """The user's data that the dataset is made of: a key of the configuration, numbered where it is a list; a name
         below it, "" for the whole; and a path or URL. A folder stands for all in it. Nothing where `path` is null."""
         path = self.config.path
         if path is None:
@@ -133,20 +148,18 @@ class TreeSource(ABC):
     @property
     def request(self) -> dict[str, Any]:
         """The configuration; of local paths only the last name."""
-        path = self.config.path
-        names = [_public_name(one) for one in ([path] if isinstance(path, str) else path or [])]
-        named: Any = names if isinstance(path, list) else names[0] if names else None
-        others = {key: getattr(self.config, key) for key in self.config.more_paths}
-        return self.config.model_dump(mode="json") | {
-            "path": named,
-            **{key: other and _public_name(other) for key, other in others.items()},
-        }
+
+        def last(path: str | list[str] | None) -> Any:
+            return [public_name(one) for one in path] if isinstance(path, list) else path and public_name(path)
+
+        names = {key: last(getattr(self.config, key)) for key in ("path", *self.config.more_paths)}
+        return self.config.model_dump(mode="json") | names
 
     def download(self, out: Path, cache: Path) -> dict[str, Any]:
         """Opens, scans, counts and packs; see `fer.sources.base.Source.download`."""
         if self.config.path is None:
             raise FileError(
-                f"{self.title} is not part of this project and must be asked for. {self.how_to_get}\nThen set the key "
+                f"{self.title} is not part of this project and must be requested. {self.how_to_get}\nThen set the key "
                 "`path` of this dataset in params.yaml (datasets.<name>.path) to the folder or the archive"
             )
         tree = open_tree(self.config.path, cache, sha256_hex=self.config.sha256)
@@ -155,9 +168,12 @@ class TreeSource(ABC):
     def take(self, tree: Path, out: Path) -> dict[str, Any]:
         """Scans, counts and packs a folder; returns what `download` does."""
         catalogue = self.scan(tree)
-        doubles = Counter(nfc(entry.key) for entry in catalogue.entries if isinstance(entry, Entry))
-        if twice := [key for key, count in doubles.items() if count > 1]:
-            raise FileError(f"{self.title}: {len(twice)} names occur twice, e.g. {twice[0]!r}: remove one of each")
+        images = [entry for entry in catalogue.entries if isinstance(entry, Entry)]
+        paths: dict[str, str] = {}
+        for entry in images:
+            if (key := nfc(entry.key)) in paths:
+                raise FileError(f"{tree}: {key!r} is there twice, as {paths[key]} and as {entry.path}: keep one")
+            paths[key] = entry.path
         found = self._count(catalogue.entries)
         published = self.published(catalogue)
         self._compare(found, published, catalogue)
@@ -167,14 +183,9 @@ class TreeSource(ABC):
             "form": catalogue.form,
             "counts": found,
             "published": published,
-            "excluded": dict(catalogue.excluded),
+            "excluded": +Counter(catalogue.excluded),
             "rejects": dict(sorted(Counter(reject.reason for reject in rejects).items())),
-            "faces_to_find": sum(
-                face.box is None
-                for entry in catalogue.entries
-                if isinstance(entry, Entry) and not entry.is_crop
-                for face in entry.faces
-            ),
+            "faces_to_find": sum(face.box is None for one in images if not one.is_crop for face in one.faces),
             "blocks": blocks,
             **catalogue.notes,
         }
@@ -185,20 +196,20 @@ class TreeSource(ABC):
         return [Block(index=index, file=file, start=0, stop=rows) for index, (file, rows) in enumerate(body["blocks"])]
 
     def read(self, raw: Path, block: Block) -> Iterator[RawSample | Reject]:
-        """Every packed picture of a block, or why there is none."""
+        """Every packed image of a block, or why there is none."""
         from fer.shards.schema import picture_schema
         from fer.shards.table import TableReader
 
         for row in TableReader(raw / block.file, picture_schema(), remedy=fetch_again(raw)):
             key = f"{self.generator}/{row['key']}"
             if row["reason"] is not None:
-                yield Reject(sample_id=key, reason=row["reason"], detail=row["detail"], origin=row["path"])
+                yield Reject(key, row["reason"], row["detail"], row["path"])
                 continue
             yield RawSample(
                 key=key,
                 image=row["image"],
                 split=row["split"],
-                faces=tuple(unpacked(face) for face in row["faces"]),
+                faces=tuple(_unpacked(face) for face in row["faces"]),
                 is_crop=row["is_crop"],
                 origin=row["path"],
             )
@@ -213,43 +224,33 @@ class TreeSource(ABC):
         labels = self.label_space.labels
         return {split: {name: counts[split, index] for index, name in enumerate(labels)} for split in present}
 
-    def _compare(
-        self,
-        found: Mapping[str, Mapping[str, int]],
-        published: Mapping[str, Mapping[str, int] | int],
-        catalogue: Catalogue,
-    ) -> None:
-        """Prints the counts beside the published ones; FileError where they differ and nobody allowed it."""
+    def _compare(self, found: Mapping[str, Mapping[str, int]], published: Published, catalogue: Catalogue) -> None:
+        """Prints the counts beside the published ones; FileError where they differ and the user did not allow it."""
+        name = f"{self.title} ({catalogue.form})"
         if not any(found.values()):
-            raise FileError(f"{self.title} ({catalogue.form}): not one labelled picture in it. {self.how_to_get}")
-        lines = [f"  {'':<14} {'found':>8} {'published':>10}"]
-        equal = True
+            raise FileError(f"{name}: not one labeled image in it. {self.how_to_get}")
+        rows: list[tuple[str, int, int | None]] = []
         for split in [split for split in SPLITS if split in found or split in published]:
-            classes, want = found.get(split, {}), published.get(split)
-            total = sum(classes.values())
-            wanted = want if isinstance(want, int) or want is None else sum(want.values())
-            lines.append(f"  {split:<14} {total:>8} {wanted if wanted is not None else '-':>10}")
-            equal &= want is None or total == wanted
-            for name in classes:
-                known = want.get(name, 0) if isinstance(want, Mapping) else None
-                lines.append(f"    {name:<12} {classes[name]:>8} {known if known is not None else '-':>10}")
-                equal &= known is None or classes[name] == known
+            classes, expected = found.get(split, {}), published.get(split)
+            by_class = expected if isinstance(expected, Mapping) else {}
+            total = expected if isinstance(expected, int) or expected is None else sum(by_class.values())
+            rows.append((f"  {split:<14}", sum(classes.values()), total))
+            for one, count in classes.items():
+                rows.append((f"    {one:<12}", count, by_class.get(one, 0) if by_class else None))
+        lines = [f"  {'':<14} {'found':>8} {'published':>10}"]
+        lines += [f"{label} {count:>8} {'-' if known is None else known:>10}" for label, count, known in rows]
+        if excluded := +Counter(catalogue.excluded):
+            listing = ", ".join(f"{reason} {count}" for reason, count in sorted(excluded.items()))
+            lines.append(f"  left out by the dataset's own rules: {listing}")
         table = "\n".join(lines)
-        left_out = ", ".join(f"{reason} {count}" for reason, count in sorted(catalogue.excluded.items()))
-        table += f"\n  left out by the dataset's own rules: {left_out}" if left_out else ""
-        if equal or not published:
-            log.info("%s (%s):\n%s", self.title, catalogue.form, table)
+        if not published or all(known in (None, count) for _, count, known in rows):
+            log.info("%s:\n%s", name, table)
         elif self.config.subset:
-            log.warning(
-                "%s (%s): other counts than the published ones; its figures are not comparable\n%s",
-                self.title,
-                catalogue.form,
-                table,
-            )
+            log.warning("%s: counts differ from the published ones; results are not comparable\n%s", name, table)
         else:
             raise FileError(
-                f"{self.title} ({catalogue.form}): not the counts that were published:\n{table}\nComplete the data, or "
-                "set datasets.<name>.subset: true in params.yaml to work on what there is"
+                f"{name}: not the counts that were published:\n{table}\nComplete the data, or set "
+                "datasets.<name>.subset: true in params.yaml to work on what there is"
             )
 
     def _judge(self, rejects: Sequence[Reject], total: int) -> None:
@@ -257,69 +258,90 @@ class TreeSource(ABC):
         if not rejects:
             return
         kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(Counter(r.reason for r in rejects).items()))
-        shown = [f"  {reject.origin}: {reject.reason}: {reject.detail}" for reject in rejects[:_SHOWN_REJECTS]]
-        listing = "\n".join([*shown, *(["  ..."] if len(rejects) > len(shown) else [])])
-        report = f"{self.title}: {len(rejects)} of {total} pictures are unusable ({kinds}):\n{listing}"
+        lines = [f"  {reject.origin}: {reject.reason}: {reject.detail}" for reject in rejects[:_SHOWN_REJECTS]]
+        listing = "\n".join(lines + ["  ..."] * (len(rejects) > len(lines)))
+        report = f"{self.title}: {len(rejects)} of {total} images are unusable ({kinds}):\n{listing}"
         if len(rejects) > self.config.max_bad_fraction * total:
             raise FileError(
-                f"{report}\nThat is more than max_bad_fraction = {self.config.max_bad_fraction:g} of them: mend the "
+                f"{report}\nThat is more than max_bad_fraction = {self.config.max_bad_fraction:g} of them: repair the "
                 "data, or raise datasets.<name>.max_bad_fraction in params.yaml to leave them out"
             )
         log.warning("%s\nThey are left out.", report)
 
 
-def open_tree(path: str | Sequence[str], cache: Path, *, sha256_hex: str | None = None) -> Path:
-    """The folder that holds a layout: the user's own, or one in `cache` with what his archives hold.
+def pack(
+    entries: Sequence[Entry | Reject], read: Callable[[Entry], bytes], out: Path, title: str
+) -> tuple[list[tuple[str, int]], list[Reject]]:
+    """Writes pictures-*.parquet into `out`: published images byte for byte, with what is published of them.
 
     Args:
-        path: folder, archive or URL of one; of several, each has a folder of its own name in the one returned.
-        cache: keeps what was fetched and extracted, so that the same call goes on where the last was stopped.
-        sha256_hex: of a single archive.
+        read: the bytes of an image; OSError, or ValueError that says what is wrong, where there are none.
+        title: of the dataset, for the progress bar.
 
-    Raises:
-        FileError: absent, no archive, a damaged or a hostile one.
+    Returns:
+        name and number of rows of each file, and what could not be packed.
     """
-    if not isinstance(path, str):
-        joined = cache / "parts"
-        joined.mkdir(parents=True, exist_ok=True)
-        for one in path:
-            link = joined / _stem(_public_name(one))
-            link.unlink(missing_ok=True)
-            link.symlink_to(open_tree(one, cache / f"of-{link.name}").resolve(), target_is_directory=True)
-        return joined
-    if "://" not in path and Path(path).is_dir():
-        return Path(path)
-    from fer.io.archives import extract
-    from fer.io.transfer import download
+    from fer.shards.schema import picture_schema
+    from fer.shards.table import write_table
 
-    name = _public_name(path)
-    archive = cache / name
-    if "://" in path:
-        if sha256_hex or not archive.exists():
-            download(path, archive, sha256_hex=sha256_hex)
-    else:
-        archive = Path(path)  # extracted from where it lies: no second copy
-        if not archive.exists():
-            raise FileError(f"{path}: no such file or folder; set the key `path` of this dataset to where it is")
-        if sha256_hex and (digest := sha256(archive)) != sha256_hex.lower():
-            raise FileError(f"{path}: sha256 is {digest}, expected {sha256_hex}: another or a damaged file")
-    found = archive.stat()
-    tree = cache / f"{_stem(name)}-{stable_hash(found.st_size, found.st_mtime_ns, bits=32):08x}.tree"
-    if not tree.is_dir():  # an archive that was replaced meanwhile has another name
-        try:
-            extract(archive, tree)
-        except FileError:
-            if "://" in path:
-                archive.unlink()  # another attempt must fetch it anew
-            raise
-    return tree
+    blocks: list[tuple[str, int]] = []
+    rejects: list[Reject] = []
+    with progress(len(entries), f"pack {title}", "image") as bar:
+        for number, rows in enumerate(_files(_packed(entry, read) for entry in entries)):
+            file = f"pictures-{number:05d}.parquet"
+            write_table(out / file, rows, picture_schema(), rows_per_group=64)
+            blocks.append((file, len(rows)))
+            rejects += [Reject(r["key"], r["reason"], r["detail"], r["path"]) for r in rows if r["reason"] is not None]
+            bar.update(len(rows))
+    return blocks, rejects
 
 
-def _public_name(path: str) -> str:
-    """The last part of a path or URL."""
-    return Path(unquote(urlsplit(path).path) if "://" in path else path).name or "data"
+def _files(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each packed file."""
+    file: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        file.append(row)
+        size += len(row["image"] or b"")
+        if len(file) == BLOCK_ROWS or size >= BLOCK_BYTES:
+            yield file
+            file, size = [], 0
+    if file:
+        yield file
 
 
-def _stem(name: str) -> str:
-    """A file's name without the endings of archives."""
-    return re.sub(r"\.(zip|tar|tgz|tbz2|txz|tar\.(gz|bz2|xz))$", "", name, flags=re.IGNORECASE)
+def _packed(entry: Entry | Reject, read: Callable[[Entry], bytes]) -> dict[str, Any]:
+    """A row of `fer.shards.schema.picture_schema`."""
+    empty = dict.fromkeys(("split", "image", "is_crop", "faces", "reason", "detail"))
+    if isinstance(entry, Reject):
+        said = {"reason": entry.reason, "detail": nfc(entry.detail)}
+        return empty | {"key": nfc(entry.sample_id), "path": nfc(entry.origin)} | said
+    row = empty | {"key": nfc(entry.key), "path": nfc(entry.path)}
+    try:
+        image = read(entry)
+    except FileNotFoundError:
+        return row | {"reason": "missing_file", "detail": "the annotations name it, and it is not there"}
+    except (OSError, ValueError) as error:
+        detail = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return row | {"reason": "unreadable_file", "detail": detail}
+    faces = [
+        {
+            "box": face.box and list(face.box),
+            "landmarks": face.landmarks and [value for point in face.landmarks for value in point],
+            "label": face.label,
+            "clean_label": face.clean_label,
+            "subject": face.subject,
+            "pose": face.pose and list(face.pose),
+            "distribution": face.distribution and list(face.distribution),
+        }
+        for face in entry.faces
+    ]
+    return row | {"split": entry.split, "image": image, "is_crop": entry.is_crop, "faces": faces}
+
+
+def _unpacked(face: Mapping[str, Any]) -> AnnotatedFace:
+    """A face as it is stored in a packed row."""
+    flat = face["landmarks"]
+    points = flat and tuple(zip(flat[::2], flat[1::2], strict=True))
+    sequences = {key: face[key] and tuple(face[key]) for key in ("box", "pose", "distribution")}
+    return AnnotatedFace(**{**face, **sequences, "landmarks": points})

@@ -26,18 +26,14 @@ from fer.console import log, progress
 from fer.faces.blocks import BlockResult, crop_block, finished, forget_attempts
 from fer.faces.config import CropConfig
 from fer.io.files import FileError, sha256, write_json
-from fer.lineage import digest_of_code, versions
+from fer.lineage import versions
 from fer.outputs import FACES
 from fer.processes import HeldError, lock, remove_held
-from fer.sources.base import Reject, Source
-from fer.sources.download import describe
+from fer.sources.base import Reject, Source, describe
 from fer.sources.registry import DatasetConfig, get_source
+from fer.stages.closure import code
 
 FORMAT = 1
-_CODE = (
-    "faces", "hashing.py", "io/jpeg.py", "labels.py", "io/images.py", "shards/schema.py", "shards/table.py", "sources",
-    "synth", "weights/published.py", "weights/torchfile.py",
-)  # fmt: skip
 _SHOWN_EXAMPLES = 8
 _DECODING_THREADS = 2
 """Where there is one process alone; the crop workers of a cluster have one CPU each."""
@@ -77,7 +73,8 @@ def crop_dataset(
     weights = _weights(config, root, parent)
     settings = config.model_dump(exclude={"detector_weights"}) | {"detector_sha256": weights and sha256(weights)}
     source_digest = sha256(raw / "source.json")
-    with _work_folder(root, parent, name, fingerprint(source_digest, settings)) as work:
+    code_digest = code().digest("crop", reader=type(source).__module__, detector=config.detector)
+    with _work_folder(root, parent, name, fingerprint(source_digest, settings, code_digest)) as work:
         results = _crop(name, source, config, weights, cluster, raw, work)
         rejects = sorted((r for result in results for r in result.rejects), key=lambda r: (r.sample_id, r.reason))
         reasons = dict(sorted(Counter(reject.reason for reject in rejects).items()))
@@ -120,19 +117,20 @@ def crop_dataset(
     return final
 
 
-def fingerprint(source_digest: str, settings: dict[str, Any]) -> str:
-    """Hex SHA-256 of all that the files of faces depend on but for the processor.
+def fingerprint(source_digest: str, settings: dict[str, Any], code_digest: str) -> str:
+    """Hex SHA-256 of all that the files of faces depend on but for the processor; other versions start anew.
 
     Args:
         source_digest: of the downloaded dataset's description.
         settings: the configuration, with the detector's digest in place of its path.
+        code_digest: of the code that crops this dataset.
     """
     parts = {
         "format": FORMAT,
         "source": source_digest,
         # It judges the result and does not change it: who raises it goes on where the stage has stopped.
         "crop": {key: value for key, value in settings.items() if key != "max_bad_fraction"},
-        "code": digest_of_code(_CODE),
+        "code": code_digest,
         "versions": versions(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -196,7 +194,7 @@ def _crop(
     blocks = source.blocks(raw)
     known = {block.index: result for block in blocks if (result := finished(work, block))}
     if known:
-        log.info("crop %s: going on after %d of %d blocks", name, len(known), len(blocks))
+        log.info("crop %s: resuming after %d of %d blocks", name, len(known), len(blocks))
     workers = cluster.crop_workers
     threads = _DECODING_THREADS if workers == 0 and weights else 1
     path = str(weights) if weights else None

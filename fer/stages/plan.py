@@ -1,26 +1,31 @@
-"""The plan stage: is everything that `dvc repro` is about to do right, and what has changed outside the project?
+"""The plan stage: is all that `dvc repro` is about to do right, and what has changed that DVC cannot see?
 
-    data/plan/<stage>/<item>.json   what each other stage depends on; appears complete, by rename
+    data/plan/<stage>/<item>.json   what each item of each other stage depends on; appears complete, by rename
 
-It runs first and every time: a name that is refused reaches no shell, and no output of others is removed.
+DVC itself compares the parameters and the outputs of earlier stages. Here stand the digest of the code (`fer.stages.
+closure`), of data and weights outside the project, and the recipe with the values of the file that it names. It runs
+first and every time: a name that is refused reaches no shell, and no output of others is removed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fer.io.files import write_json
+from fer.io.files import FileError, write_json
 from fer.outputs import EVALUATED, FACES, PLAN, RAW, SHARDS, STATISTICS, TRAINED
 from fer.params import Params
+from fer.stages.closure import Code
+from fer.training.recipe import Recipe
 
 _OF_DATASET = {"download": (RAW,), "crop": (FACES,), "shard": (SHARDS, STATISTICS)}
 _OF_MODEL = {"train": (TRAINED,), "evaluate": (EVALUATED,)}
 
 
-def checked_items(params: Params) -> list[str]:
-    """Every `<stage>/<item>` of `params.run`, with what lies in the place of its outputs looked at.
+def checked_items(params: Params) -> list[tuple[str, ...]]:
+    """(stage, dataset) or (stage, dataset, model) of all of `params.run`, once their outputs' places are checked.
 
     Raises:
         FileError: a folder or file that is not ours to replace.
@@ -33,12 +38,12 @@ def checked_items(params: Params) -> list[str]:
         for (stage, outputs), names in product(stages.items(), keys):
             for output in outputs:
                 output.folder(params.root, *names)
-            items.append(f"{stage}/{'-'.join(names)}")
+            items.append((stage, *names))
     return items
 
 
 def run_plan(params: Params) -> Path:
-    """Checks where the stages of `params.run` write, looks for changed data, and writes what the stages depend on.
+    """Checks where the stages of `params.run` write, and writes what they depend on.
 
     Returns:
         the folder data/plan.
@@ -46,14 +51,60 @@ def run_plan(params: Params) -> Path:
     Raises:
         ValueError: an output that is not ours to replace, or data that may not be read.
     """
-    from fer.sources.origin import origin_digest
-
-    items: dict[str, dict[str, Any]] = {item: {} for item in [*checked_items(params), "report"]}
-    for dataset in params.run.datasets:
-        digest = origin_digest(dataset, params.dataset(dataset), params.root, params.home)
-        items[f"download/{dataset}"]["origin"] = digest
+    items = checked_items(params)
+    planned = list(plan(params, items, Code()))
     final = PLAN.folder(params.root)
     with PLAN.publish(final) as out:
-        for item, content in items.items():
-            write_json(out / f"{item}.json", content)
+        for (stage, *names), content in planned:
+            write_json(out / stage / f"{'-'.join(names)}.json" if names else out / f"{stage}.json", content)
     return final
+
+
+def plan(params: Params, items: list[tuple[str, ...]], code: Code) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """What each item, and the report, depends on beyond parameters and outputs of other stages."""
+    from fer.sources.origin import origin_digest
+    from fer.sources.registry import get_source
+
+    for stage, *names in items:
+        config = params.dataset(names[0])
+        reader = type(get_source(config, params.seed)).__module__
+        content: dict[str, Any] = {}
+        if stage == "download":
+            content = {"code": code.digest(stage, reader=reader)}
+            content["origin"] = origin_digest(names[0], config, params.root, params.home)
+        elif stage == "crop":
+            content = {"code": code.digest(stage, reader=reader, detector=params.crop.detector)}
+            content["detector"] = _detector_digest(params.crop.detector)
+        elif stage == "shard":
+            content = {"code": code.digest(stage)}
+        else:
+            recipe = params.recipe(names[1])
+            content = {"code": code.digest(stage, recipes=[recipe])}
+            if stage == "train":
+                content["recipe"] = recipe.model_dump(mode="json")
+                content["pretrained"] = _pretrained_digests(params, recipe)
+        yield (stage, *names), content
+    yield ("report",), {"code": code.digest("report", recipes=[params.recipe(key) for key in params.run.models])}
+
+
+def _detector_digest(detector: str) -> str | None:
+    """Of the one file of weights that the crop stage accepts; None where it needs none."""
+    if detector == "annotated":
+        return None
+    from fer.faces.weights import PUBLISHED  # imports torch, which takes seconds
+    from fer.weights.registry import entry
+
+    (file,) = entry(PUBLISHED[detector]).files
+    return file.sha256
+
+
+def _pretrained_digests(params: Params, recipe: Recipe) -> dict[str, str] | None:
+    """Of the files that parts of the model start from; None where one is not there, which the train stage refuses."""
+    if not recipe.pretrained:
+        return {}
+    from fer.weights.parts import locate
+
+    try:
+        return {source.part: source.digest for source in locate(recipe.pretrained, params.root, params.parent)}
+    except FileError:
+        return None

@@ -1,85 +1,71 @@
-"""The train stage: decides what a training is, where it runs, and what is left of it.
+"""The train stage: decides what a run is, where it runs, and what it leaves.
 
-    .work/<fingerprint>/          what a killed training goes on from; removed when it is published
+    .work/<fingerprint>/          what a killed run resumes from; removed when its results are published
         state-*.pt, progress.json     written by rank 0 (fer.training)
         lock                          held by the driver
-    trained/<dataset>/<model>/    appears complete, by rename; run.json alone differs between equal trainings
+    trained/<dataset>/<model>/    appears complete, by rename; run.json alone differs between equal runs
 
-The fingerprint is taken over data, recipe, seed and code: another training never goes on from this one's state. The
-driver follows it by `progress.json`, so all nodes must see the driver's work folder; it alone talks to MLflow.
+The fingerprint (`fer.training.job`) identifies the run: another one never resumes from its state. The driver follows
+it by `progress.json`, so all nodes must see the driver's work folder; it alone talks to MLflow.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fer.console import log, progress
 from fer.io.files import read_json
-from fer.lineage import digest_of_code, hardware, lineage, versions
+from fer.lineage import hardware, lineage, versions
 from fer.outputs import TRAINED
 from fer.params import Params
 from fer.processes import lock, remove_held
 from fer.shards.read import ShardSet
+from fer.stages import remove_progress
+from fer.stages.closure import code
 from fer.tracking import Run, open_run
-from fer.training.loop import TrainJob, build_model, train
+from fer.training.job import TrainJob
+from fer.training.loop import build_model, train
 from fer.training.metrics import best_metrics
 from fer.training.progress import FILE_NAME as PROGRESS
 from fer.training.progress import Progress
 from fer.training.publish import publish
-from fer.training.recipe import Recipe, TrainStageConfig
+from fer.training.recipe import TrainStageConfig
 from fer.training.state import Record, TrainState
-from fer.weights.parts import PartSource, locate
-
-_CODE = (
-    "hashing.py",
-    "labels.py",
-    "models",
-    "shards/ahead.py",
-    "shards/dataset.py",
-    "shards/folds.py",
-    "shards/manifest.py",
-    "shards/order.py",
-    "shards/pixels.py",
-    "shards/read.py",
-    "shards/schema.py",
-    "training",
-    "transforms",
-    "weights",
-)
+from fer.weights.parts import locate
 
 
-def run_training(params: Params, dataset: str, model_key: str) -> Path:
-    """Trains `models.<model_key>` on a dataset, or goes on with it, and publishes `trained/<dataset>/<model_key>/`.
+def run_training(
+    params: Params, dataset: str, model_key: str, *, accept_versions: bool = False, restart: bool = False
+) -> Path:
+    """Trains `models.<model_key>` on a dataset, or resumes it, and publishes `trained/<dataset>/<model_key>/`.
+
+    Args:
+        accept_versions: resumes a checkpoint that other versions of the libraries wrote; run.json tells of it.
+        restart: removes the checkpoints of this run, and starts over.
 
     Returns:
         The published folder: model.safetensors, history.csv, val.json, train.json, run.json.
 
     Raises:
         ValueError: a mistake in params, shards that cannot be used, resources that do not exist, another process at the
-            same training, checkpoints of which none is whole, or a training that diverged.
+            same run, checkpoints that cannot be used, or a run that diverged.
     """
     recipe = params.recipe(model_key)
     params.dataset(dataset)
     published = TRAINED.folder(params.root, dataset, model_key)
-    folder = (params.root / "data" / "shards" / dataset).resolve()
-    shards = ShardSet.open(folder)
-    code = code_digest()
-    pretrained = locate(recipe.pretrained, params.root, params.parent)
-    whole = fingerprint(shards.digest, recipe, params.seed, code, pretrained)
-    job = TrainJob(
-        shards=str(folder),
-        work_dir=str((params.home / ".work" / whole[:16]).resolve()),
-        recipe=recipe,
-        labels=tuple(shards.labels),
+    shards = ShardSet.open((params.root / "data" / "shards" / dataset).resolve())
+    code_digest = code().digest("train", recipes=[recipe])
+    job = TrainJob.create(
+        shards,
+        recipe,
         seed=params.seed,
-        threads=params.train.threads,
-        checkpoint_every_steps=params.train.checkpoint_every_steps,
-        fingerprint=whole,
-        pretrained=pretrained,
+        code=code_digest,
+        config=params.train,
+        work=params.home / ".work",
+        pretrained=locate(recipe.pretrained, params.root, params.parent),
+        command=f"python -m pipelines.train --dataset {dataset} --model {model_key}",
+        accept_versions=accept_versions,
     )
     model, work, title = build_model(job), Path(job.work_dir), f"train {model_key} on {dataset}"
     settings = {"recipe": recipe.model_dump(mode="json"), "seed": params.seed}
@@ -92,10 +78,10 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
         "label_space": shards.label_space,
         "synthetic": shards.manifest.synthetic,
         "crop": shards.manifest.crop,
-        "fingerprint": whole,
+        "fingerprint": job.fingerprint,
         "data_digest": shards.digest,
-        "code_digest": code,
-        "pretrained": {source.part: source.digest for source in pretrained},
+        "code_digest": code_digest,
+        "pretrained": {source.part: source.digest for source in job.pretrained},
     }
     tags = {key: facts[key] for key in ("dataset", "model", "parameters", "data_digest", "code_digest")}
     with (
@@ -106,21 +92,24 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
             checkout=params.root,
             experiment=dataset,
             run_name=model_key,
-            key=whole,
+            key=job.fingerprint,
             params=settings | stage,
             tags=tags,
         ) as run,
     ):
+        if restart:
+            remove_progress(work)
         _announce(title, job, params.train)
         _run(params, job, Follower(title, work, sum(stage.epochs for stage in recipe.in_stages), run))
         state = TrainState.load(work)
-        assert state is not None, "a training that ended well left its last state"
-        assert state.stage_is_over(recipe.last.epochs, recipe.last.patience), "a training ends at its end"
-        for record in state.records():  # what a driver that was killed could not log any more; points are logged once
+        assert state is not None, "a run that ended well left its last state"
+        assert state.stage_is_over(recipe.last.epochs, recipe.last.patience), "a run ends at its end"
+        for record in state.records():  # what a killed driver could not log; points are logged once
             log_record(run, record)
         best = state.history[state.best_epoch - 1]
         run.log_metrics({**best_metrics(best), "checkpoint_fallbacks": state.fallbacks}, step=state.epoch)
-        publish(published, model, job, state, facts | settings, stage | _circumstances(params, state, run))
+        facts |= settings | {"decisive_versions": state.versions}
+        publish(published, model, job, state, facts, stage | _circumstances(params, state, run))
         for name in ("history.csv", "train.json", "run.json"):
             run.log_artifact(published / name, "training")
         remove_held(work)
@@ -128,27 +117,9 @@ def run_training(params: Params, dataset: str, model_key: str) -> Path:
         f"{title}: best epoch {state.best_epoch} of {state.epoch}, validation accuracy {best['val_accuracy']:.4f}, "
         f"balanced {best['val_balanced_accuracy']:.4f} -> {published.relative_to(params.root)}"
     )
+    if accept_versions or restart:
+        log.info(f"next, so that `dvc repro` keeps it: dvc commit --force train@{dataset}-{model_key}")
     return published
-
-
-# ------------------------------------------------------------------------------------------------ what a training is
-
-
-def fingerprint(data_digest: str, recipe: Recipe, seed: int, code: str, pretrained: Sequence[PartSource] = ()) -> str:
-    """Hex SHA-256 of all that a training's result depends on but for its machine: ranks, threads, processor."""
-    parts = {
-        "data": data_digest,
-        "recipe": recipe.model_dump(mode="json"),
-        "pretrained": [source.digest for source in pretrained],  # their parts stand in the recipe
-        "seed": seed,
-        "code": code,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def code_digest() -> str:
-    """Hex SHA-256 of the code that computes a training: models, loop, augmentation, order, reader."""
-    return digest_of_code(_CODE)
 
 
 # ------------------------------------------------------------------------------------------------ where it runs
@@ -180,8 +151,8 @@ def _announce(title: str, job: TrainJob, stage: TrainStageConfig) -> None:
     log.info(f"{title}: {epochs} epochs in {where}, {stage.threads} thread(s) each")
     if state := TrainState.load(Path(job.work_dir)):
         if stage.workers:  # in this process the loop itself warns
-            state.check(job.fingerprint, stage.workers, stage.threads, warn=log.warning)
-        log.info(f"{title}: going on after {state.epoch} epochs and {state.step} updates")
+            state.check(job, stage.workers, warn=log.warning)
+        log.info(f"{title}: resuming after {state.epoch} epochs and {state.step} updates")
 
 
 # ------------------------------------------------------------------------------------------------ what people see of it
@@ -252,6 +223,7 @@ def _circumstances(params: Params, state: TrainState, run: Run) -> dict[str, Any
         "images_per_second": round(sum(rates) / len(rates), 1),
         "resumes": state.resumes,
         "checkpoint_fallbacks": state.fallbacks,
+        "accepted_versions": state.accepted,
         "versions": versions(),
         "hardware": hardware(),
         "git_commit": made_by.get("git.commit"),

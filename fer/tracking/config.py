@@ -13,7 +13,7 @@ from fer.environment import environment
 class TrackingConfig(Config):
     """Where runs are recorded."""
 
-    enabled: bool = Field(default=True, description="false: nothing is recorded, and MLflow is not even loaded")
+    enabled: bool = Field(default=True, description="false: nothing is recorded, and MLflow is not loaded")
     uri: str | None = Field(
         default=None,
         description="MLflow store, e.g. http://server:5000; null: the environment's MLFLOW_TRACKING_URI, "
@@ -23,13 +23,13 @@ class TrackingConfig(Config):
         default=False,
         description="true: an unreachable store is an error; false: a warning, and entries wait in .work/unsent",
     )
-    log_model: bool = Field(default=True, description="record the best model of a training (torch.export, about 10 s)")
+    log_model: bool = Field(default=True, description="record the best model of a run (torch.export, about 10 s)")
 
 
 def store_uri(config: TrackingConfig, root: Path) -> str:
     """The store in use: MLFLOW_TRACKING_URI, else `config.uri`, else a SQLite file in the project's root.
 
-    The path of a local store starts at `root`, and is absolute here.
+    The path of a local store is relative to `root`, and returned absolute.
     """
     uri = environment().mlflow_tracking_uri or config.uri or "sqlite:///mlflow.db"
     scheme = "sqlite:///" if uri.startswith("sqlite:///") else ""
@@ -39,5 +39,10 @@ def store_uri(config: TrackingConfig, root: Path) -> str:
 
 
 def is_server(uri: str) -> bool:
-    """Whether a store is a server of MLflow; else it is a database or a folder, opened by this process itself."""
+    """Whether a store is an MLflow server; else it is a database or a folder, opened by this process itself."""
     return uri.startswith(("http://", "https://"))
+
+
+def artifact_folder(root: Path) -> str:
+    """Where a store without a server keeps artifacts, as a URI."""
+    return (root.resolve() / "mlartifacts").as_uri()

@@ -1,9 +1,9 @@
-"""What a tracking store could not be told, kept in `.work/unsent` until it can be.
+"""Entries that a tracking store did not take, kept in `.work/unsent` until it does.
 
-    <time>-<process>.jsonl    one a run: the first line says what run it is, each other one names a call and arguments
+    <time>-<process>.jsonl    one a run: the first line identifies the run, each other one is a call and its arguments
     <time>-<process>/         copies of the files that calls are about, since the originals may be replaced meanwhile
 
-A writer holds a lock on its file, so that what a living process still writes is told from what is left to be sent.
+A writer holds a lock on its file, which distinguishes the journal of a living process from one that is left to be sent.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ Entry = tuple[str, dict[str, Any]]
 
 
 class Journal:
-    """The calls of one run, as they come; each is in the file before the next begins.
+    """The calls of one run, in order; each is in the file before the next starts.
 
     Args:
         root: the project's folder.
-        run: what the run is, for `open_journal`.
+        run: the facts that identify the run, for `open_journal`.
     """
 
     def __init__(self, root: Path, run: dict[str, Any]) -> None:
         folder = _folder(root)
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"{time.time_ns():020d}-{os.getpid()}.jsonl"  # by name in order of time
-        # It takes its name when it is locked and says what it is: before, another process would take it for a dead one.
+        self.path = folder / f"{time.time_ns():020d}-{os.getpid()}.jsonl"  # names sort by time
+        # Renamed once it is locked and has its first line: before, another process would take it for an abandoned one.
         new = self.path.with_suffix(".new")
         self._file = open(new, "w", encoding="utf-8")  # noqa: SIM115 - open, and locked, as long as the run
         fcntl.flock(self._file, fcntl.LOCK_EX)
@@ -57,9 +57,7 @@ class Journal:
         if keep is not None:
             if (size := _size(keep)) > MAX_FILE_BYTES:
                 log.warning(
-                    "%s: its %.0f MB are too many to be kept until MLflow works; the run goes without it",
-                    keep,
-                    size / 1e6,
+                    "%s: its %.0f MB are too many to be kept until MLflow works; the run lacks it", keep, size / 1e6
                 )
                 return
             arguments = {**arguments, "path": self._copy(keep)}
@@ -73,7 +71,7 @@ class Journal:
         return content[1]
 
     def close(self) -> None:
-        """Leaves the file to whoever sends it."""
+        """Leaves the file to the process that sends it."""
         self._file.close()
 
     def discard(self) -> None:
@@ -105,7 +103,7 @@ def left_journals(root: Path) -> list[Path]:
 
 @contextmanager
 def open_journal(path: Path) -> Iterator[tuple[dict[str, Any], list[Entry]] | None]:
-    """What run a journal is of, and its calls; None where a living process writes it or sends it.
+    """The facts that identify a journal's run, and its calls; None where a living process writes it or sends it.
 
     The journal is removed where the block ends without an error.
 
@@ -120,14 +118,13 @@ def open_journal(path: Path) -> Iterator[tuple[dict[str, Any], list[Entry]] | No
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Without a name it was sent, and removed, by another process while this one opened it.
+            free = os.fstat(file.fileno()).st_nlink > 0
         except BlockingIOError:
-            yield None
-            return
-        if os.fstat(file.fileno()).st_nlink == 0:  # sent, and removed, by another process while this one opened it
-            yield None
-            return
-        yield _read(file, path)
-        _remove(path)
+            free = False
+        yield _read(file, path) if free else None
+        if free:
+            _remove(path)
 
 
 def _folder(root: Path) -> Path:
@@ -135,7 +132,7 @@ def _folder(root: Path) -> Path:
 
 
 def _read(file: IO[str], path: Path) -> tuple[dict[str, Any], list[Entry]] | None:
-    """What a journal holds; None where its disk had no room for the first line."""
+    """The content of a journal; None where its disk had no room for the first line."""
     lines = [line for line in file if line.endswith("\n")]  # a killed writer may have left half a line
     if not lines:
         return None
@@ -153,7 +150,7 @@ def _read(file: IO[str], path: Path) -> tuple[dict[str, Any], list[Entry]] | Non
 
 def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
-    shutil.rmtree(path.with_suffix(""), ignore_errors=True)  # what was never copied is not there
+    shutil.rmtree(path.with_suffix(""), ignore_errors=True)  # there are copies only where a call was about a file
 
 
 def _size(path: Path) -> int:

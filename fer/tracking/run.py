@@ -1,4 +1,4 @@
-"""A run as the stages see it: told once, recorded in the store, or kept in a journal while the store is down."""
+"""A run as the stages see it: each entry goes to the store, or to a journal while the store is down."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from fer.console import log
 from fer.io.files import FileError
 from fer.lineage import flatten, lineage, redact
-from fer.tracking import store
+from fer.tracking import health, store
 from fer.tracking.config import TrackingConfig, store_uri
+from fer.tracking.health import TrackingError
 from fer.tracking.journal import Journal, left_journals, open_journal
-from fer.tracking.store import Identity, TrackingError
-from fer.tracking.stored_run import StoredRun
+from fer.tracking.store import Identity, StoredRun
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,25 +44,26 @@ def open_run(
     run_id: str | None = None,
     join: bool = False,
 ) -> Run:
-    """Open the run of a training, in its driver.
+    """Open the run of a training job, in its driver.
 
     Args:
-        root: the project's folder, which the store stands in.
+        root: the project's folder, which holds a local store.
         checkout: the folder whose code runs, for the tags of `lineage`; None: the same.
-        experiment: one a data set, made on first use with an absolute artifact folder `<root>/mlartifacts` (a server
+        experiment: one a dataset, created on first use with an absolute artifact folder `<root>/mlartifacts` (a server
             decides for itself).
         run_name: the model.
-        key: fingerprint of the training. An unfinished run that has it is opened again; otherwise there is a new run.
+        key: fingerprint of the training job. An unfinished run that has it is opened again; otherwise there is a new
+            run.
         params: nested, logged flat.
         tags: added to `lineage`.
         parent: the run of which this one is a trial, or its id.
-        run_id: add to this very run, as with `join`; if it is gone, `key` decides.
+        run_id: add to this very run, as with `join`; if it no longer exists, `key` decides.
         join: add to the latest run of `key`, finished or not, and leave its status and its end alone; there is a new
             run where none has it.
 
     Raises:
         TrackingError: the store is out of reach and `config.required`; else there is a warning, and entries are kept
-            until it works.
+            until it responds.
     """
     identity = Identity(
         experiment=experiment,
@@ -85,20 +86,21 @@ class Run:
 
     Leaving the block sets the status: FINISHED, FAILED after an exception, KILLED after an interruption. A run that was
     joined, to add an evaluation, keeps the status it had. Logging is idempotent: a point that is already there, with
-    the same key, step and value, is not logged twice, so a resumed training leaves no duplicates.
+    the same key, step and value, is not logged twice, so a resumed job leaves no duplicates.
 
-    While the store is down everything but a model is kept, and sent when it answers again.
+    While the store is down every entry but a model is kept, and sent when the store responds again.
 
     Args:
         config: of the tracking.
         root: the project's folder.
-        identity: what the run is.
+        identity: what identifies the run.
     """
 
     def __init__(self, config: TrackingConfig, root: Path, identity: Identity) -> None:
-        self._config, self._root, self._identity = config, root, identity
+        self._config, self._root = config, root
+        self.identity = identity  # as far as it is known by now
         self._uri = store_uri(config, root)
-        # Once connected, the run is in one of the two.
+        # Once connected, one of the two is set.
         self._stored: StoredRun | None = None
         self._journal: Journal | None = None
         self._failed_at = 0.0
@@ -107,7 +109,7 @@ class Run:
 
     @property
     def active(self) -> bool:
-        """Whether what is logged is recorded, now or later; false only where tracking is turned off."""
+        """Whether entries are recorded, now or later; false only where tracking is turned off."""
         return self._config.enabled
 
     @property
@@ -116,14 +118,9 @@ class Run:
         return self._stored is not None
 
     @property
-    def identity(self) -> Identity:
-        """What the run is, as far as it is known by now."""
-        return self._identity
-
-    @property
     def run_id(self) -> str | None:
-        """MLflow's id of the run; None when nothing is recorded, or while no store has answered yet."""
-        return self._identity.run_id
+        """MLflow's id of the run; None when nothing is recorded, or while no store has responded yet."""
+        return self.identity.run_id
 
     def __enter__(self) -> Self:
         return self
@@ -136,7 +133,7 @@ class Run:
             return
         try:
             self.finish("FAILED" if issubclass(kind, Exception) else "KILLED")
-        except TrackingError as failure:  # what ended the block is the news, and decides the exit code
+        except TrackingError as failure:  # the error that ended the block decides the exit code
             log.error("%s", failure)
 
     def finish(self, status: Status = "FINISHED") -> None:
@@ -144,88 +141,88 @@ class Run:
         if self._finished:
             return
         self._finished = True
-        self._tell("finish", {"status": status})
+        self._record("finish", {"status": status})
         if self._journal is not None:
-            log.info("what MLflow could not be told is kept in %s", self._journal.path)
+            log.info("entries that MLflow did not take are kept in %s", self._journal.path)
             self._journal.close()
 
-    # -------------------------------------------------------------------------------------------- what is recorded
+    # -------------------------------------------------------------------------------------------- entries
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0, at: int | None = None) -> None:
-        """Record scalars at an epoch (or 0 for final figures). at: milliseconds of the clock; None: now."""
+        """Record scalars at an epoch (or 0 for final results). at: milliseconds of the clock; None: now."""
         values = {key: float(value) for key, value in metrics.items()}
-        self._tell("log_metrics", {"metrics": values, "step": step, "at": at or int(time.time() * 1000)})
+        self._record("log_metrics", {"metrics": values, "step": step, "at": at or int(time.time() * 1000)})
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Record parameters, nested ones flat (`recipe.epochs`). What is recorded stays: MLflow's params are final."""
+        """Record parameters, nested ones flat (`recipe.epochs`). Recorded ones stay: MLflow's parameters are final."""
         values = {key: redact(value)[:MAX_PARAM_CHARACTERS] for key, value in flatten(params).items()}
-        self._tell("log_params", {"params": values})
+        self._record("log_params", {"params": values})
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set or overwrite tags."""
         values = {key: redact(str(value))[:MAX_TAG_CHARACTERS] for key, value in tags.items()}
-        self._tell("set_tags", {"tags": values})
+        self._record("set_tags", {"tags": values})
 
     def log_dataset(
         self, name: str, digest: str, *, source: str, context: str, profile: Mapping[str, Any] | None = None
     ) -> None:
-        """Record the data used, so that runs can be told apart by it; `context`: "training" or "testing"."""
+        """Record the dataset used, so that runs can be told apart by it; `context`: "training" or "testing"."""
         facts = {"name": name, "digest": digest, "source": redact(source), "context": context}
-        self._tell("log_dataset", {**facts, "profile": dict(profile or {})})
+        self._record("log_dataset", {**facts, "profile": dict(profile or {})})
 
     def log_table(self, columns: Mapping[str, Sequence[Any]], name: str) -> None:
         """Record a table as `name` (.json), which the UI compares across runs. Logged again, it is replaced."""
-        self._tell("log_table", {"columns": {key: list(values) for key, values in columns.items()}, "name": name})
+        self._record("log_table", {"columns": {key: list(values) for key, values in columns.items()}, "name": name})
 
     def log_json(self, content: Mapping[str, Any], name: str) -> None:
         """Record a JSON artifact."""
-        self._tell("log_json", {"content": dict(content), "name": name})
+        self._record("log_json", {"content": dict(content), "name": name})
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Record a file, or a folder with what is in it, as it is now.
+        """Record a file, or a folder with its content, as it is now.
 
         While the store is down a copy is kept; of more than 16 MiB none is, with a warning.
         """
-        self._tell("log_artifact", {"path": str(path), "folder": folder}, keep=path)
+        self._record("log_artifact", {"path": str(path), "folder": folder}, keep=path)
 
     def log_model(
         self, model: nn.Module, example: np.ndarray[Any, Any], *, labels: Sequence[str], name: str = "model"
     ) -> None:
         """Record the model once, in torch's export format (no pickle), with `example`: float32 (B >= 2, 3, size, size).
 
-        The batch stays free only if the example has two images or more. A second call for the same run does nothing.
-        While the store is down the model is left out, with a warning.
+        The batch size stays free only if the example has two images or more. A second call for the same run does
+        nothing. While the store is down the model is left out, with a warning.
         """
         assert example.ndim == 4, f"expected (B, 3, size, size), got {example.shape}"
-        assert len(example) >= 2, "with a single image the batch would be fixed to one"
+        assert len(example) >= 2, "with a single image the batch size would be fixed to one"
         if not (self._config.enabled and self._config.log_model):
             return
-        if not self._reach(lambda stored: stored.log_model(model, example, labels, name)):
-            log.warning("the model cannot wait for MLflow, and the run goes without it; run the stage again to add it")
+        if not self._send(lambda stored: stored.log_model(model, example, labels, name)):
+            log.warning("the model cannot wait for MLflow, and the run lacks it; run the stage again to add it")
 
     # -------------------------------------------------------------------------------------------- store or journal
 
     def connect(self) -> None:
-        """Finds the run in the store, or makes it; where the store is down a journal takes its place."""
+        """Finds the run in the store, or creates it; where the store is down a journal takes its place."""
         try:
             self._find()
         except store.failures() as error:
-            self._break_down(error)
+            self._use_journal(error)
 
-    def _tell(self, call: str, arguments: dict[str, Any], keep: Path | None = None) -> None:
-        """Tells the store; where that fails, and tracking is optional, the journal.
+    def _record(self, call: str, arguments: dict[str, Any], keep: Path | None = None) -> None:
+        """Sends an entry to the store; where that fails, and tracking is optional, to the journal.
 
         Args:
             call: a method of `StoredRun`.
             arguments: of it, such that JSON can hold them.
             keep: file or folder that the call is about.
         """
-        if not self._config.enabled or self._reach(lambda stored: stored.tell(call, arguments)):
+        if not self._config.enabled or self._send(lambda stored: stored.apply(call, arguments)):
             return
         assert self._journal is not None, "a run that is not in the store has a journal"
         self._journal.append(call, arguments, keep)
 
-    def _reach(self, action: Callable[[StoredRun], object]) -> bool:
+    def _send(self, action: Callable[[StoredRun], object]) -> bool:
         """Whether the store took it; a store that failed is tried again after a minute, and when the run ends."""
         if self._finished or time.monotonic() - self._failed_at > RETRY_SECONDS:
             self._catch_up()
@@ -234,52 +231,52 @@ class Run:
         try:
             action(self._stored)
         except store.failures() as error:
-            self._break_down(error)
+            self._use_journal(error)
             return False
         return True
 
     def _find(self) -> StoredRun:
-        """The run in the store, which first hears what waits for it.
+        """The run in the store, which first gets the entries that wait for it.
 
         Raises:
             Exception: one of `store.failures()`.
         """
-        store.probe(self._uri)
-        _send_journals(self._uri, self._root)  # of other runs: what a run of this process still writes is locked
-        found = store.find_run(self._uri, self._root, self._identity)
-        # A run that was made because there was none to join is this one's own, to be ended by it.
-        self._stored, self._identity = found, replace(self._identity, run_id=found.run_id, join=found.joined)
+        health.check_server(self._uri)
+        _send_journals(self._uri, self._root)  # of other runs: the journal of a living process is locked
+        found = store.find_run(self._uri, self._root, self.identity)
+        # A run that was created because there was none to join belongs to this one, and is ended by it.
+        self._stored, self.identity = found, replace(self.identity, run_id=found.run_id, join=found.joined)
         return found
 
-    def _break_down(self, error: Exception) -> None:
-        """Goes over to a journal, or goes on with the one that is open; a store that is required must not fail."""
+    def _use_journal(self, error: Exception) -> None:
+        """Switches to a journal, or stays with the one that is open; raises where the store is required."""
         reason = _reason(error)
         if self._config.required:
             raise TrackingError(
-                f"MLflow ({redact(self._uri)}): {reason}; mend it, or set tracking.required: false in params.yaml"
+                f"MLflow ({redact(self._uri)}): {reason}; repair it, or set tracking.required: false in params.yaml"
             ) from error
         if not self._warned:
             log.warning("MLflow (%s): %s; entries are kept here until it works", redact(self._uri), reason)
         self._warned, self._failed_at, self._stored = True, time.monotonic(), None
-        self._journal = self._journal or Journal(self._root, asdict(self._identity))
+        self._journal = self._journal or Journal(self._root, asdict(self.identity))
 
     def _catch_up(self) -> None:
-        """Tries the store again where a journal takes its place, with what journals hold before anything else."""
+        """Tries the store again where a journal takes its place, and sends the journals before anything else."""
         if (journal := self._journal) is None:
             return
         try:
             found = self._find()
             for call, arguments in journal.entries():
-                found.tell(call, arguments)
+                found.apply(call, arguments)
         except store.failures() as error:
-            self._break_down(error)
+            self._use_journal(error)
             return
         journal.discard()
         self._journal = None
 
 
 def _send_journals(uri: str, root: Path) -> None:
-    """Tells the store what earlier runs could not; what still fails is left for another time."""
+    """Sends the entries that earlier runs could not; those that still fail are left for another time."""
     reasons: tuple[type[Exception], ...] = (*store.failures(), FileError)
     for path in left_journals(root):
         try:
@@ -287,17 +284,14 @@ def _send_journals(uri: str, root: Path) -> None:
                 if content is None:
                     continue
                 facts, entries = content
-                identity = Identity.of(facts)
-                run = store.find_run(uri, root, identity)
+                run = store.find_run(uri, root, Identity.of(facts))
                 for call, arguments in entries:
-                    run.tell(call, arguments)
-                log.info("MLflow was told %d entries that waited in %s", len(entries), path.name)
+                    run.apply(call, arguments)
+                log.info("sent %d entries of %s to MLflow", len(entries), path.name)
         except reasons as error:
-            log.warning(
-                "%s cannot be sent: %s; the next run tries again, remove the file to give it up", path, _reason(error)
-            )
+            log.warning("%s cannot be sent: %s; the next run retries, remove the file to drop it", path, _reason(error))
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what an error says, without credentials."""
+    """The first line of an error's message, without credentials."""
     return redact(str(error).splitlines()[0] if str(error) else type(error).__name__)

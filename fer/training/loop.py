@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from fer.hashing import stable_hash
 from fer.models import FerModel, create_model
 from fer.shards.read import Batch, EvalBatches, normalise
 from fer.training.data import Data, open_data
+from fer.training.job import TrainJob
 from fer.training.learner import Learner
 from fer.training.metrics import classification_metrics
 from fer.training.optimizer import set_learning_rate
@@ -32,35 +32,11 @@ from fer.training.sam import Sam
 from fer.training.schedule import learning_rate
 from fer.training.state import Record, StateError, TrainState
 from fer.training.targets import Targets
-from fer.weights.parts import PartSource, load_part
+from fer.weights.parts import load_part
 
 
 class DivergedError(ValueError):
     """A loss or a gradient is no number; nothing was updated by it. The message names the samples."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainJob:
-    """One training, as every rank is told of it; picklable.
-
-    Attributes:
-        shards: folder of the sharded dataset, absolute.
-        work_dir: folder of checkpoints and progress, the same one for all ranks, absolute.
-        labels: of the dataset, in the order of the class indices.
-        threads: CPU threads of each rank.
-        fingerprint: of data, recipe, pretrained files, seed and code.
-        pretrained: the parts of the model that start from given weights.
-    """
-
-    shards: str
-    work_dir: str
-    recipe: Recipe
-    labels: tuple[str, ...]
-    seed: int
-    threads: int
-    checkpoint_every_steps: int
-    fingerprint: str
-    pretrained: tuple[PartSource, ...] = ()
 
 
 def train(
@@ -81,7 +57,7 @@ def train(
     Raises:
         DivergedError: on all ranks, before the update, where one rank's loss or the gradient is NaN or infinite.
         PeerLostError: a rank ended or is silent; told with its number.
-        StateError: checkpoints are there, and none is whole.
+        StateError: checkpoints are there, and none is whole, or other versions of the libraries wrote them.
         ValueError: the batch cannot be dealt to the ranks evenly, or the data cannot be read.
     """
     peers, stages = Peers(rank, world_size), job.recipe.in_stages
@@ -287,7 +263,7 @@ def _resume(job: TrainJob, peers: Peers) -> TrainState:
         raise found
     if found is None:
         return TrainState(fingerprint=job.fingerprint, seed=job.seed, world_size=peers.world_size, threads=job.threads)
-    found.check(job.fingerprint, peers.world_size, job.threads, warn=log.warning if peers.leads else None)
+    found.check(job, peers.world_size, warn=log.warning if peers.leads else None)
     found.resumes += 1
     return found
 

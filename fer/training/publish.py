@@ -11,7 +11,7 @@ from typing import Any
 from fer.io.files import write_atomic, write_json
 from fer.models import FerModel
 from fer.outputs import TRAINED
-from fer.training.loop import TrainJob
+from fer.training.job import TrainJob
 from fer.training.state import TrainState
 from fer.weights.store import save_model
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from fer.console import log
 from fer.io.files import open_atomic, remove_leftovers
+from fer.training.job import TrainJob, decisive_versions
 
-SCHEMA = 2
+SCHEMA = 3
 KEPT = 2
 Record = dict[str, float]
 _MARK = b"FER1"
@@ -30,6 +31,10 @@ _FOOTER = len(_MARK) + hashlib.sha256().digest_size
 
 class StateError(ValueError):
     """A checkpoint that cannot be used; the message names it and the remedy."""
+
+
+class VersionsError(StateError):
+    """A checkpoint that other versions of the libraries wrote; the message names both, and the commands to go on."""
 
 
 @dataclass
@@ -73,6 +78,10 @@ class TrainState:
     """How often the training went on from a file."""
     fallbacks: int = 0
     """How many damaged files were passed over for the one before."""
+    versions: dict[str, str] = field(default_factory=decisive_versions)
+    """The libraries that computed it (`fer.training.job.decisive_versions`)."""
+    accepted: list[dict[str, Any]] = field(default_factory=list)
+    """Where the user had it resume under other versions: `epoch`, finished before, and the `changed` ones."""
 
     def end_step(self, totals: Sequence[float]) -> None:
         """Counts an update; `totals` of its global batch are added."""
@@ -114,16 +123,38 @@ class TrainState:
         """The rows of history with their timings."""
         return [{**row, **timing} for row, timing in zip(self.history, self.timings, strict=True)]
 
-    def check(self, fingerprint: str, world_size: int, threads: int, *, warn: Callable[[str], object] | None) -> None:
-        """Refuses the state of another training. Other ranks or threads are taken over with a warning."""
-        if self.fingerprint != fingerprint:
-            raise StateError(f"the checkpoint belongs to training {self.fingerprint[:16]}, this is {fingerprint[:16]}")
-        if (self.world_size, self.threads) != (world_size, threads) and warn:
+    def check(self, job: TrainJob, world_size: int, *, warn: Callable[[str], object] | None) -> None:
+        """Whether a run may resume from this. Other ranks or threads are taken over with a warning.
+
+        Raises:
+            StateError: it is the state of another run.
+            VersionsError: other versions of the libraries wrote it, and `job.accept_versions` is false.
+        """
+        if self.fingerprint != job.fingerprint:
+            raise StateError(f"the checkpoint belongs to run {self.fingerprint[:16]}, this is {job.fingerprint[:16]}")
+        if (self.world_size, self.threads) != (world_size, job.threads) and warn:
             warn(
-                f"this training began with {self.world_size} worker(s) of {self.threads} thread(s) and goes on with "
-                f"{world_size} of {threads}: the same samples in the same order, but sums are rounded differently"
+                f"this run began with {self.world_size} worker(s) of {self.threads} thread(s) and resumes with "
+                f"{world_size} of {job.threads}: the same samples in the same order, but sums are rounded differently"
             )
-        self.world_size, self.threads = world_size, threads
+        self.world_size, self.threads = world_size, job.threads
+        now = decisive_versions()
+        changed = {
+            name: f"{self.versions.get(name)} -> {now[name]}" for name in now if self.versions.get(name) != now[name]
+        }
+        if not changed:
+            return
+        told = ", ".join(f"{name} {versions}" for name, versions in changed.items())
+        if not job.accept_versions:
+            raise VersionsError(
+                f"{job.work_dir}: versions changed since the checkpoint was written ({told}), and others may round "
+                f"differently; it is kept. Resume under the new versions: `{job.command} --accept-versions`. Start "
+                f"over: `{job.command} --restart`"
+            )
+        if warn:
+            warn(f"resuming under other versions, as accepted: {told}")
+        self.accepted.append({"epoch": self.epoch, "changed": changed})
+        self.versions = now
 
     def save(self, folder: Path) -> Path:
         """Writes `state-<global step>.pt` and removes all but the last two."""

@@ -50,7 +50,7 @@ def sample_keys(seed: int, epoch: int, rows: npt.NDArray[np.int64], repeats: npt
         rows: (B,) rows of the split, below 2**32.
         repeats: (B,) how often the row came before in this epoch.
     """
-    low, high, _, _ = philox((rows, repeats, 0, 0), stable_hash("fer.transforms.reference", seed, epoch))
+    low, high, _, _ = philox((rows, repeats, 0, 0), stable_hash("fer.augment", seed, epoch))
     return low | (high << _HALF)
 
 

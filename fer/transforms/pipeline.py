@@ -1,4 +1,4 @@
-"""Fast forms one after another, and inside `OneOf` and `Sequential`."""
+"""Fast forms one after another, and inside `Sequential`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,37 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from fer.transforms import colour, dropout, geometry
-from fer.transforms.base import Pixels, Shape, Transform
 from fer.transforms.draws import Float64Array, UInt64Array, uniforms
-
-FORMS: dict[str, type[Transform]] = {
-    form.__name__: form
-    for form in (
-        geometry.Affine,
-        geometry.CenterCrop,
-        geometry.HorizontalFlip,
-        geometry.Pad,
-        geometry.RandomCrop,
-        geometry.RandomResizedCrop,
-        geometry.Rotate,
-        colour.ColorJitter,
-        colour.RandomBrightnessContrast,
-        colour.RandomGamma,
-        colour.ToGray,
-        dropout.CoarseDropout,
-        dropout.Erasing,
-    )
-}
-"""Name in albumentations -> its fast form."""
+from fer.transforms.forms import FORMS, Pixels, Shape, Transform
 
 Steps = list[tuple[Transform, Any]]
-"""What is done to one picture: transforms with the parameters drawn for it."""
+"""What is done to one image: transforms with the parameters drawn for it."""
 
 
 @dataclass(frozen=True)
 class _Leaf:
-    """A transform at its place in the recipe: it is given pictures of `shape`, and numbers at `place`."""
+    """A transform at its place in the recipe: it is given images of `shape`, and numbers at `place`."""
 
     form: Transform
     shape: Shape
@@ -46,10 +25,10 @@ class _Leaf:
     def p(self) -> float:
         return self.form.p
 
-    def deal(self, u: Float64Array, samples: Sequence[int], steps: list[Steps], *, forced: bool) -> None:
+    def add_steps(self, u: Float64Array, samples: Sequence[int], steps: list[Steps]) -> None:
         """Appends to the steps of those of the `samples` that it is applied to."""
         of = self.form.parameters(u[:, self.place + 1 : self.place + 1 + self.form.draws], self.shape)
-        for sample in samples if forced else _applied(self.p, u[:, self.place], samples):
+        for sample in _applied(self.p, u[:, self.place], samples):
             steps[sample].append((self.form, of[sample]))
 
 
@@ -59,27 +38,13 @@ class _Sequential:
     p: float
     place: int
 
-    def deal(self, u: Float64Array, samples: Sequence[int], steps: list[Steps], *, forced: bool) -> None:
-        chosen = samples if forced else _applied(self.p, u[:, self.place], samples)
+    def add_steps(self, u: Float64Array, samples: Sequence[int], steps: list[Steps]) -> None:
+        chosen = _applied(self.p, u[:, self.place], samples)
         for node in self.inner:
-            node.deal(u, chosen, steps, forced=False)
+            node.add_steps(u, chosen, steps)
 
 
-@dataclass(frozen=True)
-class _OneOf:
-    inner: "tuple[_Node, ...]"
-    p: float
-    place: int
-
-    def deal(self, u: Float64Array, samples: Sequence[int], steps: list[Steps], *, forced: bool) -> None:
-        upper = np.cumsum([node.p for node in self.inner])
-        which = np.searchsorted(upper / upper[-1], u[:, self.place + 1], side="right")
-        chosen = samples if forced else _applied(self.p, u[:, self.place], samples)
-        for number, node in enumerate(self.inner):
-            node.deal(u, [sample for sample in chosen if which[sample] == number], steps, forced=True)
-
-
-_Node = _Leaf | _Sequential | _OneOf
+_Node = _Leaf | _Sequential
 
 
 def _applied(p: float, u: Float64Array, samples: Sequence[int]) -> Sequence[int]:
@@ -87,32 +52,35 @@ def _applied(p: float, u: Float64Array, samples: Sequence[int]) -> Sequence[int]
     return samples if p >= 1 else [sample for sample in samples if u[sample] < p]
 
 
+class NoFastFormError(Exception):
+    """The transforms have to be done by albumentations."""
+
+
 class FastPipeline:
     """A recipe's transforms in their fast forms.
 
     Args:
         references: objects of albumentations, in the order of application.
-        size: side of the square pictures.
+        size: side of the square images.
 
     Raises:
-        NoFastFormError: one of them has no fast form, or the pictures' shape would depend on what is drawn.
+        NoFastFormError: one of them has no fast form, or the images' shape would depend on what is drawn.
     """
 
     def __init__(self, references: Sequence[Any], size: int) -> None:
         self._slots: list[tuple[int, int]] = []
         self._transforms = 0
-        nodes, shape = self._sequence(references, (size, size))
+        self._nodes, shape = self._sequence(references, (size, size))
         if shape != (size, size):
             raise NoFastFormError
-        self._nodes = nodes
         self._blocks = np.array(self._slots, np.int64).reshape(-1, 2)
 
     def plan(self, keys: UInt64Array) -> Callable[[int, Pixels, Pixels], None]:
-        """Draws for the samples whose keys (B,) are given; what is returned does it: (position, picture, out)."""
+        """Draws for the samples whose keys (B,) are given; what is returned does it: (position, image, out)."""
         u = uniforms(keys, self._blocks)
         steps: list[Steps] = [[] for _ in range(len(keys))]
         for node in self._nodes:
-            node.deal(u, range(len(keys)), steps, forced=False)
+            node.add_steps(u, range(len(keys)), steps)
         return lambda position, image, out: _run(steps[position], image, out)
 
     def _sequence(self, references: Sequence[Any], shape: Shape) -> tuple[tuple[_Node, ...], Shape]:
@@ -131,15 +99,11 @@ class FastPipeline:
             place = self._take(1)
             inner, after = self._sequence(reference.transforms, shape)
             return _Sequential(inner, reference.p, place), after
-        if name == "OneOf":
-            place = self._take(2)
-            members = [self._node(one, shape) for one in reference.transforms]
-            if len({after for _, after in members}) > 1:
-                raise NoFastFormError
-            return _OneOf(tuple(node for node, _ in members), reference.p, place), members[0][1]
-        form = FORMS[name].of(reference) if name in FORMS else None
-        made = form.shape(shape) if form is not None else None
-        if form is None or made is None:
+        if name not in FORMS or not FORMS[name].supports(reference):
+            raise NoFastFormError
+        form = FORMS[name](reference)
+        made = form.shape(shape)
+        if made is None:
             raise NoFastFormError
         return _Leaf(form, shape, self._take(1 + form.draws)), made
 
@@ -151,12 +115,8 @@ class FastPipeline:
         return first
 
 
-class NoFastFormError(Exception):
-    """The transforms have to be done by albumentations."""
-
-
 def _run(steps: Steps, image: Pixels, out: Pixels) -> None:
-    """Does the steps to a picture (H, W, 3), which stays as it is, and writes the result to `out`."""
+    """Does the steps to an image (H, W, 3), which stays as it is, and writes the result to `out`."""
     for form, parameter in steps:
         if form.in_place and image is not out:
             if image.shape == out.shape:

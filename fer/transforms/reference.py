@@ -6,11 +6,10 @@
         p: 0.2
         transforms: [{name: Rotate, limit: [-5, 5], p: 1.0}, {name: Pad, padding: 8}, {name: RandomCrop}]
 
-Albumentations says what each transform does and draws. A recipe whose transforms all have a fast form
-(`fer.transforms`) is done by those, with the same results for the same draws; any other by albumentations itself.
-
-It is imported when an `Augmenter` is built, not with this module, so that reading a recipe stays quick; names of
-transforms and of their arguments are checked against the table below without it.
+Albumentations defines what each transform does and draws. A recipe whose transforms all have a fast form
+(`fer.transforms.forms`) is applied by those, with the same results for the same draws; any other by albumentations
+itself, slower. It is imported when an `Augmenter` is built, so that reading a recipe stays quick: the table below
+checks names of transforms and arguments without it.
 """
 
 import random
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 Pixels = npt.NDArray[np.uint8]
 Apply = Callable[[int, Pixels, Pixels], None]
-"""(position in the batch, picture, out): both RGB uint8 (size, size, 3); the picture stays as it is."""
+"""(position in the batch, image, out): both RGB uint8 (size, size, 3); the image stays as it is."""
 
 _WARP = ("interpolation", "border_mode", "fill")
 
@@ -94,7 +93,7 @@ class AugmentSpec(Config):
             return data
         own = {key: value for key, value in data.items() if key in cls.model_fields}
         if isinstance(own.get("transforms"), list):
-            own["transforms"] = tuple(own["transforms"])  # what passed through here is no longer read as JSON
+            own["transforms"] = tuple(own["transforms"])  # pydantic no longer reads as JSON what this returns
         beside = {key: value for key, value in data.items() if key not in cls.model_fields}
         nested = own.get("options", {})
         return own | {"options": {**nested, **beside}} if beside and isinstance(nested, Mapping) else own
@@ -132,14 +131,14 @@ class AugmentSpec(Config):
 
 
 class Augmenter:
-    """Applies a recipe's transforms to the pictures of a batch; usable from any number of threads at once.
+    """Applies a recipe's transforms to the images of a batch; usable from any number of threads at once.
 
     The result depends on the image and the key alone: not on the thread, the batch, or what was augmented before.
 
     Args:
         specs: transforms in the order of application; none leaves images as they are.
         image_size: side of the square images in pixels; also what crops come out at unless they say otherwise.
-        reference: albumentations does it, also where there is a fast form. The draws are other ones.
+        reference: albumentations does it, also where there is a fast form. The draws differ.
 
     Attributes:
         fast: the transforms are done in their fast forms.
@@ -154,11 +153,11 @@ class Augmenter:
         self._size = image_size
         self._of_thread = threading.local()
         self._try_out()
-        self._pipeline = None if reference else _fast_form(self._specs, image_size)
+        self._pipeline = None if reference else self._fast_form()
         self.fast = self._pipeline is not None
 
     def plan(self, keys: npt.NDArray[np.uint64]) -> Apply:
-        """Draws for a whole batch; what is returned does to one picture after another what was drawn for it.
+        """Draws for a whole batch; what is returned applies to one image after another what was drawn for it.
 
         keys: (B,), of the samples, as `fer.transforms.draws.sample_keys` makes them.
         """
@@ -171,11 +170,19 @@ class Augmenter:
 
         return apply
 
+    def _fast_form(self) -> "FastPipeline | None":
+        from fer.transforms.pipeline import FastPipeline, NoFastFormError
+
+        try:
+            return FastPipeline([_build(spec, self._size) for spec in self._specs], self._size)
+        except NoFastFormError:
+            return None
+
     def _by_albumentations(self, image: Pixels, key: int) -> Pixels:
-        pipeline: _Pipeline | None = getattr(self._of_thread, "pipeline", None)
-        if pipeline is None:
-            pipeline = self._of_thread.pipeline = _Pipeline(self._specs, self._size)
-        return pipeline(image, key)
+        if not hasattr(self._of_thread, "pipeline"):
+            self._of_thread.pipeline = _Pipeline(self._specs, self._size)
+        result: Pixels = self._of_thread.pipeline(image, key)
+        return result
 
     def _try_out(self) -> None:
         """Runs everything once on noise, also what is rarely drawn, so that a mistake shows before the first epoch."""
@@ -203,9 +210,9 @@ def compose(
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
 ) -> "Callable[[Pixels], Tensor]":
-    """The transforms as albumentations' manual puts them together, for what is measured against `Augmenter`.
+    """The transforms as albumentations' manual puts them together: the baseline of `Augmenter`.
 
-    (size, size, 3) RGB uint8 -> (3, size, size), drawn anew at each call: float32 normalised by mean and std, which
+    (size, size, 3) RGB uint8 -> (3, size, size), drawn at each call: float32 normalized by mean and std, which
     count from 0 to 1; uint8 without them.
     """
     import albumentations
@@ -216,15 +223,6 @@ def compose(
         transforms.append(albumentations.Normalize(mean=mean, std=std))
     pipeline = albumentations.Compose([*transforms, ToTensorV2()])
     return lambda image: pipeline(image=image)["image"]
-
-
-def _fast_form(specs: Sequence[AugmentSpec], size: int) -> "FastPipeline | None":
-    from fer.transforms.pipeline import FastPipeline, NoFastFormError
-
-    try:
-        return FastPipeline([_build(spec, size) for spec in specs], size)
-    except NoFastFormError:
-        return None
 
 
 class _Pipeline:
@@ -238,7 +236,7 @@ class _Pipeline:
         self._compose = albumentations.Compose(transforms, strict=True, is_check_shapes=False)
         # Compose.set_random_seed would start every transform at the same point of the same stream, so that all
         # transforms of p = 0.5 are applied together or not at all. Shared generators make the draws follow one another;
-        # setting their state anew also costs a fifth of making new ones.
+        # resetting their state also costs a fifth of making new ones.
         self._draws = random.Random()
         self._numpy_draws = np.random.Philox(key=0)
         self._numpy_state = self._numpy_draws.state
@@ -258,13 +256,15 @@ def _build(spec: AugmentSpec, size: int) -> "albumentations.BasicTransform | alb
     p = {} if spec.p is None else {"p": spec.p}
     if spec.name in CONTAINERS:
         return kind([_build(inner, size) for inner in spec.transforms], **p)
-    arguments = _default_size(spec.name, size) | {key: _value(key, value) for key, value in spec.options.items()}
+    arguments = _default_sizes(size).get(spec.name, {}) | {
+        key: _value(key, value) for key, value in spec.options.items()
+    }
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # albumentations only warns of arguments that it then ignores
             return kind(**arguments, **p)
     except (ValueError, TypeError, UserWarning) as error:
-        # pydantic's message says which argument, and what would do; its closing link to a manual helps nobody.
+        # pydantic's message names the argument and the allowed values; its closing link to a manual helps nobody.
         text = "; ".join(
             line.strip() for line in str(error).splitlines()[1:] or [str(error)] if "errors.pydantic.dev" not in line
         )
@@ -277,14 +277,15 @@ def _made_certain(spec: AugmentSpec) -> AugmentSpec:
     return spec.model_copy(update={"p": 1.0, "transforms": inner})
 
 
-def _default_size(name: str, size: int) -> dict[str, Any]:
-    if name in ("RandomCrop", "CenterCrop"):
-        return {"height": size, "width": size}
-    if name == "RandomResizedCrop":
-        return {"size": (size, size)}
-    if name == "PadIfNeeded":
-        return {"min_height": size, "min_width": size}
-    return {}
+def _default_sizes(size: int) -> dict[str, dict[str, Any]]:
+    """Arguments that a recipe may leave out, by transform: the model's input size."""
+    square = {"height": size, "width": size}
+    return {
+        "RandomCrop": square,
+        "CenterCrop": square,
+        "RandomResizedCrop": {"size": (size, size)},
+        "PadIfNeeded": {"min_height": size, "min_width": size},
+    }
 
 
 def _value(key: str, value: Any) -> Any:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from limits import patience
+from builders.limits import patience
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import yaml_text
-from limits import patience
+from builders.limits import patience
 
 COMPOSE = Path(__file__).resolve().parents[2] / "infra" / "mlflow" / "compose.yaml"
 PASSWORD = secrets.token_hex(16)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_training import make_project, make_shards
+from builders.projects import make_project
+from builders.shards import make_shards
 
 from fer.config import ConfigError
 from fer.evaluation.aggregate import detectable_difference, pairs_needed, spread
@@ -112,7 +113,7 @@ def test_the_weight_of_the_attention_loss_stands_wherever_its_printed_gain_does(
     assert papers == pytest.approx(5 * ours, rel=1e-6), "five times as much"
     repository = Path(__file__).parents[2]
     readme = next(line for line in (repository / "README.md").read_text().splitlines() if "+0.49" in line)
-    figures = next(part for part in (repository / "docs/figures.md").read_text().split("\n\n") if "+0.49" in part)
+    figures = next(part for part in (repository / "docs/results.md").read_text().split("\n\n") if "+0.49" in part)
     for text, times in ((readme, "five times"), (figures, "five times"), (str(study.note), "a fifth")):
         assert all(words in text for words in (f"{ours:g}", "0.1 of its own definition", times))
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tiny_training import LABELS, NANO, TOY, make_project, run_child, run_stage, start_training
+from builders.projects import NANO, TOY, make_project, start_training
+from builders.runs import run_child, run_stage
+from builders.shards import LABELS
 
 from fer.cluster.config import ClusterConfig
 from fer.cluster.fit import _explained
@@ -19,28 +21,11 @@ from fer.cluster.shared import missing_paths
 from fer.params import load
 from fer.processes import LostError
 from fer.stages import train
-from fer.stages.train import code_digest, fingerprint
 from fer.training.recipe import Recipe, TrainStageConfig
 
 
 def recipe(**changes: object) -> Recipe:
     return Recipe.model_validate_json(json.dumps({**NANO, **changes}))
-
-
-def test_the_fingerprint_is_of_data_recipe_seed_and_code() -> None:
-    prints = {
-        fingerprint("data", recipe(), 1, "code"),
-        fingerprint("other", recipe(), 1, "code"),
-        fingerprint("data", recipe(epochs=4), 1, "code"),
-        fingerprint("data", recipe(), 2, "code"),
-        fingerprint("data", recipe(), 1, "other"),
-    }
-    assert len(prints) == 5
-    assert fingerprint("data", recipe(), 1, "code") in prints
-
-
-def test_the_code_digest_is_the_same_twice() -> None:
-    assert code_digest() == code_digest()
 
 
 def test_missing_paths_are_those_that_are_not_there(tmp_path: Path) -> None:

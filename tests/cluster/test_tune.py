@@ -16,7 +16,7 @@ from typing import Any
 import optuna
 import pytest
 import yaml_text
-from tiny_training import TOY, environment, make_project
+from builders.projects import TOY, environment, make_project
 
 from fer.cluster.config import SearchRange, TuneConfig
 from fer.cluster.trials import Trial, TrialLog, TrialPlan, own_values, run_trial, vary

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from limits import patience
+from builders.limits import patience
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -21,8 +21,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import psutil
-from tiny_training import (
-    REPOSITORY,
+from builders.projects import REPOSITORY
+from builders.runs import (
     assert_same_bits,
     child,
     elsewhere,
@@ -36,7 +36,8 @@ from tiny_training import (
 )
 
 from fer.io.files import write_json
-from fer.training.loop import TrainJob, train
+from fer.training.job import TrainJob
+from fer.training.loop import train
 
 SAM = {"rho": 0.05}
 STAGES = [{"epochs": 2}, {"optimizer": "sgd", "learning_rate": 0.01, "trainable": ["fc.*"], "epochs": 1}]

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import TOY, child, make_project, no_leftovers, patience, published, run_child, run_stage
+from builders.limits import patience
+from builders.projects import TOY, make_project, published
+from builders.runs import child, no_leftovers, run_child, run_stage
 
 from fer.io.files import read_json
 from fer.training.state import StateError, TrainState, saved_states

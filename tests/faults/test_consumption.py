@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_training import child, final_state, make_job, patience, train_rank
+from builders.limits import patience
+from builders.runs import child, final_state, make_job, train_rank
 
 from fer.shards.order import balanced_weights, epoch_order
 from fer.shards.read import ShardSet, TrainBatches
-from fer.training.loop import TrainJob
+from fer.training.job import TrainJob
 
 UNDER_SAM = {"sampler": "balanced", "sam": {"rho": 0.05}, "epochs": 2, "batch_size": 12}
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tiny_crop import BLOCKS, CHANGES, CONFIG, TinySource, begun, crop, crop_until, files, make_raw, start
-from tiny_training import finish, patience, run_child, still_alive
+from builders.crops import BLOCKS, CHANGES, CONFIG, TinySource, begun, crop, crop_until, files, make_raw, start
+from builders.limits import patience
+from builders.projects import finish
+from builders.runs import run_child, still_alive
 
 from fer.faces.blocks import MOST_ATTEMPTS, crop_block
 from fer.io.files import FileError

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_training import LABELS, make_shards
+from builders.projects import TOY
+from builders.shards import LABELS, make_shards
 
 from fer.evaluation.config import EvaluateConfig
 from fer.evaluation.metrics import summarise
@@ -22,7 +23,7 @@ def test_the_confusion_matrix_counts_all_rows_and_every_figure_is_the_same_bits_
 ) -> None:
     make_shards(tmp_path / "shards", test=rows)
     torch.manual_seed(0)
-    save_model(create_model("toy", len(LABELS)), tmp_path / "model.safetensors", LABELS, "basic7", name="toy")
+    save_model(create_model(TOY["model"], len(LABELS)), tmp_path / "model.safetensors", LABELS, "basic7", name="toy")
     job = PredictJob(
         shards=str(tmp_path / "shards"),
         weights=str(tmp_path / "model.safetensors"),

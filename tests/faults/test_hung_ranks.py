@@ -11,25 +11,22 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tiny_training import (
-    NANO,
-    TOY,
+from builders.limits import patience
+from builders.projects import NANO, TOY, make_project, start_training
+from builders.runs import (
     assert_same_bits,
     child,
     elsewhere,
     final_state,
     make_job,
-    make_project,
-    make_shards,
-    patience,
     run_child,
     run_ranks,
     run_stage,
-    start_training,
     train_rank,
 )
+from builders.shards import make_shards
 
-from fer.training.loop import TrainJob
+from fer.training.job import TrainJob
 from fer.training.peers import PeerLostError
 
 HUNG = (1, 3)

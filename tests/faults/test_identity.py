@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 import yaml_text
-from tiny_training import TOY, child, environment, make_project, make_shards, patience, published, run_child, run_stage
+from builders.limits import patience
+from builders.projects import TOY, environment, make_project, published
+from builders.runs import child, run_child, run_stage
+from builders.shards import make_shards
 
 QUIET = {"recipe": TOY, "epochs": 2, "tracking": {"enabled": False}}
 DIE = "import os, signal\nimport fer.training.loop as loop\nupdates, rate = [], loop.set_learning_rate\n"
@@ -40,7 +43,7 @@ def test_a_killed_training_is_never_gone_on_with_under_other_data_or_parameters(
     for project in (root, fresh):
         change(project)
         assert run_child(run_stage, str(project), str(tmp_path / "said")) == 0
-        assert "going on after" not in (tmp_path / "said").read_text()
+        assert "resuming after" not in (tmp_path / "said").read_text()
     assert published(root) == published(fresh)
     assert set(root.glob(".work/*/state-*.pt")) == before, "the other training could still be gone on with"
 

@@ -10,19 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from builders.limits import patience
+from builders.projects import environment, finish, make_project, start_training
+from builders.runs import final_state, make_job, run_ranks, still_alive
+from builders.shards import make_shards
 from test_resume_ray import UNDER_SAM, assert_published, steps_in_mlflow, wait_for_worker
-from tiny_training import (
-    environment,
-    final_state,
-    finish,
-    make_job,
-    make_project,
-    make_shards,
-    patience,
-    run_ranks,
-    start_training,
-    still_alive,
-)
 
 from fer.training.state import TrainState, saved_states
 
@@ -69,7 +61,7 @@ def test_a_process_of_rays_own_that_dies_ends_the_training_with_its_name_and_the
     assert not (tmp_path / "trained").exists()
     (work,) = tmp_path.glob(".work/[0-9a-f]*")
     assert saved_states(work)
-    assert "going on after" in finish(start_training(tmp_path), timeout=280)
+    assert "resuming after" in finish(start_training(tmp_path), timeout=280)
     assert_published(tmp_path, undisturbed)
     points = steps_in_mlflow(tmp_path)
     assert len(points) == len(set(points)) == 3 * EPOCHS

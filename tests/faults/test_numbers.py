@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import child, final_state, make_job, patience, train_rank
+from builders.limits import patience
+from builders.runs import child, final_state, make_job, train_rank
 
-from fer.training.loop import DivergedError, TrainJob
+from fer.training.job import TrainJob
+from fer.training.loop import DivergedError
 from fer.training.passes import Passes
 
 SECOND_PASS_OF_THE_THIRD_UPDATE = 6

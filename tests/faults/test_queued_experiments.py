@@ -14,12 +14,13 @@ import cv2
 import numpy as np
 import pytest
 import yaml_text
-from tiny_training import LABELS, NANO, REPOSITORY, finish, make_project, run_dvc, start_training
+from builders.projects import NANO, REPOSITORY, finish, make_project, run_dvc, start_training
+from builders.shards import LABELS
 
 from fer import params
 from fer.processes import lock
-from fer.sources.download import download_dataset
 from fer.sources.folders import FoldersConfig
+from fer.stages.download import download_dataset
 
 
 def queue(project: Path, name: str) -> Path:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import psutil
-from tiny_training import make_shards, run_child
+from builders.runs import run_child
+from builders.shards import make_shards
 
 from fer.models.base import Resize
 from fer.shards.pixels import ModelInput

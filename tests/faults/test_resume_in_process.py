@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_training import (
+from builders.limits import patience
+from builders.runs import (
     assert_same_bits,
     child,
     elsewhere,
@@ -17,12 +18,12 @@ from tiny_training import (
     kill_at_step,
     make_job,
     no_leftovers,
-    patience,
     run_child,
     run_ranks,
 )
 
-from fer.training.loop import TrainJob, train
+from fer.training.job import TrainJob
+from fer.training.loop import train
 from fer.training.state import TrainState, saved_states
 
 KILLED = -signal.SIGKILL

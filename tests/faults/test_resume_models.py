@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from tiny_training import (
+from builders.runs import (
     assert_same_bits,
     elsewhere,
     final_state,

@@ -14,20 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from builders.limits import patience
+from builders.projects import NANO, finish, make_project, start_training
+from builders.runs import assert_same, final_state, make_job, run_ranks, still_alive
+from builders.shards import make_shards
 from safetensors.torch import load_file
-from tiny_training import (
-    NANO,
-    assert_same,
-    final_state,
-    finish,
-    make_job,
-    make_project,
-    make_shards,
-    patience,
-    run_ranks,
-    start_training,
-    still_alive,
-)
 
 from fer.training.state import TrainState
 
@@ -107,7 +98,7 @@ def test_a_killed_driver_leaves_nothing_running_and_goes_on_when_run_again(
     child.communicate()
     assert_gone(family)
     assert not (root / "trained").exists()
-    assert "going on after" in finish(start_training(root), timeout=280)
+    assert "resuming after" in finish(start_training(root), timeout=280)
     assert_published(root, undisturbed)
     points = steps_in_mlflow(root)
     assert len(points) == len(set(points)) == 9  # three metrics, three epochs, each once

@@ -15,7 +15,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from tiny_training import REPOSITORY, TOY, make_project, published, run_child, run_stage
+from builders.projects import REPOSITORY, TOY, make_project, published
+from builders.runs import run_child, run_stage
 
 QUIET = {"recipe": TOY, "epochs": 2, "tracking": {"enabled": False}}
 
@@ -215,7 +216,7 @@ def test_a_disk_full_of_checkpoints_fails_with_its_reason_and_goes_on_when_there
         filler.unlink()
         code, said = stage(root)
         assert code == 0, said
-        assert "going on after" in said
+        assert "resuming after" in said
         assert published(root) == undisturbed
 
 
@@ -234,7 +235,7 @@ def test_a_full_disk_at_publishing_keeps_what_was_published_and_trains_nothing_a
         filler.unlink()
         code, said = stage(root)
         assert code == 0, said
-        assert "going on after 2 epochs" in said
+        assert "resuming after 2 epochs" in said
         assert published(root) == undisturbed
 
 

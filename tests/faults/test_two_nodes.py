@@ -18,17 +18,9 @@ from typing import Any
 
 import psutil
 import pytest
-from tiny_training import (
-    TOY,
-    environment,
-    final_state,
-    finish,
-    make_job,
-    make_project,
-    patience,
-    run_ranks,
-    start_training,
-)
+from builders.limits import patience
+from builders.projects import TOY, environment, finish, make_project, start_training
+from builders.runs import final_state, make_job, run_ranks
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 

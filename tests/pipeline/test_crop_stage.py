@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from limits import patience
+from builders.limits import patience
 
 from fer.cluster.config import ClusterConfig
 from fer.faces.blocks import crop_block
@@ -17,10 +17,10 @@ from fer.faces.config import CropConfig
 from fer.faces.select import REASONS
 from fer.io.files import FileError, read_json
 from fer.shards.table import read_table
-from fer.sources.download import download_dataset
 from fer.sources.folders import FoldersConfig
 from fer.sources.registry import get_source
 from fer.stages.crop import crop_dataset
+from fer.stages.download import download_dataset
 
 HERE = ClusterConfig(crop_workers=0)
 PHOTOS = (

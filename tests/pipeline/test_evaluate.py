@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_project import LABELS, make_project, publish_training, publish_training_chosen_on_test
+from builders.published import LABELS, make_project, publish_training, publish_training_chosen_on_test
 
 from fer.cluster.predict import predict
 from fer.evaluation.predict import Predictions, PredictJob, merge, predict_share

@@ -15,8 +15,8 @@ from fer.io.files import read_json
 from fer.models import create_model
 from fer.shards.read import ShardSet
 from fer.shards.write import shard_dataset
-from fer.sources.download import download_dataset
 from fer.stages.crop import crop_dataset
+from fer.stages.download import download_dataset
 from fer.stages.evaluate import run_evaluation
 from fer.stages.train import run_training
 from fer.weights.parts import load_part, locate

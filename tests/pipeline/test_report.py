@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml_text
+from builders.published import make_project, publish_training, publish_training_chosen_on_test
 from page_outline import Outline
-from toy_project import make_project, publish_training, publish_training_chosen_on_test
 
 from fer import published
 from fer.io.files import FileError, read_json, write_json
@@ -291,8 +292,7 @@ def test_a_training_of_an_older_project_is_told_with_its_time_and_machine(tmp_pa
 def test_results_outside_the_run_section_are_shown_too(tmp_path: Path) -> None:
     params = make_project(tmp_path)
     publish_training(params)
-    text = (tmp_path / "params.yaml").read_text().replace("models: [nano, other]", "models: [other]")
-    (tmp_path / "params.yaml").write_text(text)
+    yaml_text.edit(tmp_path / "params.yaml", "run.models", ["other"])
     names = [result.model for result in collect(load(tmp_path / "params.yaml")).results]
     assert names == ["other", "nano"]
 

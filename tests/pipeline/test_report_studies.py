@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from builders.published import make_project
 from page_outline import Outline
-from toy_project import make_project
 
 from fer.config import parse
 from fer.evaluation.figures import save

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small_shards import write_set
+from builders.shards import write_set
 
 from fer import cli
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_shards import write_set
+from builders.shards import write_set
 
 from fer.shards.folds import group_folds, groupings
 from fer.shards.manifest import Manifest, load_manifest

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import LABELS, assert_same_bits, elsewhere, final_state, make_job, run_child, run_ranks, train_rank
+from builders.runs import assert_same_bits, elsewhere, final_state, make_job, run_child, run_ranks, train_rank
+from builders.shards import LABELS
 
 from fer.models import create_model
 from fer.training import loop
 from fer.training.data import open_data
 from fer.training.ema import Ema
-from fer.training.loop import DivergedError, TrainJob, prepare, train
+from fer.training.job import TrainJob
+from fer.training.loop import DivergedError, prepare, train
 from fer.training.metrics import classification_metrics
 from fer.training.peers import Peers
 from fer.training.progress import FILE_NAME
@@ -79,7 +81,7 @@ def measure(job: TrainJob, rank: int, world_size: int, meeting: str, work_dir: s
 
 
 def run_children(target: Callable[..., None], job: TrainJob, world_size: int, meeting: Path, *arguments: Any) -> bool:
-    from tiny_training import child
+    from builders.runs import child
 
     ranks = [child(target, job, rank, world_size, str(meeting), *arguments) for rank in range(world_size)]
     for rank in ranks:
@@ -142,7 +144,7 @@ def test_a_batch_that_cannot_be_dealt_evenly_is_refused(tmp_path: Path) -> None:
 
 
 def test_more_ranks_go_on_from_the_same_state_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from tiny_training import kill_at_step
+    from builders.runs import kill_at_step
 
     from fer.console import log
 

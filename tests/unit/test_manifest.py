@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from small_shards import change_manifest, write_set
+from builders.shards import change_manifest, write_set
 
 from fer.shards.manifest import FILE_NAME, load_manifest, parse_manifest
 from fer.shards.schema import ShardError

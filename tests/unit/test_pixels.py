@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from builders.shards import picture, png
 from PIL import Image
-from small_shards import picture, png
 
 from fer.models.base import IMAGENET_MEAN, IMAGENET_STD, Resize
 from fer.shards.pixels import ModelInput, PixelCache, decode, normalise, resize

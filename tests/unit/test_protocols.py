@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_training import TOY, elsewhere, make_job
+from builders.projects import TOY
+from builders.runs import elsewhere, make_job
 
 from fer.evaluation.metrics import wilson
 from fer.evaluation.protocols import both_protocols, chosen_epoch

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from small_shards import LABELS, label_of, picture, png, write_split
+from builders.shards import LABELS, label_of, picture, png, write_split
 
 from fer.models.base import Resize
 from fer.shards.dataset import RowGroups, ShardSplit

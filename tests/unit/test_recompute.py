@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import assert_same_bits, make_job
+from builders.runs import assert_same_bits, make_job
 from torch import Tensor, nn
 
 from fer.models import create_model

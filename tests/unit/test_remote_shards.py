@@ -11,7 +11,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-from small_shards import change_manifest, picture, png, write_part, write_set
+from builders.shards import change_manifest, picture, png, write_part, write_set
 
 from fer.io.transfer import Patience
 from fer.models.base import Resize

@@ -12,15 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_training import (
-    assert_same_bits,
-    elsewhere,
-    final_state,
-    kill_between_passes,
-    make_job,
-    run_child,
-    run_ranks,
-)
+from builders.runs import assert_same_bits, elsewhere, final_state, kill_between_passes, make_job, run_child, run_ranks
 
 from fer.models import create_model
 from fer.training.loop import train

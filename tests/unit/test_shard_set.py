@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from small_shards import LABELS, change_manifest, picture, png, write_part, write_set
+from builders.shards import LABELS, change_manifest, picture, png, write_part, write_set
 
 from fer.shards.read import ShardSet
 from fer.shards.schema import ShardError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from small_shards import write_set
+from builders.shards import write_set
 
 from fer.commands.shards import describe, describe_folds
 from fer.shards.manifest import Manifest, load_manifest

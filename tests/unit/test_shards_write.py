@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_shards import change_manifest
+from builders.shards import change_manifest
 
 from fer.io.files import FileError, write_json
 from fer.io.images import decode_image

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import TOY, assert_same_bits, elsewhere, final_state, kill_at_step, make_job, run_child
+from builders.projects import TOY
+from builders.runs import assert_same_bits, elsewhere, final_state, kill_at_step, make_job, run_child
 
 from fer.models import create_model
 from fer.training.data import open_data

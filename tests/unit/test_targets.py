@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_training import TOY
+from builders.projects import TOY
 
 from fer.training.recipe import Mix, Recipe
 from fer.training.targets import Targets, class_weights, mixed, soften

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from fer.io.files import FileError
 from fer.models import create_model
-from fer.stages.train import fingerprint
+from fer.training.job import fingerprint
 from fer.training.recipe import Recipe
 from fer.weights.parts import list_parts, load_part, locate
 from fer.weights.store import save_model

@@ -1,0 +1,103 @@
+"""The download stage: a dataset's files, verified and counted, in data/raw/<dataset>."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fer.console import log
+from fer.hashing import stable_hash
+from fer.io.files import FileError, read_json, sha256, write_json
+from fer.outputs import RAW
+from fer.params import Params
+from fer.processes import lock, remove_held
+from fer.sources.base import Source, describe
+from fer.sources.origin import changed, given_paths, look, with_absolute_paths
+from fer.sources.registry import DatasetConfig, get_source
+
+FORMAT = 1
+
+
+def run(params: Params, dataset: str) -> Path:
+    """Downloads one dataset of params.yaml; see `download_dataset`."""
+    config = params.dataset(dataset)
+    return download_dataset(dataset, config, seed=params.seed, root=params.root, parent=params.parent)
+
+
+def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path, parent: Path | None = None) -> Path:
+    """Writes one dataset to `root`/data/raw/<name>, complete or not at all.
+
+    Nothing is done where the folder holds all that is asked for, and its origin has not changed. An interrupted
+    transfer leaves its part in .work/download, and the same command resumes it; a whole file that was refused for its
+    counts is kept there too.
+
+    Args:
+        name: key under `datasets`; names the folder.
+        seed: of generated datasets.
+        root: the project's folder; relative paths start there.
+        parent: the project whose queued experiment `root` is: they start there instead.
+
+    Returns:
+        the folder.
+
+    Raises:
+        ValueError: no usable data; what the folder held is unchanged.
+    """
+    home = parent or root
+    origin = look(name, config, home)  # first, so that a change from here on is noticed the next time
+    config = with_absolute_paths(config, home)
+    source = get_source(config, seed)
+    final = RAW.folder(root, name)
+    if is_complete(final, source, origin):
+        log.info("%s: already complete", final.relative_to(root))
+        return final
+    known = {key: digest for key, digest in origin.items() if digest is not None}
+    paths = " ".join(str(path) for path in given_paths(config).values())
+    work = home / ".work" / "download" / f"{name}-{stable_hash(paths):016x}"
+    with lock(work / "lock", wait=parent is not None):
+        with RAW.publish(final) as out:
+            body = source.download(out, _cache_of(work / "files", known))
+            files = [
+                {"file": str(path.relative_to(out)), **_size_and_digest(path)}
+                for path in sorted(out.rglob("*"))
+                if path.is_file()
+            ]
+            about = {"format": FORMAT, "request": source.request, "files": files, **body}
+            about |= {"origin": known} if known else {}
+            write_json(out / "source.json", about, sealed=True)
+        remove_held(work)
+    total = sum(one["bytes"] for one in files)
+    log.info("%s: %d files, %.1f MB", final.relative_to(root), len(files), total / 1e6)
+    return final
+
+
+def is_complete(raw: Path, source: Source, origin: Mapping[str, str | None]) -> bool:
+    """Whether a folder holds what the source was asked for, every byte of it.
+
+    Args:
+        origin: what `fer.sources.origin.look` finds now. A folder of an earlier version does not state it: then local
+            data are read again, and a URL is assumed to be unchanged.
+    """
+    try:
+        description = describe(raw)
+    except FileError:
+        return False
+    if description["request"] != source.request or changed(description.get("origin", {}), origin):
+        return False
+    paths = {raw / one["file"]: {"bytes": one["bytes"], "sha256": one["sha256"]} for one in description["files"]}
+    return all(path.is_file() and _size_and_digest(path) == known for path, known in paths.items())
+
+
+def _size_and_digest(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def _cache_of(folder: Path, origin: Mapping[str, str]) -> Path:
+    """A folder for what is fetched and extracted, emptied where it holds that of other data."""
+    note = folder / ".origin.json"
+    if folder.is_dir() and changed(read_json(note) if note.is_file() else {}, origin):
+        shutil.rmtree(folder)
+    write_json(note, origin)
+    return folder

@@ -1,0 +1,37 @@
+"""What a test finds in an MLflow store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+Curves = dict[str, list[tuple[int, float]]]
+
+
+def client(root: Path, database: str = "mlflow.db") -> Any:
+    """MLflow's client of a project's local store."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=f"sqlite:///{root / database}")
+
+
+def runs(root: Path, key: str | None = None, database: str = "mlflow.db") -> list[Any]:
+    """All runs of a store, or those of one fingerprint."""
+    store = client(root, database)
+    wanted = f"tags.`fer.fingerprint` = '{key}'" if key else ""
+    return list(store.search_runs([one.experiment_id for one in store.search_experiments()], wanted))
+
+
+def recorded(root: Path, key: str | None = None, database: str = "mlflow.db") -> list[tuple[str, Curves]]:
+    """Status and curves of those runs; a curve's points are (step, value) by step, duplicates included."""
+    store = client(root, database)
+    return [
+        (
+            run.info.status,
+            {
+                name: sorted((point.step, point.value) for point in store.get_metric_history(run.info.run_id, name))
+                for name in run.data.metrics
+            },
+        )
+        for run in runs(root, key, database)
+    ]

@@ -1,0 +1,120 @@
+"""Children that a fault test delays, kills or stops at a known place, and what they leave."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import yaml_text
+from builders.limits import patience
+from builders.projects import REPOSITORY, environment, make_project, run_dvc
+
+T = TypeVar("T")
+
+_BEFORE_UPDATES = """
+import os, signal, time
+import fer.training.loop as loop
+updates, rate = [], loop.set_learning_rate
+def watched(*args):
+    updates.append(1)
+    {action}
+    rate(*args)
+loop.set_learning_rate = watched
+"""
+
+
+def die_before_update(number: int) -> str:
+    """Code for a child that trains: it is killed before the update of that number."""
+    return _BEFORE_UPDATES.format(action=f"len(updates) == {number} and os.kill(os.getpid(), signal.SIGKILL)")
+
+
+def slow_updates(seconds: float) -> str:
+    """Code for a child that trains: it waits before each update, so that it can be stopped in between."""
+    return _BEFORE_UPDATES.format(action=f"time.sleep({seconds})")
+
+
+def wait_until(
+    happened: Callable[[], T], process: subprocess.Popen[Any] | BaseProcess | None = None, seconds: float = 200
+) -> T:
+    """What `happened` returns once it is true; fails where the process ends before. `seconds` of an idle machine."""
+    deadline = time.monotonic() + patience(seconds)
+    while not (found := happened()):
+        if isinstance(process, subprocess.Popen):
+            assert process.poll() is None, process.communicate()[0] or "it ended too early"
+        elif process is not None:
+            assert process.is_alive(), "it ended too early"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
+
+
+def resumed(output: str) -> bool:
+    """Whether a stage says that it continues from earlier work."""
+    return re.search(r"(going on|resum\w+) after", output) is not None
+
+
+def run_facts(root: Path) -> dict[str, Any]:
+    """run.json of the finished training."""
+    facts: dict[str, Any] = json.loads((root / "trained/tiny/toy/run.json").read_text())
+    return facts
+
+
+def checkpoints(root: Path) -> set[Path]:
+    """The checkpoints in a project's work folders."""
+    return set(root.glob(".work/*/state-*.pt"))
+
+
+def progress(root: Path) -> dict[str, Any]:
+    """The newest progress.json of a training: its epoch, and the processes of its ranks."""
+    for path in root.glob(".work/*/progress.json"):
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    return {"epoch": 0, "pids": []}
+
+
+def family(process: subprocess.Popen[Any]) -> list[psutil.Process]:
+    """All descendants of a process."""
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+# ------------------------------------------------------------------------------------------------ dvc
+
+
+def copy_code(root: Path, *stages: str) -> None:
+    """A copy of the code in a project, and dvc.yaml with these stages, or all but the report, run by this Python."""
+    for folder in ("fer", "pipelines"):
+        shutil.copytree(REPOSITORY / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    found = yaml_text.load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    found = {name: stage for name, stage in found.items() if name in stages or (not stages and name != "report")}
+    for stage in found.values():
+        stage["cmd"] = stage["cmd"].replace("python ", f"{sys.executable} ", 1)
+    (root / "dvc.yaml").write_text(yaml_text.dump({"stages": found}))
+    if stages:
+        run_dvc(root, "init", "--no-scm")
+
+
+def make_repository(root: Path, *, epochs: int = 6, **train: object) -> Path:
+    """A tiny dataset, with plan and train in dvc.yaml; it trains for some seconds."""
+    make_project(root, epochs=epochs, **train)
+    copy_code(root, "plan", "train")
+    return root
+
+
+def start_repro(root: Path) -> subprocess.Popen[bytes]:
+    """`dvc repro` in a project, as a child."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro"],
+        cwd=root,
+        env=environment() | {"PYTHONPATH": str(root)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )

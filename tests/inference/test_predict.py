@@ -1,0 +1,548 @@
+"""People's own photos: the same faces, pixels and logits as in training, told plainly, and nothing written unasked."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from builders.images import encoded
+from builders.shards import write_part, write_set
+
+from fer import cli, console, synth
+from fer.config import ConfigError
+from fer.evaluation.predict import PredictJob, predict_share
+from fer.faces import crop as crop_module
+from fer.faces.config import CropConfig
+from fer.faces.crop import FaceCrop, Finder, crop_samples
+from fer.faces.detection import Detection, Image
+from fer.inference.output import SYNTHETIC, annotated, as_csv, as_json, lines
+from fer.inference.photos import Classifier, Photo, classify, crop_config, find_photos
+from fer.io.files import FileError
+from fer.io.images import decode_image
+from fer.labels import SPACES
+from fer.models import create_model
+from fer.shards.manifest import load_manifest
+from fer.sources.base import AnnotatedFace, RawSample
+from fer.training.publish import publish
+from fer.weights.store import WeightsInfo, load_model, save_model
+
+LABELS = SPACES["basic7"].labels
+CROP = CropConfig(detector="yunet", size=96, border="replicate", jpeg_quality=90)
+
+
+class Knowing:
+    """A detector that was told where the faces of each picture are."""
+
+    def __init__(self, known: dict[str, list[Detection]]) -> None:
+        self._known = known
+
+    def detect(self, images: Sequence[Image]) -> list[list[Detection]]:
+        return [self._known.get(key_of(image), []) for image in images]
+
+
+def key_of(image: Image) -> str:
+    colour = image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
+    return hashlib.sha256(np.ascontiguousarray(colour)).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a training leaves it, of random weights whose answers differ from face to face."""
+    torch.manual_seed(0)
+    model = create_model("ddamfn_nano", len(LABELS))
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    torch.nn.init.normal_(last.weight, std=20.0)
+    folder = tmp_path_factory.mktemp("trained")
+    extra = {"dataset": "scenes", "crop": CROP.model_dump(exclude={"detector_weights"}) | {"detector_sha256": "0" * 64}}
+    save_model(model, folder / "model.safetensors", LABELS, "basic7", extra, name="ddamfn_nano")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finder, int]:
+    """A folder of drawn scenes as files, what finds their faces, and how many these are."""
+    folder = tmp_path_factory.mktemp("scenes")
+    known: dict[str, list[Detection]] = {}
+    for index in range(12):
+        scene = synth.render(3, index)
+        data = synth.encode(scene)
+        (folder / f"{index:02d}.jpg").write_bytes(data)
+        known[key_of(decode_image(data))] = [
+            Detection(box=face.box, landmarks=face.landmarks, score=0.9 - 0.1 * number)
+            for number, face in enumerate(scene.faces)
+        ]
+    finder = Finder(detector=Knowing(known), min_score=0.5)
+    return folder, finder, sum(map(len, known.values()))
+
+
+def photos_in(folder: Path) -> list[tuple[str, Path | bytes]]:
+    return [(str(path), path) for path in find_photos([folder])]
+
+
+def shards_of(folder: Path, crops: list[bytes]) -> Path:
+    """Shards whose test split holds these crops."""
+    write_set(folder)
+    manifest = load_manifest(folder)
+    part = write_part(folder, "test-0.parquet", "test", dict(enumerate(crops)))
+    parts = (*(other for other in manifest.parts if other.file != part.file), part)
+    histogram = {**manifest.class_histogram, "test": part.class_histogram}
+    replace(manifest, parts=parts, class_histogram=histogram).save(folder)
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------ parity
+
+
+def test_a_dataset_s_own_pictures_get_the_logits_that_evaluate_gives(
+    weights: Path, scenes: tuple[Path, Finder, int], tmp_path: Path
+) -> None:
+    """The crop stage, shards and `evaluate` on one side, `fer predict` on the other: found, cut, encoded, read."""
+    folder, finder, count = scenes
+    samples = [
+        RawSample(
+            key=path.name,
+            image=path.read_bytes(),
+            split="test",
+            faces=(AnnotatedFace(box=None, landmarks=None, label=1, clean_label=1),),
+            is_crop=False,
+            origin=path.name,
+        )
+        for path in find_photos([folder])
+    ]
+    settings = CROP.model_copy(update={"faces": "all"})
+    crops = [one for found in crop_samples(samples, settings, finder) for one in found if isinstance(one, FaceCrop)]
+    assert 8 < len(crops) <= count
+    shards = shards_of(tmp_path / "scenes", [crop.image for crop in crops])
+    job = PredictJob(
+        shards=str(shards), weights=str(weights / "model.safetensors"), split="test", batch_size=16, threads=1
+    )
+    evaluated = predict_share(job).logits
+    assert np.ptp(evaluated, axis=0).max() > 0.1, "the weights tell faces apart"
+
+    classifier = Classifier(weights)
+    config = crop_config(classifier.info, None)
+    for batch, threads in ((1, 1), (5, 3), (100, 1)):
+        found = list(classify(photos_in(folder), classifier, config, finder, batch=batch, threads=threads))
+        predicted = np.array([face.logits for photo in found for face in photo.faces])
+        assert np.abs(predicted - evaluated).max() < 1e-5 * max(1.0, np.abs(evaluated).max())
+        assert [photo.name for photo in found] == [name for name, _ in photos_in(folder)]
+
+
+def test_the_stored_crop_s_jpeg_is_part_of_what_a_model_is_given(
+    weights: Path, scenes: tuple[Path, Finder, int]
+) -> None:
+    folder, finder, _ = scenes
+    classifier = Classifier(weights)
+    photo = photos_in(folder)[:4]
+    logits = {}
+    for quality in (95, 30):
+        config = crop_config(classifier.info, None).model_copy(update={"jpeg_quality": quality})
+        found = classify(photo, classifier, config, finder)
+        logits[quality] = np.array([face.logits for one in found for face in one.faces])
+    assert not np.array_equal(logits[95], logits[30])
+
+
+def test_flipping_is_the_mean_over_the_face_and_its_mirror_image(weights: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+    face, mirrored = encoded(noise, "PNG"), encoded(noise[:, ::-1], "PNG")
+    classifier = Classifier(weights)
+    alone = classifier.logits([face, mirrored])
+    assert classifier.logits([face], "flip")[0] == pytest.approx(alone.mean(axis=0), abs=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ settings
+
+
+def info(**extra: object) -> WeightsInfo:
+    return WeightsInfo(
+        model="m", options={}, labels=LABELS, label_space="basic7", input_size=112, mean=(0, 0, 0), std=(1, 1, 1),
+        resize={}, extra=extra,
+    )  # fmt: skip
+
+
+def test_faces_are_cut_out_as_the_model_s_training_had_them(caplog: pytest.LogCaptureFixture) -> None:
+    trained = CropConfig(detector="yunet", align="square", size=224, min_score=0.7, faces="central").model_dump()
+    own = crop_config(info(crop=trained), None)
+    assert (own.detector, own.align, own.size, own.min_score, own.faces) == ("yunet", "square", 224, 0.7, "all")
+    other = crop_config(info(crop=trained), "retinaface")
+    assert (other.detector, other.align, other.min_score) == ("retinaface", "square", None)
+    assert "found by yunet, not by retinaface" in caplog.text
+
+
+def test_faces_annotated_by_hand_are_found_by_the_default_detector(caplog: pytest.LogCaptureFixture) -> None:
+    config = crop_config(info(crop=CropConfig(border="reflect").model_dump()), None)
+    assert (config.detector, config.border) == ("retinaface", "reflect")
+    assert caplog.text == ""
+
+
+def test_weights_that_do_not_say_how_faces_were_cut_get_the_defaults_and_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert crop_config(info(), "yunet") == CropConfig(detector="yunet", faces="all")
+    assert "do not say how" in caplog.text
+
+
+def test_settings_that_this_version_does_not_have_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"crop\.border = 'wrap'"):
+        crop_config(info(crop=CropConfig().model_dump() | {"border": "wrap"}), "yunet")
+
+
+def test_a_training_writes_into_its_weights_how_its_faces_were_cut_out(tmp_path: Path) -> None:
+    model = create_model("ddamfn_nano", len(LABELS))
+    last = SimpleNamespace(model="ddamfn_nano", options={})
+    job = SimpleNamespace(labels=LABELS, fingerprint="f", recipe=SimpleNamespace(last=last))
+    state = SimpleNamespace(best_epoch=1, best_model=model.state_dict(), history=[{"epoch": 1, "val_accuracy": 0.5}])
+    facts = {
+        "dataset": "d",
+        "label_space": "basic7",
+        "synthetic": False,
+        "crop": CROP.model_dump(exclude={"detector_weights"}),
+    }
+    publish(tmp_path / "trained", model, job, state, facts, {})
+    assert crop_config(Classifier(tmp_path / "trained").info, None) == CROP.model_copy(update={"faces": "all"})
+
+
+def test_published_weights_are_sent_to_the_importer(tmp_path: Path) -> None:
+    (tmp_path / "model.pth").write_bytes(b"PK\x03\x04")
+    with pytest.raises(FileError, match="fer weights import"):
+        Classifier(tmp_path / "model.pth")
+    with pytest.raises(FileError, match="no such file"):
+        Classifier(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ photos
+
+
+def test_folders_are_searched_for_pictures_below_them_in_order(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a/z.png", "a/notes.txt", ".hidden/x.jpg", "a/.x.jpg", "no_ending"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in find_photos([tmp_path, tmp_path / "no_ending"])]
+    assert found == ["b.JPG", "a/z.png", "no_ending"]
+
+
+def test_unreadable_photos_are_named_with_the_reason_and_passed_over(
+    weights: Path, scenes: tuple[Path, Finder, int], tmp_path: Path
+) -> None:
+    folder, finder, _ = scenes
+    (tmp_path / "page.jpg").write_bytes(b"<html>")
+    blank = encoded(np.full((90, 90, 3), 200, np.uint8), "PNG")
+    given = [("page", tmp_path / "page.jpg"), ("gone", tmp_path / "gone.jpg"), ("blank", blank), *photos_in(folder)]
+    classifier = Classifier(weights)
+    found = list(classify(given, classifier, crop_config(classifier.info, None), finder))
+    assert [photo.read for photo in found[:4]] == [False, False, True, True]
+    assert [next(lines(photo, LABELS)) for photo in found[:3]] == [
+        "page  not read: not_an_image: no known picture format in 6 bytes",
+        "gone  not read: not_a_file: no such file",
+        "blank  no face: the detector finds no face in this picture",
+    ]
+    assert sum(len(photo.faces) for photo in found) > 8
+
+
+def test_a_whole_photo_is_a_face_as_it_is(weights: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+    classifier = Classifier(weights)
+    (photo,) = classify([("face", encoded(noise, "PNG"))], classifier, CropConfig(), None)
+    (face,) = photo.faces
+    assert (face.box, face.score) == ((0, 0, 112, 112), None)
+    assert np.array_equal(face.logits, classifier.logits([encoded(noise, "PNG")])[0])
+
+
+def found_photos(weights: Path, scenes: tuple[Path, Finder, int]) -> list[Photo]:
+    classifier = Classifier(weights)
+    return list(classify(photos_in(scenes[0]), classifier, crop_config(classifier.info, None), scenes[1]))
+
+
+def test_tables_hold_every_face_with_all_probabilities_in_the_weights_own_order(
+    weights: Path, scenes: tuple[Path, Finder, int]
+) -> None:
+    photos = found_photos(weights, scenes)
+    rows = list(csv.DictReader(as_csv(photos, LABELS).splitlines()))
+    told = json.loads(json.dumps([as_json(photo, LABELS) for photo in photos]))
+    faces = [(photo, face) for photo in photos for face in photo.faces]
+    assert [row["face"] for row in rows if row["face"]] == [str(face.number) for _, face in faces]
+    assert list(told[0]["faces"][0]["probabilities"]) == list(LABELS)
+    for (photo, face), row in zip(faces, [row for row in rows if row["face"]], strict=True):
+        shares = [float(row[f"p_{label}"]) for label in LABELS]
+        assert row["file"] == photo.name
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+        assert row["label"] == LABELS[int(face.logits.argmax())]
+        assert float(row["confidence"]) == max(shares)
+    assert len(rows) == len(faces) + sum(not photo.faces for photo in photos)
+
+
+def test_drawn_boxes_leave_the_photo_itself_alone(weights: Path, scenes: tuple[Path, Finder, int]) -> None:
+    photo = next(photo for photo in found_photos(weights, scenes) if photo.faces)
+    image = decode_image(Path(photo.name).read_bytes())
+    before = image.copy()
+    drawn = annotated(image, photo.faces, LABELS)
+    assert np.array_equal(image, before)
+    assert drawn.shape == image.shape
+    assert (drawn != image).any()
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+@pytest.fixture
+def predict(weights: Path, scenes: tuple[Path, Finder, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+    """Runs `fer predict` in an empty folder, with the knowing detector in place of a network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fer.faces.weights.locate", lambda *_: Path("detector"))
+    monkeypatch.setattr(crop_module, "finder", lambda *_: scenes[1])
+
+    def run(*arguments: str) -> int | None:
+        return cli._main(["predict", str(weights), *arguments, "--threads", "1"])
+
+    return run
+
+
+def test_the_command_prints_a_line_a_face_and_writes_nothing(
+    predict, scenes: tuple[Path, Finder, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(str(scenes[0])) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert all(line.startswith(str(scenes[0])) for line in printed)
+    assert sum("  face " in line for line in printed) > 8
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_writes_what_it_is_asked_for(predict, scenes: tuple[Path, Finder, int], tmp_path: Path) -> None:
+    assert predict(str(scenes[0]), "--json", "faces.json", "--csv", "faces.csv", "--annotate", "--out", "drawn") == 0
+    about = json.loads((tmp_path / "faces.json").read_text())
+    with_faces = [photo for photo in about["photos"] if photo["faces"]]
+    assert about["labels"] == list(LABELS)
+    assert len(about["photos"]) == 12
+    assert (tmp_path / "faces.csv").read_text().startswith("file,face,x1,")
+    assert len(list((tmp_path / "drawn").rglob("*.faces.jpg"))) == len(with_faces)
+
+
+def test_photos_that_could_not_be_read_have_an_exit_code_of_their_own_and_are_counted_last(
+    predict, scenes: tuple[Path, Finder, int], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(console.log, "handlers", [])
+    monkeypatch.setattr(console.log, "propagate", False)
+    console.set_up()
+    (tmp_path / "page.jpg").write_bytes(b"<html>")
+    assert predict("page.jpg", str(scenes[0] / "00.jpg"), "--json", "f.json", "--csv", "f.csv") == 3
+    assert capsys.readouterr().out.splitlines()[-1] == "warning: 1 of 2 photos could not be read"
+    assert [photo["read"] for photo in json.loads((tmp_path / "f.json").read_text())["photos"]] == [False, True]
+    assert len((tmp_path / "f.csv").read_text().splitlines()) == 3
+    assert predict("page.jpg", "gone.jpg") == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "warning: 2 of 2 photos could not be read"
+    assert predict(str(scenes[0] / "00.jpg")) == 0
+    assert "could not be read" not in capsys.readouterr().out
+
+
+def test_the_exit_codes_stand_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli._main(["predict", "--help"])
+    assert "3 where some could not" in " ".join(capsys.readouterr().out.split())
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def photos(scenes: tuple[Path, Finder, int], tmp_path: Path) -> Path:
+    """Photos with faces: a.jpg, in/b.jpg and in/side/a.jpg."""
+    with_faces = [path for path in sorted(scenes[0].iterdir()) if scenes[1].detector.detect([pixels_of(path)])[0]]
+    for name, path in zip(("a.jpg", "in/b.jpg", "in/side/a.jpg"), with_faces, strict=False):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(path.read_bytes())
+    return tmp_path / "photos"
+
+
+def pixels_of(path: Path) -> Image:
+    return decode_image(path.read_bytes())
+
+
+def test_drawings_mirror_the_tree_below_each_folder_that_was_given(predict, photos: Path, tmp_path: Path) -> None:
+    before = tree(photos)
+    assert predict(str(photos), "--annotate", "--out", "o1") == 0  # an absolute path
+    assert set(tree(tmp_path / "o1")) == {"a.jpg.faces.jpg", "in/b.jpg.faces.jpg", "in/side/a.jpg.faces.jpg"}
+    assert predict("photos/in/", "photos/a.jpg", "--annotate", "--out", "o2") == 0
+    assert set(tree(tmp_path / "o2")) == {"b.jpg.faces.jpg", "side/a.jpg.faces.jpg", "a.jpg.faces.jpg"}
+    assert predict("photos/../photos/in", "--annotate", "--out", "o3") == 0
+    assert set(tree(tmp_path / "o3")) == {"b.jpg.faces.jpg", "side/a.jpg.faces.jpg"}
+    assert tree(photos) == before
+
+
+def test_two_photos_for_one_drawing_are_refused_before_anything_is_written(predict, photos: Path) -> None:
+    before = tree(photos.parent)
+    with pytest.raises(
+        ValueError, match=r"photos/a\.jpg and photos/in/side/a\.jpg: both would be drawn as o/a\.jpg\.faces"
+    ):
+        predict("photos/a.jpg", "photos/in/side", "--annotate", "--out", "o", "--json", "f.json")
+    assert tree(photos.parent) == before
+    assert predict("photos/a.jpg", "photos/../photos/a.jpg", "--annotate", "--out", "o") == 0, "the same photo twice"
+
+
+def test_a_drawing_never_overwrites_a_file(predict, photos: Path) -> None:
+    (photos / "in" / "b.jpg.faces.jpg").write_bytes(b"mine")
+    before = tree(photos.parent)
+    with pytest.raises(ValueError, match=r"photos/in/b\.jpg\.faces\.jpg: there already"):
+        predict(str(photos), "--annotate", "--out", str(photos))
+    (photos / "in" / "b.jpg.faces.jpg").unlink()
+    (photos / "in" / "b.jpg.faces.jpg").symlink_to("nowhere")
+    with pytest.raises(ValueError, match="there already"):
+        predict("photos/in/b.jpg", "--annotate", "--out", "photos/in")
+    (photos / "in" / "b.jpg.faces.jpg").unlink()
+    assert tree(photos.parent) == {name: data for name, data in before.items() if data != b"mine"}
+
+
+def test_drawings_beside_the_photos_leave_these_as_they_are(predict, photos: Path) -> None:
+    before = tree(photos)
+    assert predict(str(photos), "--annotate", "--out", str(photos)) == 0
+    after = tree(photos)
+    assert {name: data for name, data in after.items() if not name.endswith(".faces.jpg")} == before
+    assert len(after) == 2 * len(before), "what is drawn is no photo of the same run"
+
+
+@pytest.mark.parametrize("option", ["--json", "--csv"])
+def test_a_table_never_takes_the_place_of_what_is_read(predict, photos: Path, weights: Path, option: str) -> None:
+    before = tree(photos.parent) | tree(weights)
+    for path in ("photos/a.jpg", "photos/in", str(weights / "model.safetensors"), "same.txt"):
+        other = ["--csv" if option == "--json" else "--json", "same.txt"]
+        with pytest.raises(ValueError, match=r"--(json|csv) .*: a folder, or a file that is used already"):
+            predict("photos/a.jpg", option, path, *other)
+    assert tree(photos.parent) | tree(weights) == before
+
+
+def test_a_photo_s_name_keeps_to_its_line_whatever_it_holds(predict, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = os.fsdecode(b"a\nb \xff \x1b[31m.jpg")
+    Path(odd).write_bytes(b"<html>")
+    assert predict(odd, "--json", "f.json") == 1
+    assert capsys.readouterr().out.startswith(r"a\nb \udcff \x1b[31m.jpg  not read")
+
+
+# ------------------------------------------------------------------------------------------------ synthetic faces
+
+
+def resaved(weights: Path, folder: Path, extra: dict[str, object]) -> Path:
+    """The same weights with another description."""
+    model, info = load_model(weights / "model.safetensors")
+    extra = {"crop": info.extra["crop"], **extra}
+    save_model(model, folder / "model.safetensors", LABELS, "basic7", extra, name="ddamfn_nano")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("extra", "synthetic"),
+    [({"dataset": "drawn", "synthetic": True}, True), ({"dataset": "synthetic_noise10"}, True),
+     ({"dataset": "synthetic", "synthetic": False}, False), ({"dataset": "fer2013"}, False), ({}, False)],
+)  # fmt: skip
+def test_a_model_of_synthetic_faces_says_on_every_way_out_that_it_knows_no_people(
+    weights: Path, photos: Path, predict, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    extra: dict[str, object], synthetic: bool,
+) -> None:  # fmt: skip
+    folder = resaved(weights, tmp_path / "trained", extra)
+    out = ["--json", "f.json", "--csv", "f.csv", "--annotate", "--out", "o", "--threads", "1"]
+    assert cli._main(["predict", str(folder), "photos", *out]) == 0
+    told = capsys.readouterr()
+    warning = f"warning: {folder}/model.safetensors: trained on synthetic faces: says nothing about people\n"
+    assert told.err == (warning if synthetic else "")
+    assert "synthetic" not in told.out
+    assert json.loads((tmp_path / "f.json").read_text())["trained_on_synthetic"] is synthetic
+    rows = list(csv.DictReader((tmp_path / "f.csv").read_text().splitlines()))
+    assert {row["trained_on_synthetic"] for row in rows} == {str(synthetic).lower()}
+    drawn, photo = pixels_of(tmp_path / "o" / "a.jpg.faces.jpg"), pixels_of(photos / "a.jpg")
+    assert drawn.shape[1] == photo.shape[1]
+    assert (drawn.shape[0] > photo.shape[0]) == synthetic, "a band below the photo"
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (500, 300), (300, 3000)])
+def test_a_note_stands_whole_below_an_image_of_any_size(shape: tuple[int, int]) -> None:
+    image = np.full((*shape, 3), 255, np.uint8)
+    drawn = annotated(image, (), LABELS, SYNTHETIC)
+    assert (drawn[: shape[0]] == image).all()
+    band = drawn[shape[0] :]
+    ink = (band == 255).all(axis=2)
+    assert ink.any()
+    assert not ink[:, -1].any(), "no letter is cut off"
+    assert not ink[-1].any()
+    assert np.array_equal(annotated(image, (), LABELS), image)
+
+
+def test_a_training_tells_its_weights_whether_its_faces_were_drawn(tmp_path: Path) -> None:
+    model = create_model("ddamfn_nano", len(LABELS))
+    last = SimpleNamespace(model="ddamfn_nano", options={})
+    job = SimpleNamespace(labels=LABELS, fingerprint="f", recipe=SimpleNamespace(last=last))
+    state = SimpleNamespace(best_epoch=1, best_model=model.state_dict(), history=[{"epoch": 1, "val_accuracy": 0.5}])
+    for synthetic in (True, False):
+        facts = {"dataset": "d", "label_space": "basic7", "synthetic": synthetic, "crop": {}}
+        publish(tmp_path / "trained", model, job, state, facts, {})
+        assert Classifier(tmp_path / "trained").info.synthetic is synthetic
+
+
+def test_weights_with_nan_answer_nothing(
+    weights: Path, photos: Path, predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, info = load_model(weights / "model.safetensors")
+    broken = {
+        key: torch.full_like(value, float("nan")) for key, value in model.state_dict().items() if key == "fc.bias"
+    }
+    assert broken
+    state = {**model.state_dict(), **broken}
+    save_model(model, tmp_path / "m.safetensors", LABELS, "basic7", info.extra, name="ddamfn_nano", weights=state)
+    with pytest.raises(FileError, match=r"m\.safetensors: 1 of .* NaN or infinity: fc\.bias; restore the file"):
+        cli._main(["predict", str(tmp_path / "m.safetensors"), "photos", "--json", "f.json"])
+    job = PredictJob(
+        shards=str(shards_of(tmp_path / "s", [])),
+        weights=str(tmp_path / "m.safetensors"),
+        split="test",
+        batch_size=1,
+        threads=1,
+    )
+    with pytest.raises(FileError, match=r"m\.safetensors: 1 of .* NaN or infinity: fc\.bias; restore the file"):
+        predict_share(job)
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "f.json").exists()
+
+
+def test_a_picture_comes_from_standard_input(
+    predict, scenes: tuple[Path, Finder, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = (scenes[0] / "00.jpg").read_bytes()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=BytesIO(data)))
+    assert predict("-", "--detector", "whole") == 0
+    assert capsys.readouterr().out.startswith("-  face 1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["x.jpg", "--annotate"], "belong together"), (["x.jpg", "--out", "o"], "belong together"),
+     (["x.jpg", "--batch", "0"], "--batch 0"), (["."], "no photo")],
+)  # fmt: skip
+def test_arguments_that_make_no_sense_are_refused(predict, arguments: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        predict(*arguments)
+
+
+def test_real_photos_are_found_with_yunet(
+    weights: Path, test_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = [str(test_data / "photos" / name) for name in ("pyfeat_multi_face.jpg", "deepface_couple.jpg")]
+    upright = [str(test_data / "bad" / f"exif_orientation_{tag}.jpg") for tag in (1, 6)]
+    yunet = ["--detector", "yunet", "--detector-weights", str(test_data / "weights" / "yunet"), "--threads", "1"]
+    assert cli._main(["predict", str(weights), *photos, *upright, "--json", str(tmp_path / "faces.json"), *yunet]) == 0
+    found = json.loads((tmp_path / "faces.json").read_text())["photos"]
+    assert [len(photo["faces"]) for photo in found] == [5, 2, 1, 1]
+    one, turned = (photo["faces"][0] for photo in found[2:])
+    assert np.abs(np.array(one["box"]) - turned["box"]).max() < 8, "the same person, once turned by the tag"

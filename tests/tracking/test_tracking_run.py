@@ -1,0 +1,238 @@
+"""A run in the store: one for each training job, no duplicates, true statuses, no credentials, never in the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from builders.mlflow_runs import client, recorded
+
+from fer.lineage import flatten, redact
+from fer.tracking import Run, TrackingConfig, TrackingError, open_run, store_uri
+from fer.tracking.store import MODEL_TAG
+
+
+def start(root: Path, key: str, config: TrackingConfig | None = None, **more: Any) -> Run:
+    arguments: dict[str, Any] = {"params": {"recipe": {"epochs": 2}}, "tags": {"dataset": "toy"}} | more
+    return open_run(config or TrackingConfig(), root, experiment="toy", run_name="nano", key=key, **arguments)
+
+
+def stored(root: Path, run: Run) -> Any:
+    return client(root).get_run(run.run_id)
+
+
+def test_import_loads_neither_mlflow_nor_torch() -> None:
+    code = "import sys, fer.tracking; sys.exit('mlflow' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_resumed_job_keeps_its_run_without_duplicate_points(root: Path) -> None:
+    first = start(root, "resumed")
+    first.log_metrics({"val_loss": 2.0, "gradient": float("nan")}, step=1)
+    with pytest.raises(KeyboardInterrupt), first:
+        raise KeyboardInterrupt
+    assert stored(root, first).info.status == "KILLED"
+    with start(root, "resumed") as second:
+        assert stored(root, second).info.status == "RUNNING"
+        second.log_metrics({"val_loss": 2.0, "gradient": float("nan")}, step=1)
+        second.log_metrics({"val_loss": 1.0}, step=2)
+        second.log_metrics({"val_loss": 1.0}, step=2)
+    assert second.run_id == first.run_id
+    ((status, curves),) = recorded(root, "resumed")
+    assert (status, curves["val_loss"]) == ("FINISHED", [(1, 2.0), (2, 1.0)])
+    assert len(curves["gradient"]) == 1
+    with start(root, "resumed") as third:
+        pass
+    assert third.run_id != first.run_id, "a finished run is never opened again"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ZeroDivisionError(), "FAILED"), (SystemExit(143), "KILLED"), (KeyboardInterrupt(), "KILLED")]
+)
+def test_error_fails_the_run_and_interruption_kills_it(root: Path, error: BaseException, status: str) -> None:
+    with pytest.raises(type(error)), start(root, "ending") as run:
+        raise error
+    assert stored(root, run).info.status == status
+
+
+@pytest.mark.parametrize("by_id", [True, False])
+def test_evaluation_joins_the_run_of_its_training_and_keeps_its_status_and_end(root: Path, by_id: bool) -> None:
+    key = f"trained {by_id}"
+    with start(root, key) as training:
+        pass
+    end = stored(root, training).info.end_time
+    with start(root, key, **({"run_id": training.run_id} if by_id else {"join": True})) as evaluation:
+        evaluation.log_metrics({"test_accuracy": 0.5})
+        evaluation.log_table({"class": ["a", "b"], "recall": [0.5, 1.0]}, f"{by_id}.json")
+        evaluation.log_table({"class": ["a", "b"], "recall": [0.5, 0.9]}, f"{by_id}.json")
+        evaluation.log_dataset("toy", "a" * 64, source="data/shards/toy", context="testing", profile={"rows": 3})
+    run = stored(root, training)
+    assert evaluation.run_id == training.run_id
+    assert (run.info.status, run.info.end_time) == ("FINISHED", end)
+    assert run.data.metrics["test_accuracy"] == 0.5
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": f"{by_id}.json", "type": "table"}]
+    table = json.loads(next((root / "mlartifacts").rglob(f"{by_id}.json")).read_text())
+    assert table == {"columns": ["class", "recall"], "data": [["a", 0.5], ["b", 0.9]]}
+    assert run.inputs.dataset_inputs[0].dataset.digest == "a" * 36
+
+
+def test_deleted_run_is_replaced_with_a_warning(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with start(root, "deleted", run_id="0" * 32) as run:
+        pass
+    assert run.run_id
+    assert run.run_id != "0" * 32
+    assert "0" * 32 in caplog.text
+
+
+def test_run_of_a_busy_store_is_not_replaced(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    with start(root, "busy") as training:
+        pass
+
+    def busy(*_: Any) -> None:
+        raise MlflowException("busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "get_run", busy)
+        with start(root, "busy", run_id=training.run_id) as evaluation:
+            evaluation.log_metrics({"test_accuracy": 0.5})
+    with start(root, "busy later"):
+        pass
+    assert recorded(root, "busy") == [("FINISHED", {"test_accuracy": [(0, 0.5)]})]
+
+
+def test_other_fingerprint_is_another_run(root: Path) -> None:
+    runs = [start(root, key) for key in ("of one recipe", "of another")]
+    for number, run in enumerate(runs):
+        run.log_metrics({"val_loss": float(number)}, step=1)
+        run.finish("KILLED")
+    assert runs[0].run_id != runs[1].run_id
+    assert recorded(root, "of another") == [("KILLED", {"val_loss": [(1, 1.0)]})]
+
+
+def test_params_are_flat_and_final_and_artifacts_have_an_absolute_path(root: Path) -> None:
+    params = {"recipe": {"schedule": {"kind": "cosine"}, "betas": [0.9, 0.99]}}
+    with start(root, "flat", params=params, parent="p") as run:
+        run.log_json({"a": 1}, "a.json")
+        run.log_params({"recipe.betas": [0.5], "more": 1})
+        assert run.connected
+    found = stored(root, run)
+    assert found.data.params == {"recipe.schedule.kind": "cosine", "recipe.betas": "[0.9, 0.99]", "more": "1"}
+    assert found.data.tags["mlflow.parentRunId"] == "p"
+    assert "version.torch" in found.data.tags
+    assert found.info.artifact_uri.startswith((root / "mlartifacts").as_uri())
+    assert flatten({"a": {"b": {"c": None}}}) == {"a.b.c": "null"}
+
+
+def test_credentials_never_reach_the_store(root: Path) -> None:
+    secret = "https://user:pa55@host/x.csv"
+    with start(root, "secret", params={"source": secret, "list": [secret]}, tags={"from": secret}) as run:
+        run.log_dataset("toy", "b" * 64, source=secret, context="training")
+    found = stored(root, run)
+    assert "pa55" not in str(found.to_dictionary())
+    assert found.data.params["source"] == "https://***@host/x.csv"
+    assert redact("no credentials in a@b.org") == "no credentials in a@b.org"
+
+
+def test_unreachable_optional_server_costs_one_warning(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with start(root, "down", TrackingConfig(uri="http://user:pa55@127.0.0.1:9")) as run:
+        run.log_metrics({"a": 1.0}, step=1)
+        run.log_params({"a": 1})
+        run.set_tags({"a": 1})
+    assert (run.run_id, run.active, run.connected) == (None, True, False)
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
+    assert "pa55" not in caplog.text
+
+
+def test_unreachable_required_server_is_an_error_with_the_remedy(root: Path) -> None:
+    with pytest.raises(TrackingError, match=r"tracking\.required"):
+        start(root, "down", TrackingConfig(uri="http://127.0.0.1:9", required=True))
+
+
+def test_tracking_turned_off_writes_nothing(tmp_path: Path) -> None:
+    with start(tmp_path, "off", TrackingConfig(enabled=False, required=True)) as run:
+        run.log_metrics({"a": 1.0}, step=1)
+        run.log_artifact(tmp_path)
+    assert not run.active
+    assert not list(tmp_path.iterdir())
+
+
+def test_store_that_fails_midway_is_one_warning_or_an_error(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def log_batch(self, *_: object, **__: object) -> None:
+            raise OSError("disk full")
+
+    for required in (False, True):
+        run = start(root, f"failing {required}", TrackingConfig(required=required))
+        assert run._stored is not None
+        run._stored.client = Broken()
+        if required:
+            with pytest.raises(TrackingError, match="disk full"):
+                run.log_metrics({"a": 1.0}, step=1)
+        else:
+            run.log_metrics({"a": 1.0}, step=1)
+            run.log_metrics({"a": 2.0}, step=2)
+            assert caplog.text.count("disk full") == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "uri", "expected"),
+    [
+        (None, None, "sqlite:///{root}/mlflow.db"),
+        (None, "http://params", "http://params"),
+        ("http://environment", "http://params", "http://environment"),
+        (None, "sqlite:///runs/mine.db", "sqlite:///{root}/runs/mine.db"),
+        (None, "sqlite:////srv/mine.db", "sqlite:////srv/mine.db"),
+        (None, "mlruns", "{root}/mlruns"),
+        (None, "databricks", "databricks"),
+        (None, "postgresql://host/runs", "postgresql://host/runs"),
+    ],
+)
+def test_store_is_the_environment_s_or_the_configured_one_or_in_the_project(
+    variable: str | None, uri: str | None, expected: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if variable:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
+    assert store_uri(TrackingConfig(uri=uri), root) == expected.format(root=root.resolve())
+
+
+def test_model_is_recorded_once_without_pickle_and_accepts_any_batch(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+    import torch
+    from torch import nn
+
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    ).train()
+    example = np.random.default_rng(0).random((2, 3, 8, 8), dtype=np.float32)
+    monkeypatch.chdir(tmp_path)
+    with start(root, "model") as run, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run.log_metrics({"val_accuracy": 0.5}, step=0)
+        run.log_model(model, example, labels=("a", "b"))
+        run.log_model(model, example, labels=("a", "b"))
+    assert model.training
+    assert not os.environ.get("MLFLOW_TRACKING_URI")
+    assert recorded(root, "model") == [("FINISHED", {"val_accuracy": [(0, 0.5)]})]
+    assert not list(tmp_path.iterdir()), "nothing is written to the working folder"
+    files = [path.name for path in (root / "mlartifacts" / "models").rglob("*") if path.is_file()]
+    assert files.count("model.pt2") == 1
+    assert not [name for name in files if name.endswith((".pkl", ".pth", ".pickle"))]
+    assert [output.model_id for output in stored(root, run).outputs.model_outputs]
+    uri = stored(root, run).data.tags[MODEL_TAG]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    loaded = mlflow.pytorch.load_model(uri)
+    five = torch.rand(5, 3, 8, 8)
+    assert torch.allclose(loaded(five), model.eval()(five), atol=1e-6)
