@@ -112,19 +112,6 @@ def test_cosines_are_float32_under_bfloat16() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"scale": 0.0}, "scale = 0.0: more than 0"),
-        ({"margin": 1.6}, "margin = 1.6: 0 to pi / 2"),
-        ({"margin": -0.1}, "0.1"),
-    ],
-)
-def test_values_that_mean_nothing_are_refused(options: dict[str, float], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        create_model("mfn_arcface_nano", **options)
-
-
-@pytest.mark.parametrize(
     ("donor", "taker", "part"),
     [
         ("mfn_arcface_nano", "ddamfn_nano", "features"),

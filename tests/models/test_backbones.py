@@ -49,25 +49,6 @@ def with_random_statistics(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(
-    ("name", "num_classes", "options", "expected"),
-    [
-        ("ir18", 0, {}, 17_594_240),
-        ("ir50", 0, {}, 43_574_976),
-        ("ir50", 0, {"stages": 3}, 17_611_968),
-        ("ir50", 7, {"stages": 3}, 17_611_968 + 7 * 257),
-        ("resnet50", 1000, {}, 25_557_032),
-        ("resnet50", 7, {}, 23_522_375),
-        ("mobilefacenet", 7, {}, 1_204_103),
-        ("mobilefacenet", 0, {}, 1_200_512),
-        ("mobilefacenet_landmarks", 0, {}, 1_007_248),
-    ],
-)
-def test_parameters_are_the_published_ones(name: str, num_classes: int, options: dict[str, Any], expected: int) -> None:
-    with torch.device("meta"):
-        assert parameters(create_model(name, num_classes, **options)) == expected
-
-
 def test_features_have_the_live_parameters_of_the_branches() -> None:
     with torch.device("meta"):
         assert parameters(IRFeatures(IR50_THREE_STAGES)) == 17_611_968
@@ -112,24 +93,6 @@ def test_without_classes_the_embedding_comes_out(name: str, options: dict[str, A
     assert output.logits.shape == embedding.shape == shape
     if name != "mobilefacenet_landmarks":
         torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2))
-
-
-@pytest.mark.parametrize(
-    ("name", "num_classes", "options", "message"),
-    [
-        ("ir50", 7, {"stages": 2}, r"stages = 2: 3 or 4 is allowed"),
-        ("ir50", -1, {}, r"num_classes = -1: 0 \(the embedding\)"),
-        ("mobilefacenet", -1, {}, r"num_classes = -1: 0 \(the embedding\)"),
-        ("mobilefacenet_landmarks", -1, {}, r"num_classes = -1: 0 \(the landmarks\)"),
-        ("resnet50", 0, {}, r"num_classes = 0: at least 1"),
-        ("ir18", 7, {"stages": 3}, r"unknown option of model 'ir18': 'stages'"),
-    ],
-)
-def test_a_wrong_option_is_named_with_what_is_allowed(
-    name: str, num_classes: int, options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message), torch.device("meta"):
-        create_model(name, num_classes, **options)
 
 
 @pytest.mark.parametrize(

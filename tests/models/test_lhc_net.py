@@ -89,23 +89,6 @@ def test_heads_and_dims_are_options() -> None:
     assert other(pixels(other)).logits.shape == (4, 7)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_classes": 0}, "num_classes = 0"),
-        ({"blocks": (True, False)}, r"blocks = \(True, False\): one value for each of the 5 LHC blocks"),
-        ({"num_heads": (8, 8, 7, 7)}, "num_heads = .* one value for each"),
-        ({"num_heads": (5, 8, 4, 4, 1)}, "num_heads = 5 of block 1: a divisor of its 16 x 16 map"),
-        ({"num_heads": (0, 8, 4, 4, 1)}, "num_heads = 0 of block 1"),
-        ({"head_dims": (1, 1, 1, 1, 0)}, "head_dims = 0 of block 5"),
-        ({"drop_rate": -1.0}, "dropout probability"),
-    ],
-)
-def test_wrong_option_values_are_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        create_model("lhc_net_nano", **options)
-
-
 # ------------------------------------------------------------------------------------------------ LHC-NetC
 
 

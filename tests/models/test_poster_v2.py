@@ -67,26 +67,6 @@ def test_ablations_of_the_published_size_have_the_parameters_of_their_parts(
         assert model.eval()(batch(model, 2).to("meta")).shape == (2, 7)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_classes": 0}, "num_classes = 0"),
-        ({"vit_depth": -1}, "vit_depth = -1"),
-        ({"vit_depth": "2"}, "vit_depth = '2'"),
-        ({"attention": "global"}, "attention = 'global': one of"),
-        ({"window_size": 5}, "window_size = 5: a divisor of the side 12"),
-        ({"window_size": 0}, "window_size = 0"),
-        ({"window_size": 3, "attention": "vanilla"}, "vanilla attention has no windows"),
-        ({"landmark_bn": "thaw"}, "landmark_bn = 'thaw'"),
-        ({"drop_path_rate": 2.0}, "drop path rate"),
-    ],
-    ids=str,
-)
-def test_wrong_option_values_are_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        create_model("poster_v2_nano", **options)
-
-
 def test_relative_position_bias_is_swins() -> None:
     side, heads = 4, 3
     bias = RelativePositionBias(side, heads)
