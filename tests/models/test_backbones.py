@@ -143,30 +143,30 @@ class TestLandmarkBranch:
     def buffers(self, model: nn.Module) -> dict[str, Tensor]:
         return {name: buffer.clone() for name, buffer in model.named_buffers()}
 
-    def test_frozen_random_weights_are_refused_with_both_ways_out(self) -> None:
+    def test_frozen_random_weights_are_rejected_with_both_remedies(self) -> None:
         model = self.Model()
         with pytest.raises(ValueError, match=r"fer weights pull mobilefacenet_landmarks.*landmark_frozen=False"):
             model(self.x)
         with pytest.raises(ValueError, match="frozen at random weights"):
             model.eval().train()(self.x)
 
-    def test_evaluation_is_never_refused(self) -> None:
+    def test_evaluation_is_always_allowed(self) -> None:
         assert self.Model().eval()(self.x).shape == (4, 2)
 
-    def test_trained_along_random_weights_are_welcome(self) -> None:
+    def test_random_weights_that_are_trained_are_allowed(self) -> None:
         model = self.Model(frozen=False)
         model(self.x).sum().backward()
         assert all(p.grad is not None for p in model.parameters())
 
-    def test_loading_the_whole_model_lifts_the_refusal(self) -> None:
+    def test_loading_the_whole_model_allows_training(self) -> None:
         assert self.loaded()(self.x).shape == (4, 2)
 
-    def test_loading_the_branch_alone_lifts_the_refusal(self) -> None:
+    def test_loading_the_branch_alone_allows_training(self) -> None:
         model = self.Model()
         model.branch.load_state_dict(self.Model().branch.state_dict())
         assert model(self.x).shape == (4, 2)
 
-    def test_loading_only_other_parts_does_not_lift_it(self) -> None:
+    def test_loading_only_other_parts_does_not_allow_training(self) -> None:
         model = self.Model()
         rest = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("branch.stem.conv.")}
         model.load_state_dict(rest, strict=False)
@@ -197,7 +197,7 @@ class TestLandmarkBranch:
         model = self.loaded()
         assert torch.equal(model.train()(self.x), model.eval()(self.x))
 
-    def test_drift_is_the_published_behaviour(self) -> None:
+    def test_drift_is_the_published_behavior(self) -> None:
         model = self.loaded(bn="drift").train()
         before = self.buffers(model.branch)
         in_training = model(self.x)

@@ -15,7 +15,7 @@ from fer.models.resnet34v2 import ResNet34V2
 
 
 def pixels(model: FerModel, size: int = 4, seed: int = 0) -> Tensor:
-    """Smooth random pictures, pixels 0..255."""
+    """Smooth random images, pixels 0..255."""
     generator = torch.Generator().manual_seed(seed)
     cells = torch.rand(size, 3, 6, 6, generator=generator)
     return 255 * F.interpolate(cells, (model.input_size,) * 2, mode="bilinear").clamp(0, 1)
@@ -131,7 +131,7 @@ def test_a_controller_of_a_missing_block_is_missing_too() -> None:
 # ------------------------------------------------------------------------------------------------ weights
 
 
-def test_the_published_protocol_hands_weights_on() -> None:
+def test_the_published_protocol_passes_weights_on() -> None:
     torch.manual_seed(1)
     host = ResNet34V2(config=NANO.host)
     network, controlled = LHCNet(config=PLAIN), nano_c()
@@ -202,7 +202,7 @@ def test_half_precision_follows_maps_of_any_scale() -> None:
 
 @pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_nano_learns_from_scratch(precision: str) -> None:
-    """Two classes of pictures that differ by the place of a bright square, a handful of steps."""
+    """Two classes of images that differ by the place of a bright square, a handful of steps."""
     model = nano(num_classes=2, drop_rate=0.0).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     generator = torch.Generator().manual_seed(0)
@@ -210,8 +210,8 @@ def test_nano_learns_from_scratch(precision: str) -> None:
     for _ in range(30):
         targets = torch.randint(2, (16,), generator=generator)
         x = 40 * torch.rand(16, 3, 64, 64, generator=generator) + 60
-        for picture, target in zip(x, targets, strict=True):
-            picture[:, 16:28, 10 + 28 * target : 26 + 28 * target] += 80
+        for image, target in zip(x, targets, strict=True):
+            image[:, 16:28, 10 + 28 * target : 26 + 28 * target] += 80
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             output = model(x)
         loss = model.loss(output, targets)
@@ -223,7 +223,7 @@ def test_nano_learns_from_scratch(precision: str) -> None:
     assert sum(losses[-5:]) / 5 < 0.2
 
 
-def test_frozen_normalisation_of_pixels_has_no_scale() -> None:
+def test_frozen_normalization_of_pixels_has_no_scale() -> None:
     """As published: BatchNorm of the pixels with a shift alone."""
     model = nano()
     assert [name for name, _ in model.stem.norm.named_parameters()] == ["bias"]

@@ -45,7 +45,7 @@ def faces(batch: int = 3) -> Tensor:
 @pytest.mark.parametrize("streams", STREAMS)
 @pytest.mark.parametrize("pyramid", [True, False])
 @pytest.mark.parametrize("token_mixing", [True, False])
-def test_no_variant_has_a_parameter_that_nothing_reads(streams: str, pyramid: bool, token_mixing: bool) -> None:
+def test_no_variant_has_an_unused_parameter(streams: str, pyramid: bool, token_mixing: bool) -> None:
     model = little(streams=streams, pyramid=pyramid, token_mixing=token_mixing, drop_path_rate=0.0).train()
     model.loss(model(faces(4)), torch.tensor([0, 1, 2, 3])).backward()  # type: ignore[no-untyped-call]
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]

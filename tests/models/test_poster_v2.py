@@ -124,7 +124,7 @@ def test_layer_scale_is_folded_into_the_linear_layer() -> None:
     torch.testing.assert_close(layer.folded()(x), layer(x))
 
 
-def test_frozen_random_landmarks_are_refused_and_loaded_ones_stay_as_they_are() -> None:
+def test_frozen_random_landmarks_are_rejected_and_loaded_ones_stay_unchanged() -> None:
     torch.manual_seed(0)
     model = create_model("poster_v2_nano", landmark_frozen=True)
     with pytest.raises(ValueError, match=r"fer weights pull mobilefacenet_landmarks.*landmark_frozen=False"):

@@ -1,7 +1,7 @@
-"""What every registered model promises, tested over the whole registry.
+"""The promises of every registered model, tested over the whole registry.
 
 The large networks take seconds a pass on two cores, so each model is built, trained for one step and evaluated once;
-the tests look at what came of it. By default that is done for the quick ones, what takes more passes for the nano
+the tests check the results. By default that is done for the quick ones, what takes more passes for the nano
 networks alone; `make test-slow` does all for all.
 """
 
@@ -222,7 +222,7 @@ def test_each_family_has_a_nano_of_the_same_architecture(family: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if "landmark_frozen" in model_options(name)])
-def test_a_frozen_random_landmark_branch_is_refused_with_both_ways_out(name: str) -> None:
+def test_a_frozen_random_landmark_branch_is_rejected_with_both_remedies(name: str) -> None:
     torch.manual_seed(0)
     model = create_model(name, landmark_frozen=True).train()
     with pytest.raises(ValueError, match=r"(?s)landmark.*fer weights pull mobilefacenet_landmarks.*landmark_frozen"):
@@ -296,7 +296,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-def test_unknown_model_names_the_nearest_and_the_valid() -> None:
+def test_unknown_model_is_rejected_with_the_nearest_and_the_valid() -> None:
     with pytest.raises(ValueError, match=r"unknown model: 'ddamfm'; did you mean 'ddamfn'\?.*ddamfn_nano"):
         create_model("ddamfm")
 
@@ -311,7 +311,7 @@ def test_what_a_name_stands_for_is_not_an_option() -> None:
     assert "config" not in model_options("ddamfn_nano")
 
 
-def test_duplicate_registration_is_an_error() -> None:
+def test_duplicate_registration_is_rejected() -> None:
     with pytest.raises(ValueError, match="'ddamfn' is registered already, by DDAMFN"):
         register("ddamfn")(FerModel)
 

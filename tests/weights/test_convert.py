@@ -46,7 +46,7 @@ def test_heads_and_classes_are_read_from_the_shapes() -> None:
     assert published_options("mfn", published_state(load("mfn"))) == {"num_classes": 0}
 
 
-def test_every_fault_is_named(published: dict[str, Tensor]) -> None:
+def test_every_wrong_tensor_is_named(published: dict[str, Tensor]) -> None:
     broken = dict(published)
     del broken["features.0.conv.weight"]
     broken["features.5.model.3.project.conv.weight"] = torch.zeros(128, 255, 1, 1)
@@ -58,7 +58,7 @@ def test_every_fault_is_named(published: dict[str, Tensor]) -> None:
     assert "unexpected: features.9.extra" in str(error.value)
 
 
-def test_another_layout_is_refused(published: dict[str, Tensor]) -> None:
+def test_another_layout_is_rejected(published: dict[str, Tensor]) -> None:
     with pytest.raises(ValueError, match="not the published layout of 'mfn'"):
         convert("mfn", published)
     with pytest.raises(ValueError, match=r"missing: fc\.weight"):
@@ -230,7 +230,7 @@ def test_resnet50_is_imported_from_torchvisions_names() -> None:
     assert state["stem.conv.weight"] is published["conv1.weight"]
 
 
-def test_a_file_of_another_depth_is_refused_by_the_names_of_its_tensors() -> None:
+def test_a_file_of_another_depth_is_rejected_by_key() -> None:
     published = published_state(load("poster_v1_small_7cls"))
     with pytest.raises(ValueError, match=r"unexpected: pyramid_fuse\.blocks\.4\.block_l\.norm1\.weight"):
         convert("poster_v1_tiny", published)
@@ -238,7 +238,7 @@ def test_a_file_of_another_depth_is_refused_by_the_names_of_its_tensors() -> Non
         convert("poster_v1_large", published)
 
 
-def test_heads_that_are_not_alike_are_named() -> None:
+def test_heads_of_different_shapes_are_named() -> None:
     document = load("lhc_net")
     state = {key: torch.empty(shape, device="meta") for key, shape, *_ in document["keys"]}
     key = "conv3_4/LHC_Module/Wqk/6/kernel"
@@ -335,7 +335,7 @@ def test_the_wrapper_of_a_state_dict_is_known(file: str) -> None:
         ("DDAMFN(++) checkpoints", "pickle_globals"),
     ],
 )
-def test_no_name_in_a_published_file_is_taken_for_an_attack(file: str, names: str) -> None:
+def test_no_name_in_a_published_file_is_rejected(file: str, names: str) -> None:
     for name in section(file)[names]:
         module, _, attribute = name.rpartition(".")
         text = b"c" + module.encode() + b"\n" + attribute.encode() + b"\n."
