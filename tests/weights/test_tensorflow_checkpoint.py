@@ -53,7 +53,7 @@ def test_any_of_its_paths_names_it(name: str) -> None:
     assert len(read_checkpoint(TINY / name)) == 15
 
 
-def test_listing_may_hold_a_path_of_another_machine(copy: Path) -> None:
+def test_the_listing_may_hold_a_path_of_another_machine(copy: Path) -> None:
     (copy.parent / "checkpoint").write_text('model_checkpoint_path: "C:\\\\models\\\\LHC_tiny"\n')
     assert len(read_checkpoint(copy.parent)) == 15
     (copy.parent / "checkpoint").write_text("nothing")
@@ -73,7 +73,7 @@ def test_missing_files_are_named(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".index", ".data-00000-of-00001"])
-def test_every_truncation_is_noticed(copy: Path, suffix: str) -> None:
+def test_every_truncation_is_rejected(copy: Path, suffix: str) -> None:
     path = copy.with_name(copy.name + suffix)
     whole = path.read_bytes()
     for length in {*range(60), *range(0, len(whole), 97), *range(len(whole) - 60, len(whole))}:
@@ -84,11 +84,11 @@ def test_every_truncation_is_noticed(copy: Path, suffix: str) -> None:
         assert "fetch" in str(error.value)
 
 
-def test_every_flipped_bit_of_a_weight_is_noticed(copy: Path) -> None:
+def test_every_flipped_bit_of_a_weight_is_rejected(copy: Path) -> None:
     path = copy.with_name("LHC_tiny.data-00000-of-00001")
     whole = path.read_bytes()
     before = read_checkpoint(copy)
-    noticed = 0
+    rejected = 0
     for position in range(0, len(whole), 37):
         damaged = bytearray(whole)
         damaged[position] ^= 1 << position % 8
@@ -97,13 +97,13 @@ def test_every_flipped_bit_of_a_weight_is_noticed(copy: Path) -> None:
             after = read_checkpoint(copy)
         except FileError as error:
             assert "wrong checksum of" in str(error)  # noqa: PT017 - the bit may lie in what is left out
-            noticed += 1
+            rejected += 1
         else:
             assert all(np.array_equal(before[name], after[name]) for name in before)
-    assert noticed > 15
+    assert rejected > 15
 
 
-def test_every_flipped_bit_of_the_index_is_harmless_or_noticed(copy: Path) -> None:
+def test_every_flipped_bit_of_the_index_is_harmless_or_rejected(copy: Path) -> None:
     path = copy.with_name("LHC_tiny.index")
     whole = path.read_bytes()
     before = read_checkpoint(copy)
@@ -122,7 +122,7 @@ def test_every_flipped_bit_of_the_index_is_harmless_or_noticed(copy: Path) -> No
     assert harmless < 20  # the metaindex and its handle, and the padding of the footer
 
 
-# ------------------------------------------------------------------------------------ checkpoints of our own making
+# ------------------------------------------------------------------------------------ generated checkpoints
 
 
 def varint(value: int) -> bytes:
@@ -230,19 +230,19 @@ FOUR = np.arange(4, dtype="<f4")
         ({"checksum": 0}, "wrong checksum of a"),
     ],
 )
-def test_hostile_entries_are_refused(tmp_path: Path, changed: dict[str, Any], fault: str) -> None:
+def test_hostile_entries_are_rejected(tmp_path: Path, changed: dict[str, Any], fault: str) -> None:
     prefix = write(tmp_path, {b"a": entry(FOUR, **changed)}, [FOUR.tobytes()])
     with pytest.raises(FileError, match=fault):
         read_checkpoint(prefix)
 
 
-def test_tensors_that_overlap_are_refused(tmp_path: Path) -> None:
+def test_overlapping_tensors_are_rejected(tmp_path: Path) -> None:
     entries = {name: entry(FOUR) for name in (b"a", b"b")}
     with pytest.raises(FileError, match="b takes 16"):
         read_checkpoint(write(tmp_path, entries, [FOUR.tobytes()]))
 
 
-def test_what_a_table_may_not_hold_is_refused(tmp_path: Path) -> None:
+def test_invalid_tables_are_rejected(tmp_path: Path) -> None:
     entries = {b"a": entry(FOUR)}
     shards = [FOUR.tobytes()]
     for how, fault in (
@@ -271,7 +271,7 @@ def test_what_a_table_may_not_hold_is_refused(tmp_path: Path) -> None:
         (b"PK\x03\x04" + bytes(100), "no index of a TensorFlow checkpoint"),
     ],
 )
-def test_foreign_files_are_refused(copy: Path, content: bytes, fault: str) -> None:
+def test_other_files_are_rejected(copy: Path, content: bytes, fault: str) -> None:
     copy.with_name("LHC_tiny.index").write_bytes(content)
     with pytest.raises(FileError, match=fault):
         read_checkpoint(copy)

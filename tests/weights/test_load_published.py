@@ -1,4 +1,4 @@
-"""Published weights load whatever they are wrapped in; what does not fit is told by name, never dropped."""
+"""Published weights load whatever they are wrapped in; what does not fit is message by name, never dropped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models.conformance import load, published_state
+from builders.conformance import load, published_state
 from torch import Tensor, nn
 
 from fer.io.files import FileError
@@ -41,7 +41,7 @@ def equal(read: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 
 
 @pytest.fixture
-def their_code() -> Iterator[types.ModuleType]:
+def authors_code() -> Iterator[types.ModuleType]:
     """The module `networks.MixedFeatureNet` of the authors; it is gone when the file is read."""
     package, module = types.ModuleType("networks"), types.ModuleType("networks.MixedFeatureNet")
     sys.modules |= {"networks": package, "networks.MixedFeatureNet": module}
@@ -79,14 +79,14 @@ def nested(state: dict[str, Tensor], kind: type[nn.Module]) -> nn.Module:
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model", None])
-def test_every_wrapper_is_seen_through(wrapper: str | None, legacy: bool, tmp_path: Path) -> None:
+def test_every_wrapper_is_unwrapped(wrapper: str | None, legacy: bool, tmp_path: Path) -> None:
     state = OrderedDict({"module.fc.weight": torch.ones(7, 3), "module.fc.bias": torch.zeros(7)})
     saved = {"iter": 20, wrapper: state, "optimizer_state_dict": {"state": {}}} if wrapper else state
     path = save(saved, tmp_path / "a.pth", legacy=legacy)
     assert equal(read_published(path), {"fc.weight": torch.ones(7, 3), "fc.bias": torch.zeros(7)})
 
 
-def test_poster_v2s_recorder_objects_do_no_harm(tmp_path: Path, published: dict[str, Tensor]) -> None:
+def test_poster_v2s_recorder_objects_are_ignored(tmp_path: Path, published: dict[str, Tensor]) -> None:
     """Its best files hold objects of classes that stood in the authors' `__main__`, and arrays of numpy."""
     main = sys.modules["__main__"]
     recorder, recorder1 = class_in(main, "RecorderMeter")(), class_in(main, "RecorderMeter1")()
@@ -101,10 +101,10 @@ def test_poster_v2s_recorder_objects_do_no_harm(tmp_path: Path, published: dict[
 
 @pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")  # it has none
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_a_whole_module_is_walked_without_its_code(
-    legacy: bool, tmp_path: Path, mfn: dict[str, Tensor], their_code: types.ModuleType
+def test_a_whole_module_is_read_without_its_code(
+    legacy: bool, tmp_path: Path, mfn: dict[str, Tensor], authors_code: types.ModuleType
 ) -> None:
-    module = nested(mfn, class_in(their_code, "MixedFeatureNet", nn.Module))
+    module = nested(mfn, class_in(authors_code, "MixedFeatureNet", nn.Module))
     module.register_buffer("derived", torch.zeros(3), persistent=False)
     module.register_buffer("absent", None)
     path = save(module, tmp_path / "MFN_msceleb.pth", legacy=legacy)
@@ -114,8 +114,8 @@ def test_a_whole_module_is_walked_without_its_code(
     assert load_published("mfn", path).num_classes == 0
 
 
-def test_a_module_that_contains_itself_is_refused(tmp_path: Path, their_code: types.ModuleType) -> None:
-    kind = class_in(their_code, "Ring", nn.Module)
+def test_a_module_that_contains_itself_is_rejected(tmp_path: Path, authors_code: types.ModuleType) -> None:
+    kind = class_in(authors_code, "Ring", nn.Module)
     ring = kind()
     ring._modules["inner"] = ring
     with pytest.raises(FileError, match="modules that contain themselves"):
@@ -158,27 +158,27 @@ def test_classes_and_heads_are_read_from_the_file(tmp_path: Path) -> None:
     assert torch.equal(model.fc.weight, state["fc.weight"])
 
 
-def test_a_model_that_stands_is_filled_where_it_fits(tmp_path: Path, published: dict[str, Tensor]) -> None:
+def test_an_existing_model_is_filled_where_it_fits(tmp_path: Path, published: dict[str, Tensor]) -> None:
     path = save(published, tmp_path / "a.pth")
     model = create_model("ddamfn")
     assert load_published(model, str(path)) is model
     assert model.training
     assert torch.equal(model.fc.weight, published["fc.weight"])
-    for options, told in (
+    for options, message in (
         ({"num_classes": 8}, "num_classes = 7, the model 8"),
         ({"num_heads": 3}, "num_heads = 2, the model 3"),
     ):
-        with pytest.raises(ValueError, match=rf"a\.pth: the file is for another ddamfn: it has {told}"):
+        with pytest.raises(ValueError, match=rf"a\.pth: the file is for another ddamfn: it has {message}"):
             load_published(create_model("ddamfn", **options), path)
 
 
-def test_published_weights_that_are_no_finite_numbers_are_refused(tmp_path: Path, published: dict[str, Tensor]) -> None:
+def test_published_weights_with_nan_are_rejected(tmp_path: Path, published: dict[str, Tensor]) -> None:
     broken = published | {"fc.bias": torch.full_like(published["fc.bias"], float("nan"))}
     with pytest.raises(FileError, match=r"a\.pth: 1 of .* NaN or infinity: fc\.bias; restore the file"):
         load_published("ddamfn", save(broken, tmp_path / "a.pth"))
 
 
-def test_another_models_weights_are_refused_by_their_keys(tmp_path: Path, published: dict[str, Tensor]) -> None:
+def test_another_models_weights_are_rejected_by_key(tmp_path: Path, published: dict[str, Tensor]) -> None:
     path = save(published, tmp_path / "a.pth")
     with pytest.raises(
         ValueError, match=r"(?s)a\.pth: not the published layout of 'mfn'.*unexpected: features\.0\.conv"
@@ -211,7 +211,7 @@ def test_poster_v2s_best_file_of_the_optimizer_alone_is_recognised(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"<!DOCTYPE html><html>sign in", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
@@ -222,17 +222,17 @@ def test_poster_v2s_best_file_of_the_optimizer_alone_is_recognised(tmp_path: Pat
         (b"\x10\x00\x00\x00\x00\x00\x00\x00{ no header }   ", "safetensors"),
     ],
 )
-def test_what_is_no_weights_file_is_named(content: bytes, told: str, tmp_path: Path) -> None:
+def test_other_files_are_rejected_by_what_they_are(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     path.write_bytes(content)
-    with pytest.raises(FileError, match=rf"a\.pth: .*{told}"):
+    with pytest.raises(FileError, match=rf"a\.pth: .*{message}"):
         read_published(path)
     with pytest.raises(FileError, match="no such file"):
         read_published(tmp_path / "absent.pth")
 
 
 @pytest.mark.parametrize(
-    ("saved", "told"),
+    ("saved", "message"),
     [
         ({}, "holds no weights"),
         ([torch.zeros(1)], "no state dict and no module, but a list"),
@@ -240,19 +240,19 @@ def test_what_is_no_weights_file_is_named(content: bytes, told: str, tmp_path: P
         ({"state_dict": {"a": torch.zeros(1), "b": 3}}, r"no state dict: b \(a int\)"),
     ],
 )
-def test_files_of_torch_without_a_state_dict_say_what_they_hold(saved: Any, told: str, tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=told):
+def test_files_of_torch_without_a_state_dict_are_rejected_by_content(saved: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=message):
         read_published(save(saved, tmp_path / "a.pth"))
 
 
-def test_npz_bombs_and_pickles_in_npz_are_refused(tmp_path: Path) -> None:
+def test_pickles_in_npz_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, a=np.array([{}], dtype=object))
     with pytest.raises(FileError, match=r"a\.npz: .*Object arrays cannot be loaded"):
         read_published(path)
 
 
-def test_our_own_weights_are_sent_to_their_own_door(tmp_path: Path) -> None:
+def test_our_own_weights_are_rejected_with_their_loader(tmp_path: Path) -> None:
     from fer.labels import SPACES
 
     path = tmp_path / "model.safetensors"
@@ -262,7 +262,7 @@ def test_our_own_weights_are_sent_to_their_own_door(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["ir50_truncated.pth", "mobilefacenet_model_best_truncated.pth.tar"])
-def test_real_files_that_were_cut_off_are_told(name: str, test_data: Path) -> None:
+def test_real_truncated_files_are_rejected(name: str, test_data: Path) -> None:
     with pytest.raises(FileError, match=rf"{name}: .*cut off"):
         load_published("ir50", test_data / "bad" / "weights" / name)
 

@@ -23,7 +23,7 @@ BODY = bytes(range(256)) * 512
 
 
 class _Server(BaseHTTPRequestHandler):
-    """Answers as authors' pages do."""
+    """Serves files as authors' pages do."""
 
     asked: ClassVar[list[str]] = []
 
@@ -100,7 +100,7 @@ def test_every_address_is_https_and_every_digest_is_of_one_file() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"labels": ["neutral", "joy"]}, "not an order of the classes"),
         ({"labels": "unknown", "evidence": None}, "evidence belongs to"),
@@ -111,9 +111,9 @@ def test_every_address_is_https_and_every_digest_is_of_one_file() -> None:
         ({"licence": None}, "licence"),
     ],
 )
-def test_a_mistake_in_an_entry_is_told(change: dict[str, object], told: str) -> None:
+def test_an_invalid_entry_is_rejected(change: dict[str, object], message: str) -> None:
     data = registry.entry("ddamfn_rafdb").model_dump() | change
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         parse(PublishedWeights, data, "published.yaml")
 
 
@@ -122,7 +122,7 @@ def test_unknown_names_list_the_known() -> None:
         registry.entry("ddamfn_raf")
 
 
-def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert environment().cache == tmp_path / "cache"
     monkeypatch.delenv("FER_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
@@ -145,7 +145,7 @@ def test_a_file_is_fetched_once_and_found_again(server: str, cache: Path, monkey
     assert [found.state for found in registry.verify()] == ["ok"]
 
 
-def test_a_broken_transfer_goes_on_where_it_stopped(server: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_transfer_resumes_where_it_stopped(server: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known(monkeypatch, {"name": "a.pth", "url": f"{server}/a", "sha256": DIGEST})
     (cache / "tiny").mkdir(parents=True)
     (cache / "tiny" / ".a.pth.part").write_bytes(BODY[:1000])
@@ -154,26 +154,26 @@ def test_a_broken_transfer_goes_on_where_it_stopped(server: str, cache: Path, mo
 
 
 @pytest.mark.parametrize(
-    ("path", "digest", "told"),
+    ("path", "digest", "message"),
     [
         ("gone", DIGEST, "404"),
         ("page", None, "web page"),
         ("a", "0" * 64, "sha256 is"),
     ],
 )
-def test_what_is_not_the_file_is_refused_with_the_way_out(
-    path: str, digest: str | None, told: str, server: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_wrong_download_is_rejected_with_the_remedy(
+    path: str, digest: str | None, message: str, server: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = {"name": "a.pth", "url": f"{server}/{path}", "page": "https://somewhere"}
     known(monkeypatch, file | ({"sha256": digest} if digest else {}))
     with pytest.raises(
-        FileError, match=rf"{told}.*by hand from https://somewhere; `fer weights pull tiny --from FOLDER`"
+        FileError, match=rf"{message}.*by hand from https://somewhere; `fer weights pull tiny --from FOLDER`"
     ):
         registry.pull("tiny")
     assert list((cache / "tiny").iterdir()) == []
 
 
-def test_offline_the_users_folder_is_enough(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_the_user_is_enough_offline(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known(monkeypatch, {"name": "a.pth", "url": "https://127.0.0.1:9/a", "sha256": DIGEST})
     (tmp_path / "mine" / "deep").mkdir(parents=True)
     (tmp_path / "mine" / "a.pth").write_bytes(b"another version")
@@ -207,18 +207,18 @@ def test_all_files_of_several_are_fetched(tmp_path: Path, cache: Path, monkeypat
     assert registry.pull("tiny", given=tmp_path) == [cache / "tiny" / "a.index", cache / "tiny" / "a.data"]
 
 
-def test_what_changed_in_the_cache_is_seen_and_fetched_again(
+def test_a_changed_file_in_the_cache_is_detected_and_fetched_again(
     server: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known(monkeypatch, {"name": "a.pth", "url": f"{server}/a"})
     (path,) = registry.pull("tiny")
     assert [found.state for found in registry.verify()] == ["as fetched"]
     path.write_bytes(BODY[:-1] + b"\1")
-    (cache / "stranger.bin").write_bytes(b"what is this")
+    (cache / "unknown.bin").write_bytes(b"what is this")
     (cache / "tiny" / "more.pth").write_bytes(b"and this")
     assert {found.path.name: found.state for found in registry.verify()} == {
         "a.pth": "corrupt",
-        "stranger.bin": "unknown",
+        "unknown.bin": "unknown",
         "more.pth": "unknown",
     }
     assert registry.pull("tiny")[0].read_bytes() == BODY

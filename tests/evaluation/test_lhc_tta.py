@@ -7,15 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from builders.conformance import load
 
 from fer.evaluation.tta import View, predict_views, views
-
-from .conformance import load
 
 LHC = load("lhc_tta")
 
 
-def picture() -> torch.Tensor:
+def image() -> torch.Tensor:
     yy, xx = np.mgrid[0:64, 0:64].astype(np.float64)
     channels = [
         127.5 + 60 * np.sin(xx / 7) + 50 * np.cos(yy / 5 + 0.3 * xx / 9),
@@ -35,7 +34,7 @@ def test_each_view_is_the_published_one(case: dict) -> None:
         down=params["shift_v"],
         flip=params["flip"],
     )
-    found = view(picture())[0].permute(1, 2, 0).numpy()
+    found = view(image())[0].permute(1, 2, 0).numpy()
     np.testing.assert_allclose(found[20, :, 0], case["row 20, channel 0"], rtol=0, atol=5e-4)
     stats = case["stats"]
     assert found.mean() == pytest.approx(stats["mean"], abs=2e-5)
@@ -44,7 +43,7 @@ def test_each_view_is_the_published_one(case: dict) -> None:
     np.testing.assert_allclose(found.reshape(-1)[-4:], stats["last4"], rtol=0, atol=5e-4)
 
 
-def test_the_views_come_in_the_published_order_and_the_picture_itself_counts_three_times() -> None:
+def test_the_views_come_in_the_published_order_and_the_image_itself_counts_three_times() -> None:
     ours = views("lhc", 224)
     published = LHC["views_in_order [zoom,rot_rad,shift_h_px,shift_v_px,flip]"]
     assert [[v.zoom, v.rotation, v.right, v.down, v.flip] for v, _ in ours[1:]] == published

@@ -1,4 +1,4 @@
-"""A training that starts from given weights of a part."""
+"""Initial weights of a part of a model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_part_takes_the_features_and_leaves_the_rest(tmp_path: Path) -> None:
         assert torch.equal(tensor, (expected if key.startswith("features.") else before)[key]), key
 
 
-def test_the_landmark_branch_may_train_once_it_is_loaded(tmp_path: Path, test_data: Path) -> None:
+def test_the_landmark_branch_can_train_once_it_is_loaded(tmp_path: Path, test_data: Path) -> None:
     model = create_model("poster_v2", landmark_frozen=True).train()
     folder = test_data / "weights" / "landmark_mobilefacenet_openvino"
     [source] = locate({"landmarks": "mobilefacenet.xml"}, folder)
@@ -46,7 +46,7 @@ def test_the_landmark_branch_may_train_once_it_is_loaded(tmp_path: Path, test_da
     assert model(torch.randn(2, 3, 224, 224)).logits.shape == (2, 7)
 
 
-def test_weights_of_another_network_are_refused_by_key(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_rejected_by_key(tmp_path: Path) -> None:
     donor(tmp_path / "small.safetensors", "ddamfn_small")
     model = create_model("ddamfn_nano")
     [source] = locate({"features": "small.safetensors"}, tmp_path)
@@ -56,7 +56,7 @@ def test_weights_of_another_network_are_refused_by_key(tmp_path: Path) -> None:
         load_part(model, replace(source, part="landmarks"))
 
 
-def test_a_file_that_is_not_there_is_told_with_the_names_that_could_be_meant(tmp_path: Path) -> None:
+def test_a_missing_file_is_rejected_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(
         FileError, match=r"pretrained\.image = 'ir_50': neither a file .* nor a name in `fer weights list`"
     ):
@@ -76,7 +76,7 @@ def test_the_transformer_takes_the_first_blocks_of_a_vit_and_keeps_its_own_posit
         assert torch.equal(tensor, before[key] if own else expected[key.replace("vit.", "transformer.", 1)]), key
 
 
-def test_a_transformer_of_another_width_is_refused(tmp_path: Path) -> None:
+def test_a_transformer_of_another_width_is_rejected(tmp_path: Path) -> None:
     donor(tmp_path / "vit.safetensors", "vit_b16")
     [source] = locate({"vit": "vit.safetensors"}, tmp_path)
     with pytest.raises(ValueError, match=r"(?s)not the weights of vit of poster_v2_nano.*blocks\.0\."):
@@ -92,7 +92,7 @@ def test_parts_are_the_backbones() -> None:
         assert list_parts(create_model("lhc_net")) == []
 
 
-def test_other_weights_are_another_training(tmp_path: Path) -> None:
+def test_other_weights_change_the_fingerprint_of_a_run(tmp_path: Path) -> None:
     recipe = Recipe(model="ddamfn_nano", epochs=1, batch_size=8, learning_rate=0.1, pretrained={"features": "a"})
     prints = set()
     for seed in (1, 2):
@@ -101,7 +101,7 @@ def test_other_weights_are_another_training(tmp_path: Path) -> None:
     assert len(prints) == 2
 
 
-def test_a_part_that_is_no_finite_number_is_refused_by_file_and_tensor(tmp_path: Path) -> None:
+def test_a_part_with_nan_or_infinity_is_rejected_by_file_and_tensor(tmp_path: Path) -> None:
     model = create_model("ddamfn_nano")
     key = next(key for key, tensor in model.state_dict().items() if key.startswith("features.") and tensor.ndim == 4)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -112,7 +112,7 @@ def test_a_part_that_is_no_finite_number_is_refused_by_file_and_tensor(tmp_path:
         load_part(create_model("ddamfn_nano"), source)
 
 
-def test_a_broken_description_of_ours_is_not_taken_for_published_weights(tmp_path: Path) -> None:
+def test_a_broken_description_is_not_taken_for_published_weights(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "d.safetensors", {"fer": "[]"})
     [source] = locate({"features": "d.safetensors"}, tmp_path)
     with pytest.raises(FileError, match=r"d\.safetensors: its description: .*object; restore the file"):

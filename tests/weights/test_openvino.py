@@ -155,7 +155,7 @@ def test_import_fills_the_branch_of_a_frozen_model(written: tuple[Path, nn.Modul
 
 
 @pytest.mark.parametrize(("frozen", "bn"), [(True, "drift"), (False, "frozen")])
-def test_weights_without_statistics_are_refused_where_batch_norm_would_need_them(
+def test_weights_without_statistics_are_rejected_where_batch_norm_needs_them(
     written: tuple[Path, nn.Module], frozen: bool, bn: str
 ) -> None:
     branch = LandmarkBackbone(PUBLISHED, frozen=frozen, bn=bn)
@@ -228,7 +228,7 @@ ENTITIES = '<!DOCTYPE net [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a
         (edited(shortcut_elsewhere), "was expected to take its output too"),
     ],
 )  # fmt: skip
-def test_a_file_that_cannot_be_used_is_refused_with_the_reason(
+def test_a_damaged_or_other_file_is_rejected_with_the_reason(
     damaged: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     damage(damaged)
@@ -238,7 +238,7 @@ def test_a_file_that_cannot_be_used_is_refused_with_the_reason(
 
 # ------------------------------------------------------------------------------------------------ real faces
 SIDE = 640
-"""Pictures are shrunk to it: YuNet's landmarks are coarse on faces of many hundred pixels."""
+"""Images are shrunk to it: YuNet's landmarks are coarse on faces of many hundred pixels."""
 
 MARGIN = 0.05
 
@@ -250,9 +250,9 @@ def faces(test_data: Path) -> list[tuple[Tensor, np.ndarray, float]]:
     for path in sorted((test_data / "photos").iterdir()):
         if path.suffix == ".csv":
             continue
-        picture = decode_image(path.read_bytes())
-        scale = min(1.0, SIDE / max(picture.shape[:2]))
-        resized = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        image = decode_image(path.read_bytes())
+        scale = min(1.0, SIDE / max(image.shape[:2]))
+        resized = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         small = np.asarray(resized, dtype=np.uint8)
         detector.setInputSize((small.shape[1], small.shape[0]))
         _, rows = detector.detect(small[:, :, ::-1])
@@ -288,7 +288,7 @@ def test_published_network_finds_the_landmarks_of_real_faces(test_data: Path) ->
     """
     model = imported(test_data / OPENVINO)
     torch.manual_seed(0)
-    stranger = create_model("mobilefacenet_landmarks", 0).eval()
+    untrained = create_model("mobilefacenet_landmarks", 0).eval()
     differences: dict[str, list[float]] = {"imported": [], "random": [], "mirrored": [], "bgr": []}
     with torch.inference_mode():
         for crop, five, eyes in faces(test_data):
@@ -297,7 +297,7 @@ def test_published_network_finds_the_landmarks_of_real_faces(test_data: Path) ->
             mirrored = torch.stack([1 - mirrored[:, 0], mirrored[:, 1]], dim=1)
             points = {
                 "imported": (five_of(landmarks), five),
-                "random": (five_of(stranger(crop)[0]), five),
+                "random": (five_of(untrained(crop)[0]), five),
                 "mirrored": (landmarks.numpy(), mirrored.numpy()),
                 "bgr": (landmarks.numpy(), model(crop.flip(1))[0].numpy()),
             }

@@ -1,4 +1,4 @@
-"""`fer weights`: what a person sees, and that an order of classes is asked for where nobody knows it."""
+"""`fer weights`: its output, and that an unknown order of classes must be given."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models.conformance import load, published_state
+from builders.conformance import load, published_state
 
 from fer import cli
 from fer.labels import DATASET_LABELS
@@ -46,7 +46,7 @@ def test_list_shows_every_entry_and_one_in_full(capsys: pytest.CaptureFixture[st
     assert "licence: none stated" in shown
 
 
-def test_pull_prints_where_and_verify_tells_what_is_wrong(
+def test_pull_prints_paths_and_verify_finds_corrupt_files(
     ddamfn: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("pull", "ddamfn_rafdb", "--from", ddamfn.parent)
@@ -80,7 +80,7 @@ def test_import_of_pulled_weights_knows_model_and_order(ddamfn: Path, tmp_path: 
         run("import", "ddamfn_rafdb", "--dataset", "rafdb", "--out", tmp_path / "other.safetensors")
 
 
-def test_an_unknown_order_is_asked_for_never_guessed(ddamfn: Path, tmp_path: Path) -> None:
+def test_an_unknown_class_order_is_rejected_never_guessed(ddamfn: Path, tmp_path: Path) -> None:
     out = tmp_path / "ours.safetensors"
     with pytest.raises(ValueError, match=r"7 classes in an unknown order\. Give it with --labels"):
         run("import", ddamfn, "--model", "ddamfn", "--out", out)
@@ -93,7 +93,7 @@ def test_an_unknown_order_is_asked_for_never_guessed(ddamfn: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ((), "--model"),
         (("--model", "ddamfn", "--labels", "joy,neutral"), "not an order of the classes"),
@@ -102,14 +102,14 @@ def test_an_unknown_order_is_asked_for_never_guessed(ddamfn: Path, tmp_path: Pat
         (("--model", "nothing"), "no published layout is known for 'nothing'"),
     ],
 )
-def test_import_tells_what_is_missing_or_wrong(
-    arguments: tuple[str, ...], told: str, ddamfn: Path, tmp_path: Path
+def test_import_rejects_missing_and_wrong_arguments(
+    arguments: tuple[str, ...], message: str, ddamfn: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         run("import", ddamfn, *arguments, "--out", tmp_path / "ours.safetensors")
 
 
-def test_import_of_what_is_not_there(tmp_path: Path) -> None:
+def test_import_of_missing_weights_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no published weights 'absent'"):
         run("import", "absent", "--out", tmp_path / "ours.safetensors")
     with pytest.raises(ValueError, match="no such file"):
@@ -123,7 +123,7 @@ def test_the_landmark_network_is_imported_without_classes(test_data: Path, tmp_p
     assert (info.labels, model.num_classes, model.name) == ((), 0, "mobilefacenet_landmarks")
 
 
-def test_import_replaces_no_file(tmp_path: Path) -> None:
+def test_import_overwrites_no_file(tmp_path: Path) -> None:
     source = tmp_path / "mine.pth"
     source.write_bytes(b"mine")
     with pytest.raises(ValueError, match=r"mine\.pth: exists already, and is not overwritten"):
