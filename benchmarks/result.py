@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-MODULES = ("crop", "detect", "ingest", "models", "origin", "ray_cost", "reader", "remote", "train")
+MODULES = ("crop", "detect", "ingest", "invalidation", "models", "origin", "ray_cost", "reader", "remote", "train")
 """Modules of this package that register benchmarks."""
 
 _PACKAGES = ("fer", "torch", "numpy", "pyarrow", "opencv-python-headless", "pillow", "albumentations", "ray")

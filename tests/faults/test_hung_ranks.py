@@ -29,8 +29,8 @@ from tiny_training import (
     train_rank,
 )
 
+from fer.training.distributed import LostRankError
 from fer.training.job import TrainJob
-from fer.training.peers import PeerLostError
 
 HUNG = (1, 3)
 """Rank 1 stops itself after its third update."""
@@ -40,7 +40,7 @@ def telling_rank(job: TrainJob, rank: int, meeting: str, timeout: float, kill: t
     """`train_rank` of two that writes what went wrong."""
     try:
         train_rank(job, rank, 2, meeting, kill, signal.SIGSTOP, timeout)
-    except (PeerLostError, ValueError) as error:
+    except (LostRankError, ValueError) as error:
         (Path(job.work_dir) / f"told-{rank}").write_text(str(error))
 
 
