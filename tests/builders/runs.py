@@ -83,16 +83,16 @@ def kill_at_step(job: TrainJob, step: int) -> None:
 
 def kill_between_passes(job: TrainJob, step: int) -> None:
     """Trains, and is killed at w + e of the update of that number, counted from 1."""
-    climb, climbs = Sam.climb, 0
+    perturb, calls = Sam.perturb, 0
 
     def deadly(sam: Sam) -> torch.Tensor:
-        nonlocal climbs
-        norm, climbs = climb(sam), climbs + 1
-        if climbs == step:
+        nonlocal calls
+        norm, calls = perturb(sam), calls + 1
+        if calls == step:
             os.kill(os.getpid(), signal.SIGKILL)
         return norm
 
-    Sam.climb = deadly  # type: ignore[method-assign]
+    Sam.perturb = deadly  # type: ignore[method-assign]
     train(job)
 
 

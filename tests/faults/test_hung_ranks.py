@@ -27,8 +27,8 @@ from builders.runs import (
 from builders.shards import make_shards
 from builders.stopping import progress, run_facts, wait_until
 
+from fer.training.distributed import LostRankError
 from fer.training.job import TrainJob
-from fer.training.peers import PeerLostError
 
 HUNG = (1, 3)
 """Rank 1 stops itself after its third update."""
@@ -39,7 +39,7 @@ def reporting_rank(job: TrainJob, rank: int, meeting: str, timeout: float, kill:
     """`train_rank` of two that writes its error."""
     try:
         train_rank(job, rank, 2, meeting, kill, signal.SIGSTOP, timeout)
-    except (PeerLostError, ValueError) as error:
+    except (LostRankError, ValueError) as error:
         (Path(job.work_dir) / f"error-{rank}").write_text(str(error))
 
 

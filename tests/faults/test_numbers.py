@@ -11,32 +11,32 @@ from builders.limits import patience
 from builders.runs import child, final_state, make_job, train_rank
 
 from fer.training.job import TrainJob
+from fer.training.learner import Learner
 from fer.training.loop import DivergedError
-from fer.training.passes import Passes
 
 SECOND_PASS_OF_THE_THIRD_UPDATE = 6
 
 
 def poisoned_rank(job: TrainJob, rank: int, world_size: int, meeting: str, what: str) -> None:
     """Rank 1 gets an image of NaN, or an infinite gradient, at w + e. Writes the error of each rank."""
-    run, calls = Passes.run, 0
+    run, calls = Learner.backward, 0
 
-    def poison(passes: Passes, images: torch.Tensor, *arguments: object, **keywords: object):  # type: ignore[no-untyped-def]
+    def poison(learner: Learner, images: torch.Tensor, *arguments: object, **keywords: object):  # type: ignore[no-untyped-def]
         nonlocal calls
         calls += 1
         if (rank, calls) != (1, SECOND_PASS_OF_THE_THIRD_UPDATE):
-            return run(passes, images, *arguments, **keywords)  # type: ignore[arg-type]
+            return run(learner, images, *arguments, **keywords)  # type: ignore[arg-type]
         if what == "loss":
             images = images.clone()
             images[2] = float("nan")
-            return run(passes, images, *arguments, **keywords)  # type: ignore[arg-type]
-        hook = passes._model.fc.bias.register_hook(lambda gradient: gradient * float("inf"))
+            return run(learner, images, *arguments, **keywords)  # type: ignore[arg-type]
+        hook = learner.model.fc.bias.register_hook(lambda gradient: gradient * float("inf"))
         try:
-            return run(passes, images, *arguments, **keywords)  # type: ignore[arg-type]
+            return run(learner, images, *arguments, **keywords)  # type: ignore[arg-type]
         finally:
             hook.remove()
 
-    Passes.run = poison  # type: ignore[method-assign]
+    Learner.backward = poison  # type: ignore[method-assign]
     try:
         train_rank(job, rank, world_size, meeting)
     except DivergedError as error:

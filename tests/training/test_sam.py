@@ -1,4 +1,4 @@
-"""SAM is the published one to the last digits, and what the engine makes of it is right for parts and for ranks."""
+"""SAM is the published one to the last digits, also over parts of a batch and over ranks."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from builders.runs import assert_same_bits, elsewhere, final_state, kill_between
 from fer.models import create_model
 from fer.training.loop import train
 from fer.training.recipe import SamConfig
-from fer.training.sam import Sam, statistics_kept
+from fer.training.sam import Sam, frozen_statistics
 
-ASSETS = Path(__file__).parents[1] / "assets" / "conformance"
-TOY = json.loads((ASSETS / "sam_toy").with_suffix(".json").read_text())
+TOY = json.loads((Path(__file__).parents[1] / "assets" / "conformance" / "sam_toy.json").read_text())
 EXACT: dict[str, Any] = {"options": {"norm": False, "drop_rate": 0.0}, "epochs": 2, "sam": {"rho": 0.05}}
 
 
@@ -44,10 +43,10 @@ def test_every_step_is_that_of_the_published_code(key: str) -> None:
         loss = F.cross_entropy(x @ w.T + b, y)
         base.zero_grad()
         loss.backward()
-        norm = sam.climb()
+        norm = sam.perturb()
         second = F.cross_entropy(x @ w.T + b, y)
         second.backward()
-        sam.descend()
+        sam.restore()
         base.step()
         assert loss.item() == pytest.approx(expected["loss"], abs=1e-13)
         assert norm.item() == pytest.approx(expected["grad_norm"], abs=1e-13)
@@ -55,7 +54,7 @@ def test_every_step_is_that_of_the_published_code(key: str) -> None:
         np.testing.assert_allclose(w.detach(), expected["W"], rtol=0, atol=1e-13)
 
 
-def test_the_weights_come_back_to_the_bit_and_the_second_gradient_stays() -> None:
+def test_restore_gives_the_same_bits_and_keeps_the_second_gradient() -> None:
     torch.manual_seed(0)
     model = create_model("toy")
     before = {key: tensor.clone() for key, tensor in model.state_dict().items() if "running" not in key}
@@ -64,18 +63,18 @@ def test_the_weights_come_back_to_the_bit_and_the_second_gradient_stays() -> Non
     model.train()
     model(x).logits.square().mean().backward()
     first = model.fc.weight.grad.clone()
-    sam.climb()
+    sam.perturb()
     assert not torch.equal(model.fc.weight, before["fc.weight"])
     model(x).logits.square().mean().backward()
-    sam.descend()
+    sam.restore()
     assert torch.equal(model.fc.weight, before["fc.weight"])
     assert not torch.equal(model.fc.weight.grad, first)
 
 
-def test_a_gradient_that_is_no_number_moves_nothing() -> None:
+def test_nan_in_a_gradient_moves_nothing() -> None:
     w = torch.nn.Parameter(torch.ones(3))
     w.grad = torch.tensor([1.0, float("nan"), 0.0])
-    assert not Sam(SamConfig(), [w]).climb().isfinite()
+    assert not Sam(SamConfig(), [w]).perturb().isfinite()
     assert torch.equal(w, torch.ones(3))
 
 
@@ -84,33 +83,24 @@ def test_the_second_pass_may_leave_the_statistics_of_batch_norm_alone() -> None:
     x = torch.randn(8, 3, 16, 16)
     model(x)
     kept = [buffer.clone() for buffer in model.buffers()]
-    with statistics_kept(model):
+    with frozen_statistics(model):
         model(x + 1)
     assert all(torch.equal(one, other) for one, other in zip(kept, model.buffers(), strict=True))
     model(x + 1)
     assert not torch.equal(kept[0], next(model.buffers()))
 
 
-def test_parts_of_a_batch_give_the_update_of_the_whole(tmp_path: Path) -> None:
-    job = make_job(tmp_path, **EXACT)
-    parts = make_job(tmp_path, **EXACT, accumulate=3)
-    whole, parts = elsewhere(job, tmp_path / "whole"), elsewhere(parts, tmp_path / "parts")
-    assert run_child(train, whole) == run_child(train, parts) == 0
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_parts_and_ranks_perturb_by_the_gradient_of_the_global_batch(ranks: int, tmp_path: Path) -> None:
+    whole = elsewhere(make_job(tmp_path, **EXACT), tmp_path / "whole")
+    split = elsewhere(make_job(tmp_path, **EXACT, accumulate=3 if ranks == 1 else 1), tmp_path / "split")
+    assert run_child(train, whole) == 0
+    assert run_ranks(split, ranks, tmp_path / "meeting") == [0] * ranks
     for key, tensor in final_state(whole).model.items():
-        torch.testing.assert_close(final_state(parts).model[key], tensor, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(final_state(split).model[key], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_two_ranks_climb_by_the_gradient_of_the_global_batch(tmp_path: Path) -> None:
-    job = make_job(tmp_path, **EXACT)
-    alone, together = elsewhere(job, tmp_path / "alone"), elsewhere(job, tmp_path / "together")
-    assert run_child(train, alone) == 0
-    assert run_ranks(together, 2, tmp_path / "meeting") == [0, 0]
-    for key, tensor in final_state(alone).model.items():
-        torch.testing.assert_close(final_state(together).model[key], tensor, rtol=1e-4, atol=1e-5)
-
-
-def test_each_rank_may_climb_by_its_own_gradient(tmp_path: Path) -> None:
-    """Another training than the published one, of as many updates."""
+def test_each_rank_may_perturb_by_its_own_gradient(tmp_path: Path) -> None:
     sam = {"rho": 0.5, "gradient": "local"}
     jobs = [make_job(tmp_path, **{**EXACT, "sam": {**sam, "gradient": kind}}) for kind in ("local", "global")]
     local, shared = (elsewhere(job, tmp_path / str(number)) for number, job in enumerate(jobs))
@@ -122,7 +112,7 @@ def test_each_rank_may_climb_by_its_own_gradient(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"dropout": "same", "batch_norm": "first", "adaptive": True}])
-def test_killed_between_the_passes_goes_on_to_the_same_bits(options: dict[str, Any], tmp_path: Path) -> None:
+def test_run_killed_between_the_passes_resumes_to_the_same_bits(options: dict[str, Any], tmp_path: Path) -> None:
     job = make_job(tmp_path, epochs=2, sam={"rho": 0.1, **options})
     whole, killed = elsewhere(job, tmp_path / "whole"), elsewhere(job, tmp_path / "killed")
     assert run_child(train, whole) == 0

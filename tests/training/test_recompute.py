@@ -1,4 +1,4 @@
-"""Gradient checkpointing keeps less and changes nothing: not a bit of the training, not BatchNorm's statistics."""
+"""Gradient checkpointing keeps less and changes nothing: not a bit of a run, not BatchNorm's statistics."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_gradients_and_statistics_have_the_same_bits_and_less_is_kept(name: str)
 
 
 @pytest.mark.parametrize("batch_norm", ["both", "first"])
-def test_a_training_under_sam_ends_with_the_same_bits(tmp_path: Path, batch_norm: str) -> None:
+def test_run_under_sam_ends_with_the_same_bits(tmp_path: Path, batch_norm: str) -> None:
     ends = []
     for checkpointing in (False, True):
         job = make_job(
@@ -71,12 +71,12 @@ def test_units_are_the_blocks_of_the_published_network() -> None:
     assert names == ["PreActivationUnit"] * (3 + 4 + 6 + 3)
 
 
-def test_a_model_without_units_is_told() -> None:
+def test_model_without_units_is_refused() -> None:
     with pytest.raises(ValueError, match="gradient_checkpointing: Linear has no repeated units"):
         recompute_activations(nn.Linear(2, 2))
 
 
-def test_it_excludes_torch_compile() -> None:
+def test_torch_compile_is_refused_beside_it() -> None:
     keys = {"model": "ddamfn_nano", "epochs": 1, "batch_size": 8, "learning_rate": 0.1}
     with pytest.raises(ValueError, match="compile and gradient_checkpointing exclude each other"):
         Recipe.model_validate({**keys, "compile": True, "gradient_checkpointing": True})

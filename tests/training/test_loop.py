@@ -1,4 +1,4 @@
-"""The loop: one result for any number of ranks, and a stop before a number that is none does harm."""
+"""The loop: one result for any number of ranks, and a stop before NaN or infinity does harm."""
 
 from __future__ import annotations
 
@@ -11,17 +11,28 @@ from typing import Any
 
 import pytest
 import torch
-from builders.runs import assert_same_bits, elsewhere, final_state, make_job, run_child, run_ranks, train_rank
+from builders.runs import (
+    assert_same_bits,
+    child,
+    elsewhere,
+    final_state,
+    kill_at_step,
+    make_job,
+    run_child,
+    run_ranks,
+    train_rank,
+)  # fmt: skip
 from builders.shards import LABELS
 
+from fer.console import log
 from fer.models import create_model
 from fer.training import loop
 from fer.training.data import open_data
-from fer.training.ema import Ema
+from fer.training.distributed import Distributed
 from fer.training.job import TrainJob
 from fer.training.loop import DivergedError, prepare, train
 from fer.training.metrics import classification_metrics
-from fer.training.peers import Peers
+from fer.training.optimizer import Ema
 from fer.training.progress import FILE_NAME
 from fer.training.state import TrainState
 
@@ -70,10 +81,10 @@ def measure(job: TrainJob, rank: int, world_size: int, meeting: str, work_dir: s
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size)
     state = TrainState.load(Path(work_dir))
     assert state is not None
-    model, peers = loop.build_model(job), Peers(rank, world_size)
+    model, distributed = loop.build_model(job), Distributed(rank, world_size)
     model.load_state_dict(state.best_model)
-    data = open_data(job.shards, job.recipe, model, seed=job.seed, peers=peers, threads=1)
-    metrics = loop.validate(model, data.validation, job.recipe, peers, "cpu")
+    data = open_data(job.shards, job.recipe, model, seed=job.seed, distributed=distributed, threads=1)
+    metrics = loop.validate(model, data.validation, job.recipe, distributed, "cpu")
     data.close()
     if rank == 0:
         Path(result).write_text(repr(metrics))
@@ -81,8 +92,6 @@ def measure(job: TrainJob, rank: int, world_size: int, meeting: str, work_dir: s
 
 
 def run_children(target: Callable[..., None], job: TrainJob, world_size: int, meeting: Path, *arguments: Any) -> bool:
-    from builders.runs import child
-
     ranks = [child(target, job, rank, world_size, str(meeting), *arguments) for rank in range(world_size)]
     for rank in ranks:
         rank.join(100)
@@ -93,7 +102,7 @@ def run_children(target: Callable[..., None], job: TrainJob, world_size: int, me
 
 
 def poisoned_rank(job: TrainJob, rank: int, world_size: int, meeting: str) -> None:
-    """The third batch of rank 1 holds one picture of NaN. Writes what each rank was told."""
+    """The third batch of rank 1 holds one image of NaN. Writes the error of each rank."""
     whole, calls = loop.prepare, 0
 
     def poison(*arguments: Any) -> torch.Tensor:
@@ -116,12 +125,12 @@ def test_nan_on_one_rank_stops_all_before_the_update_and_names_the_sample(tmp_pa
     assert run_children(poisoned_rank, job, 2, tmp_path / "meeting")
     told = [(Path(job.work_dir) / f"told-{rank}").read_text() for rank in (0, 1)]
     assert told[0] == told[1]
-    assert re.findall(r"shards/train-\d{4}", told[0]).__len__() == 1
+    assert len(re.findall(r"shards/train-\d{4}", told[0])) == 1
     assert final_state(job).global_step == 2
     assert all(tensor.isfinite().all() for tensor in final_state(job).model.values())
 
 
-def test_an_exploding_gradient_stops_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_infinite_gradient_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job(tmp_path, epochs=1)
     real = loop.build_model
 
@@ -135,19 +144,14 @@ def test_an_exploding_gradient_stops_the_training(tmp_path: Path, monkeypatch: p
         train(job)
 
 
-def test_a_batch_that_cannot_be_dealt_evenly_is_refused(tmp_path: Path) -> None:
+def test_batch_that_cannot_be_split_evenly_is_refused(tmp_path: Path) -> None:
     job = make_job(tmp_path, batch_size=15)
-    codes = run_ranks(job, 2, tmp_path / "meeting")
-    assert codes == [1, 1]
-    with pytest.raises(ValueError, match="batch_size = 15 cannot be dealt evenly to 2 workers"):
-        open_data(job.shards, job.recipe, create_model("toy"), seed=1, peers=Peers(0, 2), threads=1)
+    assert run_ranks(job, 2, tmp_path / "meeting") == [1, 1]
+    with pytest.raises(ValueError, match=r"batch_size = 15 .* 2 workers"):
+        open_data(job.shards, job.recipe, create_model("toy"), seed=1, distributed=Distributed(0, 2), threads=1)
 
 
-def test_more_ranks_go_on_from_the_same_state_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from builders.runs import kill_at_step
-
-    from fer.console import log
-
+def test_more_ranks_resume_from_the_same_state_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     job = make_job(tmp_path, **EXACT)
     alone, changed = elsewhere(job, tmp_path / "alone"), elsewhere(job, tmp_path / "changed")
     assert run_child(train, alone) == 0
@@ -157,7 +161,7 @@ def test_more_ranks_go_on_from_the_same_state_with_a_warning(tmp_path: Path, cap
     assert one.global_step == two.global_step
     for key, tensor in one.model.items():
         torch.testing.assert_close(two.model[key], tensor, rtol=1e-4, atol=1e-5)
-    # A finished training is a state as well: asked again, it warns, computes nothing and says the same.
+    # A finished run is a state as well: resumed, it warns and computes nothing.
     log.propagate = True
     with caplog.at_level(logging.WARNING, "fer"):
         again = train(changed)
@@ -179,7 +183,7 @@ def test_more_ranks_go_on_from_the_same_state_with_a_warning(tmp_path: Path, cap
     ],
     ids=["bf16", "sgd", "clip", "balanced", "sam", "mixup", "cutmix"],
 )
-def test_every_option_of_a_recipe_trains_and_is_told_of(recipe: dict[str, Any], tmp_path: Path) -> None:
+def test_every_option_of_a_recipe_trains_and_reports_progress(recipe: dict[str, Any], tmp_path: Path) -> None:
     job = make_job(tmp_path, epochs=1, **{"schedule": {"kind": "constant"}, **recipe})
     records: list[dict[str, float]] = []
     steps: list[int] = []
@@ -199,7 +203,7 @@ def test_training_learns(tmp_path: Path) -> None:
     assert train(job).history[-1]["val_accuracy"] > 0.7
 
 
-def test_a_finished_training_is_not_touched(tmp_path: Path) -> None:
+def test_finished_run_is_not_changed(tmp_path: Path) -> None:
     job = make_job(tmp_path, epochs=1)
     first = train(job)
     told: list[object] = []
@@ -207,7 +211,7 @@ def test_a_finished_training_is_not_touched(tmp_path: Path) -> None:
     assert not told
 
 
-def test_it_stops_when_nothing_gets_better_and_keeps_the_best(tmp_path: Path) -> None:
+def test_patience_stops_the_run_and_keeps_the_best_epoch(tmp_path: Path) -> None:
     job = make_job(tmp_path, epochs=6, patience=2, learning_rate=1e-9, ema_decay=None, options={"norm": False})
     state = train(job)  # learns nothing, so that no later epoch is better than the first
     assert (state.best_epoch, state.epoch) == (1, 3)
@@ -224,7 +228,7 @@ def test_balanced_accuracy_is_the_mean_recall_of_the_classes_that_occur() -> Non
     assert classification_metrics(logits, torch.tensor([0, 0, 0, 1]))["balanced_accuracy"] == 1.0
 
 
-def test_images_are_normalised_channel_by_channel(tmp_path: Path) -> None:
+def test_images_are_normalized_by_channel(tmp_path: Path) -> None:
     job, model = make_job(tmp_path), create_model("toy")
     x = prepare(torch.full((1, 16, 16, 3), 255, dtype=torch.uint8), model, job.recipe, "cpu")
     assert x.shape == (1, 3, 16, 16)
@@ -232,7 +236,7 @@ def test_images_are_normalised_channel_by_channel(tmp_path: Path) -> None:
     torch.testing.assert_close(x[0, :, 0, 0], (1 - torch.tensor(model.mean)) / torch.tensor(model.std))
 
 
-def test_the_moving_average_follows_and_keeps_buffers() -> None:
+def test_moving_average_follows_parameters_and_copies_buffers() -> None:
     model = create_model("toy", len(LABELS))
     ema = Ema(model, 0.9)
     before = ema.model.fc.weight.clone()

@@ -1,6 +1,6 @@
-"""What the ranks of one training tell each other; with a single rank nothing is sent and the values stay as they are.
+"""What the ranks of one run exchange; with a single rank nothing is sent and values stay as they are.
 
-torch.distributed must be initialised (Ray Train does it) when `world_size` is above 1.
+torch.distributed must be initialized (Ray Train does it) when `world_size` is above 1.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from torch import Tensor, nn
 T = TypeVar("T")
 
 _GRACE_SECONDS = 2.0
-"""Between the first rank that hears of a broken exchange, and the last."""
+"""Between the first rank that notices a broken exchange, and the last."""
 
 _WORDS_OF_GLOO = ("gloo/transport", "pair closure", "by peer")
 """In the messages of its errors, which are plain RuntimeErrors."""
 
 
-class PeerLostError(RuntimeError):
-    """An exchange between the ranks broke off or timed out; the message names the ranks that are silent."""
+class LostRankError(RuntimeError):
+    """An exchange between the ranks broke off or timed out; the message names the silent ranks."""
 
 
 @dataclass(frozen=True)
-class Peers:
-    """This rank among `world_size` others; rank 0 leads: it saves, measures and reports."""
+class Distributed:
+    """This rank among `world_size`; rank 0 is the main one: it saves, measures and reports."""
 
     rank: int = 0
     world_size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is rank 0."""
         return self.rank == 0
 
@@ -71,14 +71,14 @@ class Peers:
                     dist.broadcast(buffer, src=0)
 
     @contextmanager
-    def silence_told(self, folder: Path) -> Iterator[None]:
-        """Names the ranks that were lost, or hang, where an exchange inside the block fails for the want of them.
+    def report_lost_ranks(self, folder: Path) -> Iterator[None]:
+        """Names the ranks that were lost, or hang, where an exchange inside the block fails.
 
-        What the library says of it names nobody. So each rank that hears of the failure leaves a mark in the folder,
-        which all share; whoever left none is the one.
+        The library's error names none. So each rank that notices the failure leaves a mark in the folder, which all
+        share; the ranks without one are lost.
 
         Raises:
-            PeerLostError: in place of the library's error, where a rank is silent.
+            LostRankError: in place of the library's error, where a rank is silent.
         """
         marks = [folder / f"stuck-{rank}" for rank in range(self.world_size)]
         if self.world_size > 1:
@@ -86,19 +86,15 @@ class Peers:
         try:
             yield
         except RuntimeError as error:
-            if self.world_size == 1 or not _is_of_an_exchange(error):
+            of_an_exchange = isinstance(error, dist.DistError) or any(words in str(error) for words in _WORDS_OF_GLOO)
+            if self.world_size == 1 or not of_an_exchange:  # what a rank did wrong by itself is raised as it is
                 raise
             marks[self.rank].touch()
             time.sleep(_GRACE_SECONDS)
             silent = [str(rank) for rank, mark in enumerate(marks) if not mark.exists()]
-            if not silent:  # each has heard of it: the network between them
+            if not silent:  # each has noticed: it is the network between them
                 raise
-            raise PeerLostError(
+            raise LostRankError(
                 f"rank {', '.join(silent)} of {self.world_size}, counted from 0, has ended or does not answer "
                 f"({str(error).strip().splitlines()[0]})"
             ) from error
-
-
-def _is_of_an_exchange(error: RuntimeError) -> bool:
-    """Whether it is about the others; what a rank did wrong by itself is told as it is."""
-    return isinstance(error, dist.DistError) or any(words in str(error) for words in _WORDS_OF_GLOO)

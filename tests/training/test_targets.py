@@ -1,4 +1,4 @@
-"""What the loss is told: probabilities, or a weight times probabilities, a pure function of the batch and its key."""
+"""Targets are class probabilities, or a weight times them: a pure function of the batch and its key."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from builders.projects import TOY
 
 from fer.training.recipe import Mix, Recipe
-from fer.training.targets import Targets, class_weights, mixed, soften
+from fer.training.targets import Targets, class_weights, mix_images, smooth_labels
 
 HISTOGRAM = (60, 30, 10)
 IMAGES = torch.arange(4 * 3 * 8 * 8, dtype=torch.float32).reshape(4, 3, 8, 8)
@@ -23,22 +23,22 @@ def _recipe(**keys: Any) -> Recipe:
 
 
 def test_smoothed_targets_are_probabilities() -> None:
-    soft = soften(torch.eye(4)[[1, 0]], 0.2)
+    soft = smooth_labels(torch.eye(4)[[1, 0]], 0.2)
     torch.testing.assert_close(soft, torch.tensor([[0.05, 0.85, 0.05, 0.05], [0.85, 0.05, 0.05, 0.05]]))
 
 
 def test_plain_labels_stay_labels() -> None:
-    images, wanted = Targets(_recipe(), HISTOGRAM, "cpu")(IMAGES, LABELS, ("key",))
+    images, targets = Targets(_recipe(), HISTOGRAM, "cpu")(IMAGES, LABELS, ("key",))
     assert images is IMAGES
-    assert wanted is LABELS
+    assert targets is LABELS
 
 
-def test_shares_of_several_people_take_the_place_of_labels() -> None:
-    shares = torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.1, 0.2, 0.7], [1.0, 0.0, 0.0]])
-    _, wanted = Targets(_recipe(labels="soft"), HISTOGRAM, "cpu")(IMAGES, LABELS, ("key",), shares)
-    assert torch.equal(wanted, shares)
-    _, smoothed = Targets(_recipe(labels="soft", label_smoothing=0.3), HISTOGRAM, "cpu")(IMAGES, LABELS, ("k",), shares)
-    torch.testing.assert_close(smoothed, shares * 0.7 + 0.1)
+def test_soft_labels_replace_hard_labels() -> None:
+    probs = torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.1, 0.2, 0.7], [1.0, 0.0, 0.0]])
+    _, targets = Targets(_recipe(labels="soft"), HISTOGRAM, "cpu")(IMAGES, LABELS, ("key",), probs)
+    assert torch.equal(targets, probs)
+    _, smoothed = Targets(_recipe(labels="soft", label_smoothing=0.3), HISTOGRAM, "cpu")(IMAGES, LABELS, ("k",), probs)
+    torch.testing.assert_close(smoothed, probs * 0.7 + 0.1)
 
 
 @pytest.mark.parametrize("kind", ["inverse", "effective"])
@@ -54,28 +54,28 @@ def test_a_class_without_rows_has_no_weight() -> None:
 
 
 def test_weighted_targets_weigh_each_sample_of_the_loss() -> None:
-    _, wanted = Targets(_recipe(class_weights="inverse"), HISTOGRAM, "cpu")(IMAGES, LABELS, ("key",))
+    _, targets = Targets(_recipe(class_weights="inverse"), HISTOGRAM, "cpu")(IMAGES, LABELS, ("key",))
     logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     weights = class_weights(HISTOGRAM, effective=False)[LABELS]
     each = F.cross_entropy(logits, LABELS, reduction="none")
-    torch.testing.assert_close(F.cross_entropy(logits, wanted), (weights * each).mean())
+    torch.testing.assert_close(F.cross_entropy(logits, targets), (weights * each).mean())
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_pictures_and_targets_are_mixed_in_the_same_shares(kind: str) -> None:
-    """Each picture is constant in its own class number, so that its mean tells what it is made of."""
+def test_images_and_targets_are_mixed_in_the_same_proportion(kind: str) -> None:
+    """Each image is constant in its class number, so that its mean says what it is made of."""
     images = LABELS.float()[:, None, None, None].expand(4, 3, 40, 40).contiguous()
     mix = Mix(kind=kind, alpha=1.0)
-    found, wanted = mixed(images, torch.eye(3)[LABELS], mix, ("seed", 1))
-    torch.testing.assert_close(wanted.sum(1), torch.ones(4))
-    torch.testing.assert_close(found.mean((1, 2, 3)), wanted @ torch.arange(3.0))
-    again, _ = mixed(images, torch.eye(3)[LABELS], mix, ("seed", 1))
+    found, targets = mix_images(images, torch.eye(3)[LABELS], mix, ("seed", 1))
+    torch.testing.assert_close(targets.sum(1), torch.ones(4))
+    torch.testing.assert_close(found.mean((1, 2, 3)), targets @ torch.arange(3.0))
+    again, _ = mix_images(images, torch.eye(3)[LABELS], mix, ("seed", 1))
     assert torch.equal(found, again)
-    assert not torch.equal(found, mixed(images, torch.eye(3)[LABELS], mix, ("seed", 2))[0])
+    assert not torch.equal(found, mix_images(images, torch.eye(3)[LABELS], mix, ("seed", 2))[0])
     assert torch.equal(images[:, 0, 0, 0], LABELS.float())
 
 
-def test_mixtures_come_as_often_as_asked_for() -> None:
+def test_mix_probability_is_respected() -> None:
     mix = Mix(kind="mixup", alpha=1.0, p=0.25)
-    plain = sum(mixed(IMAGES, torch.eye(3)[LABELS], mix, (step,))[0] is IMAGES for step in range(400))
+    plain = sum(mix_images(IMAGES, torch.eye(3)[LABELS], mix, (step,))[0] is IMAGES for step in range(400))
     assert 270 <= plain <= 330
