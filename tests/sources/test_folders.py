@@ -122,7 +122,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str]] = {
     "an unknown class": (with_folder("sleepy"), {}, "'sleepy' .*basic7.*`classes`"),
     "a number beside names": (with_folder("7"), {}, "'7' .*basic7.*`classes`"),
     "a class of another space": (with_folder("contempt"), {}, "'contempt' .*basic7.*`classes`"),
-    "numbers": (lambda root: tree(root, ["train", "test"], NUMBERS), {}, r"in: .*found test/, train/.*`label_space`.*`classes`"),
+    "numbers": (
+        lambda root: tree(root, ["train", "test"], NUMBERS),
+        {},
+        r"in: .*found test/, train/.*`label_space`.*`classes`",
+    ),
     "a class without a folder": (
         lambda root: tree(root, ["train", "test"], ["joy"]),
         {"classes": {"joy": "happiness", "hapy": "happiness"}},
