@@ -16,7 +16,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fer.config import ConfigError, parse
 from fer.io.files import FileError
 from fer.io.images import decode_image
 from fer.labels import DATASET_LABELS, SPACES, named
@@ -386,14 +385,6 @@ def test_an_incomplete_or_ambiguous_layout_is_refused_by_its_folders(tmp_path: P
         picture(root / "twice" / part / file_name(1))
     with pytest.raises(FileError, match=message):
         fetch(tmp_path, AiHubConfig, root / inside)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [("labels", "minority"), ("per_class", [9000]), ("per_class", [0, 1]), ("split", "random")]
-)
-def test_wrong_configuration_value_is_refused_by_key(key: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=key):
-        parse(AiHubConfig, {"source": "aihub", key: value}, "params.yaml")
 
 
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.sampled_from([*KOREAN])

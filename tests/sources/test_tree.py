@@ -122,6 +122,8 @@ def test_packed_files_are_filled_by_rows_or_bytes(tmp_path: Path, monkeypatch: p
         ("synthetic", "strength", 9.0), ("synthetic", "scene_size", 8), ("synthetic", "face_size", [200, 300]),
         ("synthetic", "scens", 5), ("synthetic", "scenes", 0), ("synthetic", "num_classes", 8),
         ("identities", "min_pictures", 1), ("identities", "test_fraction", 0.0),
+        ("aihub", "labels", "minority"), ("aihub", "per_class", [9000]), ("aihub", "per_class", [0, 1]),
+        ("aihub", "split", "random"),
     ],
 )  # fmt: skip
 def test_wrong_option_is_refused_by_name(source: str, key: str, value: object) -> None:
