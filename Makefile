@@ -27,8 +27,8 @@ test: install ## the tests
 test-slow: install ## the tests that take minutes
 	pytest -m slow
 
-soak: install ## 200 short trainings under random SIGKILL (half an hour); writes soak.json
-	python tests/faults/soak.py --trainings 200 --json soak.json
+soak: install ## 200 short runs under random SIGKILL (half an hour); writes soak.json
+	python tests/faults/soak.py --runs 200 --json soak.json
 
 check: install ## what CI does before the tests: style, formatting, types
 	ruff check . && ruff format --check . && mypy

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.result import REGISTRY, load_all
 from fer import processes
+from fer.cli import Parser
 from fer.console import log
 from fer.io.files import write_json
 
@@ -18,7 +19,7 @@ from fer.io.files import write_json
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; each benchmark has its own options and `--json`."""
     load_all()
-    parser = argparse.ArgumentParser(prog="fer bench", description="Measure speed: ratios inside one run.")
+    parser = Parser(prog="fer bench", description="Measure speed: ratios inside one run.")
     parser.add_argument("--list", action="store_true", help="name the benchmarks and what they measure")
     chosen = parser.add_subparsers(dest="benchmark", metavar="NAME")
     for name, entry in sorted(REGISTRY.items()):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.steps import FEWEST_STEPS, against, row
 from fer.models import create_model
-from fer.training.passes import autocast
+from fer.training.learner import autocast
 from fer.training.recipe import Recipe
 
 _SEEDS = range(3)

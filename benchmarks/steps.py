@@ -124,13 +124,13 @@ def bare_loop(job: TrainJob) -> Callable[[], None]:
     from itertools import chain, count
 
     from fer.training.data import open_data
+    from fer.training.distributed import Distributed
     from fer.training.loop import build_model, prepare
     from fer.training.optimizer import build_optimizer
-    from fer.training.peers import Peers
 
     model = build_model(job)
     optimizer = build_optimizer(job.recipe, model)
-    data = open_data(job.shards, job.recipe, model, seed=job.seed, peers=Peers(), threads=job.threads)
+    data = open_data(job.shards, job.recipe, model, seed=job.seed, distributed=Distributed(), threads=job.threads)
     batches = chain.from_iterable(data.train.epoch(epoch) for epoch in count())
     model.train()
 

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     processes.run(lambda: _main(arguments))
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Suggests the nearest choice for an invalid one; so do its subcommands, which are of the same class."""
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -65,7 +65,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _main(argv: list[str]) -> int | None:
-    parser = _Parser(
+    parser = Parser(
         prog="fer",
         description="Train, compare and use facial expression recognition models.",
         epilog="The pipeline itself: `dvc repro`, or `dvc repro train@synthetic-ddamfn_nano` up to one stage.",

@@ -51,7 +51,7 @@ def training_facts(folder: Path) -> dict[str, Any]:
 
     In older projects train.json holds the facts of run.json too.
     """
-    again = f"make it anew: {_again(folder)}"
+    again = f"recreate it: {_again(folder)}"
     facts = read_object(folder / "train.json", {"data_digest": str, "recipe": dict}, again)
     return facts | read_object(run, {}, again) if (run := folder / "run.json").is_file() else facts
 
@@ -70,7 +70,7 @@ def training_history(folder: Path) -> dict[str, list[float]]:
             rows = list(csv.DictReader(handle, strict=True))
         return {key: [float(row[key]) for row in rows] for key in rows[0]} if rows else {}
     except (ValueError, TypeError, csv.Error) as error:
-        raise FileError(f"{path}: not a table of numbers ({error}); make it anew: {_again(folder)}") from None
+        raise FileError(f"{path}: not a table of numbers ({error}); recreate it: {_again(folder)}") from None
 
 
 def _again(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Label orders are written down once and mapped by name."""
+"""Label orders are defined once and mapped by name."""
 
 from __future__ import annotations
 
@@ -42,24 +42,24 @@ def test_usual_spellings_are_recognized_and_numbers_never_guessed(spelling: str,
     assert labels.named(spelling) == label
 
 
-def test_every_label_has_its_spellings_and_none_means_two() -> None:
+def test_every_label_has_spellings_and_none_stands_for_two() -> None:
     assert set(labels.SPELLINGS) == {label for space in labels.SPACES.values() for label in space.labels}
     every = [name for label, others in labels.SPELLINGS.items() for name in (label, *others)]
     assert len(every) == len(set(every))
 
 
 @pytest.mark.parametrize("name", ["poster_v2_affectnet7", "poster_v2_affectnet8", "poster_v2_caers"])
-def test_unstated_label_order_is_unknown_and_never_guessed(name: str) -> None:
+def test_published_order_that_nobody_states_is_unknown_and_never_guessed(name: str) -> None:
     assert register()[name].labels == "unknown"
 
 
-def test_every_datasets_order_names_each_class_of_its_space_once() -> None:
+def test_order_of_every_dataset_names_each_class_of_its_space_once() -> None:
     of = {"affectnet8": "basic8", "ferplus": "basic8", "aihub82": "aihub7"}
     for dataset, order in labels.DATASET_LABELS.items():
         assert sorted(order) == sorted(labels.space(of.get(dataset, "basic7")).labels), dataset
 
 
-def test_identities_are_numbers_in_a_space_named_by_their_digest() -> None:
+def test_people_are_numbers_in_a_space_whose_name_is_a_digest_of_their_names() -> None:
     space = labels.identities(["anna", "bert", "carl"])
     assert space.labels == ("0", "1", "2")
     assert labels.space(space.name) == space == labels.identities(["anna", "bert", "carl"])
@@ -70,7 +70,7 @@ def test_identities_are_numbers_in_a_space_named_by_their_digest() -> None:
 
 
 @pytest.mark.parametrize("name", ["identities-0-" + "0" * 16, "identities-99999999-" + "0" * 16, "identities-3-0", "x"])
-def test_unknown_space_name_is_rejected_and_takes_no_memory(name: str) -> None:
+def test_name_that_no_dataset_gives_is_not_a_space_and_takes_no_memory(name: str) -> None:
     assert labels.SPACES.get(name) is None
     with pytest.raises(ValueError, match="unknown label space"):
         labels.space(name)

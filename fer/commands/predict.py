@@ -1,4 +1,4 @@
-"""`fer predict`: the expressions of the faces in your own photos."""
+"""`fer predict`: the expressions of the faces in your photos."""
 
 from __future__ import annotations
 
@@ -19,45 +19,45 @@ _SOME_UNREAD = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The weights, the photos, and what to do with what is found."""
+    """The weights, the photos, and the outputs."""
     parser.epilog = (
         "Exit code: 0 where every photo could be read; 3 where some could not (they are named, and counted in the last "
         "line); 1 where none could, or after an error."
     )
     parser.add_argument(
-        "weights", type=Path, metavar="WEIGHTS", help="a .safetensors file of this project, or the folder of a training"
+        "weights", type=Path, metavar="WEIGHTS", help="a .safetensors file of this project, or the folder of a run"
     )
     parser.add_argument(
-        "photos", nargs="+", metavar="PHOTO", help="files and folders; - reads one picture from standard input"
+        "photos", nargs="+", metavar="PHOTO", help="files and folders; - reads one image from standard input"
     )
     parser.add_argument(
         "--detector",
         choices=("retinaface", "yunet", "whole"),
-        help="what finds the faces; whole: each photo is one face, cut out as the training's were. Default: the "
-        "training's own detector, else retinaface",
+        help="whole: each photo is one face, cropped like the training data. Default: the detector of the "
+        "training data, else retinaface",
     )
     parser.add_argument(
-        "--detector-weights", metavar="PATH", help="its file or folder (default: what `fer weights pull` brought)"
+        "--detector-weights", metavar="PATH", help="its file or folder (default: the cache of `fer weights pull`)"
     )
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write everything that was found here")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write all results here")
     parser.add_argument("--csv", type=Path, metavar="PATH", help="write a table of the faces here")
     parser.add_argument("--annotate", action="store_true", help="write the photos with boxes and labels into --out")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for --annotate")
-    parser.add_argument("--tta", choices=("none", "flip"), default="none", help="flip: look at the mirror image too")
+    parser.add_argument("--tta", choices=("none", "flip"), default="none", help="flip: average with the mirror image")
     parser.add_argument("--threads", type=int, default=_cpus(), metavar="N", help="CPU threads (default: all)")
-    parser.add_argument("--batch", type=int, default=32, metavar="N", help="faces looked at together (default 32)")
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="faces of one forward pass (default 32)")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Prints one line a face. Returns 0 where all photos could be read, 3 where some, 1 where none."""
+    """Prints one line per face. Returns 0 where all photos could be read, 3 where some, 1 where none."""
     for name in ("threads", "batch"):
         if not 1 <= getattr(args, name) <= 4096:
             raise ValueError(f"--{name} {getattr(args, name)}: 1 to 4096 is allowed")
     if args.annotate != (args.out is not None):
-        raise ValueError("--annotate and --out DIR belong together: the one says what to write, the other where")
+        raise ValueError("--annotate and --out DIR belong together: give both")
     given = list(_given(args.photos))
     if not given:
-        raise ValueError(f"no photo in {', '.join(args.photos)}: no file there ends as a picture's name does")
+        raise ValueError(f"no photo in {', '.join(args.photos)}: no file there has the ending of an image")
     _check_tables(args, given)
     photos = _predict(args, given, _targets(given, args.out) if args.annotate else [None] * len(given))
     unread = sum(not photo.read for photo in photos)
@@ -66,12 +66,12 @@ def main(args: argparse.Namespace) -> int:
     return 0 if not unread else 1 if unread == len(photos) else _SOME_UNREAD
 
 
-# ------------------------------------------------------------------------------------------------ what is asked for
+# ------------------------------------------------------------------------------------------------ arguments
 
 
 @dataclass(frozen=True)
 class _Given:
-    """A photo: the name for people, its file or bytes, and its place below the folder that was given."""
+    """A photo: its printable name, its file or bytes, and its place below the given folder."""
 
     name: str
     source: Path | bytes
@@ -87,16 +87,16 @@ def _given(names: Sequence[str]) -> Iterator[_Given]:
             yield _Given(name, sys.stdin.buffer.read(MAX_BYTES + 1), Path(name))
             continue
         for path in find_photos([Path(name)]):
-            # Names hold anything, line breaks and bytes that are no text among them.
+            # File names may hold line breaks and bytes that are not text.
             shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(path))
             yield _Given(shown, path, path.relative_to(name) if Path(name).is_dir() else Path(path.name))
 
 
 def _targets(given: Sequence[_Given], folder: Path) -> list[Path | None]:
-    """The file of each drawing: the tree below each folder that was given, again below `folder`.
+    """The file of each drawing: the tree below each given folder, again below `folder`.
 
     Raises:
-        ValueError: two photos of one name, or files that are there already: nothing is overwritten.
+        ValueError: two photos with one target, or an existing target: nothing is overwritten.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out {folder}: a file; name a folder")
@@ -104,19 +104,19 @@ def _targets(given: Sequence[_Given], folder: Path) -> list[Path | None]:
     owners: dict[Path, Path] = {}
     for one in given:
         if isinstance(one.source, bytes):
-            raise ValueError("--annotate: a picture from standard input is not kept; name its file instead")
+            raise ValueError("--annotate: an image from standard input has no name; give a file instead")
         target = folder / one.place.with_name(f"{one.place.name}.faces.jpg")
         owner = owners.setdefault(target, one.source)
         if owner.resolve() != one.source.resolve():
-            raise ValueError(f"{owner} and {one.source}: both would be drawn as {target}; run them with an --out each")
+            raise ValueError(f"{owner} and {one.source}: both would be written to {target}; use an --out for each")
         if os.path.lexists(target):
-            raise ValueError(f"{target}: there already, and never overwritten; name another folder with --out")
+            raise ValueError(f"{target}: exists already, and is never overwritten; name another folder with --out")
         targets.append(target)
     return targets
 
 
 def _check_tables(args: argparse.Namespace, given: Sequence[_Given]) -> None:
-    """ValueError where a table would take the place of a folder, a photo, the weights, or the other table."""
+    """ValueError where a table would replace a folder, a photo, the weights, or the other table."""
     from fer.inference.photos import weights_file
 
     taken = {one.source.resolve() for one in given if isinstance(one.source, Path)}
@@ -126,11 +126,11 @@ def _check_tables(args: argparse.Namespace, given: Sequence[_Given]) -> None:
         if path is None:
             continue
         if path.is_dir() or path.resolve() in taken:
-            raise ValueError(f"--{option} {path}: a folder, or a file that is used already; name another")
+            raise ValueError(f"--{option} {path}: is a folder, or a file that is used already; name another")
         taken.add(path.resolve())
 
 
-# ------------------------------------------------------------------------------------------------ what is done
+# ------------------------------------------------------------------------------------------------ prediction
 
 
 def _predict(args: argparse.Namespace, given: Sequence[_Given], targets: Sequence[Path | None]) -> list[Photo]:
@@ -155,15 +155,8 @@ def _predict(args: argparse.Namespace, given: Sequence[_Given], targets: Sequenc
     if note:
         print(f"warning: {classifier.path}: {note}", file=sys.stderr, flush=True)
     photos = []
-    found = classify(
-        [(one.name, one.source) for one in given],
-        classifier,
-        config,
-        search,
-        tta=args.tta,
-        batch=args.batch,
-        threads=args.threads,
-    )
+    sources = [(one.name, one.source) for one in given]
+    found = classify(sources, classifier, config, search, tta=args.tta, batch=args.batch, threads=args.threads)
     for photo, one, target in zip(found, given, targets, strict=True):
         for line in lines(photo, labels):
             print(line, flush=True)

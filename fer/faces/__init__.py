@@ -1,1 +1,1 @@
-"""From a picture to face crops: detect, align, crop."""
+"""Face crops from images: detect, align, crop."""

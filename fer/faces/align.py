@@ -1,8 +1,8 @@
 """Alignment by five landmarks to a template, by the box alone, and the head's pose.
 
-Templates: ArcFace's (Deng et al., "ArcFace", CVPR 2019; InsightFace's `norm_crop`), and the five for five poses of
-DDAMFN's aligner (github.com/SainingZhang/DDAMFN, `DDAMFN++/Retinaface_alignment_ver2.0/face_align_v2.0.py`), of which a
-face takes the one that it fits best.
+Templates: ArcFace's (Deng et al., "ArcFace", CVPR 2019; InsightFace's `norm_crop`), and the five of DDAMFN's aligner
+for five poses (github.com/SainingZhang/DDAMFN, `DDAMFN++/Retinaface_alignment_ver2.0/face_align_v2.0.py`), of which a
+face takes the best-fitting one.
 
 Coordinates are continuous px: the pixel in row r and column c covers [c, c + 1) x [r, r + 1).
 """
@@ -17,7 +17,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-Image = npt.NDArray[np.uint8]
+from fer.faces.detection import Image
+
 Points = npt.NDArray[np.float64]
 Border = Literal["black", "replicate", "reflect"]
 
@@ -26,7 +27,7 @@ TEMPLATE: Points = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
 """Right eye, left eye, nose, right and left mouth corner (of the person) in a crop of 112 x 112 px; as published, that
-is with the centre of the first pixel at (0, 0)."""
+is with the center of the first pixel at (0, 0)."""
 
 
 POSES: dict[str, Points] = {
@@ -40,12 +41,12 @@ POSES: dict[str, Points] = {
         [[50.225, 49.339], [56.791, 49.477], [74.266, 70.237], [50.875, 92.979], [65.317, 92.262]]
     ),
 }
-"""DDAMFN's templates, by the side of the picture that the face looks to; points and units as in `TEMPLATE`."""
+"""DDAMFN's templates, by the side of the image that the face is turned to; points and units as in `TEMPLATE`."""
 
 _BORDERS = {
     "black": cv2.BORDER_CONSTANT,
     "replicate": cv2.BORDER_REPLICATE,
-    "reflect": cv2.BORDER_REFLECT,  # the outermost pixel is doubled
+    "reflect": cv2.BORDER_REFLECT,  # repeats the outermost pixel
 }
 
 
@@ -71,9 +72,9 @@ def _distance(landmarks: Points, target: Points) -> float:
 
 
 def similarity(source: Points, target: Points) -> Points:
-    """The (2, 3) rotation, uniform scale and shift that bring `source` nearest to `target` in the least-squares sense.
+    """The (2, 3) rotation, uniform scale and shift that map `source` to `target` with least squares.
 
-    Umeyama (PAMI 1991) without reflection; in the plane it is one complex division: with centred points as complex
+    Umeyama (PAMI 1991) without reflection; in the plane it is one complex division: with centerd points as complex
     numbers, target = a * source has the least-squares solution a = sum(conj(source) * target) / sum(|source| ** 2).
 
     Args:
@@ -85,19 +86,19 @@ def similarity(source: Points, target: Points) -> Points:
     if not np.isfinite(source).all():
         raise ValueError("the landmarks are not finite")
     here, there = source[:, 0] + 1j * source[:, 1], target[:, 0] + 1j * target[:, 1]
-    centre, goal = here.mean(), there.mean()
-    spread = float((np.abs(here - centre) ** 2).sum())
+    center, goal = here.mean(), there.mean()
+    spread = float((np.abs(here - center) ** 2).sum())
     if spread < 1e-6:
         raise ValueError("the landmarks coincide")
-    a = (np.conj(here - centre) * (there - goal)).sum() / spread
+    a = (np.conj(here - center) * (there - goal)).sum() / spread
     if abs(a) < 1e-6:
         raise ValueError("the landmarks do not resemble a face")
-    b = goal - a * centre
+    b = goal - a * center
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
 
 def box_similarity(box: Sequence[float], size: int, margin: float) -> Points:
-    """The (2, 3) scale and shift that put a box, widened to a square and by `margin` on each side, into the crop."""
+    """The (2, 3) scale and shift that map a box, extended to a square and by `margin` on each side, to the crop."""
     x1, y1, x2, y2 = box
     scale = size / (max(x2 - x1, y2 - y1) * (1 + 2 * margin))
     return np.array(
@@ -112,17 +113,17 @@ def transform(matrix: Points, points: Points) -> Points:
 
 
 def warp(image: Image, matrix: Points, size: int, border: Border = "black") -> Image:
-    """Cuts the (size, size) crop out of a picture, bilinearly.
+    """Cuts the (size, size) crop out of an image, bilinearly.
 
-    Bilinear sampling looks at 2 x 2 pixels, which aliases where the crop is less than half as large as the face in the
-    picture. There the part of the picture that is seen is first shrunk by averaging whole blocks of pixels (area
-    interpolation by an integer factor), so that at most a factor of two is left to the warp.
+    Bilinear sampling uses 2 x 2 pixels, which aliases where the crop is less than half as large as the face in the
+    image. There the visible part of the image is first shrunk by averaging whole blocks of pixels (area interpolation
+    by an integer factor), so that at most a factor of two is left to the warp.
 
     Args:
         image: (H, W) or (H, W, 3) uint8.
-        matrix: (2, 3), px of the picture to px of the crop.
-        border: what lies beyond the picture: black (as in InsightFace and DDAMFN), its outermost pixels again and
-            again, or the picture mirrored at its edge.
+        matrix: (2, 3), px of the image to px of the crop.
+        border: what the crop shows beyond the image: black (as in InsightFace and DDAMFN), its outermost pixels
+            repeated, or the image mirrored at its edge.
 
     Returns:
         (size, size) or (size, size, 3) uint8.
@@ -130,7 +131,7 @@ def warp(image: Image, matrix: Points, size: int, border: Border = "black") -> I
     factor = int(1.0 / math.hypot(matrix[0, 0], matrix[1, 0]))
     if factor >= 2:
         image, matrix = _shrink(image, matrix, size, factor, border)
-    # OpenCV counts from the centre of the first pixel.
+    # OpenCV counts from the center of the first pixel.
     linear, shift = matrix[:, :2], matrix[:, 2]
     counted = np.column_stack([linear, shift + linear @ np.array([0.5, 0.5]) - 0.5])
     crop = cv2.warpAffine(
@@ -140,7 +141,7 @@ def warp(image: Image, matrix: Points, size: int, border: Border = "black") -> I
 
 
 def _shrink(image: Image, matrix: Points, size: int, factor: int, border: Border) -> tuple[Image, Points]:
-    """The picture's part under the crop, averaged over `factor` x `factor` blocks, and the matrix that goes with it."""
+    """The part of the image under the crop, averaged over `factor` x `factor` blocks, and the matrix for it."""
     back = np.asarray(cv2.invertAffineTransform(matrix), dtype=np.float64)
     corners = transform(back, np.array([[0, 0], [size, 0], [0, size], [size, size]], dtype=np.float64))
     height, width = image.shape[:2]
@@ -148,7 +149,7 @@ def _shrink(image: Image, matrix: Points, size: int, factor: int, border: Border
     x2, y2 = (int(value) + 2 * factor for value in np.ceil(corners.max(axis=0)))
     outside = x1 < 0 or y1 < 0 or x2 > width or y2 > height
     linear, shift = matrix[:, :2], matrix[:, 2]
-    if outside and border == "reflect":  # what is mirrored may lie anywhere, and must be mirrored at the very edge
+    if outside and border == "reflect":  # mirrored pixels may be anywhere, and must be mirrored at the very edge
         columns, rows = -(-width // factor), -(-height // factor)
         small = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
         scaled = linear * np.array([width / columns, height / rows])
@@ -157,7 +158,7 @@ def _shrink(image: Image, matrix: Points, size: int, factor: int, border: Border
         x1, y1, x2, y2 = min(x1, width - 1), min(y1, height - 1), max(x2, 1), max(y2, 1)
     x1, y1 = max(0, x1), max(0, y1)
     part = image[y1 : max(min(height, y2), y1), x1 : max(min(width, x2), x1)]
-    if part.size == 0:  # the crop lies outside the picture altogether
+    if part.size == 0:  # the whole crop is outside the image
         return np.zeros((1, 1, *image.shape[2:]), np.uint8), matrix
     right, bottom = -part.shape[1] % factor, -part.shape[0] % factor
     whole = cv2.copyMakeBorder(part, 0, bottom, 0, right, _BORDERS[border], value=0)
@@ -170,9 +171,9 @@ def _shrink(image: Image, matrix: Points, size: int, factor: int, border: Border
 _HEAD: Points = np.array(
     [[-0.5, 0.0, 0.0], [0.5, 0.0, 0.0], [0.0, 0.57, 0.55], [-0.41, 1.155, 0.05], [0.41, 1.155, 0.05]]
 )
-"""The five landmarks of a head that looks at the camera, in distances between the eyes. x to the right and y down in
-the picture: ArcFace's template. z towards the camera: published head models put the tip of the nose 0.4 to 0.7 before
-the eyes, as they count from the pupil or from a corner of the eye."""
+"""The five landmarks of a head that faces the camera, in distances between the eyes. x to the right and y down in the
+image: ArcFace's template. z towards the camera: published head models have the tip of the nose 0.4 to 0.7 before the
+eyes, counted from the pupil or from a corner of the eye."""
 
 _FROM_HEAD = np.linalg.pinv(_HEAD - _HEAD.mean(axis=0))
 
@@ -180,16 +181,16 @@ _FROM_HEAD = np.linalg.pinv(_HEAD - _HEAD.mean(axis=0))
 def pose_of(landmarks: Sequence[Sequence[float]]) -> tuple[float, float, float]:
     """Yaw, pitch and roll in degrees, estimated from five landmarks and one model of all heads.
 
-    The picture is taken as a parallel projection of `_HEAD`, turned and scaled: the least-squares affine map from the
-    model to the landmarks (DeMenthon and Davis, "Model-based object pose in 25 lines of code", IJCV 1995, first step),
-    and the rotation nearest to it. Good for yaw and roll; pitch depends on how long the face is and on an open mouth.
-    docs/faces.md has the errors.
+    The image is assumed to be a parallel projection of `_HEAD`, rotated and scaled: the least-squares affine map from
+    the model to the landmarks (DeMenthon and Davis, "Model-based object pose in 25 lines of code", IJCV 1995, first
+    step), and the rotation nearest to it. Good for yaw and roll; pitch depends on the length of the face and on an open
+    mouth. docs/faces.md has the errors.
 
     Args:
         landmarks: five finite (x, y).
 
     Returns:
-        yaw > 0: the nose to the right of the picture; pitch > 0: down; roll > 0: clockwise; the rotation is that of
+        yaw > 0: the nose to the right of the image; pitch > 0: down; roll > 0: clockwise; the rotation is that of
         pitch, then yaw, then roll. Whole tenths of a degree.
     """
     points = np.array(landmarks, dtype=np.float64)

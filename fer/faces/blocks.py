@@ -1,7 +1,7 @@
-"""One block of a dataset's pictures to one file of faces, and what is known of the blocks that are finished.
+"""One block of a dataset's images to one file of faces, and the results of finished blocks.
 
-A finished block is a file of faces and, written after it, a file that describes it; so whoever finds the description
-and the digest that it names can go on from there.
+A finished block is a file of faces and, written after it, a description with its digest: a run that finds both resumes
+behind them.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from fer.io.files import FileError, naming, read_json, sha256, write_json
 from fer.sources.base import Block, Reject, Source
 
 MOST_ATTEMPTS = 4
-"""Times that one run of the stage begins a block. What ends four workers is no accident of theirs."""
+"""How often one run of the stage begins a block. A block that killed four workers will kill the fifth."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockResult:
-    """What is told of a finished block.
+    """The description of a finished block.
 
     Attributes:
         file, rows, bytes, sha256: of the file of faces.
-        samples: pictures of the block.
-        unreadable: ids of the pictures that could not be decoded; they are among the rejects.
+        samples: images of the block.
+        unreadable: ids of the images that could not be decoded; they are among the rejects.
         histogram: faces by "split/label".
-        rejects: what was refused, in the order of the pictures.
+        rejects: in the order of the images.
     """
 
     file: str
@@ -48,20 +48,20 @@ class BlockResult:
 def crop_block(
     source: Source, config: CropConfig, weights: str | None, threads: int, raw: str, out: str, block: Block
 ) -> BlockResult:
-    """Crops one block's samples into one file, by rename; a worker's task, in any process on any node.
+    """Crops one block's samples into one file, atomically; a worker's task, in any process on any node.
 
     Args:
-        source, config: where pictures come from, how they are cropped.
+        source, config: where images come from, and how faces are cropped.
         weights: the detector's file; None for a detector that needs none.
-        threads: that decode; the result is the same for any number.
-        raw, out: absolute paths of the downloaded dataset and of the folder for the result.
+        threads: for decoding; any number gives the same result.
+        raw, out: absolute paths of the downloaded dataset and of the result's folder.
         block: the unit of work.
 
     Raises:
-        ValueError: the downloaded files are damaged, or hold a label without a box where no detector looks for it.
-        RuntimeError: anything unforeseen; it names the picture. Or the block has ended too many workers.
+        ValueError: the downloaded files are damaged, or have a label without a box and no detector is configured.
+        RuntimeError: anything unexpected; it names the image. Or the block has killed too many workers.
     """
-    if known := finished(Path(out), block):  # by a worker that was lost before it could tell
+    if known := finished(Path(out), block):  # by a worker that died before it could report it
         return known
     attempts = _begin(Path(out), block)
     from fer.shards.schema import face_schema
@@ -102,21 +102,21 @@ def crop_block(
 
 
 def finished(out: Path, block: Block) -> BlockResult | None:
-    """What an earlier call has made of a block, or None where there is nothing, or nothing whole."""
+    """The result of an earlier call for a block; None where there is none, or an incomplete one."""
     path = out / _file_name(block)
     try:
-        told = read_json(path.with_suffix(".json"))
+        value = read_json(path.with_suffix(".json"))
     except FileError:
         return None
-    if not path.is_file() or sha256(path) != told["sha256"]:
+    if not path.is_file() or sha256(path) != value["sha256"]:
         return None
-    rejects = tuple(Reject(**reject) for reject in told["rejects"])
-    return BlockResult(**{**told, "rejects": rejects, "unreadable": tuple(told["unreadable"])})
+    rejects = tuple(Reject(**reject) for reject in value["rejects"])
+    return BlockResult(**{**value, "rejects": rejects, "unreadable": tuple(value["unreadable"])})
 
 
 @contextmanager
 def _one_thread(config: CropConfig) -> Iterator[None]:
-    """One thread for OpenCV and torch: there is a task a CPU already, and other numbers give other last digits."""
+    """One thread for OpenCV and torch: each CPU has a task already, and other numbers change the last digits."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -134,19 +134,19 @@ def _one_thread(config: CropConfig) -> Iterator[None]:
 
 
 def forget_attempts(out: Path) -> None:
-    """Gives every block of a folder new chances."""
+    """Resets the attempts of every block of a folder."""
     for path in out.glob("*.attempts"):
         path.unlink()
 
 
 def _begin(out: Path, block: Block) -> Path:
-    """Counts an attempt at a block, in a file of one byte each that goes when the block is finished."""
+    """Counts an attempt at a block: one byte each in a file, which is removed when the block is finished."""
     path = (out / _file_name(block)).with_suffix(".attempts")
     with naming(path), open(path, "ab") as handle:
         if handle.tell() == MOST_ATTEMPTS:
             raise RuntimeError(
                 f"{block.file}, rows {block.start} to {block.stop - 1}: given up, {MOST_ATTEMPTS} workers died of it; "
-                "as they do where memory is short (fewer cluster.crop_workers need less)"
+                "is memory short? (fewer cluster.crop_workers need less)"
             )
         handle.write(b".")
     return path

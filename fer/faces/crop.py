@@ -1,7 +1,7 @@
-"""From pictures to face crops: a pure function of the samples and the configuration.
+"""Face crops of images: a pure function of the samples and the configuration.
 
-Pictures are decoded, searched in batches, and cut one after the other; at most `BATCH` of them, and `BATCH_PIXELS` and
-one more, are in memory, however many there are.
+Images are decoded, searched for faces in batches, and cropped one after the other. At most `BATCH` of them, or
+`BATCH_PIXELS` and one image more, are in memory.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from fer.io.images import ImageError, decode_image
 from fer.sources.base import RawSample, Reject
 
 BATCH, BATCH_PIXELS = 16, 64_000_000
-"""Pictures that are searched together: so many, or fewer where they have so many pixels. A function of the pictures
-alone, so that nothing depends on who does the work."""
+"""Images of one call of the detector: so many, or fewer where they have so many pixels. A function of the images alone,
+so that results do not depend on the number of workers."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -36,12 +36,12 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, kw_only=True)
 class FaceCrop:
-    """One face, cut out.
+    """One cropped face.
 
     Attributes:
-        image: JPEG (aligned) or PNG (passed through).
+        image: JPEG (aligned) or PNG (published as a crop).
         landmarks: five (x, y) in px of the crop.
-        face: box, score and label, in px of the picture.
+        face: box, score and label, in px of the image.
         pose: yaw, pitch, roll in degrees: the annotated one, else that of the detected landmarks, else None.
     """
 
@@ -81,25 +81,25 @@ class FaceCrop:
 
 @dataclass(frozen=True, kw_only=True)
 class Unreadable(Reject):
-    """A picture that cannot be decoded; its reason is one of `fer.io.images`."""
+    """An image that cannot be decoded, for a reason of `fer.io.images`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finder:
-    """A detector, and the score from which on what it finds is a face."""
+    """A detector, and the lowest score of a face."""
 
     detector: Detector
     min_score: float
 
 
 def finder(config: CropConfig, weights: str | None) -> Finder | None:
-    """What looks for faces as configured, made once a process; None where the published boxes are taken as they are.
+    """The configured detector, created once per process; None where the published boxes are used as they are.
 
     Args:
         weights: the detector's file.
 
     Raises:
-        FileError: the weights are not there, or are not this detector's.
+        FileError: the weights are missing, or not this detector's.
     """
     if config.detector == "annotated":
         return None
@@ -115,43 +115,37 @@ def _detector(name: str, weights: str, min_score: float, longest_side: int | Non
     return create_detector(name, weights=Path(weights), min_score=min_score, longest_side=longest_side)
 
 
-def crop_sample(sample: RawSample, config: CropConfig, finder: Finder | None = None) -> list[FaceCrop | Reject]:
-    """The faces of one picture; see `crop_samples`."""
-    (faces,) = crop_samples([sample], config, finder)
-    return faces
-
-
 def crop_samples(
     samples: Iterable[RawSample | Reject], config: CropConfig, finder: Finder | None = None, *, threads: int = 1
 ) -> Iterator[list[FaceCrop | Reject]]:
-    """Of each picture in turn every face with a label, cut out and aligned, or why it was refused.
+    """Every face with a label, cropped and aligned, or the reason of its refusal, image by image.
 
-    A picture that is a face crop already keeps its pixels and its size, as PNG. A sample's id is the picture's key,
-    with "#0", "#1" ... behind it where the picture has several faces with a label. A refused sample stays as it is.
+    An image that is a face crop already keeps its pixels and its size, as PNG. A crop's id is the sample's key,
+    followed by "#0", "#1" ... where the image has several faces with a label. A refused sample stays as it is.
 
     Args:
-        samples: pictures, or what was refused before.
-        config: how faces are chosen and cut.
-        finder: see `finder`; None takes the published boxes as they are.
-        threads: that decode; the result is the same for any number.
+        samples: images, or rejects of the reader.
+        config: how faces are chosen and cropped.
+        finder: see `finder`; None uses the published boxes as they are.
+        threads: for decoding; any number gives the same result.
 
     Yields:
         for each sample at least one result. Reject reasons: the keys of `fer.faces.select.REASONS`; for an `Unreadable`
         those of `fer.io.images.ImageError`.
 
     Raises:
-        ValueError: a label without a box, and no finder; it names the picture.
-        RuntimeError: anything unforeseen; it names the picture.
+        ValueError: a label without a box, and no finder; it names the image.
+        RuntimeError: anything unexpected; it names the image.
     """
     for batch in _batches(_in_order(_open, samples, threads), BATCH if finder else 1):
-        searched = [picture for picture in batch if isinstance(picture, _Picture) and picture.is_searched]
-        found = dict(zip(map(id, searched), _search(searched, finder), strict=True)) if finder else {}
-        for picture in batch:
-            if isinstance(picture, Reject):
-                yield [picture]
+        searched = [image for image in batch if isinstance(image, _Decoded) and image.is_searched]
+        found = dict(zip(map(id, searched), _detect(searched, finder), strict=True)) if finder else {}
+        for image in batch:
+            if isinstance(image, Reject):
+                yield [image]
                 continue
-            with _told(picture.sample):
-                faces = _crop(picture, found.get(id(picture)), config, finder.min_score if finder else 0.0)
+            with _named(image.sample):
+                faces = _crop(image, found.get(id(image)), config, finder.min_score if finder else 0.0)
             yield faces
 
 
@@ -159,42 +153,42 @@ def crop_samples(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Picture:
-    """A decoded picture: (H, W) uint8 grey or (H, W, 3) uint8 RGB."""
+class _Decoded:
+    """A decoded image: (H, W) uint8 gray or (H, W, 3) uint8 RGB."""
 
     sample: RawSample
     image: Image
 
     @property
     def is_searched(self) -> bool:
-        """Whether there is a label whose face may have to be found."""
+        """Whether it has a label whose face may have to be detected."""
         return bool(self.sample.faces) and not self.sample.is_crop
 
 
-def _open(sample: RawSample | Reject) -> _Picture | Reject:
+def _open(sample: RawSample | Reject) -> _Decoded | Reject:
     if isinstance(sample, Reject):
         return sample
-    with _told(sample):
+    with _named(sample):
         try:
             image = decode_image(sample.image) if isinstance(sample.image, bytes) else sample.image
         except ImageError as error:
             return Unreadable(sample_id=sample.key, reason=error.reason, detail=str(error), origin=sample.origin)
-        return _Picture(sample=sample, image=_without_equal_channels(image))
+        return _Decoded(sample=sample, image=_without_equal_channels(image))
 
 
 def _without_equal_channels(image: Image) -> Image:
-    """Grey pictures as (H, W): a third of the work, and of the bytes."""
+    """Gray images as (H, W): a third of the work, and of the bytes."""
 
     def equal(part: Image) -> bool:
         return bool((part[..., 0] == part[..., 1]).all() and (part[..., 0] == part[..., 2]).all())
 
-    if image.ndim == 3 and equal(image[::16, ::16]) and equal(image):  # a few pixels tell colour from grey
+    if image.ndim == 3 and equal(image[::16, ::16]) and equal(image):  # a few pixels show most colors
         return np.ascontiguousarray(image[:, :, 0])
     return image
 
 
 def _in_order(task: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """Results in the order of the items, at most one for each thread ahead of what is taken."""
+    """Results in the order of the items, computed ahead by at most one per thread."""
     if threads == 1:
         yield from map(task, items)
         return
@@ -208,13 +202,13 @@ def _in_order(task: Callable[[T], R], items: Iterable[T], threads: int) -> Itera
             yield ahead.popleft().result()
 
 
-def _batches(pictures: Iterable[_Picture | Reject], most: int) -> Iterator[list[_Picture | Reject]]:
-    """Runs of pictures, at most `most` of them, closed early by the one with which they have `BATCH_PIXELS`."""
-    batch: list[_Picture | Reject] = []
+def _batches(images: Iterable[_Decoded | Reject], most: int) -> Iterator[list[_Decoded | Reject]]:
+    """Batches of at most `most` images, ended early by the image that reaches `BATCH_PIXELS`."""
+    batch: list[_Decoded | Reject] = []
     pixels = 0
-    for picture in pictures:
-        batch.append(picture)
-        pixels += 0 if isinstance(picture, Reject) else picture.image.shape[0] * picture.image.shape[1]
+    for image in images:
+        batch.append(image)
+        pixels += 0 if isinstance(image, Reject) else image.image.shape[0] * image.image.shape[1]
         if len(batch) >= most or pixels >= BATCH_PIXELS:
             yield batch
             batch, pixels = [], 0
@@ -222,24 +216,24 @@ def _batches(pictures: Iterable[_Picture | Reject], most: int) -> Iterator[list[
         yield batch
 
 
-# ------------------------------------------------------------------------------------------------ finding and cutting
+# ------------------------------------------------------------------------------------------------ detect and crop
 
 
-def _search(pictures: list[_Picture], finder: Finder) -> list[list[Detection]]:
+def _detect(images: list[_Decoded], finder: Finder) -> list[list[Detection]]:
     try:
-        return finder.detector.detect([picture.image for picture in pictures]) if pictures else []
-    except Exception:  # noqa: BLE001 - one of them; looked for on its own so that it can be named
+        return finder.detector.detect([one.image for one in images]) if images else []
+    except Exception:  # noqa: BLE001 - one by one, so that the failing image is named
         found = []
-        for picture in pictures:
-            with _told(picture.sample):
-                found += finder.detector.detect([picture.image])
+        for one in images:
+            with _named(one.sample):
+                found += finder.detector.detect([one.image])
         return found
 
 
 def _crop(
-    picture: _Picture, found: list[Detection] | None, config: CropConfig, min_score: float
+    decoded: _Decoded, found: list[Detection] | None, config: CropConfig, min_score: float
 ) -> list[FaceCrop | Reject]:
-    sample, image = picture.sample, picture.image
+    sample, image = decoded.sample, decoded.image
     if sample.is_crop:
         assert len(sample.faces) == 1
         annotation = sample.faces[0]
@@ -271,7 +265,7 @@ def _cut(sample: RawSample, name: str, image: Image, face: Face | Refusal, confi
 
 
 def _placement(box: Box, points: align.Points | None, config: CropConfig) -> align.Points:
-    """The (2, 3) matrix from px of the picture to px of the crop; ValueError for landmarks that cannot be used."""
+    """The (2, 3) matrix from px of the image to px of the crop; ValueError for unusable landmarks."""
     if points is None or config.align == "square":
         if points is not None and not np.isfinite(points).all():
             raise ValueError("the landmarks are not finite")
@@ -294,7 +288,7 @@ def _finish(
         pose = align.pose_of(face.landmarks)
     return FaceCrop(
         sample_id=name,
-        image=_encode_png(image) if sample.is_crop else _encode_jpeg(image, config.jpeg_quality),
+        image=_encode(image, None if sample.is_crop else config.jpeg_quality),
         height=image.shape[0],
         width=image.shape[1],
         channels=1 if image.ndim == 2 else 3,
@@ -307,8 +301,8 @@ def _finish(
 
 
 @contextmanager
-def _told(sample: RawSample) -> Iterator[None]:
-    """Names the picture in whatever goes wrong with it."""
+def _named(sample: RawSample) -> Iterator[None]:
+    """Adds the name of the image to every error."""
     try:
         yield
     except Exception as error:
@@ -318,20 +312,12 @@ def _told(sample: RawSample) -> Iterator[None]:
         ) from error
 
 
-def _encode_jpeg(image: Image, quality: int) -> bytes:
-    options = [
-        cv2.IMWRITE_JPEG_QUALITY, quality,
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
-    ]  # fmt: skip
-    return _encode(".jpg", image, options)
-
-
-def _encode_png(image: Image) -> bytes:
-    return _encode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 6])
-
-
-def _encode(suffix: str, image: Image, options: list[int]) -> bytes:
-    bgr = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    done, data = cv2.imencode(suffix, bgr, options)
+def _encode(image: Image, jpeg_quality: int | None) -> bytes:
+    """As JPEG without chroma subsampling, or as PNG."""
+    suffix, options = ".png", [cv2.IMWRITE_PNG_COMPRESSION, 6]
+    if jpeg_quality is not None:
+        full_chroma = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+        suffix, options = ".jpg", [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality, *full_chroma]
+    done, data = cv2.imencode(suffix, image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     assert done
     return data.tobytes()

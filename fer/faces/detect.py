@@ -1,8 +1,8 @@
-"""Detectors of faces behind one interface, and how to make one by its name.
+"""Face detectors by name.
 
-Whatever the detector, what it finds of a picture depends on that picture alone, not on what else was in the call:
-scores and coordinates are rounded before faces are sorted, which takes the last float noise out of them, so that the
-same dataset gives the same bytes however its pictures were batched.
+The faces that a detector finds in an image depend on that image alone, not on the rest of the batch: scores and
+coordinates are rounded before faces are sorted, which removes float noise, so that a dataset gives the same bytes for
+any batches.
 """
 
 from __future__ import annotations
@@ -21,21 +21,20 @@ DetectorName = Literal["retinaface", "yunet"]
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What a detector uses where nothing is asked for; docs/faces.md says what they were chosen by.
+    """A detector's parameters where none are given; docs/faces.md has the measurements behind them.
 
     Attributes:
-        min_score: the least score of a face, 0..1.
-        longest_side: larger pictures are shrunk to it before they are searched, in px; smaller ones stay as they are.
+        min_score: lowest score of a face, 0..1.
+        longest_side: larger images are shrunk to it before detection, in px; smaller ones stay as they are.
     """
 
-    min_score: float
-    longest_side: int
+    min_score: float = 0.6
+    longest_side: int = 640
 
 
-DEFAULTS: dict[str, Defaults] = {
-    "retinaface": Defaults(min_score=0.6, longest_side=640),
-    "yunet": Defaults(min_score=0.6, longest_side=640),
-}
+DEFAULTS = {"retinaface": Defaults(), "yunet": Defaults()}
+
+assert set(get_args(DetectorName)) == set(DEFAULTS)
 
 
 def create_detector(
@@ -45,25 +44,22 @@ def create_detector(
 
     Args:
         name: one of `DetectorName`.
-        weights: its file, as `fer.faces.weights.locate` gives it.
-        min_score: the least score of a face, 0..1; None is the detector's default.
-        longest_side: in px, bounds time and memory for a picture; None is the detector's default.
+        weights: its file, as from `fer.faces.weights.locate`.
+        min_score: lowest score of a face, 0..1; None is the detector's default.
+        longest_side: in px, bounds time and memory per image; None is the detector's default.
 
     Raises:
-        ValueError: another name, or a value outside of what is allowed.
-        FileError: the weights are not there, or are not this detector's.
+        ValueError: an unknown name, or a value out of range.
+        FileError: the weights are missing, or not this detector's.
     """
     if name not in DEFAULTS:
         raise ValueError(f"no detector {name!r}{nearest(name, list(DEFAULTS))}; known: {', '.join(DEFAULTS)}")
-    min_score = DEFAULTS[name].min_score if min_score is None else min_score
-    longest_side = DEFAULTS[name].longest_side if longest_side is None else longest_side
+    defaults = DEFAULTS[name]
+    min_score = defaults.min_score if min_score is None else min_score
+    longest_side = defaults.longest_side if longest_side is None else longest_side
     if not 0 < min_score < 1:
-        raise ValueError(f"min_score = {min_score}: a number between 0 and 1 is meant")
+        raise ValueError(f"min_score = {min_score}: must be between 0 and 1")
     if not 64 <= longest_side <= 4096:
-        raise ValueError(f"longest_side = {longest_side}: 64 to 4096 px are allowed")
-    if name == "yunet":
-        return YuNet(weights, min_score=min_score, longest_side=longest_side)
-    return RetinaFace(weights, min_score=min_score, longest_side=longest_side)
-
-
-assert set(get_args(DetectorName)) == set(DEFAULTS)
+        raise ValueError(f"longest_side = {longest_side}: must be 64 to 4096 px")
+    kind = YuNet if name == "yunet" else RetinaFace
+    return kind(weights, min_score=min_score, longest_side=longest_side)

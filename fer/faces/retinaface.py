@@ -1,12 +1,12 @@
-"""The detector RetinaFace: pictures in, faces with five landmarks out.
+"""The detector RetinaFace: faces with five landmarks.
 
-A picture is shrunk to the longest side, laid at the upper left of a canvas whose sides are multiples of 32, on the mean
-colour; canvases of one size go through the network together. Anchors (Deng et al., section 3.2; `PriorBox` in the
-published code) whose centre lies outside of the picture are left out, so that the rim of the canvas has no faces.
+An image is shrunk to the longest side and put at the upper left of a canvas of the mean color, with sides that are
+multiples of 32; canvases of one size go through the network together. Anchors (Deng et al., section 3.2; `PriorBox` in
+the published code) whose center is outside the image are left out, so that the rim of the canvas has no faces.
 
 Departures from the published code, and why:
-- scores are compared before the softmax and only anchors above the threshold are decoded: the same faces, a hundredth
-  of the work;
+- scores are compared before the softmax, and only anchors above the threshold are decoded: the same faces for a
+  hundredth of the work;
 - boxes are half-open: the published suppression counts a pixel more on each side;
 - overlaps of boxes of at most 40 % are allowed, as in its test_widerface.py (0.3 to 0.4 elsewhere in it).
 """
@@ -25,20 +25,19 @@ import torch
 from torch import Tensor
 
 from fer.faces.detection import Detection, Image, Shrunk, detections, shrink, shrunk_size
-from fer.faces.nms import suppress
 from fer.faces.retinaface_network import ANCHOR_SIDES, MEAN_RGB, STRIDES, FoldedNetwork, Network
 from fer.io.files import FileError
 from fer.weights.published import read_published
 from fer.weights.store import usable
 
 VARIANCES = (0.1, 0.2)
-"""Offsets of centres and landmarks are in units of 0.1 anchor sides, logarithms of sides in units of 0.2."""
+"""Offsets of centers and landmarks are in units of 0.1 anchor sides, logarithms of sides in units of 0.2."""
 
 MOST_OVERLAP = 0.4
 MOST_CANDIDATES = 1024
-"""Anchors of one picture that suppression looks at, the best; bounds its memory."""
+"""The best anchors of one image, which go into suppression; bounds its memory."""
 
-_MEAN = np.array((*MEAN_RGB, 0.0))  # four numbers are a colour to OpenCV
+_MEAN = np.array((*MEAN_RGB, 0.0))  # a color has four numbers in OpenCV
 _CANVAS = 32  # px; the coarsest stride
 _BATCH_PIXELS = 640 * 640
 """Of one pass through the network. Larger batches are slower: a layer's maps then leave the cache."""
@@ -69,23 +68,23 @@ class RetinaFace:
         return found
 
     @torch.inference_mode()
-    def _detect_equal(self, pictures: Sequence[Shrunk], canvas: tuple[int, int]) -> list[list[Detection]]:
-        """The faces of pictures that are laid on canvases of one size."""
-        pixels = np.zeros((len(pictures), *canvas, 3), dtype=np.float32)
-        for target, (image, _) in zip(pixels, pictures, strict=True):
+    def _detect_equal(self, images: Sequence[Shrunk], canvas: tuple[int, int]) -> list[list[Detection]]:
+        """The faces of images on canvases of one size."""
+        pixels = np.zeros((len(images), *canvas, 3), dtype=np.float32)
+        for target, (image, _) in zip(pixels, images, strict=True):
             place = target[: image.shape[0], : image.shape[1]]
-            cv2.subtract(image, _MEAN, dst=place, dtype=cv2.CV_32F)  # a tenth of the time that NumPy takes
+            cv2.subtract(image, _MEAN, dst=place, dtype=cv2.CV_32F)  # a tenth of NumPy's time
         raw = self._network(torch.from_numpy(pixels).permute(0, 3, 1, 2))
         anchors = anchors_of(*canvas)
-        limits = torch.tensor([image.shape[1::-1] for image, _ in pictures], dtype=torch.float32)
+        limits = torch.tensor([image.shape[1::-1] for image, _ in images], dtype=torch.float32)
         margin_BA = (raw.scores[..., 1] - raw.scores[..., 0]).flatten(1)
         margin_BA.masked_fill_((anchors[:, :2] >= limits[:, None]).any(dim=2), -math.inf)
 
         most = int((margin_BA > self._min_margin).sum(dim=1).max())
         if not most:
-            return [[] for _ in pictures]
+            return [[] for _ in images]
         best = margin_BA.topk(min(most, MOST_CANDIDATES), dim=1)
-        place_BK = torch.arange(len(pictures))[:, None], best.indices // 2, best.indices % 2
+        place_BK = torch.arange(len(images))[:, None], best.indices // 2, best.indices % 2
         boxes, landmarks = decode(raw.boxes[place_BK], raw.landmarks[place_BK], anchors[best.indices])
         keep_BK = suppress(boxes, best.values > self._min_margin, MOST_OVERLAP)
         scores = best.values.double().sigmoid()
@@ -95,7 +94,7 @@ class RetinaFace:
                 landmarks[number][keep].double().numpy() * back,
                 scores[number][keep].numpy(),
             )
-            for number, ((_, back), keep) in enumerate(zip(pictures, keep_BK, strict=True))
+            for number, ((_, back), keep) in enumerate(zip(images, keep_BK, strict=True))
         ]
 
 
@@ -111,14 +110,14 @@ def load_network(weights: Path) -> Network:
     except RuntimeError:
         raise FileError(
             f"{weights}: not the weights of RetinaFace with MobileNet-0.25; "
-            "`fer weights pull retinaface_mobilenet025` brings them"
+            "`fer weights pull retinaface_mobilenet025` downloads them"
         ) from None
     return network.eval()
 
 
 @lru_cache(maxsize=64)
 def anchors_of(height: int, width: int) -> Tensor:
-    """(A, 4) float32: centre x, y and sides of every anchor of a picture of this size, in px, in the order of `Raw`."""
+    """(A, 4) float32: center x, y and sides of every anchor of an image of this size, in px, in the order of `Raw`."""
     levels = []
     for stride, sides in zip(STRIDES, ANCHOR_SIDES, strict=True):
         y = (torch.arange(math.ceil(height / stride), dtype=torch.float32) + 0.5) * stride
@@ -129,7 +128,7 @@ def anchors_of(height: int, width: int) -> Tensor:
 
 
 def decode(boxes: Tensor, landmarks: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-    """What the network says of anchors, in px.
+    """The network's output for anchors, in px.
 
     Args:
         boxes, landmarks: (..., 4) and (..., 10), as in `Raw`.
@@ -138,11 +137,45 @@ def decode(boxes: Tensor, landmarks: Tensor, anchors: Tensor) -> tuple[Tensor, T
     Returns:
         (..., 4) x1, y1, x2, y2 and (..., 5, 2) points.
     """
-    centre, side = anchors[..., :2], anchors[..., 2:]
-    middle = centre + boxes[..., :2] * VARIANCES[0] * side
+    center, side = anchors[..., :2], anchors[..., 2:]
+    middle = center + boxes[..., :2] * VARIANCES[0] * side
     half = side * torch.exp(boxes[..., 2:] * VARIANCES[1]) / 2
-    points = centre.unsqueeze(-2) + landmarks.reshape(*landmarks.shape[:-1], 5, 2) * VARIANCES[0] * side.unsqueeze(-2)
+    points = center.unsqueeze(-2) + landmarks.reshape(*landmarks.shape[:-1], 5, 2) * VARIANCES[0] * side.unsqueeze(-2)
     return torch.cat([middle - half, middle + half], dim=-1), points
+
+
+def suppress(boxes_BK4: Tensor, valid_BK: Tensor, most_overlap: float) -> Tensor:
+    """Greedy non-maximum suppression in all images at once, without a loop over faces.
+
+    A box is dropped if a kept box before it in its image overlaps it by more than `most_overlap` of their union. The
+    kept boxes are the only fixed point of that rule, because box i depends on boxes before i alone. So the rule is
+    applied to "all are kept" until nothing changes: after n times the first n boxes are right, and in practice all are
+    after two or three.
+
+    Args:
+        boxes_BK4: x1, y1, x2, y2; in each image the best first.
+        valid_BK: whether there is a box at this place at all.
+        most_overlap: intersection over union, 0..1.
+
+    Returns:
+        (B, K) bool.
+    """
+    corner, opposite = boxes_BK4[..., :2], boxes_BK4[..., 2:]
+    sides = (
+        torch.minimum(opposite[:, :, None], opposite[:, None]) - torch.maximum(corner[:, :, None], corner[:, None])
+    ).clamp_(min=0)
+    shared_BKK = sides[..., 0] * sides[..., 1]
+    area_BK = (opposite - corner).clamp(min=0).prod(dim=2)
+    together_BKK = area_BK[:, :, None] + area_BK[:, None] - shared_BKK
+    # [b, i, j]: box j is before i and overlaps it.
+    rivals_BKK = (shared_BKK > most_overlap * together_BKK).tril(diagonal=-1).float()
+    keep = valid_BK
+    while True:
+        beaten = torch.bmm(rivals_BKK, keep[:, :, None].float())[..., 0] > 0
+        again = valid_BK & ~beaten
+        if torch.equal(again, keep):
+            return keep
+        keep = again
 
 
 def _ceil(value: int, step: int) -> int:

@@ -5,10 +5,10 @@ Published PyTorch code and weights: github.com/biubug6/Pytorch_Retinaface, witho
 
 Departures from the published code, and why:
 - none in `Network`, whose modules carry the published names, so that the published state dict loads as it is;
-- `FoldedNetwork` computes the same with BatchNorm folded into the convolutions, convolutions that read the same input
-  made one, and RGB input instead of BGR by turned kernels. It differs by rounding.
+- `FoldedNetwork` computes the same with BatchNorm folded into the convolutions, convolutions of the same input
+  merged, and RGB input instead of BGR by reversed kernels. It differs by rounding.
 
-Shapes: B pictures, H x W px, C cells of 2 anchors each. A level of stride s has ceil(H / s) x ceil(W / s) cells.
+Shapes: B images, H x W px, C cells of 2 anchors each. A level of stride s has ceil(H / s) x ceil(W / s) cells.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ ANCHOR_SIDES = ((16.0, 32.0), (64.0, 128.0), (256.0, 512.0))
 MEAN_RGB = (123.0, 117.0, 104.0)
 """Subtracted from the pixels, which are 0..255."""
 
-_ANCHORS = 2  # a cell
-_CLASSES, _BOX, _POINTS = 2, 4, 10  # numbers an anchor
+_ANCHORS = 2  # per cell
+_CLASSES, _BOX, _POINTS = 2, 4, 10  # outputs per anchor
 _WIDTH = 64  # of the pyramid
 _SLOPE = 0.1  # of every leaky ReLU
 
 
 class Raw(NamedTuple):
-    """What the network says of every anchor: levels from fine to coarse, cells row by row, the smaller anchor first.
+    """The network's output for every anchor: levels from fine to coarse, cells row by row, the smaller anchor first.
 
     Attributes:
         scores: (B, C, 2, 2) logits of background and face.
@@ -160,7 +160,7 @@ class Network(nn.Module):
 
 
 class FoldedNetwork(nn.Module):
-    """What `network` computes in evaluation mode, for (B,3,H,W) float32 RGB on the CPU; faster channels-last."""
+    """`network` in evaluation mode, for (B,3,H,W) float32 RGB on the CPU; faster channels-last."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -202,10 +202,10 @@ class _FoldedContext(nn.Module):
 
 
 class FusedConv(nn.Conv2d):
-    """Convolutions of the same input as one, their channels in turn, and a leaky ReLU where `leaky`; for inference.
+    """Convolutions of the same input as one, their channels concatenated, and a leaky ReLU if `leaky`; for inference.
 
-    Once packed, by oneDNN's fused kernel with the weights already in its own order: one pass over memory in place of
-    two or three, and a tenth less time than with weights that are put in order at every call. The results are the same.
+    Once packed, it runs oneDNN's fused kernel with the weights in its own order: one pass over memory instead of two or
+    three, and a tenth less time than with weights that are reordered at every call. The results are the same.
     """
 
     def __init__(self, convs: Sequence[nn.Conv2d], *, leaky: bool = False) -> None:
@@ -225,7 +225,7 @@ class FusedConv(nn.Conv2d):
         self._packed: tuple[Any, ...] | None = None
 
     def pack(self) -> None:
-        """Puts the weights, which must not change any more, in oneDNN's order, where torch has oneDNN."""
+        """Reorders the weights, which must not change any more, for oneDNN, where torch has it."""
         if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             geometry = list(self.padding), list(self.stride), list(self.dilation), self.groups
             weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), *geometry, [])
@@ -241,7 +241,7 @@ class FusedConv(nn.Conv2d):
 
 
 def _folded(module: nn.Module) -> nn.Module:
-    """The module, where in sequences a convolution with its BatchNorm and leaky ReLU is a `FusedConv`."""
+    """The module with every sequence of convolution, BatchNorm and leaky ReLU as a `FusedConv`."""
     if isinstance(module, nn.Sequential):
         kept: list[nn.Module] = []
         for part in module:

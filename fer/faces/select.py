@@ -1,7 +1,7 @@
-"""Which of the faces that were found carries which label, and which faces are fit to be cropped: pure functions.
+"""Assignment of labels to detected faces, and the checks before a face is cropped: pure functions.
 
-A dataset says of a label either where its face is (a box), or only in which picture. With a detector, a published box
-is refined: the detection that overlaps it most takes over its label and brings tighter landmarks.
+A dataset gives a label's face by a box, or only by its image. With a detector, a published box is refined: the
+detection that overlaps it most gets its label, and has tighter landmarks.
 """
 
 from __future__ import annotations
@@ -14,26 +14,25 @@ from fer.faces.detection import Box, Detection, Landmarks
 from fer.sources.base import AnnotatedFace
 
 REASONS = {
-    "no_face": "the dataset annotates no face, or the detector finds none where the label belongs",
-    "several_faces": "the label could belong to any of several faces (crop.faces)",
-    "low_score": "the detector is less sure of it than crop.min_score asks for",
+    "no_face": "the dataset annotates no face, or the detector finds none for the label",
+    "several_faces": "the label could be that of any of several faces (crop.faces)",
+    "low_score": "its score is below crop.min_score",
     "face_too_small": "the shorter side of its box is below crop.min_face_size",
-    "outside_picture": "more of its box than crop.max_outside lies beyond the picture",
+    "outside_picture": "more of its box than crop.max_outside is beyond the image",
     "bad_landmarks": "its landmarks are not finite, coincide, or do not resemble a face",
 }
-"""Why a face is refused, in the words of rejects.parquet, and what that means. Pictures have reasons of their own:
-`fer.io.images`."""
+"""Reasons of refused faces in rejects.parquet, and their meaning. `fer.io.images` has the reasons of refused images."""
 
 FLOOR = 0.5
-"""Detectors are asked for faces down to this part of `min_score`, so that "nearly a face" can be told from "none"."""
+"""Detectors return faces down to this fraction of `min_score`, which tells low_score from no_face."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Face:
-    """A face that carries a label, in px of its picture.
+    """A face with its label, in px of its image.
 
     Attributes:
-        annotation: label and all else that the dataset publishes of it.
+        annotation: its label and everything else that the dataset publishes.
         box, landmarks: the detector's, or the published ones.
         score: the detector's; None where a person annotated the face.
     """
@@ -46,7 +45,7 @@ class Face:
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """A label that no face can be given to: a key of `REASONS`, and the details."""
+    """A label without a usable face: a key of `REASONS`, and the details."""
 
     reason: str
     detail: str
@@ -59,21 +58,21 @@ def choose(
     config: CropConfig,
     min_score: float,
 ) -> list[Face | Refusal]:
-    """The faces of a picture that carry its labels, in the order of the labels; at least one result.
+    """The faces of an image for its labels, in the order of the labels; at least one result.
 
     Args:
-        annotations: what the dataset publishes of the picture.
-        found: the detector's faces, best first, less certain ones than `min_score` among them; None where the
-            published boxes are taken as they are.
-        size: (height, width) of the picture in px.
-        config: `faces`, `unmatched`, `min_overlap` and `min_face_size` count here.
+        annotations: of the image.
+        found: the detector's faces, best first, including some below `min_score`; None to use the published boxes as
+            they are.
+        size: (height, width) of the image in px.
+        config: `faces`, `unmatched`, `min_overlap` and `min_face_size` are used.
         min_score: of a face, 0..1.
 
     Raises:
         ValueError: a label without a box, and no detector to find its face.
     """
     if not annotations:
-        return [Refusal(reason="no_face", detail="no face in this picture")]
+        return [Refusal(reason="no_face", detail="no face in this image")]
     if found is None:
         return [_as_annotated(one) for one in annotations]
     sure = [one for one in found if (one.score or 0.0) >= min_score]
@@ -83,9 +82,9 @@ def choose(
     for index, annotation in enumerate(annotations):
         if annotation.box is None:
             free = [one for number, one in enumerate(sure) if number not in partners.values()]
-            nameless = sum(one.box is None for one in annotations)
-            if nameless > 1:
-                chosen.append(Refusal(reason="several_faces", detail=f"{nameless} labels of this picture have no box"))
+            unboxed = sum(one.box is None for one in annotations)
+            if unboxed > 1:
+                chosen.append(Refusal(reason="several_faces", detail=f"{unboxed} labels of this image have no box"))
             else:
                 chosen += _anywhere(annotation, free, unsure, size, config, min_score)
         elif index in partners:
@@ -101,17 +100,17 @@ def match(boxes: Sequence[Box | None], others: Sequence[Box], least: float) -> d
     """Pairs of the boxes that overlap most, each in one pair at most: the best pair first, ties by position.
 
     Args:
-        least: intersection over union of a pair, 0..1.
+        least: lowest intersection over union of a pair, 0..1.
 
     Returns:
         index in `boxes` -> index in `others`.
     """
     pairs = [
-        (-share, i, j)
+        (-iou, i, j)
         for i, box in enumerate(boxes)
         if box is not None
         for j, other in enumerate(others)
-        if (share := overlap(box, other)) >= least
+        if (iou := overlap(box, other)) >= least
     ]
     taken: dict[int, int] = {}
     for _, i, j in sorted(pairs):
@@ -127,14 +126,14 @@ def overlap(one: Box, other: Box) -> float:
 
 
 def unfit(box: Box, size: tuple[int, int], config: CropConfig) -> Refusal | None:
-    """Why a face with this box is not cropped, or None where it is: too small, or beyond the picture.
+    """Why a face with this box is not cropped: too small, or beyond the image; None if it is.
 
     Args:
-        size: (height, width) of the picture in px.
+        size: (height, width) of the image in px.
     """
     x1, y1, x2, y2 = box
     height, width = size
-    if not _shorter_side(box) >= config.min_face_size:  # so that NaN is refused too
+    if not _shorter_side(box) >= config.min_face_size:  # refuses NaN too
         detail = f"{x2 - x1:.0f} x {y2 - y1:.0f} px, at least {config.min_face_size:g}"
         return Refusal(reason="face_too_small", detail=detail)
     inside = _area((max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))))
@@ -155,7 +154,7 @@ def _detected(annotation: AnnotatedFace, detection: Detection) -> Face:
 
 
 def _missed(box: Box, unsure: Sequence[Detection], config: CropConfig, min_score: float) -> Refusal:
-    """Why a published box got no detection."""
+    """Why a published box has no detection."""
     there = [one for one in unsure if overlap(box, one.box) >= config.min_overlap]
     if there:
         return _too_unsure(there, min_score)
@@ -170,24 +169,24 @@ def _anywhere(
     config: CropConfig,
     min_score: float,
 ) -> list[Face | Refusal]:
-    """The faces for a label that belongs to the picture as a whole; faces in the background are none of them."""
+    """The faces for a label of the whole image; small faces in the background are ignored."""
     if not free:
         if unsure:
             return [_too_unsure(unsure, min_score)]
-        return [Refusal(reason="no_face", detail="the detector finds no face in this picture")]
+        return [Refusal(reason="no_face", detail="the detector finds no face in this image")]
     if config.faces == "all":
         return [_detected(annotation, one) for one in free]
     large = [one for one in free if _shorter_side(one.box) >= config.min_face_size] or free
     if config.faces == "single" and len(large) > 1:
-        return [Refusal(reason="several_faces", detail=f"{len(large)} faces in this picture")]
+        return [Refusal(reason="several_faces", detail=f"{len(large)} faces in this image")]
     if config.faces == "central":
-        return [_detected(annotation, min(large, key=lambda one: _off_centre(one.box, size)))]
+        return [_detected(annotation, min(large, key=lambda one: _off_center(one.box, size)))]
     return [_detected(annotation, max(large, key=lambda one: _area(one.box)))]
 
 
 def _too_unsure(unsure: Sequence[Detection], min_score: float) -> Refusal:
     best = max(one.score or 0.0 for one in unsure)
-    return Refusal(reason="low_score", detail=f"the best score is {best:.2f}, at least {min_score:g} is asked for")
+    return Refusal(reason="low_score", detail=f"the best score is {best:.2f}, below {min_score:g}")
 
 
 def _area(box: Box) -> float:
@@ -198,6 +197,6 @@ def _shorter_side(box: Box) -> float:
     return min(box[2] - box[0], box[3] - box[1])
 
 
-def _off_centre(box: Box, size: tuple[int, int]) -> float:
-    """Squared distance of the box's centre from the picture's in px."""
+def _off_center(box: Box, size: tuple[int, int]) -> float:
+    """Squared distance between the centers of box and image in px."""
     return ((box[0] + box[2] - size[1]) / 2) ** 2 + ((box[1] + box[3] - size[0]) / 2) ** 2

@@ -1,4 +1,4 @@
-"""Where a detector's weights lie: a file of the user's, or what `fer weights pull` brought."""
+"""Published weights of the detectors. Not in `fer.faces.detect`, because it decides no crop (`fer.stages.closure`)."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ PUBLISHED = {"retinaface": "retinaface_mobilenet025", "yunet": "yunet_2023mar"}
 
 
 def locate(name: str, given: str | None, root: Path, parent: Path | None = None) -> Path:
-    """The weights of a detector, which are what they should be by their sha256.
+    """The published weights of a detector, checked by their sha256.
 
     Args:
         name: of the detector.
-        given: their file, or a folder somewhere below which it lies, relative to `root`; None is the cache of
+        given: their file, or a folder with the file somewhere below it, relative to `root`; None is the cache of
             `fer weights pull`.
         root: the project's folder.
-        parent: where what `root` lacks is looked for.
+        parent: where to look for what `root` lacks.
 
     Raises:
-        FileError: not there, or another file; it says how to get the right one.
+        FileError: missing, or another file; it says how to get the right one.
     """
     if name not in PUBLISHED:
-        raise ValueError(
-            f"no weights of detector {name!r}{nearest(name, list(PUBLISHED))}; known: {', '.join(PUBLISHED)}"
-        )
+        known = ", ".join(PUBLISHED)
+        raise ValueError(f"no weights of detector {name!r}{nearest(name, list(PUBLISHED))}; known: {known}")
     published = PUBLISHED[name]
     (file,) = registry.entry(published).files
     if given is None:
@@ -37,7 +36,7 @@ def locate(name: str, given: str | None, root: Path, parent: Path | None = None)
         path = below(Path(given).expanduser(), root, parent)
         if path.is_dir():
             path = next(iter(sorted(path.rglob(file.name))), path / file.name)
-    remedy = f"`fer weights pull {published}` brings {file.name}, --from FOLDER where there is no network"
+    remedy = f"`fer weights pull {published}` downloads {file.name}; without a network, use --from FOLDER"
     if not path.is_file():
         raise FileError(f"{path}: no weights of {name} there; {remedy}")
     try:
@@ -45,5 +44,5 @@ def locate(name: str, given: str | None, root: Path, parent: Path | None = None)
     except FileError as error:
         raise FileError(f"{error}; {remedy}") from None
     if sha256(path) != file.sha256:
-        raise FileError(f"{path}: not the published {file.name}: sha256 is another than {file.sha256}; {remedy}")
+        raise FileError(f"{path}: not the published {file.name}: sha256 is not {file.sha256}; {remedy}")
     return path

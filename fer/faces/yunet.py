@@ -19,16 +19,16 @@ MOST_CANDIDATES = 5000
 
 
 class YuNet:
-    """See `fer.faces.detection.Detector`. Threads may share it: each has a network of its own."""
+    """See `fer.faces.detection.Detector`. Threads may share it: each has its own network."""
 
     def __init__(self, weights: Path, *, min_score: float, longest_side: int) -> None:
         if not weights.is_file():
-            raise FileError(f"{weights}: no such file; `fer weights pull yunet_2023mar` brings it")
+            raise FileError(f"{weights}: no such file; `fer weights pull yunet_2023mar` downloads it")
         refuse_impostor(weights, str(weights))
         self._weights, self._min_score, self._longest_side = weights, min_score, longest_side
         self._model = np.fromfile(weights, dtype=np.uint8)
         self._own = threading.local()
-        self._network()  # a file that is no network fails here and not on the first picture
+        self._network()  # an invalid file fails here and not on the first image
 
     def detect(self, images: Sequence[Image]) -> list[list[Detection]]:
         """See `Detector.detect`."""
@@ -51,7 +51,7 @@ class YuNet:
         network = getattr(self._own, "network", None)
         if network is None:
             level = cv2.utils.logging.getLogLevel()
-            cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # warns of its own default target
+            cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # it warns of its own default target
             try:
                 network = cv2.FaceDetectorYN.create(
                     framework="onnx",
@@ -64,8 +64,8 @@ class YuNet:
                 )
             except cv2.error as error:
                 raise FileError(
-                    f"{self._weights}: OpenCV reads no YuNet from it ({error.err}); "
-                    "`fer weights pull yunet_2023mar` brings it"
+                    f"{self._weights}: not a YuNet that OpenCV can load ({error.err}); "
+                    "`fer weights pull yunet_2023mar` downloads it"
                 ) from None
             finally:
                 cv2.utils.logging.setLogLevel(level)

@@ -1,4 +1,4 @@
-"""What was found in photos, for people and programs: a line a face, JSON, csv, and the photos with boxes drawn in."""
+"""Predictions for people and programs: one line per face, JSON, CSV, and photos with drawn boxes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from fer.shards.pixels import Pixels
 SYNTHETIC = "trained on synthetic faces: says nothing about people"
 
 _INK, _PAPER = (255, 255, 255), (200, 40, 60)
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
 _JPEG_QUALITY = 92
 
 
 def lines(photo: Photo, labels: Sequence[str]) -> Iterator[str]:
-    """One for each face: the file, the face's number, its box, the label and how sure the model is of it."""
+    """One for each face: the file, the face's number, its box, its label and the label's probability."""
     for face in photo.faces:
-        best = int(face.probabilities.argmax())
         box = ",".join(f"{value:.0f}" for value in face.box)
-        yield f"{photo.name}  face {face.number}  box {box}  {labels[best]} {face.probabilities[best]:.3f}"
+        label, probability = labels[face.best], face.probabilities[face.best]
+        yield f"{photo.name}  face {face.number}  box {box}  {label} {probability:.3f}"
     if not photo.faces:
         yield f"{photo.name}  {'; '.join(_why(photo))}"
 
@@ -39,7 +40,7 @@ def _why(photo: Photo) -> list[str]:
 
 
 def as_json(photo: Photo, labels: Sequence[str]) -> dict[str, Any]:
-    """Everything that is known of a photo, as plain JSON."""
+    """All results of a photo, as plain JSON."""
     return {
         "file": photo.name,
         "read": photo.read,
@@ -48,8 +49,8 @@ def as_json(photo: Photo, labels: Sequence[str]) -> dict[str, Any]:
                 "face": face.number,
                 "box": list(face.box),
                 "score": face.score,
-                "label": labels[int(face.probabilities.argmax())],
-                "probabilities": dict(zip(labels, map(_rounded, face.probabilities), strict=True)),
+                "label": labels[face.best],
+                "probabilities": dict(zip(labels, _rounded(face), strict=True)),
                 "logits": dict(zip(labels, map(float, face.logits), strict=True)),
             }
             for face in photo.faces
@@ -59,71 +60,56 @@ def as_json(photo: Photo, labels: Sequence[str]) -> dict[str, Any]:
 
 
 def as_csv(photos: Sequence[Photo], labels: Sequence[str], *, synthetic: bool = False) -> str:
-    """A table with a row for each face and for each photo without one; of the latter, `refused` says why.
+    """A table with a row for each face, and one for each photo without a face, with the reasons in `refused`.
 
     Args:
         synthetic: whether the model was trained on synthetic faces, for the last column.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["file", "face", "x1", "y1", "x2", "y2", "score", "label", "confidence"]
-        + [f"p_{label}" for label in labels]
-        + ["refused", "trained_on_synthetic"]
-    )
-    trained_on = str(synthetic).lower()
+    of_face = ["face", "x1", "y1", "x2", "y2", "score", "label", "confidence", *(f"p_{label}" for label in labels)]
+    writer.writerow(["file", *of_face, "refused", "trained_on_synthetic"])
+    last = str(synthetic).lower()
     for photo in photos:
         for face in photo.faces:
-            shares = [_rounded(value) for value in face.probabilities]
-            score = "" if face.score is None else face.score
-            label = labels[int(face.probabilities.argmax())]
-            writer.writerow([photo.name, face.number, *face.box, score, label, max(shares), *shares, "", trained_on])
+            probabilities = _rounded(face)
+            found = [face.number, *face.box, "" if face.score is None else face.score, labels[face.best]]
+            writer.writerow([photo.name, *found, max(probabilities), *probabilities, "", last])
         if not photo.faces:
-            why = " ".join(one.reason for one in photo.refused)
-            writer.writerow([photo.name] + [""] * (8 + len(labels)) + [why, trained_on])
+            writer.writerow([photo.name, *[""] * len(of_face), " ".join(one.reason for one in photo.refused), last])
     return text.getvalue()
 
 
-def _rounded(value: float) -> float:
-    return round(float(value), 6)
+def _rounded(face: Face) -> list[float]:
+    return [round(float(value), 6) for value in face.probabilities]
 
 
 def annotated(image: Pixels, faces: Sequence[Face], labels: Sequence[str], note: str = "") -> Pixels:
-    """A copy of an upright photo, (H, W, 3) RGB, with each face's box, number and label drawn in.
-
-    Args:
-        note: a text for a band below the photo.
-    """
+    """A copy of an upright photo, (H, W, 3) RGB, with each face's box, number and label, and a note in a band below."""
     drawn = image.copy()
     unit = max(1, round(max(image.shape[:2]) / 500))  # px of a thin line
+    size = 0.45 * unit
     for face in faces:
         x1, y1, x2, y2 = (round(value) for value in face.box)
-        best = int(face.probabilities.argmax())
-        text = f"{face.number} {labels[best]} {face.probabilities[best]:.2f}"
-        (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.45 * unit, unit)
+        text = f"{face.number} {labels[face.best]} {face.probabilities[face.best]:.2f}"
+        (width, height), base = cv2.getTextSize(text, _FONT, size, unit)
         left = max(0, min(x1, image.shape[1] - width))
         bottom = y1 if y1 - height - base >= 0 else min(image.shape[0], y2 + height + base)
         cv2.rectangle(drawn, (x1, y1), (x2, y2), _PAPER, unit)
         cv2.rectangle(drawn, (left, bottom - height - base), (left + width, bottom), _PAPER, cv2.FILLED)
-        origin = (left, bottom - base // 2)
-        cv2.putText(drawn, text, origin, cv2.FONT_HERSHEY_SIMPLEX, 0.45 * unit, _INK, unit, cv2.LINE_AA)
-    return _with_note(drawn, note, unit) if note else drawn
-
-
-def _with_note(image: Pixels, note: str, unit: int) -> Pixels:
-    """The image above a band with the text, in as many lines as its width needs."""
-    size = 0.45 * unit
-    (width, height), base = cv2.getTextSize(note, cv2.FONT_HERSHEY_SIMPLEX, size, unit)
-    lines = textwrap.wrap(note, max(1, int(0.9 * len(note) * image.shape[1] / width)))  # letters differ in width
-    step = height + base
-    band = np.full((len(lines) * step + base, image.shape[1], 3), _PAPER, np.uint8)
-    for number, line in enumerate(lines, 1):
-        cv2.putText(band, line, (unit, number * step), cv2.FONT_HERSHEY_SIMPLEX, size, _INK, unit, cv2.LINE_AA)
-    return np.concatenate([image, band])
+        cv2.putText(drawn, text, (left, bottom - base // 2), _FONT, size, _INK, unit, cv2.LINE_AA)
+    if not note:
+        return drawn
+    (width, height), base = cv2.getTextSize(note, _FONT, size, unit)
+    rows = textwrap.wrap(note, max(1, int(0.9 * len(note) * image.shape[1] / width)))  # letters differ in width
+    band = np.full((len(rows) * (height + base) + base, image.shape[1], 3), _PAPER, np.uint8)
+    for number, row in enumerate(rows, 1):
+        cv2.putText(band, row, (unit, number * (height + base)), _FONT, size, _INK, unit, cv2.LINE_AA)
+    return np.concatenate([drawn, band])
 
 
 def write_jpeg(path: Path, image: Pixels) -> None:
-    """Writes (H, W, 3) RGB, without whatever the photo's file said of place, time and camera."""
+    """Writes (H, W, 3) RGB, without the photo's metadata of place, time and camera."""
     done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     assert done
     write_atomic(path, np.asarray(data, np.uint8).tobytes())

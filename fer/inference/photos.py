@@ -1,11 +1,11 @@
-"""Faces in people's own photos, found, cut out and classified by the code that the training's faces went through.
+"""Faces in photos, detected, cropped and classified by the code that processed the training data.
 
-    photo ─decode─▶ detect ─▶ align, crop ─JPEG─▶ decode ─▶ resize, normalise ─▶ model ─▶ one `Face` each
+    photo ─decode─▶ detect ─▶ align, crop ─JPEG─▶ decode ─▶ resize, normalize ─▶ model ─▶ one `Face` each
 
-Everything up to the stored crop is `fer.faces.crop.crop_samples`, the crop stage itself; everything behind it is what
-the reader of the shards does. The crop is encoded and decoded again as there, because the model has seen no other: so a
-dataset's own pictures get the logits that `evaluate` gives for them. Photos are read where they lie; nothing of them
-leaves the machine, and nothing is written here.
+Everything up to the stored crop is `fer.faces.crop.crop_samples`, the crop stage itself; everything behind it is that
+of the shards' reader. The crop is encoded and decoded as there, because the model has seen no other crops: a dataset's
+own images get the logits of `evaluate`. Photos are read in place; nothing leaves the machine, and nothing is written
+here.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ WEIGHTS_NAME = "model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Face:
-    """A face that was found in a photo, and what the model says of it.
+    """A face of a photo, and the model's logits.
 
     Attributes:
-        number: from 1 in its photo, the surest face first.
+        number: from 1 in its photo, the highest score first.
         box: x1, y1, x2, y2 in px of the upright photo, half-open; it may reach beyond the photo.
-        score: the detector's, 0 .. 1; None where the photo was taken as a face.
+        score: the detector's, 0 .. 1; None where the whole photo is the face.
         logits: float32 (classes,), in the order of the weights' labels.
     """
 
@@ -61,16 +61,21 @@ class Face:
         probabilities: npt.NDArray[np.float64] = np.exp(log_softmax(self.logits[None])[0])
         return probabilities
 
+    @property
+    def best(self) -> int:
+        """Index of the most probable label."""
+        return int(self.probabilities.argmax())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Photo:
-    """What was found in a file.
+    """The results of one file.
 
     Attributes:
-        name: the path as it was given or found.
+        name: its path as given or found.
         faces: by number.
-        refused: why a face, or the whole photo, was not classified; reasons as in rejects.parquet.
-        read: whether the file is a picture that could be read.
+        refused: faces, or the whole photo, that were not classified; reasons as in rejects.parquet.
+        read: whether the file could be decoded.
     """
 
     name: str
@@ -80,20 +85,20 @@ class Photo:
 
 
 class Classifier:
-    """A model for inference with what its weights file says of it.
+    """A model for inference with the description in its weights file.
 
     Args:
-        path: a weights file of this project, or the folder of a training with one.
+        path: a weights file of this project, or the folder of a run with one.
 
     Raises:
-        FileError: absent, damaged, published weights that were not imported, or weights without a classifier.
+        FileError: missing, damaged, published weights that were not imported, or weights without a classifier.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = weights_file(path)
         model, self.info = load_model(self.path)
         if not self.info.labels:
-            raise FileError(f"{self.path}: weights without a classifier; they are for a training to start from")
+            raise FileError(f"{self.path}: weights without a classifier, for pretraining only")
         self._model: FerModel = for_inference(model)
         self._input = ModelInput.of(model)
         self._input.check()
@@ -115,12 +120,11 @@ class Classifier:
 
 
 def weights_file(path: Path) -> Path:
-    """The weights that a path means: the file itself, or that of a training's folder; see `Classifier`."""
+    """The weights file of a path: the file itself, or the one in a run's folder; see `Classifier`."""
     file = path / WEIGHTS_NAME if path.is_dir() else path
     if file.is_file() and file.suffix != ".safetensors":
         raise FileError(
-            f"{file}: no weights of this project (.safetensors); published ones are turned into such by `fer weights "
-            "import`"
+            f"{file}: not weights of this project (.safetensors); `fer weights import` converts published ones"
         )
     return file
 
@@ -129,47 +133,49 @@ def _three_channels(pixels: Pixels) -> Pixels:
     return np.repeat(pixels[:, :, None], 3, axis=2) if pixels.ndim == 2 else pixels
 
 
-# ------------------------------------------------------------------------------------------------ settings
+# ------------------------------------------------------------------------------------------------ configuration
 
 
 def crop_config(
     info: WeightsInfo, detector: str | None, *, default: str = "retinaface", where: str = "the weights' own description"
 ) -> CropConfig:
-    """How faces are found and cut out for a model: as for its training, but for which faces count: all.
+    """The crop configuration for a model: that of its training data, but with all faces.
 
     Args:
-        info: what its weights file says.
-        detector: "retinaface" or "yunet"; None is the training's own, or `default` where that was none.
+        info: of its weights file.
+        detector: "retinaface" or "yunet"; None is the one of the training data, or `default` where that was none.
         where: the weights file, for errors.
 
     Raises:
-        ConfigError: the file names settings that this version does not have.
+        ConfigError: the file has keys or values that this version does not know.
     """
     trained: Mapping[str, Any] = info.extra.get("crop") or {}
     if not trained:
         log.warning(
-            "the weights do not say how their training's faces were cut out; the defaults are taken: %s",
+            "the weights do not say how the faces of their training data were cropped; using the defaults: %s",
             ", ".join(f"{key} {getattr(CropConfig(), key)}" for key in ("align", "size", "border")),
         )
     known = {key: value for key, value in trained.items() if key in CropConfig.model_fields}
     own = known.get("detector") in ("retinaface", "yunet")
     chosen = detector or (known["detector"] if own else default)
     if chosen != known.get("detector"):
-        # Scores and sides of one detector mean nothing to another.
+        # Scores and sides of one detector do not apply to another.
         known |= {"min_score": None, "detector_side": None}
         if own:
-            log.warning("the model's training had its faces found by %s, not by %s", known["detector"], chosen)
-    settings = {**known, "detector": chosen, "detector_weights": None, "faces": "all"}
-    return parse(CropConfig, settings, where, "crop")
+            log.warning(
+                "the faces of the model's training data were detected by %s, not by %s", known["detector"], chosen
+            )
+    values = {**known, "detector": chosen, "detector_weights": None, "faces": "all"}
+    return parse(CropConfig, values, where, "crop")
 
 
 # ------------------------------------------------------------------------------------------------ photos
 
 
 def find_photos(paths: Iterable[Path]) -> Iterator[Path]:
-    """The files that are meant: files as given, and of folders every file with a picture's ending below them.
+    """Files as given, and every file below given folders with the ending of an image.
 
-    Sorted within a folder; hidden files and folders are passed over, links to folders are not followed.
+    Sorted within a folder; hidden files and folders are skipped, links to folders are not followed.
     """
     for path in paths:
         if not path.is_dir():
@@ -192,14 +198,14 @@ def classify(
     batch: int = 32,
     threads: int = 1,
 ) -> Iterator[Photo]:
-    """Every photo in the order given, with its faces.
+    """The results of every photo, in the order given.
 
     Args:
-        photos: names, each with its file or with the file's bytes.
+        photos: names, each with its file or the file's bytes.
         config: see `crop_config`.
-        finder: looks for the faces; None takes each photo as one face that was cut out already, as it is.
-        batch: faces of one forward pass, of however many photos; changes speed only.
-        threads: that decode.
+        finder: of faces; None takes each photo as one face that is cropped already.
+        batch: faces of one forward pass, across photos; changes speed only.
+        threads: for decoding.
     """
     samples = (_sample(name, photo, is_crop=finder is None) for name, photo in photos)
     waiting: list[list[FaceCrop | Reject]] = []
@@ -231,7 +237,7 @@ def _finish(
 
 
 def _sample(name: str, photo: Path | bytes, *, is_crop: bool) -> RawSample | Reject:
-    """A photo as a sample of a dataset, whose label belongs to every face; the label's value is never used."""
+    """A photo as a sample of a dataset with one label for all faces; the label's value is not used."""
     try:
         data = photo if isinstance(photo, bytes) else read_bytes(photo)
     except ImageError as error:

@@ -59,29 +59,25 @@ class Budget:
         self._extracted += count
         self._check_bytes(self._extracted)
 
-    def count_entry(self, size: int) -> None:
-        """One more file or folder, of `size` bytes as declared."""
-        self._entries += 1
-        self._declared += size
-        self.check(self._entries, self._declared)
-
-    def check(self, entries: int, declared: int) -> None:
-        """So many files and folders in all, of so many bytes as declared."""
+    def count_entries(self, declared: int, entries: int = 1) -> None:
+        """`entries` more files and folders, of `declared` bytes in all."""
         limits = self._limits
-        if entries > limits.entries:
+        self._entries += entries
+        self._declared += declared
+        if self._entries > limits.entries:
             raise FileError(f"{self.name}: more than {limits.entries:,} files and folders: a bomb; {_BY_HAND}")
-        if entries > limits.small_entries and declared < entries * limits.bytes_per_entry:
-            raise FileError(f"{self.name}: {entries:,} files with almost no content: a bomb; {_BY_HAND}")
-        self._check_bytes(declared)
+        if self._entries > limits.small_entries and self._declared < self._entries * limits.bytes_per_entry:
+            raise FileError(f"{self.name}: {self._entries:,} files with almost no content: a bomb; {_BY_HAND}")
+        self._check_bytes(self._declared)
 
     def _check_bytes(self, count: int) -> None:
-        limits = self._limits
+        limits, too_much = self._limits, ""
         if count > limits.bytes:
-            raise FileError(f"{self.name}: unpacks to more than {limits.bytes / 1e9:,.0f} GB: a bomb; {_BY_HAND}")
-        if count > limits.ratio_from and count > limits.ratio * self._size:
-            raise FileError(
-                f"{self.name}: unpacks to more than {limits.ratio:g} times its {self._size:,} bytes: a bomb; {_BY_HAND}"
-            )
+            too_much = f"{limits.bytes / 1e9:,.0f} GB"
+        elif count > limits.ratio_from and count > limits.ratio * self._size:
+            too_much = f"{limits.ratio:g} times its {self._size:,} bytes"
+        if too_much:
+            raise FileError(f"{self.name}: unpacks to more than {too_much}: a bomb; {_BY_HAND}")
 
 
 class Tree:
@@ -113,7 +109,7 @@ class Tree:
                 case or Unicode form, which some file systems take for the same; or the archive holds too much.
         """
         parts = self._parts(name)
-        self.budget.count_entry(0 if is_folder else size)
+        self.budget.count_entries(0 if is_folder else size)
         for length in range(1, len(parts) + is_folder):
             self._take("/".join(parts[:length]) + "/")
         if not is_folder:

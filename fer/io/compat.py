@@ -16,26 +16,26 @@ from typing import IO, Any, cast
 def zip_name(info: zipfile.ZipInfo) -> str | bytes:
     """A member's name as stored: text where it is flagged as UTF-8, else bytes. `ZipInfo.filename` is cut at a NUL.
 
-    Seen with Python 3.11 to 3.14.
+    Seen with Python 3.11 to 3.13.
     """
     name: str = info.orig_filename
     return name if info.flag_bits & 0x800 else name.encode("cp437")
 
 
 def tar_stream(tar: tarfile.TarFile) -> IO[bytes]:
-    """The stream behind a tar opened with mode "r|", including what was read ahead. Seen with Python 3.11 to 3.14."""
+    """The stream behind a tar opened with mode "r|", including what was read ahead. Seen with Python 3.11 to 3.13."""
     return cast("IO[bytes]", tar.fileobj)
 
 
 def forget_tar_members(tar: tarfile.TarFile) -> None:
-    """Frees the members read so far; from Python 3.13 on, `stream=True` does. Seen with Python 3.11 to 3.14."""
+    """Frees the members read so far; from Python 3.13 on, `stream=True` does. Seen with Python 3.11 to 3.13."""
     tar.members.clear()  # type: ignore[attr-defined]
 
 
 def http_socket(response: http.client.HTTPResponse) -> Any:
     """The buffered connection behind a response, which also has bytes beyond its Content-Length.
 
-    Seen with Python 3.11 to 3.14.
+    Seen with Python 3.11 to 3.13.
     """
     return response.fp
 

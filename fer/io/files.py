@@ -1,8 +1,8 @@
 """Atomic writes, folders published by rename, checksums, free-space checks and disk-full errors.
 
 No half-written file has its final name: bytes go to a temporary name in the same folder, are synced to disk, and take
-their name by rename. A temporary name holds the process id of its writer, so that the leftovers of a killed process can
-be told from the files of a running one.
+their name by rename. A temporary name holds the process id of its writer, which separates the leftovers of a killed
+process from the files of a running one.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ MAX_SCANS = 100
 """A progressive file has about ten; each costs a pass over the whole image."""
 
 MAX_MARKERS = 10_000
-"""Restart markers not counted. Large color profiles and depth maps take a few hundred segments."""
+"""Without restart markers. Large color profiles and depth maps take a few hundred segments."""
 
 _MARKER = re.compile(rb"\xff[\x01-\xfe]")
 _AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # passes over stuffed zeros and restart markers
@@ -40,7 +40,7 @@ _BARE = {0x01, *range(0xD0, 0xD8)}  # markers without a segment
 _INSIDE = {*range(0xE0, 0xF0), 0xC4, 0xCC, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE}  # allowed after a scan, besides the end
 
 ORIENTATION = 0x0112  # the EXIF tag
-_NARROW = 8  # px; a row of less cannot be told from the mark of `decode`
+_NARROW = 8  # px; narrower rows could equal the mark of `decode` by accident
 # The decoder looks ahead by at most 64 bits, so that it stops within so many bytes of where the data stop.
 _AHEAD = 8
 _PADDING = 4096  # bytes of zeros or ones that a writer may put before the end marker
@@ -164,7 +164,7 @@ def decode(data: bytes, found: Structure) -> Any:
         if taken >= 0 or error:
             raise JpegError("damaged", "its coded pixels do not fit its size")
         return image
-    # Rows that the decoder has not reached keep what stands in them.
+    # Rows that the decoder does not reach keep their previous pixels.
     mark, corner = _mark(mode), (0, found.height - 1, _NARROW, found.height)
     image.paste(mark, corner)
     tail = data[max(0, found.end - _PADDING) : found.end]

@@ -31,7 +31,7 @@ from fer.io.files import (
 from fer.io.remote import BrokenCopyError, InterruptionError, Version, public_url
 
 _CHUNK = 1 << 20
-_PROGRESS = 1 << 20  # bytes that an attempt must bring to count as progress
+_PROGRESS = 1 << 20  # new bytes with which an attempt counts as progress
 _RESUME = "run the same command again to resume"
 
 
@@ -40,7 +40,7 @@ class Patience:
     """How long a transfer is tried. Waiting times have no random part: one download disturbs nobody.
 
     Attributes:
-        attempts: in a row, none of which brings 1 MiB that was not there before.
+        attempts: in a row without 1 MiB of new data.
         stall: seconds without a byte after which a connection is given up.
         wait: seconds before the second attempt; doubles with each.
         longest_wait: bound of a wait, and of what a server may ask for.

@@ -1,1 +1,1 @@
-"""Where pictures come from: one reader a dataset, behind the `Source` protocol of `fer.sources.base`."""
+"""Where images come from: one reader a dataset, behind the `Source` protocol of `fer.sources.base`."""

@@ -179,11 +179,10 @@ class AffectNetSource(TreeSource):
         """Class folders below train/ and val/ (DAN's converter), the crops in them."""
         found, others = class_folders(tree)
         order = CLASS_NAMES if any(folder == "7" for _, folder in found) else CLASS_NAMES[:7]
-        numbered = sorted(order) if self.config.folder_order == "alphabetical" else order
-        meaning = {str(number): name for number, name in enumerate(numbered)}
+        numbered = dict(enumerate(sorted(order) if self.config.folder_order == "alphabetical" else order))
         usable = 0
         for (split, folder), files in found.items():
-            name = meaning.get(folder, None if folder.isdecimal() else named(folder))
+            name = numbered.get(int(folder)) if folder.isdecimal() else named(folder)
             if name not in CLASS_NAMES:
                 others += files
                 continue

@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -38,7 +38,7 @@ from fer.shards.schema import Split
 from fer.sources.archives import open_nested
 from fer.sources.base import Box, Entry, Reject, hashed_split, nfc, one_face
 from fer.sources.csvfile import RowError
-from fer.sources.layout import PICTURE_ENDINGS, in_order, list_files
+from fer.sources.layout import PICTURE_ENDINGS, ListedImages, in_order, list_files
 from fer.sources.tree import Catalogue, Published, TreeConfig, TreeSource
 
 CLASS_NAMES = DATASET_LABELS["aihub82"]
@@ -75,6 +75,11 @@ class Record:
     uploader: str
     votes: tuple[str, ...]
     box: Box | None
+
+    @property
+    def key(self) -> str:
+        """The file's name without its ending."""
+        return self.file.rpartition(".")[0] or self.file
 
     def label(self, rule: _LabelRule) -> str | None:
         """The class by a rule, which may be UNKNOWN; None where the annotators do not agree."""
@@ -260,9 +265,8 @@ class AiHubSource(TreeSource):
         if not files or not images:
             what = "no images (in [원천] folders)" if files else "no label files (.json, in [라벨] folders)"
             raise FileError(f"{tree}: {what}. {self.how_to_get}")
-        entries: list[Entry | Reject] = []
-        excluded: Counter[str] = Counter()
-        seen: set[str] = set()
+        listed = ListedImages(images, subset=self.config.subset)
+        entries: list[Entry] = []
         persons: defaultdict[str, set[Split]] = defaultdict(set)
         for file in files:
             file_name = file.rpartition("/")[2]
@@ -274,22 +278,22 @@ class AiHubSource(TreeSource):
                     try:
                         record = parse_record(raw, asked)
                     except RowError as error:
-                        entries.append(Reject(f"{nfc(file)}-{index}", error.reason, str(error), origin))
+                        listed.rejects.append(Reject(f"{nfc(file)}-{index}", error.reason, str(error), origin))
                         continue
-                    name = record.file.lower()
-                    found = "listed_twice" if name in seen else self._entry(record, published, images.get(name), origin)
-                    seen.add(name)
+                    path = listed.path(record.file.lower(), "", origin, key=record.key, row=record.key)
+                    if path is None:
+                        continue
+                    found = self._entry(record, published, path)
                     if isinstance(found, str):
-                        excluded[found] += 1
-                        continue
-                    entries.append(found)
-                    if isinstance(found, Entry):
+                        listed.excluded[found] += 1
+                    else:
+                        entries.append(found)
                         persons[record.person].add(published)
-        for name in images.keys() - seen:
-            entries.append(Reject(name, "no_label", "no label file has a record of it", images[name]))
-        entries, notes = self._choose(entries, persons, excluded)
+        for name, path in listed.unlisted().items():
+            listed.rejects.append(Reject(name, "no_label", "no label file has a record of it", path))
+        chosen, notes = self._choose(entries, persons, listed.excluded)
         form = f"labels by {self.config.labels}, split {self.config.split}"
-        return Catalogue(form=form, entries=in_order(entries), excluded=excluded, notes=notes)
+        return Catalogue(form=form, entries=in_order([*chosen, *listed.rejects]), excluded=listed.excluded, notes=notes)
 
     def published(self, catalogue: Catalogue) -> Published:
         """The numbers of `per_class`; no counts of the whole are published by class."""
@@ -298,12 +302,8 @@ class AiHubSource(TreeSource):
             for split, count in zip(("train", "test"), self.config.per_class or (), strict=False)
         }
 
-    def _entry(self, record: Record, published: Split, path: str | None, origin: str) -> Entry | Reject | str:
+    def _entry(self, record: Record, published: Split, path: str) -> Entry | str:
         """A record's entry, or the rule that excludes it."""
-        key = record.file.rpartition(".")[0] or record.file
-        if path is None:
-            absent = Reject(key, "missing_file", "the label file names it, and it is not there", origin)
-            return "not_in_this_copy" if self.config.subset else absent
         name = record.label(self.config.labels)
         if name is None or name == UNKNOWN:
             return "annotators_disagree" if name is None else "annotators_cannot_tell"
@@ -314,37 +314,33 @@ class AiHubSource(TreeSource):
             split = hashed_split(record.person, self.config.test_fraction)
         label = self.label_space.index(name)
         faces = one_face(label, box=record.box, subject=record.person, distribution=record.distribution)
-        return Entry(key=key, path=path, split=split, faces=faces, is_crop=False)
+        return Entry(key=record.key, path=path, split=split, faces=faces, is_crop=False)
 
     def _choose(
-        self, entries: Sequence[Entry | Reject], persons: Mapping[str, set[Split]], excluded: Counter[str]
-    ) -> tuple[list[Entry | Reject], dict[str, int]]:
+        self, entries: list[Entry], persons: Mapping[str, set[Split]], excluded: Counter[str]
+    ) -> tuple[list[Entry], dict[str, int]]:
         """Reports persons in both published splits, and reduces the entries to `per_class`."""
         both = {person for person, splits in persons.items() if len(splits) > 1}
         notes = {"persons": len(persons), "persons_in_both_published_splits": len(both)}
         if both and self.config.split == "published":
-            log.warning(
-                "AI-Hub 82: %d of %d persons are in TRAIN and in VALID, e.g. %s; `split: person` keeps them apart",
-                len(both),
-                len(persons),
-                ", ".join(sorted(both)[:_SHOWN_PERSONS]),
-            )
+            some = ", ".join(sorted(both)[:_SHOWN_PERSONS])
+            message = "AI-Hub 82: %d of %d persons are in TRAIN and in VALID, e.g. %s; `split: person` keeps them apart"
+            log.warning(message, len(both), len(persons), some)
         if self.config.per_class is None:
-            return list(entries), notes
-        kept: list[Entry | Reject] = [entry for entry in entries if isinstance(entry, Reject)]
+            return entries, notes
         groups: defaultdict[tuple[Split, int], list[Entry]] = defaultdict(list)
         for entry in entries:
-            if isinstance(entry, Entry):
-                if entry.split == "train" and self.config.split == "published" and entry.faces[0].subject in both:
-                    excluded["person_in_test_too"] += 1
-                else:
-                    groups[entry.split, entry.faces[0].label].append(entry)
+            if entry.split == "train" and self.config.split == "published" and entry.faces[0].subject in both:
+                excluded["person_in_test_too"] += 1
+            else:
+                groups[entry.split, entry.faces[0].label].append(entry)
+        chosen: list[Entry] = []
         for (split, _), group in groups.items():
             count = self.config.per_class[0 if split == "train" else 1]
             group.sort(key=lambda entry: stable_hash("aihub selection", entry.key))
-            kept += group[:count]
+            chosen += group[:count]
             excluded["beyond_per_class"] += max(0, len(group) - count)
-        return kept, notes
+        return chosen, notes
 
 
 def _images(tree: Path) -> dict[str, str]:

@@ -46,7 +46,6 @@ PUBLISHED: dict[str, dict[str, int]] = {
 }
 
 _ARCHIVES = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
-_SHOWN_FILES = 6
 
 
 class RowsConfig(TreeConfig):
@@ -232,12 +231,6 @@ def _find(tree: Path) -> Path:
     return tree / found[0] if found else tree
 
 
-def contents(tree: Path) -> str:
-    """A few of the names in a folder, for messages."""
-    names = [path.name + ("/" if path.is_dir() else "") for path in sorted(tree.iterdir())]
-    return ", ".join([*names[:_SHOWN_FILES], *(["..."] if len(names) > _SHOWN_FILES else [])]) or "nothing"
-
-
 class Fer2013Config(RowsConfig):
     """FER2013 (Goodfellow et al. 2013) in any of its public layouts: rows in one file, or Kaggle's class folders."""
 
@@ -273,9 +266,7 @@ class Fer2013Source(RowsSource):
                 f"{tree}: these are FERPlus's folders (FER2013Train/fer0000000.png ...), whose label.csv holds votes "
                 "and no label of FER2013: read them with `source: ferplus`"
             )
-        root = find_layout(tree, lambda folder: bool(_split_folders(folder)))
-        if root is None:
-            raise FileError(f"{tree}: not FER2013: found {contents(tree)}. {self.how_to_get}")
+        root = self.root_of(tree, lambda folder: bool(_split_folders(folder)))
         entries: list[Entry | Reject] = []
         all_named = True
         for split, split_folder in _split_folders(root).items():

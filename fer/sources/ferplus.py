@@ -24,9 +24,8 @@ from fer.labels import DATASET_LABELS, LabelSpace, space, to_canonical
 from fer.shards.schema import SPLITS, Split
 from fer.sources.base import AnnotatedFace, Entry, Reject, one_face, shares
 from fer.sources.csvfile import RowError, read_records, read_rows
-from fer.sources.fer2013 import CLASS_NAMES, RowsConfig, RowsSource, contents, fetch_rows, is_ferplus_layout
+from fer.sources.fer2013 import CLASS_NAMES, RowsConfig, RowsSource, fetch_rows, is_ferplus_layout
 from fer.sources.fer2013_rows import USAGES, Line, Row
-from fer.sources.layout import find_layout
 from fer.sources.tree import Catalogue, Published
 
 Mode = Literal["majority", "probability", "multi_target", "soft"]
@@ -191,7 +190,8 @@ class FerPlusSource(RowsSource):
     class_names = EXPRESSIONS
     how_to_get = (
         f"Its votes ({VOTES_FILE}) are at https://github.com/microsoft/FERPlus, for the key `votes`; its images are "
-        "FER2013's (see `source: fer2013`), for the key `path`."
+        "FER2013's as csv or Parquet (see `source: fer2013`), for the key `path`. Or FER2013Train/, FER2013Valid/ and "
+        "FER2013Test/ with fer0000000.png ... and a label.csv each."
     )
 
     @property
@@ -250,13 +250,7 @@ class FerPlusSource(RowsSource):
         A name that occurs twice counts once, with the votes of its later line: the script that writes the folders
         overwrites the earlier image.
         """
-        root = find_layout(tree, is_ferplus_layout)
-        if root is None:
-            raise FileError(
-                f"{tree}: neither a file of FER2013's rows nor FERPlus's folders: found {contents(tree)}; expected "
-                "fer2013.csv or Parquet, or FER2013Train/, FER2013Valid/ and FER2013Test/ with fer0000000.png ... and "
-                "a label.csv each"
-            )
+        root = self.root_of(tree, is_ferplus_layout)
         entries: list[Entry | Reject] = []
         excluded: Counter[str] = Counter()
         for folder, split in ((root / name, split) for name, split in _FOLDERS.items() if (root / name).is_dir()):

@@ -19,7 +19,7 @@ from fer.io.files import FileError
 from fer.labels import named, space
 from fer.shards.schema import Split
 from fer.sources.base import Entry, LabelSpaceName, Reject, hashed_split, nfc, one_face
-from fer.sources.layout import PICTURE_ENDINGS, find_layout, folders, list_files, split_named
+from fer.sources.layout import PICTURE_ENDINGS, folders, list_files, split_named
 from fer.sources.tree import Catalogue, TreeConfig, TreeSource
 
 LEFT_OUT = "none"
@@ -61,7 +61,7 @@ class FoldersSource(TreeSource):
     generator = "folders"
     how_to_get = (
         "Expected train/<class>/, test/<class>/ and perhaps val/<class>/ with images, or <class>/ alone, where a "
-        "class has its usual name or is explained by the key `classes`."
+        "class of `label_space` has its usual name or is explained by the key `classes`."
     )
 
     def scan(self, tree: Path) -> Catalogue:
@@ -74,12 +74,7 @@ class FoldersSource(TreeSource):
             splits = [one for one in folders(folder) if split_named(one.name)]
             return holds_classes(folder) or any(holds_classes(one) for one in splits)
 
-        root = find_layout(tree, is_layout)
-        if root is None:
-            found = ", ".join(f"{folder.name}/" for folder in folders(tree)[:8]) or "no folder"
-            raise FileError(
-                f"{tree}: no class folder of label space {self.label_space.name}: found {found}. {self.how_to_get}"
-            )
+        root = self.root_of(tree, is_layout)
         splits: dict[str, Split] = {"": "train"} if holds_classes(root) else self._splits(root)
         by_hash = "test" not in splits.values()
         entries: list[Entry | Reject] = []

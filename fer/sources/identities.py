@@ -7,7 +7,7 @@ Two layouts: a folder of images for each person, at any depth; and MS-Celeb-1M a
 Splits are assigned here, for none are published:
 
 * test: all images of `test_fraction` of the people, by a hash of the name. They are never trained on: `fer verify`
-  measures how well their images are told apart. (Their labels are classes of the network all the same, ones without
+  measures how well their images are distinguished. (Their labels are classes of the network all the same, ones without
   an image.)
 * validation: some images of the others, so that everybody is in training. At most 4096, because a validation holds
   the logits of all its images for all classes.
@@ -31,7 +31,7 @@ from fer.io.files import FileError
 from fer.labels import LabelSpace, identities, space
 from fer.shards.schema import SPLITS, Split
 from fer.sources.base import Block, Entry, RawSample, Reject, hashed_split, nfc, one_face, read_description
-from fer.sources.layout import PICTURE_ENDINGS, find_layout, folders, list_files
+from fer.sources.layout import PICTURE_ENDINGS, folders, list_files
 from fer.sources.recordio import holds_records, images, read_image, read_index, read_label, read_property
 from fer.sources.tree import Catalogue, TreeConfig, TreeSource
 
@@ -94,12 +94,7 @@ class IdentitiesSource(TreeSource):
 
     def scan(self, tree: Path) -> Catalogue:
         """One entry an image, person by person; see `TreeSource.scan`."""
-        root = find_layout(tree, lambda folder: holds_records(folder) or _holds_people(folder))
-        if root is None:
-            found = ", ".join(sorted(path.name for path in tree.iterdir())[:8]) or "nothing"
-            raise FileError(
-                f"{tree}: no folder of images for each person, no train.rec: found {found}. {self.how_to_get}"
-            )
+        root = self.root_of(tree, lambda folder: holds_records(folder) or _holds_people(folder))
         form = "train.rec" if holds_records(root) else "folders of people"
         people, damaged = self._records(root, tree) if holds_records(root) else (_folders(root, tree), [])
         few = [name for name, shown in people.items() if len(shown) < self.config.min_pictures]

@@ -84,7 +84,7 @@ def find_layout(tree: Path, holds: Callable[[Path], bool], depth: int = 3) -> Pa
     """The folder of `tree` for which `holds`, searched from the top down; None where there is none.
 
     Raises:
-        FileError: several on the same level: it cannot be told which is meant.
+        FileError: several on the same level: it is ambiguous which is meant.
     """
     level = [tree]
     for _ in range(depth + 1):

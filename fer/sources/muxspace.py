@@ -23,7 +23,6 @@ from fer.io.files import FileError
 from fer.labels import named
 from fer.sources.base import Entry, Reject, hashed_split, nfc, one_face, shares
 from fer.sources.csvfile import fold, read_header, read_records, read_rows
-from fer.sources.layout import find_layout
 from fer.sources.tree import Catalogue, TreeConfig, TreeSource
 
 _COLUMNS = ("user.id", "image", "emotion")
@@ -56,16 +55,14 @@ class MuxspaceSource(TreeSource):
     title = "muxspace"
     generator = "muxspace"
     how_to_get = (
-        "Clone https://github.com/muxspace/facial_expressions: its folder holds images/ and "
-        f"{_LEGEND} with the columns {', '.join(_COLUMNS)}."
+        "Clone https://github.com/muxspace/facial_expressions: its folder holds images/ and the list of the key "
+        f"`legend`, usually {_LEGEND}, with the columns {', '.join(_COLUMNS)}."
     )
 
     def scan(self, tree: Path) -> Catalogue:
         """One entry per image that the legend names; see `TreeSource.scan`."""
         legend = self.config.legend
-        root = find_layout(tree, lambda folder: (folder / "images").is_dir() and (folder / legend).is_file())
-        if root is None:
-            raise FileError(f"{tree}: no folder in it holds images/ and {legend}. {self.how_to_get}")
+        root = self.root_of(tree, lambda folder: (folder / "images").is_dir() and (folder / legend).is_file())
         votes: defaultdict[str, dict[str, str]] = defaultdict(dict)  # image -> person -> label; the last one counts
         rejects: dict[str, Reject] = {}
         for line, user, name, emotion in _rows(root / legend):

@@ -1,9 +1,9 @@
 """Whether the user's data changed: digests of all that a dataset's configuration points at.
 
-A digest covers names and contents of files, links followed as the readers do, and what servers and stores say of the
-version of a URL. Times are no part of it: another copy of the same data has the same digest. Times, sizes and inodes
-only tell which files need not be read again: `.work/plan/<dataset>.hashes` holds the hashes of the last look, some 150
-bytes a file. Memory grows by less than a kilobyte a file.
+A digest covers names and contents of files, links followed as by the readers, and the version of a URL as its server or
+store states it. It does not cover times: another copy of the same data has the same digest. Times, sizes and inodes
+only show which files need not be read again: `.work/plan/<dataset>.hashes` caches the hashes, some 150 bytes a file.
+Memory grows by less than a kilobyte a file.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _OF_URL = "url-"
 def origin_digest(name: str, config: DatasetConfig, root: Path, home: Path) -> str | None:
     """Hex digest of all that a dataset's configuration points at; None where that is nothing.
 
-    What cannot be looked at now, a server out of reach or a disk that is not there, counts as it was at the last look,
-    or else as it was when data/raw/<name> was downloaded.
+    What is unavailable now, an unreachable server or an absent disk, counts as it was the last time, or else as it was
+    when data/raw/<name> was downloaded.
 
     Args:
         name: key under `datasets`.
@@ -68,7 +68,7 @@ def look(name: str, config: DatasetConfig, home: Path) -> dict[str, str | None]:
     """A digest of each key of a dataset's configuration that points at something; see `origin_digest`.
 
     Returns:
-        None for what cannot be looked at now and was not before; nothing for generated datasets.
+        None for what is unavailable now and was before; nothing for generated datasets.
     """
     source = get_source(with_absolute_paths(config, home), 0)
     if not isinstance(source, TreeSource):
@@ -79,7 +79,7 @@ def look(name: str, config: DatasetConfig, home: Path) -> dict[str, str | None]:
         for key, inside, path in source.inputs():
             if "://" not in path or path.startswith("file:"):
                 local[key].append((inside, path))
-            elif key == "path" and pinned:  # no other file is accepted
+            elif key == "path" and pinned:  # another file is not accepted
                 found[key] = _OF_URL + pinned.lower()
             else:
                 found[key] = hashes.known_place(key, path, _of_url(path))
@@ -90,17 +90,17 @@ def look(name: str, config: DatasetConfig, home: Path) -> dict[str, str | None]:
 
 
 def changed(recorded: Mapping[str, Any], now: Mapping[str, str | None]) -> bool:
-    """Whether anything is known to differ. What was not recorded differs where it lies here, and is taken for the same
-    where it would have to be fetched again."""
-
-    def differs(key: str, digest: str) -> bool:
-        return bool(recorded[key] != digest) if key in recorded else not digest.startswith(_OF_URL)
-
-    return any(differs(key, digest) for key, digest in now.items() if digest is not None)
+    """Whether anything is known to differ. What was not recorded differs where it is a local file, and is assumed to be
+    the same where it would have to be downloaded again."""
+    return any(
+        recorded[key] != digest if key in recorded else not digest.startswith(_OF_URL)
+        for key, digest in now.items()
+        if digest is not None
+    )
 
 
 def recorded_origin(raw: Path, request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What `look` found when a folder was downloaded; nothing where that was another request, or is not known."""
+    """What `look` found when a folder was downloaded; nothing where that was another request, or is unknown."""
     try:
         about = read_json(raw / "source.json")
         return dict(about["origin"]) if about["request"] == request else {}
@@ -110,7 +110,16 @@ def recorded_origin(raw: Path, request: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def with_absolute_paths(config: DatasetConfig, home: Path) -> DatasetConfig:
     """Paths as written in params.yaml start at `home`; URLs stay."""
-    return config.model_copy(update={key: _absolute(path, home) for key, path in given_paths(config).items()})
+
+    def absolute(path: str) -> str:
+        return path if "://" in path else str(home / os.path.expanduser(path))  # noqa: PTH111 - a Path's raises
+
+    return config.model_copy(
+        update={
+            key: absolute(path) if isinstance(path, str) else [absolute(one) for one in path]
+            for key, path in given_paths(config).items()
+        }
+    )
 
 
 def given_paths(config: DatasetConfig) -> dict[str, str | list[str]]:
@@ -119,60 +128,52 @@ def given_paths(config: DatasetConfig) -> dict[str, str | list[str]]:
     return {key: path for key in keys if (path := getattr(config, key, None)) is not None}
 
 
-def _absolute(path: str | list[str], home: Path) -> str | list[str]:
-    if isinstance(path, list):
-        return [str(_absolute(one, home)) for one in path]
-    return path if "://" in path else str(home / os.path.expanduser(path))  # noqa: PTH111 - a Path's raises
-
-
 def _of_url(url: str) -> str | None:
-    """None, and a warning, where the other side does not answer."""
+    """None, and a warning, where the server does not answer."""
     try:
         version = validator(url)
     except FileError as error:
-        log.warning("%s; whether it changed is not known", error)
+        log.warning("%s; whether it changed is unknown", error)
         return None
     return _OF_URL + hashlib.sha256(f"{public_url(url)}\n{version}".encode()).hexdigest()
 
 
 class _Hashes:
-    """The hashes of a dataset's files, kept from one look to the next. A context manager: written at its end.
-
-    Where the look breaks off, what was hashed until then is kept too.
-    """
+    """The cached hashes of a dataset's files. A context manager, which writes them at its end: after an error too, so
+    that what was hashed until then is kept."""
 
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name = path, name
         self._known = _load(path)
-        self._kept: dict[bytes, bytes] = {}  # what is known of before moves here where it is met again
-        self._learnt = False
+        self._kept: dict[bytes, bytes] = {}  # known records move here when they are used again
+        self._changed = False
         self._started = time.time_ns()
 
     def __enter__(self) -> _Hashes:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._learnt or (kind is None and self._known):
+        if self._changed or (kind is None and self._known):
             records = self._kept if kind is None else self._known | self._kept
             body = b"\0".join(part for record in records.items() for part in record)
             with disk_errors(self._path, "make room and run the same command again"):
                 write_atomic(self._path, _HEADER + hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
 
     def known_place(self, key: str, path: str, digest: str | None) -> str | None:
-        """The digest of a place, and where there is none now the one before."""
+        """The digest of a place; where it is unavailable now, the last one."""
         record = f"={key}:{public_url(path)!a}".encode()
         before = self._known.pop(record, None)
         if digest is None and before is not None:
-            log.warning("%s: not to be had now; taken for unchanged", nfc(public_url(path)))
+            log.warning("%s: unavailable now; assumed to be unchanged", nfc(public_url(path)))
             digest = before.decode()
         if digest is not None:
             self._kept[record] = digest.encode()
-            self._learnt |= self._kept[record] != before
+            self._changed |= self._kept[record] != before
         return digest
 
     def digest(self, key: str, places: list[tuple[str, str]]) -> str | None:
-        """Of the names and contents of files and folders; None where they are one place and nothing is there."""
-        contents: dict[bytes, bytes] = {}  # what ends with the hash, or a word of what is no file
+        """Of the names and contents of files and folders; None where it is one place, and absent."""
+        contents: dict[bytes, bytes] = {}  # ends with the hash; of what is not a file, its kind
         unread: list[tuple[bytes, str, bytes, int]] = []
         prefix = f"{key}:".encode()
         for inside, place in places:
@@ -199,7 +200,7 @@ class _Hashes:
             contents[record] = facts + content
             if facts:
                 self._kept[record] = contents[record]
-                self._learnt = True
+                self._changed = True
         whole = hashlib.sha256()
         for record in sorted(contents):
             whole.update(b"%s\0%s\0" % (record, contents[record][-_HEX:]))
@@ -209,11 +210,9 @@ class _Hashes:
         """Record's name, facts and hash of each file."""
         if not unread:
             return
+        total = sum(size for *_, size in unread)
         stop = threading.Event()
-        with (
-            progress(sum(size for *_, size in unread), f"hash {self._name}", "B") as bar,
-            ThreadPoolExecutor(_THREADS) as pool,
-        ):
+        with progress(total, f"hash {self._name}", "B") as bar, ThreadPoolExecutor(_THREADS) as pool:
             try:
                 for start in range(0, len(unread), _BATCH):
                     batch = unread[start : start + _BATCH]
@@ -225,7 +224,7 @@ class _Hashes:
 
 
 def hash_file(path: str, bar: Any, stop: threading.Event) -> bytes:
-    """Hex digest of a file's bytes, of which `bar` is told; of no use once `stop` is set."""
+    """Hex digest of a file's bytes, counted by `bar`; meaningless once `stop` is set."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb", buffering=0) as handle:
@@ -238,8 +237,8 @@ def hash_file(path: str, bar: Any, stop: threading.Event) -> bytes:
 
 
 def _files(inside: str, path: str) -> Iterator[tuple[bytes, str, os.stat_result | None]]:
-    """Name, path and status of a place, and of all in it where it is a folder of its own; None where nothing is."""
-    status = _status(path, lambda: os.stat(path))  # noqa: PTH116 - to make a Path takes longer
+    """Name, path and status of a place, and of all in it where it is a whole folder; status None: it is absent."""
+    status = _status(path, lambda: os.stat(path))  # noqa: PTH116 - a Path takes longer
     yield os.fsencode(inside), path, status
     if not inside and status is not None and stat.S_ISDIR(status.st_mode):
         for name, entry, _ in walk(Path(path)):
@@ -249,7 +248,7 @@ def _files(inside: str, path: str) -> Iterator[tuple[bytes, str, os.stat_result 
 def _status(path: str, ask: Callable[[], os.stat_result]) -> os.stat_result | None:
     try:
         return ask()
-    except ValueError:  # no name that a file can have
+    except ValueError:  # not a possible name of a file
         return None
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
@@ -258,7 +257,7 @@ def _status(path: str, ask: Callable[[], os.stat_result]) -> os.stat_result | No
 
 
 def _path_of(place: str) -> str:
-    """Of a path or file URL; "" of one of another machine."""
+    """Of a path or file URL; "" of a file URL of another machine."""
     try:
         return os.fspath(local_path(place)) if "://" in place else place
     except FileError:
@@ -266,7 +265,7 @@ def _path_of(place: str) -> str:
 
 
 def _unreadable(path: str, error: OSError) -> FileError:
-    return FileError(f"{nfc(path)}: cannot be read: {error.strerror}; make it readable, or take it out of the dataset")
+    return FileError(f"{nfc(path)}: cannot be read: {error.strerror}; make it readable, or remove it from the dataset")
 
 
 def _load(path: Path) -> dict[bytes, bytes]:

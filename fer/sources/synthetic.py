@@ -1,4 +1,4 @@
-"""Synthetic faces as a dataset: scenes rendered on all cores, stored as encoded pictures with what is known of them."""
+"""Synthetic faces as a dataset: scenes rendered on all cores, stored as encoded images with their ground truth."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class SyntheticSource:
 
     def __init__(self, config: SyntheticConfig, seed: int) -> None:
         self.config = config
-        # Pretraining sees neither the people nor the scenes that expressions are learnt and tested on.
+        # Pretraining sees neither the people nor the scenes that expressions are learned and tested on.
         self.seed = seed if config.labels == "expression" else stable_hash("subjects", seed, bits=32)
 
     @property
@@ -76,14 +76,14 @@ class SyntheticSource:
 
     @cached_property
     def _subjects(self) -> dict[str, int]:
-        """The label of everybody, where labels are subjects."""
+        """The label of each subject, where labels are subjects."""
         pools = (("train", self.config.train_subjects), ("test", self.config.test_subjects))
         names = [subject_name(self.seed, pool, number) for pool, size in pools for number in range(size)]
         return {name: label for label, name in enumerate(names)}
 
     @property
     def request(self) -> dict[str, Any]:
-        """Generator, seed and every knob of the renderer; what the labels are, unless expressions."""
+        """Generator, seed and every option of the renderer; what the labels are, unless expressions."""
         scene = self.config.scene_config().model_dump() | {"face_size": list(self.config.face_size)}
         if self.config.labels == "subject":
             scene["labels"] = "subject"
@@ -97,7 +97,7 @@ class SyntheticSource:
 
     def download(self, out: Path, cache: Path) -> dict[str, Any]:
         """Renders every scene; see `fer.sources.base.Source.download`."""
-        blocks = self._plan()
+        blocks = self.blocks(out)
         shown = space(self.config.label_space)
         canonical = to_canonical(EXPRESSIONS[: len(shown)], shown)
         task = partial(render_block, str(out), self.seed, self.config.scene_config(), canonical)
@@ -112,16 +112,13 @@ class SyntheticSource:
         }
         return {"counts": splits, "scenes": self.config.scenes, "blocks": [[b.file, b.start, b.stop] for b in blocks]}
 
-    def _plan(self) -> list[Block]:
+    def blocks(self, raw: Path) -> list[Block]:
+        """One block a file."""
         scenes = self.config.scenes
         return [
             Block(index=index, file=f"scenes-{index:05d}.parquet", start=start, stop=min(start + BLOCK_ROWS, scenes))
             for index, start in enumerate(range(0, scenes, BLOCK_ROWS))
         ]
-
-    def blocks(self, raw: Path) -> list[Block]:
-        """One block a file."""
-        return self._plan()
 
     def read(self, raw: Path, block: Block) -> Iterator[RawSample | Reject]:
         """The scenes of one file, as encoded bytes with annotated faces."""
@@ -147,7 +144,7 @@ class SyntheticSource:
         x1, y1, x2, y2 = record["box"]
         yaw, pitch, roll = record["pose"]
         label, clean_label, subject = record["label"], record["clean_label"], record["subject"]
-        if self.config.labels == "subject":  # without a subject beside it, so that folds are dealt by picture
+        if self.config.labels == "subject":  # and no subject, so that folds are assigned by image
             label, clean_label, subject = self._subjects[subject], self._subjects[subject], None
         return AnnotatedFace(
             box=(x1, y1, x2, y2),
@@ -181,11 +178,8 @@ def render_block(out: str, seed: int, config: SceneConfig, canonical: tuple[int,
                 {
                     "label": label,
                     "clean_label": canonical[face.clean_label],
-                    "subject": str(face.subject),
-                    "box": [float(value) for value in face.box],
-                    "landmarks": [float(value) for point in face.landmarks for value in point],
-                    "pose": [float(value) for value in face.pose],
-                    "aus": [float(value) for value in face.aus],
+                    "subject": face.subject,
+                    **{key: np.ravel(getattr(face, key)).tolist() for key in ("box", "landmarks", "pose", "aus")},
                 }
             )
         rows.append({"index": index, "split": scene.split, "image": synth.encode(scene), "faces": faces})
@@ -199,14 +193,14 @@ def _on_all_cores(task: Any, blocks: list[Block]) -> Iterator[dict[str, int]]:
     if cores <= 1:
         yield from map(task, blocks)
         return
-    # Spawned, not forked: a fork of a process with threads (pyarrow's, OpenCV's) may wait for ever for one of their
-    # locks.
+    # Spawned, not forked: a fork of a process with threads (pyarrow's, OpenCV's) may wait forever for one of
+    # their locks.
     others = multiprocessing.active_children()
     pool = ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker)
     try:
         yield from pool.map(task, blocks)
     except BaseException:
-        for child in multiprocessing.active_children():  # nobody waits for the scenes under way
+        for child in multiprocessing.active_children():  # the scenes under way are not needed
             if child not in others:
                 child.terminate()
         raise

@@ -231,19 +231,18 @@ class TableSource(TreeSource):
     def _label(self, text: str, where: str) -> str:
         """A label of the label space, or LEFT_OUT."""
         classes, known = self.config.classes, self.label_space.labels
-        number = int(text) if text.isascii() and text.isdecimal() and len(text) < 4 else None
-        if isinstance(classes, Mapping):
-            if text in classes:
-                return classes[text]
-        elif classes is not None and number is not None:
-            if number < len(classes):
-                return classes[number]
-            raise RowError("unknown_label", f"label {number}, and `classes` names {len(classes)}, from 0 on")
-        if number is not None and classes is None:
+        is_number = text.isascii() and text.isdecimal() and len(text) < 4
+        if is_number and classes is None:
             raise FileError(
                 f"{where}: label {text!r} is a number, and datasets number the same classes in different orders: set "
                 f"the key `classes` of this dataset to the labels in the order of the numbers, from {', '.join(known)}"
             )
+        if isinstance(classes, Mapping) and text in classes:
+            return classes[text]
+        if is_number and isinstance(classes, list):
+            if int(text) < len(classes):
+                return classes[int(text)]
+            raise RowError("unknown_label", f"label {text}, and `classes` names {len(classes)}, from 0 on")
         name = named(text)
         if name not in known:
             raise RowError("unknown_label", f"label {text!r}, expected one of {', '.join(known)}")

@@ -34,9 +34,11 @@ from fer.sources.base import (
     nfc,
     read_description,
 )
+from fer.sources.layout import find_layout
 
 BLOCK_BYTES = 64 << 20  # or BLOCK_ROWS images: whichever is reached first fills a packed file
 _SHOWN_REJECTS = 8
+_SHOWN_FILES = 8
 
 Published = Mapping[str, Mapping[str, int] | int]
 
@@ -120,6 +122,15 @@ class TreeSource(ABC):
         Raises:
             FileError: no layout of this dataset, or a broken one; says what is missing and how it should look.
         """
+
+    def root_of(self, tree: Path, holds: Callable[[Path], bool]) -> Path:
+        """The folder of `tree` where the layout begins; FileError where there is none, which shows what was found."""
+        root = find_layout(tree, holds)
+        if root is None:
+            names = [path.name + ("/" if path.is_dir() else "") for path in sorted(tree.iterdir())]
+            found = ", ".join([*names[:_SHOWN_FILES], *["..."] * (len(names) > _SHOWN_FILES)]) or "nothing"
+            raise FileError(f"{tree}: not a layout of {self.title}: found {found}. {self.how_to_get}")
+        return root
 
     def published(self, catalogue: Catalogue) -> Published:
         """The published number of faces of each split of this form: by class name, or altogether where the classes

@@ -106,7 +106,7 @@ class _File:
 
 
 class Code:
-    """The code under a folder that holds `fer` and `pipelines`. Each file is read once."""
+    """The code under a folder that holds `fer` and `pipelines`. A file of code is read once, whatever becomes of it."""
 
     def __init__(self, root: Path = ROOT) -> None:
         self.root = root
@@ -143,6 +143,10 @@ class Code:
                     found[path] = importer
                     waiting.append(path)
         return found
+
+    def forget(self, path: str) -> None:
+        """Reads a file again the next time, relative to the root."""
+        self._files.pop(path, None)
 
     def _named(self, reader: str, detector: str, recipes: Iterable[Recipe], *, trains: bool) -> Iterator[str]:
         """The files of what an item names, which registries do not lead to."""

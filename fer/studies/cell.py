@@ -111,10 +111,10 @@ def train_cell(plan: Plan, cell: Cell) -> None:
     from fer.evaluation.protocols import both_protocols
     from fer.evaluation.tta import WithViews
     from fer.training.data import open_data
+    from fer.training.distributed import Distributed
     from fer.training.job import TrainJob
-    from fer.training.loop import answers, build_model, train
+    from fer.training.loop import build_model, compute_logits, train
     from fer.training.metrics import classification_metrics
-    from fer.training.peers import Peers
 
     work = Path(plan.folder, cell.key)
     work.mkdir(parents=True, exist_ok=True)
@@ -138,13 +138,15 @@ def train_cell(plan: Plan, cell: Cell) -> None:
     model.load_state_dict(state.best_model)
     model.to(device)
     recipe = cell.recipe.last
-    data = open_data(cell.shards, recipe, model, seed=cell.seed, peers=Peers(), threads=plan.threads, test=True)
+    data = open_data(
+        cell.shards, recipe, model, seed=cell.seed, distributed=Distributed(), threads=plan.threads, test=True
+    )
     assert data.test is not None
     more: dict[str, Any] = {}
     try:
-        logits, targets, _ = answers(model, data.test, recipe, device)
+        logits, targets, _ = compute_logits(model, data.test, recipe, device)
         if plan.tta != "none":
-            found = classification_metrics(*answers(WithViews(model, plan.tta), data.test, recipe, device)[:2])
+            found = classification_metrics(*compute_logits(WithViews(model, plan.tta), data.test, recipe, device)[:2])
             more |= {f"test_tta_{name}": value for name, value in found.items()}
         if plan.kind == "lhc_blocks":
             from fer.studies.lhc_analysis import probe

@@ -20,7 +20,7 @@ from torch import Tensor
 from fer.models import FerModel
 from fer.models.lhc_net import LHCBlock, LHCNet
 from fer.shards.read import EvalBatches, normalise
-from fer.training.loop import answers
+from fer.training.loop import compute_logits
 from fer.training.metrics import classification_metrics
 from fer.training.recipe import Recipe
 
@@ -104,7 +104,7 @@ def probe(model: FerModel, batches: EvalBatches, recipe: Recipe, device: str, *,
     chosen += [tuple(n for n in there if n > 2), tuple(there)] if len(there) > 2 else []
 
     def accuracy(changed: FerModel) -> float:
-        logits, targets, _ = answers(changed, batches, recipe, device)
+        logits, targets, _ = compute_logits(changed, batches, recipe, device)
         return classification_metrics(logits, targets)["accuracy"]
 
     name = {numbers: "+".join(map(str, numbers)) for numbers in chosen}

@@ -21,7 +21,7 @@ def aligned_crop(image: NDArray[np.uint8], landmarks: NDArray[np.float64], side:
     rotation = np.array([[factor.real, -factor.imag], [factor.imag, factor.real]])
     middle = ARCFACE_112.mean(axis=0) * side / 112
     matrix = np.column_stack([rotation, middle - rotation @ landmarks.mean(axis=0)])
-    # cv2 puts pixel centres on whole numbers, landmarks on half ones.
+    # cv2 puts pixel centers on whole numbers, landmarks on half ones.
     matrix[:, 2] += matrix[:, :2] @ [0.5, 0.5] - 0.5
     return np.asarray(cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_LINEAR), np.uint8)
 
@@ -36,11 +36,11 @@ def misplaced(
     """
     error = Stream(seed, index, "detector", number)
     right, down, turn, size = (error.bell(3 * amount) for _ in range(4))
-    centre = landmarks.mean(axis=0)
+    center = landmarks.mean(axis=0)
     eye_distance = EYE_DISTANCE / abs(_to_template(landmarks))
     angle = np.radians(5 * turn)
     rotation = (1 + 0.06 * size) * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    moved: NDArray[np.float64] = (landmarks - centre) @ rotation.T + centre
+    moved: NDArray[np.float64] = (landmarks - center) @ rotation.T + center
     return moved + 0.07 * eye_distance * np.array([right, down])
 
 

@@ -11,6 +11,7 @@ right half is its mirror image. Displacements are for intensity 1.0 (FACS E) and
 Ekman & Friesen's Facial Action Coding System (1978); the amounts are ours.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -241,47 +242,37 @@ class Anatomy(NamedTuple):
     """(A, R) depth added by the AUs of the right and of the left half."""
 
 
-def _assemble() -> Anatomy:
-    names: list[str] = []
-    rest: list[tuple[float, float]] = []
-    moves = np.zeros((2, len(ACTION_UNITS), 256, 2))
+def _control_points() -> Iterator[tuple[str, str, int, float, float]]:
+    """Name, group, row in the group's table, x and y of every control point, those of the ribbons first."""
+    halves = tuple(zip((-1, 1), SIDES, strict=True))
+    for group, points in PAIRED_RIBBONS.items():
+        for sign, side in halves:
+            yield from ((f"{group}.{side}", group, at, sign * x, y) for at, (x, y) in enumerate(points))
+    for group, points in MIDLINE_RIBBONS.items():
+        yield from ((group, group, at, x, y) for at, (x, y) in enumerate(points))
+    for group, points in LIP_EDGES.items():
+        yield from ((group, group, at, -points[at][0], points[at][1]) for at in (3, 2, 1))
+        yield from ((group, group, at, x, y) for at, (x, y) in enumerate(points))
+    yield from (("jaw.right", "jaw", at, -x, y) for at, (x, y) in enumerate(JAW))
+    yield "chin", "chin", 0, *CHIN[0]
+    yield from (("jaw.left", "jaw", at, *JAW[at]) for at in reversed(range(len(JAW))))
+    yield "nose", "nose", 0, *NOSE[0]
+    for group, (point,) in (("nostril", NOSTRIL), ("cheek", CHEEK)):
+        yield from ((f"{group}.{side}", group, 0, sign * point[0], point[1]) for sign, side in halves)
 
-    def add(name: str, x: float, y: float, group: str, at: int) -> None:
-        """A point on one side takes that side's AUs; a point on the midline the mean of both."""
-        side = 0.5 * (1 + np.sign(x))
-        outwards = np.sign(x)
+
+def _assemble() -> Anatomy:
+    points = list(_control_points())
+    names = tuple(name for name, *_ in points)
+    moves = np.zeros((2, len(ACTION_UNITS), len(points), 2))
+    for number, (_, group, at, x, _) in enumerate(points):
+        # A point on one side takes that side's AUs; a point on the midline the mean of both.
+        outwards, left = np.sign(x), 0.5 * (1 + np.sign(x))
         for row, unit in enumerate(ACTION_UNITS):
             dx, dy = MOVES[unit][group][at] if group in MOVES[unit] else (0.0, 0.0)
-            moves[0, row, len(rest)] = (1 - side) * outwards * dx, (1 - side) * dy
-            moves[1, row, len(rest)] = side * outwards * dx, side * dy
-        names.append(name)
-        rest.append((x, y))
-
-    ribbons: list[str] = []
-    for group, points in PAIRED_RIBBONS.items():
-        for sign, side in zip((-1, 1), SIDES, strict=True):
-            ribbons.append(f"{group}.{side}")
-            for at, (x, y) in enumerate(points):
-                add(ribbons[-1], sign * x, y, group, at)
-    for group, points in MIDLINE_RIBBONS.items():
-        ribbons.append(group)
-        for at, (x, y) in enumerate(points):
-            add(group, x, y, group, at)
-    for group, points in LIP_EDGES.items():
-        for at in (3, 2, 1):
-            add(group, -points[at][0], points[at][1], group, at)
-        for at in (0, 1, 2, 3):
-            add(group, points[at][0], points[at][1], group, at)
-    for at, (x, y) in enumerate(JAW):
-        add("jaw.right", -x, y, "jaw", at)
-    add("chin", *CHIN[0], "chin", 0)
-    for at in reversed(range(len(JAW))):
-        add("jaw.left", *JAW[at], "jaw", at)
-    add("nose", *NOSE[0], "nose", 0)
-    for group, points in (("nostril", NOSTRIL), ("cheek", CHEEK)):
-        for sign, side in zip((-1, 1), SIDES, strict=True):
-            add(f"{group}.{side}", sign * points[0][0], points[0][1], group, 0)
-
+            for half, share in enumerate((1 - left, left)):
+                moves[half, row, number] = share * outwards * dx, share * dy
+    ribbons = names[: 4 * (2 * len(PAIRED_RIBBONS) + len(MIDLINE_RIBBONS)) : 4]
     width, base = np.zeros(len(ribbons)), np.zeros((len(ribbons), 2))
     depth = np.zeros((2, len(ACTION_UNITS), len(ribbons)))
     for row, ribbon in enumerate(ribbons):
@@ -291,10 +282,8 @@ def _assemble() -> Anatomy:
             shares = {"right": (1.0, 0.0), "left": (0.0, 1.0), "": (0.5, 0.5)}[side]
             for unit, amount in by_unit.items():
                 depth[:, ACTION_UNITS.index(unit), row] = amount * shares[0], amount * shares[1]
-    used = moves[:, :, : len(rest)]
-    return Anatomy(
-        tuple(names), np.array(rest), (used[0], used[1]), tuple(ribbons), width, base, (depth[0], depth[1])
-    )  # fmt: skip
+    rest = np.array([(x, y) for *_, x, y in points])
+    return Anatomy(names, rest, (moves[0], moves[1]), ribbons, width, base, (depth[0], depth[1]))
 
 
 ANATOMY = _assemble()

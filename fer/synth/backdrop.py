@@ -1,4 +1,4 @@
-"""What is around a face, and what the camera does to the picture."""
+"""What is around a face, and what the camera does to the image."""
 
 from functools import lru_cache
 from math import cos, radians, sin
@@ -21,12 +21,12 @@ _NECK_TOP, _NECK_FOOT = np.array([[-0.66, 0.75], [0.66, 0.75]]), np.array([[0.74
 
 
 def backdrop(stream: Stream, config: SceneConfig) -> Canvas:
-    """A canvas (2 S, 2 S, 3) RGB with a soft backdrop, clutter, and featureless ellipses the colour of skin."""
+    """A canvas (2 S, 2 S, 3) RGB with a soft backdrop, clutter, and featureless ellipses the color of skin."""
     side, size = config.scene_size * OVERSAMPLE, config.scene_size
     cells = 2 if config.domain == "studio" else 4
     # Every cell is lighter or darker than the wall by one draw, and tinted by one a channel.
     spread, draws = 30 if config.domain == "studio" else 75, stream.units(cells, cells, 4) - 0.5
-    coarse = _paint_colour(stream) + spread * (1.6 * draws[..., :1] + 0.6 * draws[..., 1:])
+    coarse = _paint_color(stream) + spread * (1.6 * draws[..., :1] + 0.6 * draws[..., 1:])
     soft = cv2.resize(np.clip(coarse, 0, 255).astype(np.uint8), (side, side), interpolation=cv2.INTER_LINEAR)
     canvas = np.asarray(soft, np.uint8)
     if config.domain == "studio":
@@ -36,7 +36,7 @@ def backdrop(stream: Stream, config: SceneConfig) -> Canvas:
                       stream.uniform(0.05, 0.5) * size, stream.uniform(0.05, 0.5) * size)  # fmt: skip
         lean = stream.bell(0.2)
         corners = np.array([[x, y], [x + w, y + lean * w], [x + w - lean * h, y + h], [x - lean * h, y + h - lean * w]])
-        fill(canvas, np.rint(corners * FIXED).astype(np.int32), _paint_colour(stream))
+        fill(canvas, np.rint(corners * FIXED).astype(np.int32), _paint_color(stream))
     for _ in range(stream.integer(config.distractors + 1)):
         tone = stream.uniform(0, len(SKIN_TONES) - 1.001)
         skin = mix(SKIN_TONES[int(tone)], SKIN_TONES[int(tone) + 1], tone % 1)
@@ -44,13 +44,13 @@ def backdrop(stream: Stream, config: SceneConfig) -> Canvas:
         angle = np.arange(24) * np.pi / 12
         ring = np.stack([radius * np.cos(angle), 1.3 * radius * np.sin(angle)], axis=1)
         ring = ring @ np.array([[cos(turn), sin(turn)], [-sin(turn), cos(turn)]])
-        centre = np.array([stream.unit() * size, stream.unit() * size])
-        fill(canvas, np.rint((centre + ring) * FIXED).astype(np.int32), skin)
+        center = np.array([stream.unit() * size, stream.unit() * size])
+        fill(canvas, np.rint((center + ring) * FIXED).astype(np.int32), skin)
     return canvas
 
 
-def _paint_colour(stream: Stream) -> tuple[float, float, float]:
-    """A muted colour: rooms and clothes are greyer than a random triple."""
+def _paint_color(stream: Stream) -> tuple[float, float, float]:
+    """A muted color: rooms and clothes are grayer than a random triple."""
     tone, spread = stream.uniform(30, 215), 15 + 45 * stream.unit() ** 2
     r, g, b = (min(max(tone + stream.uniform(-spread, spread), 8.0), 245.0) for _ in range(3))
     return r, g, b
@@ -64,7 +64,7 @@ def paint_body(canvas: Canvas, face: FaceGeometry, who: Identity, stream: Stream
     pivot = np.rint(np.array([pose.x, pose.y]) * FIXED).astype(np.int32)
     foot, top = place(pivot, _NECK_FOOT, upright), place(pivot, _NECK_TOP, plane(pose))
     fill(canvas, np.concatenate([top, foot]), mix(who.skin, (40, 14, 8), 0.24))
-    fill(canvas, place(pivot, _SHOULDERS, upright), _paint_colour(stream))
+    fill(canvas, place(pivot, _SHOULDERS, upright), _paint_color(stream))
 
 
 @lru_cache(maxsize=2)

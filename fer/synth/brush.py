@@ -20,23 +20,23 @@ _RING = np.stack([np.cos(np.arange(20) * np.pi / 10), np.sin(np.arange(20) * np.
 _RING4 = np.sign(_RING) * np.abs(_RING) ** 0.5
 
 
-def fill(canvas: Canvas, contour: Fixed, colour: Sequence[float] | float) -> None:
+def fill(canvas: Canvas, contour: Fixed, color: Sequence[float] | float) -> None:
     """Fill a closed contour (n, 2) in 1/1024 px of the scene, anti-aliased; the canvas is (h, w, 3) or (h, w) uint8."""
-    fill_all(canvas, [contour], colour)
+    fill_all(canvas, [contour], color)
 
 
-def fill_all(canvas: Canvas, contours: Sequence[Fixed], colour: Sequence[float] | float) -> None:
-    """Fill several contours with one colour."""
-    ink: Any = colour
-    # Pixel centres are half integers in the scene and whole numbers in cv2: half a canvas pixel apart.
+def fill_all(canvas: Canvas, contours: Sequence[Fixed], color: Sequence[float] | float) -> None:
+    """Fill several contours with one color."""
+    ink: Any = color
+    # Pixel centers are half integers in the scene and whole numbers in cv2: half a canvas pixel apart.
     cv2.fillPoly(canvas, [contour - (1 << (_SHIFT - 1)) for contour in contours], ink, cv2.LINE_AA, _SHIFT)
 
 
-def outline(canvas: Canvas, contour: Fixed, colour: Sequence[float], width: float, *, closed: bool = True) -> None:
+def outline(canvas: Canvas, contour: Fixed, color: Sequence[float], width: float, *, closed: bool = True) -> None:
     """Stroke a contour; `width` in scene px, at least one canvas pixel."""
     thickness = max(1, round(width * OVERSAMPLE))
     shifted = contour - (1 << (_SHIFT - 1))
-    cv2.polylines(canvas, [shifted], closed, tuple(colour), thickness, cv2.LINE_AA, _SHIFT)
+    cv2.polylines(canvas, [shifted], closed, tuple(color), thickness, cv2.LINE_AA, _SHIFT)
 
 
 def plane(pose: Pose) -> Array:
@@ -46,11 +46,11 @@ def plane(pose: Pose) -> Array:
     return axes
 
 
-def place(centre: Fixed, shape: Array, axes: Array) -> Fixed:
+def place(center: Fixed, shape: Array, axes: Array) -> Fixed:
     """A shape (n, 2) in face units, laid on the turned frontal plane about a point of the scene."""
-    return np.rint(centre + FIXED * (shape @ axes)).astype(np.int32)
+    return np.rint(center + FIXED * (shape @ axes)).astype(np.int32)
 
 
-def disc(centre: Fixed, across: float, down: float, axes: Array, *, square: bool = False) -> Fixed:
+def disc(center: Fixed, across: float, down: float, axes: Array, *, square: bool = False) -> Fixed:
     """An ellipse, or a rectangle with round corners, with half-axes in face units."""
-    return place(centre, (_RING4 if square else _RING) * [across, down], axes)
+    return place(center, (_RING4 if square else _RING) * [across, down], axes)

@@ -1,7 +1,7 @@
 """How hard the dataset is: `fer synth difficulty`.
 
 Three classifiers learn from train scenes and are scored on faces of unseen identities: a linear one on pixels (should
-fail), a small convolutional network (should do well, not perfectly), and a forest that is told the action units (the
+fail), a small convolutional network (should do well, not perfectly), and a forest that is given the action units (the
 ceiling). The scores describe the drawings and their options; they say nothing about accuracy on people.
 """
 

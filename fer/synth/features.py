@@ -86,7 +86,7 @@ def features(who: Identity, expression: Expression, gaze: tuple[float, float]) -
 
     strokes: Array = _RIBBON @ points[: 4 * len(ANATOMY.ribbons)].reshape(-1, 4, 2)
     contours: dict[str, Array] = {}
-    centres = [_eye(strokes, who, gaze, index, contours) for index in (0, 1)]
+    centers = [_eye(strokes, who, gaze, index, contours) for index in (0, 1)]
     aus = expression.aus
     press = min(1.0, 1.5 * aus[_AU24]) * max(0.0, 1.0 - aus[_AU25] - aus[_AU26])
     lips = _lip_edges(points, press)
@@ -95,7 +95,7 @@ def features(who: Identity, expression: Expression, gaze: tuple[float, float]) -
     for side, at in zip(("right", "left"), _NOSTRILS_AT, strict=True):
         contours[f"nostril.{side}"] = points[at] + np.array([0.055, 0.028]) * _CIRCLE
     contours["anchors"] = np.array([
-        *centres, points[_NOSE_AT], lips[0, 0], lips[0, -1], *points[_CHEEKS_AT], points[_CHIN_AT],
+        *centers, points[_NOSE_AT], lips[0, 0], lips[0, -1], *points[_CHEEKS_AT], points[_CHIN_AT],
         (0.0, -0.05), (0.0, 0.25), (0.0, -0.7), 0.5 * (lips[1, 9] + lips[2, 9]),
     ])  # fmt: skip
     return Features(
@@ -114,19 +114,19 @@ def _cheek_lift(aus: tuple[float, ...]) -> float:
 
 
 def _eye(strokes: Array, who: Identity, gaze: tuple[float, float], index: int, contours: dict[str, Array]) -> Array:
-    """Add the opening, iris and pupil of the right (0) or left (1) eye; its centre."""
+    """Add the opening, iris and pupil of the right (0) or left (1) eye; its center."""
     side = ("right", "left")[index]
     upper, lower = strokes[_ROW[f"lid_upper.{side}"]], strokes[_ROW[f"lid_lower.{side}"]]
     lower[:, 1] = np.maximum(lower[:, 1], upper[:, 1] + 0.012)
-    centre: Array = np.array([0.5 * (upper[0, 0] + upper[-1, 0]), 0.3 * (upper[0, 1] + upper[-1, 1])])
+    center: Array = np.array([0.5 * (upper[0, 0] + upper[-1, 0]), 0.3 * (upper[0, 1] + upper[-1, 1])])
     order = slice(None, None, 2 * index - 1)  # interpolation wants x to grow
     x, above, below = upper[order, 0], upper[order, 1], lower[order, 1]
     contours[f"lids.{side}"] = np.concatenate([upper, lower[::-1]])
     for part, radius in (("iris", 0.112), ("pupil", 0.052)):
-        disc = centre + np.array(gaze) + radius * who.eye_scale * _CIRCLE
+        disc = center + np.array(gaze) + radius * who.eye_scale * _CIRCLE
         disc[:, 1] = np.clip(disc[:, 1], np.interp(disc[:, 0], x, above), np.interp(disc[:, 0], x, below))
         contours[f"{part}.{side}"] = disc
-    return centre
+    return center
 
 
 def _lip_edges(points: Array, press: float) -> Array:
@@ -161,7 +161,7 @@ def _mouth(lips: Array, seam: float, jaw_drop: float, contours: dict[str, Array]
 
 
 def _outlines(strokes: Array, who: Identity) -> Array:
-    """(R, 18, 2): the centre lines (R, 9, 2) given their width, tapered towards the ends."""
+    """(R, 18, 2): the center lines (R, 9, 2) given their width, tapered towards the ends."""
     along = np.empty_like(strokes)
     along[:, 1:-1] = strokes[:, 2:] - strokes[:, :-2]
     along[:, 0], along[:, -1] = strokes[:, 1] - strokes[:, 0], strokes[:, -1] - strokes[:, -2]

@@ -68,7 +68,7 @@ _EAR = np.array([
     [-0.04, -0.14], [0.02, -0.27], [0.10, -0.30], [0.17, -0.22], [0.18, -0.08], [0.14, 0.08], [0.10, 0.22],
     [0.03, 0.30], [-0.04, 0.20],
 ])  # fmt: skip
-_SKULL_CENTRE, _SKULL_RADII = np.array([0.0, -0.42, -0.28]), np.array([1.04, 1.27, 1.36])
+_SKULL_CENTER, _SKULL_RADII = np.array([0.0, -0.42, -0.28]), np.array([1.04, 1.27, 1.36])
 _RING = np.stack([np.cos(np.arange(40) * pi / 20), np.sin(np.arange(40) * pi / 20)], axis=1)
 
 
@@ -170,8 +170,8 @@ def _skull(pose: Pose, who: Identity) -> Fixed:
     (xx, xy, _), (_, yy, _), _ = (axes @ axes.T).tolist()
     corner = xy / sqrt(xx)
     root = np.array([[sqrt(xx), 0.0], [corner, sqrt(yy - corner * corner)]])  # its Cholesky factor
-    centre = _project(_SKULL_CENTRE[None], pose)
-    outline: Fixed = np.rint((centre + pose.scale * _RING @ root.T) * FIXED).astype(np.int32)
+    center = _project(_SKULL_CENTER[None], pose)
+    outline: Fixed = np.rint((center + pose.scale * _RING @ root.T) * FIXED).astype(np.int32)
     return outline
 
 

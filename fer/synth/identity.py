@@ -1,4 +1,4 @@
-"""People who do not exist: the shape, colours and style that all scenes of one subject share."""
+"""People who do not exist: the shape, colors and style that all scenes of one subject share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ import numpy as np
 from fer.synth.anatomy import ANATOMY, Array, where
 from fer.synth.streams import Stream
 
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 
-SKIN_TONES: tuple[Colour, ...] = (
+SKIN_TONES: tuple[Color, ...] = (
     (246, 216, 196), (234, 194, 166), (217, 170, 136), (190, 139, 103), (151, 105, 76), (108, 73, 53), (84, 56, 42),
 )  # fmt: skip
-HAIR_COLOURS: tuple[Colour, ...] = (
+HAIR_COLORS: tuple[Color, ...] = (
     (28, 24, 24), (48, 34, 28), (82, 54, 36), (122, 82, 50), (176, 134, 82), (212, 178, 122), (142, 64, 34),
 )  # fmt: skip
-EYE_COLOURS: tuple[Colour, ...] = (
+EYE_COLORS: tuple[Color, ...] = (
     (62, 40, 26),
     (84, 56, 34),
     (110, 84, 50),
@@ -25,20 +25,20 @@ EYE_COLOURS: tuple[Colour, ...] = (
     (92, 128, 156),
     (120, 134, 142),
 )
-LIPSTICKS: tuple[Colour, ...] = ((170, 38, 56), (96, 24, 44), (222, 132, 138), (200, 84, 70))
-GREY_HAIR: Colour = (178, 176, 174)
+LIPSTICKS: tuple[Color, ...] = ((170, 38, 56), (96, 24, 44), (222, 132, 138), (200, 84, 70))
+GRAY_HAIR: Color = (178, 176, 174)
 
 
 @dataclass(frozen=True)
 class Identity:
-    """One subject. Lengths are in face units (see `anatomy`), scales are factors, colours RGB in 0 .. 255."""
+    """One subject. Lengths are in face units (see `anatomy`), scales are factors, colors RGB in 0 .. 255."""
 
     subject: str
-    skin: Colour
-    hair: Colour
-    eyes: Colour
-    lips: Colour
-    brows: Colour
+    skin: Color
+    hair: Color
+    eyes: Color
+    lips: Color
+    brows: Color
     age: float  # 0 young .. 1 old: depth of the lines at rest
     hair_style: str  # bald, short, fringe, parted, long
     hair_volume: float  # scale of the hair about the skull
@@ -66,8 +66,8 @@ class Identity:
     skew: float  # asymmetry of the whole face
 
 
-def mix(first: Sequence[float], second: Sequence[float], share: float) -> Colour:
-    """Colour between two: `share` 0 is the first, 1 the second."""
+def mix(first: Sequence[float], second: Sequence[float], share: float) -> Color:
+    """Color between two: `share` 0 is the first, 1 the second."""
     r, g, b = (one + (two - one) * share for one, two in zip(first, second, strict=True))
     return r, g, b
 
@@ -79,16 +79,16 @@ def subject_name(seed: int, split: str, number: int) -> str:
 
 @lru_cache(maxsize=4096)
 def identity(seed: int, split: str, number: int) -> Identity:
-    """Subject `number` of the pool of `split`; the two pools share nobody."""
+    """Subject `number` of the pool of `split`; the two pools have no subject in common."""
     stream = Stream(seed, split, number, "identity")
     tone = stream.uniform(0, len(SKIN_TONES) - 1.001)
     low, high, share = SKIN_TONES[int(tone)], SKIN_TONES[int(tone) + 1], tone % 1
     skin = mix(low, high, share)
     age = stream.unit() ** 1.5
-    # Fair hair goes with fair skin: the darker the skin, the fewer colours to choose from.
-    shades = len(HAIR_COLOURS) if tone < 2.0 else 3 if tone < 3.5 else 2
-    hair = mix(HAIR_COLOURS[stream.integer(shades)], GREY_HAIR, min(1.0, max(0.0, stream.uniform(-0.3, 1.5) * age)))
-    eyes = EYE_COLOURS[stream.integer(len(EYE_COLOURS) if tone < 2.0 else 2)]
+    # Fair hair goes with fair skin: the darker the skin, the fewer colors to choose from.
+    shades = len(HAIR_COLORS) if tone < 2.0 else 3 if tone < 3.5 else 2
+    hair = mix(HAIR_COLORS[stream.integer(shades)], GRAY_HAIR, min(1.0, max(0.0, stream.uniform(-0.3, 1.5) * age)))
+    eyes = EYE_COLORS[stream.integer(len(EYE_COLORS) if tone < 2.0 else 2)]
     masculine = stream.chance(0.5)
     style = stream.choice(
         ("bald", "short", "fringe", "parted", "long"),

@@ -1,6 +1,6 @@
 """Paint one face: skin, features, folds, light.
 
-Shading is a product: the painted colours, times a fine layer (the folds, a little blurred), times a smooth layer
+Shading is a product: the painted colors, times a fine layer (the folds, a little blurred), times a smooth layer
 (blobs of shade and a lamp over a sphere, worked out on a coarse grid and enlarged).
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 from fer.synth.anatomy import Array
 from fer.synth.brush import OVERSAMPLE, Canvas, disc, fill, fill_all, plane
 from fer.synth.geometry import FIXED, FaceGeometry
-from fer.synth.identity import Colour, Identity, mix
+from fer.synth.identity import Color, Identity, mix
 from fer.synth.wear import paint_back_hair, paint_beard, paint_front_hair, paint_glasses
 
 
@@ -27,10 +27,10 @@ class Light:
 
 
 _GRID = 24  # cells of the smooth layer, each way
-_BLACK: Colour = (0, 0, 0)
+_BLACK: Color = (0, 0, 0)
 
 # The smooth layer of a frontal face: anchor, offset and radii in face units, relative change of R, G and B.
-_BLOBS: tuple[tuple[str, tuple[float, float], tuple[float, float], Colour], ...] = (
+_BLOBS: tuple[tuple[str, tuple[float, float], tuple[float, float], Color], ...] = (
     ("eye.right", (0.02, -0.12), (0.34, 0.20), (-0.14, -0.17, -0.18)),
     ("eye.left", (-0.02, -0.12), (0.34, 0.20), (-0.14, -0.17, -0.18)),
     ("eye.right", (0.25, 0.10), (0.12, 0.28), (-0.12, -0.15, -0.16)),
@@ -64,8 +64,8 @@ def paint_face(canvas: Canvas, face: FaceGeometry, who: Identity, light: Light) 
         for side in ("right", "left"):
             ear = face.contours[f"ear.{side}"]
             fill(canvas, ear, mix(who.skin, (150, 40, 30), 0.08))
-            centre = ear.mean(axis=0)
-            fill(canvas, np.rint(centre + (ear - centre) * 0.55).astype(np.int32), mix(who.skin, (60, 10, 0), 0.22))
+            center = ear.mean(axis=0)
+            fill(canvas, np.rint(center + (ear - center) * 0.55).astype(np.int32), mix(who.skin, (60, 10, 0), 0.22))
     fill(canvas, face.contours["outline"], who.skin)
     paint_beard(canvas, face, who)
     _paint_mouth(canvas, face, who)
@@ -147,9 +147,9 @@ def _smooth(face: FaceGeometry, light: Light, region: tuple[int, int, int, int],
     )  # a raised cheek is round and catches the light
     blobs = 1.0 + (bump @ tints).reshape(_GRID, _GRID, 3)
 
-    centre = 0.5 * (face.contours["skull"].mean(axis=0) + face.anchors["mouth"]) / FIXED
+    center = 0.5 * (face.contours["skull"].mean(axis=0) + face.anchors["mouth"]) / FIXED
     reach = 1.75 * face.pose.scale
-    nx, ny = (x[None, :] - float(centre[0])) / (0.8 * reach), (y[:, None] - float(centre[1])) / reach
+    nx, ny = (x[None, :] - float(center[0])) / (0.8 * reach), (y[:, None] - float(center[1])) / reach
     nz = np.sqrt(np.maximum(1.0 - nx * nx - ny * ny, 0.05))
     lamp = np.maximum(nx * light.direction[0] + ny * light.direction[1] + nz * light.direction[2], 0.0)
     lit = 1.0 - light.contrast + 1.25 * light.contrast * lamp

@@ -1,7 +1,7 @@
 """Scenes: a pure function of (seed, index, config).
 
 `describe` decides everything that has a name (split, subjects, labels, action units, geometry); `render` paints it;
-`encode` gives the bytes a data set would store.
+`encode` gives the bytes a dataset would store.
 """
 
 from dataclasses import dataclass
@@ -113,7 +113,7 @@ def describe(seed: int, index: int, config: SceneConfig = DEFAULT) -> Layout:
 
 
 def render(seed: int, index: int, config: SceneConfig = DEFAULT) -> Scene:
-    """Scene `index` of the data set `seed`; depends on nothing else, so any worker may render any scene in any
+    """Scene `index` of the dataset `seed`; depends on nothing else, so any worker may render any scene in any
     order."""
     config = _in_domain(config)
     split, cast = _direct(seed, index, config)
@@ -140,7 +140,7 @@ def render(seed: int, index: int, config: SceneConfig = DEFAULT) -> Scene:
 
 
 def encode(scene: Scene) -> bytes:
-    """The stored file: JPEG, one channel where the scene is grey; or, where `scene.broken`, bytes no decoder
+    """The stored file: JPEG, one channel where the scene is gray; or, where `scene.broken`, bytes no decoder
     accepts."""
     stored = scene.image[..., 0] if scene.grey else cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR)
     done, buffer = cv2.imencode(".jpg", stored, (cv2.IMWRITE_JPEG_QUALITY, scene.quality))

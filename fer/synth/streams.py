@@ -37,7 +37,7 @@ class _Key(ISeedSequence):
 
 
 class Stream:
-    """Draws for one purpose, e.g. `Stream(seed, index, "pose")`. The same arguments give the same draws, for ever."""
+    """Draws for one purpose, e.g. `Stream(seed, index, "pose")`. The same arguments give the same draws, always."""
 
     __slots__ = ("_random",)
 

@@ -5,7 +5,7 @@ import numpy as np
 from fer.synth.anatomy import Array
 from fer.synth.brush import Canvas, disc, fill, fill_all, outline, place
 from fer.synth.geometry import FaceGeometry, Fixed
-from fer.synth.identity import Colour, Identity, mix
+from fer.synth.identity import Color, Identity, mix
 
 # Share of the way from the hairline (10 points, left to right) to the nose that hair falls.
 _FALL = {
@@ -17,8 +17,8 @@ _FALL = {
 _CURTAIN = np.array([
     [-1.12, -0.3], [-1.24, 0.6], [-1.22, 1.6], [-0.9, 2.1], [0.9, 2.1], [1.22, 1.6], [1.24, 0.6], [1.12, -0.3],
 ])  # fmt: skip
-MASK_COLOURS: tuple[Colour, ...] = ((206, 224, 236), (236, 236, 232), (42, 44, 48), (150, 190, 205))
-LENS: Colour = (26, 24, 26)
+MASK_COLORS: tuple[Color, ...] = ((206, 224, 236), (236, 236, 232), (42, 44, 48), (150, 190, 205))
+LENS: Color = (26, 24, 26)
 
 
 def paint_back_hair(canvas: Canvas, face: FaceGeometry, who: Identity, axes: Array) -> None:
@@ -27,10 +27,10 @@ def paint_back_hair(canvas: Canvas, face: FaceGeometry, who: Identity, axes: Arr
     if who.hair_style == "bald":
         fill(canvas, skull, mix(who.skin, (0, 0, 0), 0.04))
         return
-    centre = skull.mean(axis=0)
+    center = skull.mean(axis=0)
     if who.hair_style == "long":
-        fill(canvas, place(centre.astype(np.int32), _CURTAIN, axes), mix(who.hair, (0, 0, 0), 0.25))
-    fill(canvas, np.rint(centre + (skull - centre) * (who.hair_volume + 0.04)).astype(np.int32), who.hair)
+        fill(canvas, place(center.astype(np.int32), _CURTAIN, axes), mix(who.hair, (0, 0, 0), 0.25))
+    fill(canvas, np.rint(center + (skull - center) * (who.hair_volume + 0.04)).astype(np.int32), who.hair)
 
 
 def paint_front_hair(canvas: Canvas, face: FaceGeometry, who: Identity) -> None:
@@ -59,12 +59,12 @@ def paint_beard(canvas: Canvas, face: FaceGeometry, who: Identity) -> None:
     base = 0.40 * face.anchors["nose"] + 0.60 * lip_top
     half = 0.30 * (left - right)
     if who.beard != "moustache":
-        colour = mix(who.skin, who.hair, 0.26 if who.beard == "stubble" else 0.86)
+        color = mix(who.skin, who.hair, 0.26 if who.beard == "stubble" else 0.86)
         upper = np.stack([
             0.75 * jaw[29] + 0.25 * left, 0.45 * jaw[26] + 0.55 * left, base + 1.25 * half, base, base - 1.25 * half,
             0.45 * jaw[10] + 0.55 * right, 0.75 * jaw[7] + 0.25 * right,
         ])  # fmt: skip
-        fill(canvas, np.rint(np.concatenate([jaw[6:31], upper])).astype(np.int32), colour)
+        fill(canvas, np.rint(np.concatenate([jaw[6:31], upper])).astype(np.int32), color)
     if who.beard in ("moustache", "full"):
         brush = np.stack([right - 0.15 * half, base - half, base, base + half, left + 0.15 * half, lip_top])
         fill(canvas, np.rint(brush).astype(np.int32), mix(who.skin, who.hair, 0.9))
@@ -104,33 +104,33 @@ def mask(face: FaceGeometry) -> list[Fixed]:
 def hand(face: FaceGeometry, axes: Array, at: tuple[float, float], turn: tuple[float, float]) -> list[Fixed]:
     """Palm and four fingers about the point `at`, face units from the nose; `turn` is (cosine, sine) of the angle."""
     rotation = np.array([[turn[0], turn[1]], [-turn[1], turn[0]]])
-    centre = place(face.anchors["nose"], np.array([at]), axes)[0]
-    parts = [disc(centre, 0.42, 0.50, rotation @ axes, square=True)]
+    center = place(face.anchors["nose"], np.array([at]), axes)[0]
+    parts = [disc(center, 0.42, 0.50, rotation @ axes, square=True)]
     for index, length in enumerate((0.80, 0.95, 0.92, 0.72)):
         x = -0.33 + 0.22 * index
         finger = np.array([[x - 0.10, -0.2], [x + 0.10, -0.2], [x + 0.11, -0.3 - length], [x + 0.06, -0.4 - length],
                            [x - 0.06, -0.4 - length], [x - 0.11, -0.3 - length]])  # fmt: skip
-        parts.append(place(centre, finger, rotation @ axes))
+        parts.append(place(center, finger, rotation @ axes))
     return parts
 
 
-def paint_occluder(canvas: Canvas, kind: str, parts: list[Fixed], skin: Colour, tint: int, scale: float) -> None:
-    """Paint the contours of `sunglasses`, `mask` or `hand`; `tint` picks a mask's colour, `scale` is px a face unit."""
+def paint_occluder(canvas: Canvas, kind: str, parts: list[Fixed], skin: Color, tint: int, scale: float) -> None:
+    """Paint the contours of `sunglasses`, `mask` or `hand`; `tint` picks a mask's color, `scale` is px a face unit."""
     if kind == "hand":
         for part in parts:
             fill(canvas, part, mix(skin, (0, 0, 0), 0.06))
             outline(canvas, part, mix(skin, (60, 20, 10), 0.35), 0.02 * scale)
     elif kind == "mask":
-        colour = MASK_COLOURS[tint % len(MASK_COLOURS)]
-        fill_all(canvas, parts, colour)
+        color = MASK_COLORS[tint % len(MASK_COLORS)]
+        fill_all(canvas, parts, color)
         rim, low = parts[0][[0, 24]], parts[0][12]
         for share in (0.25, 0.5):  # pleats
             line = np.rint(rim * (1 - share) + low * share).astype(np.int32)
-            outline(canvas, line, mix(colour, (90, 100, 110), 0.4), 0.02 * scale, closed=False)
+            outline(canvas, line, mix(color, (90, 100, 110), 0.4), 0.02 * scale, closed=False)
     else:
         fill_all(canvas, parts, LENS)
         outline(canvas, np.stack([parts[0][0], parts[1][10]]), LENS, 0.06 * scale, closed=False)
         for part in parts:  # a reflection
-            centre = part.mean(axis=0)
-            glint = centre + (part[12:16] - centre) * [[0.8], [0.8], [0.45], [0.45]]
+            center = part.mean(axis=0)
+            glint = center + (part[12:16] - center) * [[0.8], [0.8], [0.45], [0.45]]
             fill(canvas, np.rint(glint).astype(np.int32), (88, 92, 100))

@@ -1,6 +1,6 @@
 """What MLflow does not promise between versions, one function each; seen with 3.17 (SQLAlchemy 2.1, Alembic 1.20).
 
-`tests/tracking/test_compat.py` has a canary for each: it says which of them a new version breaks.
+`tests/tracking/test_tracking_compat.py` has a canary for each: it says which of them a new version breaks.
 """
 
 from __future__ import annotations

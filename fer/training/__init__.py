@@ -1,1 +1,1 @@
-"""Training: the loop, its state, schedules, recipes. Knows torch and `fer.shards`; no cluster, no tracker."""
+"""Training: the loop, its state, recipes. Knows torch and `fer.shards`; no cluster, no tracking."""

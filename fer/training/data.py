@@ -1,4 +1,4 @@
-"""The batches of one rank: a thin seam between the loop and the Parquet reader."""
+"""The batches of one rank: what stands between the loop and the Parquet reader."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fer.models import FerModel
 from fer.shards.read import EvalBatches, ModelInput, ShardSet, ShardSplit, TrainBatches
 from fer.shards.schema import Split
-from fer.training.peers import Peers
+from fer.training.distributed import Distributed
 from fer.training.recipe import Recipe
 from fer.transforms.reference import Augmenter
 
@@ -40,19 +40,20 @@ def open_data(
     model: FerModel,
     *,
     seed: int,
-    peers: Peers,
+    distributed: Distributed,
     threads: int,
     test: bool = False,
 ) -> Data:
-    """The rank's share of the train and validation splits.
+    """The rank's part of the train and validation splits.
 
-    The test split stays shut but for the published protocol, and unless `test` opens it.
+    The test split is opened for the published protocol, and where `test` asks for it.
 
-    Raises ValueError where the batch cannot be dealt to the ranks evenly, or the shards cannot be used.
+    Raises:
+        ValueError: the batch cannot be split evenly between the ranks, or the shards cannot be used.
     """
-    if recipe.batch_size % peers.world_size:
+    if recipe.batch_size % distributed.world_size:
         raise ValueError(
-            f"batch_size = {recipe.batch_size} cannot be dealt evenly to {peers.world_size} workers: "
+            f"batch_size = {recipe.batch_size} cannot be split evenly between {distributed.world_size} workers: "
             "change the recipe's batch_size or train.workers"
         )
     # The digests were verified before the workers started; reading each part once more on each rank would cost seconds.
@@ -67,8 +68,8 @@ def open_data(
         augment=Augmenter(recipe.augment, model.input_size) if recipe.augment else None,
         batch_size=recipe.batch_size,
         seed=seed,
-        rank=peers.rank,
-        world_size=peers.world_size,
+        rank=distributed.rank,
+        world_size=distributed.world_size,
         threads=threads,
         sampler=recipe.sampler,
         soft_labels=recipe.labels == "soft",
@@ -79,8 +80,8 @@ def open_data(
             shards.split(name, **chosen),
             model_input=model_input,
             batch_size=recipe.eval_batch_size,
-            rank=peers.rank,
-            world_size=peers.world_size,
+            rank=distributed.rank,
+            world_size=distributed.world_size,
             threads=threads,
         )
 

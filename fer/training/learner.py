@@ -1,4 +1,4 @@
-"""What learns: a model and the objects that update it, together, for one stage of a training."""
+"""A model with its optimizer, moving average and SAM, for one stage of a run: how a gradient and an update are made."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fer.hashing import stable_hash
 from fer.models import FerModel
-from fer.training.ema import Ema
-from fer.training.optimizer import build_optimizer, trainable
-from fer.training.passes import Passes
+from fer.training.optimizer import Ema, build_optimizer, trainable
 from fer.training.recipe import Recipe
 from fer.training.recompute import recompute_activations
-from fer.training.sam import Sam, statistics_kept
+from fer.training.sam import Sam, frozen_statistics
 from fer.training.state import TrainState
 
 
 @dataclass(frozen=True)
 class Learner:
-    """Everything of a stage that an update changes.
+    """All that an update changes.
 
     Attributes:
         parallel: the model itself, or inside DDP.
-        ema, sam: None where the recipe does without.
+        ema, sam: None where the recipe has none.
     """
 
     recipe: Recipe
@@ -37,11 +37,11 @@ class Learner:
     optimizer: torch.optim.Optimizer
     ema: Ema[FerModel] | None
     sam: Sam | None
-    passes: Passes
+    device: str
 
     @classmethod
     def create(cls, recipe: Recipe, model: FerModel, *, device: str, world_size: int) -> Learner:
-        """Puts a model with its first weights on the device, and its helpers around it.
+        """Puts a model with its first weights on the device, and the rest around it.
 
         Raises:
             ValueError: `trainable` leaves nothing to train.
@@ -56,7 +56,7 @@ class Learner:
             recompute_activations(model)
         parallel = data_parallel(model, device) if world_size > 1 else model
         sam = Sam(recipe.sam, trainable(model)) if recipe.sam else None
-        return cls(recipe, model, parallel, optimizer, ema, sam, Passes(recipe, model, parallel, device))
+        return cls(recipe, model, parallel, optimizer, ema, sam, device)
 
     @property
     def chosen(self) -> FerModel:
@@ -64,27 +64,59 @@ class Learner:
         return self.ema.model if self.ema else self.model
 
     def train(self) -> None:
-        """Training mode; BatchNorms of frozen parts go on as in evaluation, with the statistics that they have."""
+        """Training mode; BatchNorms of frozen parts stay in evaluation mode, with the statistics that they have."""
         self.parallel.train()
         if self.recipe.trainable is not None:
             for module in self.model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm) and _is_frozen(module):
                     module.eval()
 
+    def backward(
+        self, images: Tensor, targets: Tensor, key: tuple[Any, ...], *, exchange: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Adds the gradient of the mean loss to the parameters: an update is made of one such pass, under SAM of two.
+
+        With `accumulate` the images are taken in parts, each weighted by its size, and exchanged once, with the last.
+
+        Args:
+            images: float32 (B, 3, H, W).
+            targets: class indices int64 (B,), or weighted class probabilities float (B, N).
+            key: what dropout depends on.
+            exchange: False keeps the rank's own gradient.
+
+        Returns:
+            mean loss, and logits (B, N), both without a graph.
+        """
+        torch.manual_seed(stable_hash(*key))  # for dropout
+        parts = min(self.recipe.accumulate, len(images))
+        pairs = zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)
+        losses, logits = [], []
+        for number, (part, part_targets) in enumerate(pairs, start=1):
+            local = not exchange or number < parts
+            ddp = self.parallel if local and isinstance(self.parallel, DistributedDataParallel) else None
+            with ddp.no_sync() if ddp else nullcontext():
+                with autocast(self.recipe, self.device):
+                    output = self.parallel(part)
+                    loss = self.model.loss(output, part_targets) * (len(part) / len(images))
+                loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+            logits.append(output.logits.detach())
+        return torch.stack(losses).sum(), torch.cat(logits)
+
     def second_pass(self) -> AbstractContextManager[None]:
         """Where SAM's second pass runs."""
         assert self.sam is not None
-        return nullcontext() if self.sam.config.batch_norm == "both" else statistics_kept(self.model)
+        return nullcontext() if self.sam.config.batch_norm == "both" else frozen_statistics(self.model)
 
     def update(self) -> None:
-        """One update by the gradients at hand, which are then forgotten."""
+        """One update by the gradients at hand, which are then cleared."""
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema:
             self.ema.update(self.model)
 
     def restore(self, state: TrainState) -> None:
-        """Goes on from a state: its weights, and within a stage all else."""
+        """Resumes from a state: its weights, and within a stage all else."""
         if state.is_fresh:
             carry_over(self.model, state.model)
             if self.ema:
@@ -101,20 +133,27 @@ class Learner:
         state.ema = self.ema.state_dict() if self.ema else None
 
 
+def autocast(recipe: Recipe, device: str) -> torch.autocast:
+    """bfloat16 where the recipe asks for it."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.precision == "bf16")
+
+
 def freeze_all_but(model: nn.Module, patterns: list[str] | None) -> None:
-    """Leaves training to the parameters whose name fits a pattern (`*` stands for anything); None changes nothing.
+    """Freezes all parameters whose name matches no pattern (`*` stands for anything); None changes nothing.
 
     What the model itself keeps frozen stays so.
 
     Raises:
-        ValueError: a pattern fits nothing.
+        ValueError: a pattern matches nothing.
     """
     if patterns is None:
         return
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if unused := [pattern for pattern in patterns if not any(fnmatch(name, pattern) for name in names)]:
         parts = sorted({name.partition(".")[0] for name in names})
-        raise ValueError(f"trainable: {', '.join(unused)} fits no parameter; the model's parts are {', '.join(parts)}")
+        raise ValueError(
+            f"trainable: {', '.join(unused)} matches no parameter; the model's parts are {', '.join(parts)}"
+        )
     for name, parameter in model.named_parameters():
         if not any(fnmatch(name, pattern) for pattern in patterns):
             parameter.requires_grad_(False)
@@ -140,7 +179,7 @@ def data_parallel(model: FerModel, device: str) -> DistributedDataParallel:
     """The model with its gradients averaged over the ranks.
 
     After its first backward pass DDP sorts its buckets anew, and from three ranks on another layout rounds the sums
-    differently: the first step after a resume would not be that of an undisturbed training. Where it looks for unused
+    differently: the first step after a resume would not be that of an uninterrupted run. Where it looks for unused
     parameters it keeps its first layout; so it does on the CPU, where the same bits are promised.
 
     Buffers are not exchanged at each step: a training pass reads none, and what is validated and saved is rank 0's.

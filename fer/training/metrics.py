@@ -1,4 +1,4 @@
-"""Metrics of a split after an epoch, in float64 from all logits, so that they do not depend on who computed which."""
+"""Metrics of a split after an epoch, in float64 from all logits, so that the number of ranks does not matter."""
 
 from __future__ import annotations
 

@@ -1,12 +1,16 @@
-"""The optimizers that recipes may name."""
+"""What moves the weights: the optimizers that recipes name, and the moving average behind them."""
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, Generic, TypeVar
 
+import torch
 from torch import nn, optim
 
 from fer.training.recipe import Recipe
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> optim.Optimizer:
@@ -14,7 +18,11 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> optim.Optimizer:
 
     Fused kernels: one call in place of three hundred small ones, which on a narrow model cost more than the update.
     """
-    groups = _groups(recipe, model)
+    parameters = trainable(model)
+    decayed = [one for one in parameters if recipe.weight_decay_on == "all" or one.ndim > 1]
+    others = [one for one in parameters if recipe.weight_decay_on == "kernels" and one.ndim <= 1]
+    both = ((decayed, recipe.weight_decay), (others, 0.0))
+    groups: list[dict[str, Any]] = [{"params": params, "weight_decay": decay} for params, decay in both if params]
     if recipe.optimizer == "sgd":
         return optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, fused=True)
     kind = optim.AdamW if recipe.optimizer == "adamw" else optim.Adam
@@ -32,14 +40,36 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def _groups(recipe: Recipe, model: nn.Module) -> list[dict[str, Any]]:
-    parameters = trainable(model)
-    if recipe.weight_decay_on == "all":
-        return [{"params": parameters, "weight_decay": recipe.weight_decay}]
-    kernels = [parameter for parameter in parameters if parameter.ndim > 1]
-    others = [parameter for parameter in parameters if parameter.ndim <= 1]
-    groups = [
-        {"params": kernels, "weight_decay": recipe.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+class Ema(Generic[Model]):
+    """An exponential moving average: the parameters of `self.model` follow the trained model's; buffers are copied.
+
+    The decay of update n is min(decay, (1 + n) / (10 + n)), so that the random start is soon forgotten.
+    """
+
+    def __init__(self, model: Model, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+
+    def restart(self, model: Model) -> None:
+        """Begins anew from these weights."""
+        self.model.load_state_dict(model.state_dict())
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, model: Model) -> None:
+        """Takes in the weights after one update of the optimizer."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+        for kept, new in zip(self.model.buffers(), model.buffers(), strict=True):
+            kept.copy_(new)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to resume."""
+        return {"model": self.model.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resumes from a saved average."""
+        self.model.load_state_dict(state["model"])
+        self.updates = state["updates"]

@@ -1,4 +1,4 @@
-"""How far a training is, for people and for the driver: a value in memory, and a small file in the work folder."""
+"""The progress of a run, for people and for the driver: a value in memory, and a small file in the work folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fer.io.files import write_json
-from fer.training.peers import Peers
+from fer.training.distributed import Distributed
 from fer.training.state import TrainState
 
 FILE_NAME = "progress.json"
@@ -17,7 +17,7 @@ _WRITE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Progress:
-    """A training after one update.
+    """A run after one update.
 
     Attributes:
         epoch: finished epochs, of `epochs`.
@@ -37,20 +37,20 @@ class Progress:
 class ProgressFile:
     """`progress.json`: the `Progress` and the `records` of all finished epochs, by rename, at most once a second."""
 
-    def __init__(self, folder: Path, peers: Peers, *, epochs: int, steps: int) -> None:
-        self._path, self._leads = folder / FILE_NAME, peers.leads
+    def __init__(self, folder: Path, distributed: Distributed, *, epochs: int, steps: int) -> None:
+        self._path, self._is_main = folder / FILE_NAME, distributed.is_main
         self._epochs, self._steps = epochs, steps
-        self._pids = tuple(peers.gather(os.getpid()))
+        self._pids = tuple(distributed.gather(os.getpid()))
         self._written, self._images, self._rate = time.monotonic(), 0, 0.0
 
-    def tell(self, state: TrainState, *, images: int = 0, write: bool = False) -> Progress:
-        """Takes in `images` more; rank 0 writes the file when it is time, or when told to."""
+    def update(self, state: TrainState, *, images: int = 0, write: bool = False) -> Progress:
+        """Counts `images` more; rank 0 writes the file once a second, and where `write` is true."""
         self._images += images
         elapsed = time.monotonic() - self._written
         due = elapsed >= _WRITE_SECONDS
         if due:
             self._rate, self._images, self._written = round(self._images / elapsed, 1), 0, time.monotonic()
         progress = Progress(state.epoch, self._epochs, state.step, self._steps, self._rate, self._pids)
-        if self._leads and (due or write):
+        if self._is_main and (due or write):
             write_json(self._path, {**asdict(progress), "records": state.records()})
         return progress

@@ -1,4 +1,4 @@
-"""What is left of a finished training: `trained/<dataset>/<model>/`, which appears complete or not at all."""
+"""The results of a finished run: `trained/<dataset>/<model>/`, which appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def publish(
     facts: Mapping[str, Any],
     circumstances: Mapping[str, Any],
 ) -> None:
-    """Writes the five files of a finished training as one folder, in place of what stood there.
+    """Writes the five files of a finished run as one folder, in place of an earlier one.
 
     model.safetensors: the weights of the best epoch; history.csv: one row an epoch; val.json: the best epoch's
-    metrics; train.json: `facts`. These four are the same bytes for equal trainings, however often one was interrupted.
+    metrics; train.json: `facts`. These four are the same bytes for equal runs, however often one was interrupted.
     run.json: `circumstances`.
 
     Args:
         model: the recipe's model, for its description; its weights do not matter.
         facts: `dataset`, whether that is `synthetic`, and `label_space`; `crop`, how the faces were cut out, for
             whoever uses the weights; and whatever else decides the result, or follows from it.
-        circumstances: what may differ between two equal trainings, such as times.
+        circumstances: what may differ between two equal runs, such as times.
     """
     with TRAINED.publish(final) as folder:
         save_model(

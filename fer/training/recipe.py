@@ -1,4 +1,4 @@
-"""What a training does, as data: the recipe of a model, and the knobs of the train stage.
+"""What a run does, as data: the recipe of a model, and the options of the train stage.
 
 Recipes are package data, `fer/recipes/<file>.yaml`, one section each; `ddamfn/nano` names the section `nano` of
 `ddamfn.yaml`. `params.yaml` names one for every model and may override any of its keys.
@@ -21,7 +21,7 @@ from fer.transforms.reference import AugmentSpec
 
 MOST_EPOCHS = 10_000
 MOST_IMAGES = 65_536
-"""Of a batch: 50 times what any published training of these models takes, and 9 GB of pixels."""
+"""Of a batch: 50 times what any published recipe of these models takes, and 9 GB of pixels."""
 
 _MOST_OPTION = 10_000
 """Of a number among a model's options, which count blocks, heads, classes of tokens, channels or pixels."""
@@ -31,7 +31,7 @@ _MOST_FILES = 10
 
 
 class Schedule(Config):
-    """How the learning rate goes on from `Recipe.learning_rate`; see `fer.training.schedule`."""
+    """How the learning rate changes from `Recipe.learning_rate`; see `fer.training.schedule`."""
 
     kind: Literal["constant", "cosine", "step", "exponential"] = "cosine"
     warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear rise from 0; fractions are allowed")
@@ -41,7 +41,7 @@ class Schedule(Config):
 
 
 class SamConfig(Config):
-    """Sharpness-aware minimisation, see `fer.training.sam`. The defaults are what the published trainings do."""
+    """Sharpness-aware minimization, see `fer.training.sam`. The defaults are those of the published code."""
 
     rho: float = Field(0.05, gt=0, le=10, description="length of the step towards the worst loss nearby")
     adaptive: bool = Field(False, description="scales the step by the size of each weight (ASAM)")
@@ -53,19 +53,19 @@ class SamConfig(Config):
 
 
 class Mix(Config):
-    """Training on mixtures of two pictures, see `fer.training.targets.mixed`."""
+    """Training on mixtures of two images, see `fer.training.targets.mix_images`."""
 
     kind: Literal["mixup", "cutmix"]
-    alpha: float = Field(0.2, gt=0, le=10, description="of the Beta distribution of the shares; 1: all alike")
-    p: float = Field(1.0, ge=0, le=1, description="share of the updates that are made on mixtures")
+    alpha: float = Field(0.2, gt=0, le=10, description="of the Beta distribution of the proportions; 1: uniform")
+    p: float = Field(1.0, ge=0, le=1, description="fraction of the updates on mixtures")
 
 
 class CrossValidation(Config):
-    """One training of a cross-validation over the folds of the shards; see `fer.shards.folds`."""
+    """One run of a cross-validation over the folds of the shards; see `fer.shards.folds`."""
 
     folds: int = Field(ge=2, le=100)
     fold: int = Field(0, ge=0, description="that is held out, and chooses the epoch; below `folds`")
-    repeat: int = Field(0, ge=0, lt=1000, description="another way of putting the shards' folds together")
+    repeat: int = Field(0, ge=0, lt=1000, description="another grouping of the shards' folds")
 
     @model_validator(mode="after")
     def _fold_is_there(self) -> Self:
@@ -75,7 +75,7 @@ class CrossValidation(Config):
 
 
 class Recipe(Config):
-    """A whole training but for its data, seed and machine."""
+    """A whole run but for its data, seed and machine."""
 
     model: str = Field(description="name in the registry, `fer.models.list_models()`")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the model")
@@ -85,7 +85,7 @@ class Recipe(Config):
     )
     epochs: int = Field(ge=1, le=MOST_EPOCHS)
     batch_size: int = Field(ge=1, le=MOST_IMAGES, description="images of one update, over all workers together")
-    eval_batch_size: int = Field(256, ge=1, le=MOST_IMAGES, description="images of one forward pass of the validation")
+    eval_batch_size: int = Field(256, ge=1, le=MOST_IMAGES, description="images of one forward pass of validation")
     optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
     learning_rate: float = Field(gt=0, le=10)
     weight_decay: float = Field(0.0, ge=0, le=1)
@@ -96,21 +96,21 @@ class Recipe(Config):
     betas: tuple[float, float] = Field((0.9, 0.999), description="adam and adamw only")
     schedule: Schedule = Schedule()
     labels: Literal["hard", "soft"] = Field(
-        "hard", description="soft: the shares that several people gave the classes, where the dataset knows them"
+        "hard", description="soft: class probabilities from several annotators, where the dataset has them"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_weights: Literal["none", "inverse", "effective"] = Field(
         "none", description="weights of the loss, 1 in the mean: by 1 / rows of the class, or by their effective number"
     )
-    mix: Mix | None = Field(None, description="mixup or cutmix; null: pictures as they are")
-    sam: SamConfig | None = Field(None, description="sharpness-aware minimisation: two passes an update; null: without")
+    mix: Mix | None = Field(None, description="mixup or cutmix; null: images as they are")
+    sam: SamConfig | None = Field(None, description="sharpness-aware minimization: two passes an update; null: without")
     accumulate: int = Field(
         1,
         ge=1,
-        description="parts that a worker's share of a batch is computed in, one after the other, to save memory",
+        description="parts that a worker's slice of a batch is computed in, one after the other, to save memory",
     )
     gradient_checkpointing: bool = Field(
-        False, description="computes activations again in the backward pass: less memory, a third more time, same bits"
+        False, description="recomputes activations in the backward pass: less memory, a third more time, same bits"
     )
     gradient_clip: float | None = Field(
         None, gt=0, le=1e6, description="largest norm of the whole gradient; null: no limit"
@@ -135,18 +135,18 @@ class Recipe(Config):
     protocol: Literal["validation", "published"] = Field(
         "validation",
         description="split that chooses the epoch. published: the test split, as the published code does it; the "
-        "figures are then labelled so, and shown beside those of the epoch that validation would have chosen",
+        "results are then labeled so, and shown beside those of the validation-selected epoch",
     )
     cross_validation: CrossValidation | None = Field(
-        None, description="another division of the development rows into training and validation; null: the shards' own"
+        None, description="another split of the development rows into training and validation; null: the shards' own"
     )
     trainable: list[str] | None = Field(
         None, min_length=1, description="patterns of the names of the parameters that are trained; null: all"
     )
     stages: list[dict[str, Any]] = Field(
         default_factory=list,
-        description="trainings one after the other, each from the best weights of the one before: keys of the recipe "
-        "with another value. A later stage's model may have parts that the earlier one's lacks",
+        description="stages one after the other, each from the best weights of the one before: recipe keys with "
+        "other values. A later stage's model may have parts that the earlier one's lacks",
     )
 
     @model_validator(mode="after")
@@ -165,7 +165,7 @@ class Recipe(Config):
                 )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError("betas must lie in [0, 1)")
-        self.in_stages  # noqa: B018 - a mistake in a stage is one in the recipe
+        self.in_stages  # noqa: B018 - an error in a stage is one in the recipe
         return self
 
     @property
@@ -187,7 +187,7 @@ class Recipe(Config):
 
     @property
     def last(self) -> Recipe:
-        """The recipe of the last stage, whose model is what a training makes."""
+        """The recipe of the last stage, whose model is the result."""
         return self.in_stages[-1]
 
     @property
@@ -197,7 +197,7 @@ class Recipe(Config):
 
 
 class TrainStageConfig(Config):
-    """Section `train` of params.yaml: where and how a training runs; `Recipe` says what it does."""
+    """Section `train` of params.yaml: where and how a run is executed; `Recipe` says what it does."""
 
     workers: int = Field(
         2, ge=0, le=1024, description="data-parallel Ray workers; 0 trains in this process, without Ray"
@@ -207,7 +207,7 @@ class TrainStageConfig(Config):
     checkpoint_every_steps: int = Field(
         200, ge=1, le=10_000_000, description="updates between checkpoints; each epoch ends with one"
     )
-    max_failures: int = Field(2, ge=0, le=1000, description="lost workers after which the training gives up")
+    max_failures: int = Field(2, ge=0, le=1000, description="lost workers after which the run fails")
     collective_timeout_seconds: int = Field(
         300,
         ge=1,
@@ -261,7 +261,7 @@ def _resolve(
     parent: Path | None,
     above: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """The keys of an entry laid over those of the recipe it names; each file's own mistakes are told in its name."""
+    """The keys of an entry laid over those of the recipe it names; an error in a file names that file."""
     if "recipe" not in entry:
         return dict(entry)
     name, place = entry["recipe"], f"{where}: {prefix + '.' if prefix else ''}recipe"
@@ -303,7 +303,7 @@ def vary(recipe: Recipe, values: Mapping[str, Any], where: str) -> Recipe:
     """A recipe with other values of some keys; a dot leads into `schedule` and `options`.
 
     Raises:
-        ConfigError: a key that a recipe does not have, or a value that it refuses.
+        ConfigError: an unknown recipe key, or a value that it refuses.
     """
     keys = recipe.model_dump(mode="json")
     for name, value in values.items():
@@ -311,7 +311,7 @@ def vary(recipe: Recipe, values: Mapping[str, Any], where: str) -> Recipe:
         *path, last = name.split(".")
         for part in path:
             if not isinstance(inner.get(part), dict):
-                raise ConfigError(f"{where}: {name!r} is no key of a recipe")
+                raise ConfigError(f"{where}: unknown recipe key {name!r}")
             inner = inner[part]
         inner[last] = value
     return parse(Recipe, keys, where)

@@ -1,8 +1,8 @@
-"""Activations that are computed again in the backward pass, not kept: less memory, about a third more time.
+"""Gradient checkpointing: activations are recomputed in the backward pass; less memory, about a third more time.
 
-Chen, Xu, Zhang, Guestrin: "Training Deep Nets with Sublinear Memory Cost", 2016 (arXiv 1604.06174); the field calls it
-gradient checkpointing. torch does the work; what is decided here is which modules are units, and that a unit computed
-twice changes BatchNorm's running statistics once. The gradients have the bits that they would have without.
+Chen, Xu, Zhang, Guestrin: "Training Deep Nets with Sublinear Memory Cost", 2016 (arXiv 1604.06174). torch does the
+work; decided here is which modules are units, and that a unit computed twice changes BatchNorm's running statistics
+once. The gradients have the bits that they would have without.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-_STRINGS = (nn.Sequential, nn.ModuleList)
+_CONTAINERS = (nn.Sequential, nn.ModuleList)
 
 
 def recompute_activations(model: nn.Module) -> None:
@@ -25,23 +25,23 @@ def recompute_activations(model: nn.Module) -> None:
     """
     found = list(units(model))
     if not found:
-        raise ValueError(f"gradient_checkpointing: {type(model).__name__} has no repeated units to compute again")
+        raise ValueError(f"gradient_checkpointing: {type(model).__name__} has no repeated units to recompute")
     for unit in found:
         unit.forward = _Recomputed(unit)
 
 
 def units(model: nn.Module) -> Iterator[nn.Module]:
-    """The composite modules that a model strings together: the elements of its innermost Sequentials and ModuleLists.
+    """The composite modules in a model's innermost Sequentials and ModuleLists.
 
-    An element without parts of its own, a convolution say, keeps its input anyway, and is none.
+    A module without children, a convolution say, keeps its input anyway, and is none.
     """
     for child in model.children():
-        yield from _elements(child) if isinstance(child, _STRINGS) else units(child)
+        yield from _elements(child) if isinstance(child, _CONTAINERS) else units(child)
 
 
-def _elements(string: nn.Module) -> Iterator[nn.Module]:
-    for element in string.children():
-        inner = list(_elements(element)) if isinstance(element, _STRINGS) else []
+def _elements(container: nn.Module) -> Iterator[nn.Module]:
+    for element in container.children():
+        inner = list(_elements(element)) if isinstance(element, _CONTAINERS) else []
         if inner:
             yield from inner
         elif any(True for _ in element.children()):

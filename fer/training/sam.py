@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: the gradient is taken where the loss is worst nearby, and applied at the weights.
+"""Sharpness-aware minimization: the gradient is taken where the loss is worst nearby, and applied at the weights.
 
 Foret, Kleiner, Mobahi, Neyshabur: "Sharpness-Aware Minimization for Efficiently Improving Generalization", ICLR 2021
 (arXiv 2010.01412), equation 2; adaptive: Kwon, Kim, Park, Choi: "ASAM", ICML 2021 (arXiv 2102.11600), with the
@@ -8,7 +8,7 @@ An update is two passes over the same images:
 
     gradient g at w;  e = rho * g / (|g| + 1e-12);  gradient at w + e;  back at w, the optimizer steps with the second
 
-Nothing of it outlives an update, so there is no state to save: a training killed between the passes repeats both.
+Nothing outlives an update, so there is no state to save: a run killed between the passes repeats both.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _EPSILON = 1e-12
 
 
 class Sam:
-    """The way to w + e and back.
+    """Perturbs the weights to w + e and restores them.
 
     Args:
         parameters: those that the optimizer updates.
@@ -38,13 +38,13 @@ class Sam:
         self._kept: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
-    def climb(self) -> Tensor:
-        """Moves the weights to w + e by the gradients that they hold, and forgets these.
+    def perturb(self) -> Tensor:
+        """Moves the weights to w + e by the gradients that they hold, and clears these.
 
         Returns:
             the norm that e was divided by; where it is not finite nothing was moved.
         """
-        assert not self._kept, "climbed already"
+        assert not self._kept, "perturbed already"
         moved = [parameter for parameter in self._parameters if parameter.grad is not None]
         gradients = [parameter.grad for parameter in moved if parameter.grad is not None]
         if self.config.adaptive:
@@ -62,7 +62,7 @@ class Sam:
         return norm
 
     @torch.no_grad()
-    def descend(self) -> None:
+    def restore(self) -> None:
         """Puts the weights back, to the bit; the gradients of the second pass stay for the optimizer."""
         for parameter, weights in self._kept:
             parameter.copy_(weights)
@@ -70,8 +70,8 @@ class Sam:
 
 
 @contextmanager
-def statistics_kept(model: nn.Module) -> Iterator[None]:
-    """BatchNorms normalise by their batch as in any training pass, and leave their running statistics alone."""
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """BatchNorms normalize by their batch as in any training pass, and leave their running statistics alone."""
     norms = [
         module
         for module in model.modules()

@@ -1,7 +1,7 @@
 """Learning rates as a pure function of the global step, so that nothing about them needs saving.
 
 Warm-up is linear and per step. After it, `cosine` falls per step; `step` and `exponential` change at the first step of
-an epoch, counted from the start of the training, as PyTorch's StepLR and ExponentialLR stepped once an epoch do.
+an epoch, counted from the start of the run, as PyTorch's StepLR and ExponentialLR stepped once an epoch do.
 """
 
 from __future__ import annotations

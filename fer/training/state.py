@@ -1,8 +1,8 @@
-"""Everything a training needs to go on, in one object, and the files it is kept in.
+"""All that a run needs to resume, in one object, and the files it is kept in.
 
 A file `state-<global step>.pt` is what `torch.save` writes, followed by a footer of 4 + 32 bytes: a mark, and the
-SHA-256 of all before it. Files appear by rename and the last two are kept, so that whatever happens to the newest, one
-whole state is there to go on from.
+SHA-256 of all before it. Files appear by rename and the last two are kept, so that whatever happens to the newest,
+there is one whole state to resume from.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class VersionsError(StateError):
 
 @dataclass
 class TrainState:
-    """A training between two updates.
+    """A run between two updates.
 
     Data order, augmentation, dropout and learning rate are functions of (seed, epoch, step): they need no field.
     """
@@ -48,7 +48,7 @@ class TrainState:
     """Of data, recipe, seed and code; a state is never used under another."""
     seed: int
     world_size: int
-    """Ranks and CPU threads that computed it: others go on from it as well, but to other bits."""
+    """Ranks and CPU threads that computed it: others may resume from it, but end with other bits."""
     threads: int
     schema: int = SCHEMA
     stage: int = 0
@@ -60,7 +60,7 @@ class TrainState:
     """Finished updates of the epoch in progress, and of the whole training."""
     global_step: int = 0
     totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-    """Of the epoch in progress, over all ranks: sum of the losses, correct answers, images."""
+    """Of the epoch in progress, over all ranks: sum of the losses, correct predictions, images."""
     model: dict[str, Tensor] = field(default_factory=dict)
     """Weights and buffers of rank 0."""
     optimizer: dict[str, Any] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class TrainState:
     timings: list[Record] = field(default_factory=list)
     """One row an epoch: seconds, images_per_second. A record, never part of what is compared."""
     resumes: int = 0
-    """How often the training went on from a file."""
+    """How often the run resumed from a file."""
     fallbacks: int = 0
     """How many damaged files were passed over for the one before."""
     versions: dict[str, str] = field(default_factory=decisive_versions)
@@ -104,12 +104,12 @@ class TrainState:
         return self.epoch == self.first_epoch and self.step == 0
 
     def stage_is_over(self, epochs: int, patience: int | None) -> bool:
-        """Whether the stage has had its epochs, or so many without a better one as `patience` grants."""
+        """Whether the stage has had its epochs, or `patience` epochs without a better one."""
         stale = patience is not None and self.best_epoch > 0 and self.epoch - self.best_epoch >= patience
         return stale or self.epoch - self.first_epoch >= epochs
 
     def begin_next_stage(self) -> None:
-        """Goes on to the next stage, from the best weights of the one that is over."""
+        """Begins the next stage with the best weights of the one that is over."""
         self.stage, self.first_epoch = self.stage + 1, self.epoch
         self.model, self.optimizer, self.ema = self.best_model, {}, None
         self.best_epoch, self.best_metric, self.best_model = 0, None, {}
@@ -187,7 +187,7 @@ class TrainState:
                 problems.append(str(error))
                 continue
             for problem, damaged in zip(problems, paths, strict=False):
-                log.warning("%s; going on from %s", problem, path.name)
+                log.warning("%s; resuming from %s", problem, path.name)
                 damaged.unlink()
             if problems:
                 state.fallbacks += len(problems)
@@ -195,7 +195,7 @@ class TrainState:
             return state
         if paths:
             raise StateError(
-                "\n".join(problems) + f"\nno whole checkpoint is left: remove {folder} to start this training again"
+                "\n".join(problems) + f"\nno whole checkpoint is left: remove {folder} to start this run again"
             )
         return None
 

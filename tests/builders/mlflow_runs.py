@@ -1,11 +1,19 @@
-"""What a test finds in an MLflow store."""
+"""Runs that a test opens, and what it finds in an MLflow store."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from fer.tracking import Run, TrackingConfig, open_run
+
 Curves = dict[str, list[tuple[int, float]]]
+
+
+def start(root: Path, key: str, config: TrackingConfig | None = None, **more: Any) -> Run:
+    """A run of the experiment "toy" with that fingerprint."""
+    arguments: dict[str, Any] = {"params": {"lr": 0.1}, "tags": {"dataset": "toy"}} | more
+    return open_run(config or TrackingConfig(), root, experiment="toy", run_name="nano", key=key, **arguments)
 
 
 def client(root: Path, database: str = "mlflow.db") -> Any:

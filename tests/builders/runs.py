@@ -83,16 +83,16 @@ def kill_at_step(job: TrainJob, step: int) -> None:
 
 def kill_between_passes(job: TrainJob, step: int) -> None:
     """Trains, and is killed at w + e of the update of that number, counted from 1."""
-    climb, climbs = Sam.climb, 0
+    perturb, calls = Sam.perturb, 0
 
     def deadly(sam: Sam) -> torch.Tensor:
-        nonlocal climbs
-        norm, climbs = climb(sam), climbs + 1
-        if climbs == step:
+        nonlocal calls
+        norm, calls = perturb(sam), calls + 1
+        if calls == step:
             os.kill(os.getpid(), signal.SIGKILL)
         return norm
 
-    Sam.climb = deadly  # type: ignore[method-assign]
+    Sam.perturb = deadly  # type: ignore[method-assign]
     train(job)
 
 
@@ -150,14 +150,19 @@ def train_rank(
     dist.destroy_process_group()
 
 
+def write_output_to(path: str) -> None:
+    """Sends everything that this child prints, libraries included, to a file."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+
+
 def run_stage(root: str, output: str, code: str = "") -> None:
-    """The train stage without Ray, for `child`: it starts at once, and knows the toy. What it says goes to a file."""
+    """The train stage without Ray, for `child`: it starts at once, and has the toy model. Its output goes to a file."""
     from fer import params
     from fer.stages.train import run_training
 
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for stream in (1, 2):
-        os.dup2(descriptor, stream)
+    write_output_to(output)
     exec(code, {})
 
     def main() -> None:

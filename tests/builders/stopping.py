@@ -59,7 +59,7 @@ def wait_until(
 
 def resumed(output: str) -> bool:
     """Whether a stage says that it continues from earlier work."""
-    return re.search(r"(going on|resum\w+) after", output) is not None
+    return re.search(r"resuming after", output) is not None
 
 
 def run_facts(root: Path) -> dict[str, Any]:

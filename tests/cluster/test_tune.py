@@ -205,7 +205,7 @@ def test_more_workers_a_trial_are_refused_when_params_are_read() -> None:
     [
         ({"learning_rat": SearchRange(low=0.1, high=0.2)}, r"tune.space.learning_rat.*did you mean 'learning_rate'"),
         ({"schedule.warmup": SearchRange(low=0.1, high=0.2)}, r"tune.space.schedule.warmup"),
-        ({"nowhere.at.all": SearchRange(low=0.1, high=0.2)}, r"no key of a recipe"),
+        ({"nowhere.at.all": SearchRange(low=0.1, high=0.2)}, r"unknown recipe key"),
         ({"learning_rate": SearchRange(low=0.1, high=20.0)}, r"tune.space.learning_rate.*20"),
         ({"batch_size": SearchRange(low=16.5, high=32.5)}, r"for whole numbers give choices"),
         ({"optimizer": SearchRange(choices=["adam", "adamm"])}, r"adamm"),

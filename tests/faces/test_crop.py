@@ -1,4 +1,4 @@
-"""Crops of pictures: what comes out, what is refused, and why."""
+"""Face crops of images, and the reasons of refusals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from fer.faces import align
 from fer.faces import crop as crop_module
 from fer.faces.config import CropConfig
-from fer.faces.crop import BATCH, FaceCrop, Finder, Unreadable, crop_sample, crop_samples, finder
+from fer.faces.crop import BATCH, FaceCrop, Finder, Unreadable, crop_samples, finder
 from fer.faces.detection import Detection, Image
 from fer.io.images import decode_image
 from fer.sources.base import AnnotatedFace, RawSample, Reject
@@ -21,7 +21,7 @@ from fer.sources.base import AnnotatedFace, RawSample, Reject
 CONFIG = CropConfig(size=64, min_face_size=20)
 
 
-def picture(height: int = 160, width: int = 160) -> np.ndarray:
+def pattern(height: int = 160, width: int = 160) -> np.ndarray:
     rows, columns = np.indices((height, width))
     return np.stack([rows % 256, columns % 256, (rows + columns) % 256], axis=2).astype(np.uint8)
 
@@ -42,12 +42,17 @@ def face(scale: float = 1.0, shift: tuple[float, float] = (20.0, 30.0), label: i
 def sample(*faces: AnnotatedFace, image: bytes | np.ndarray | None = None, is_crop: bool = False) -> RawSample:
     return RawSample(
         key="set/00000007",
-        image=picture() if image is None else image,
+        image=pattern() if image is None else image,
         split="train",
         faces=faces,
         is_crop=is_crop,
         origin="file:7",
     )
+
+
+def crop_sample(one: RawSample, config: CropConfig, finder: Finder | None = None) -> list[FaceCrop | Reject]:
+    (faces,) = crop_samples([one], config, finder)
+    return faces
 
 
 def only(results: list[FaceCrop | Reject]) -> FaceCrop:
@@ -62,7 +67,7 @@ def reject(results: list[FaceCrop | Reject]) -> Reject:
     return result
 
 
-def test_a_face_comes_out_aligned_with_its_landmarks_in_crop_pixels() -> None:
+def test_face_is_aligned_with_its_landmarks_in_crop_pixels() -> None:
     crop = only(crop_sample(sample(face(scale=1.5)), CONFIG))
     assert (crop.height, crop.width, crop.channels) == (64, 64, 3)
     assert np.array(crop.landmarks) == pytest.approx(align.template(64))
@@ -72,7 +77,7 @@ def test_a_face_comes_out_aligned_with_its_landmarks_in_crop_pixels() -> None:
     assert row["origin"] == "file:7"
 
 
-def test_aligned_crops_are_jpeg_without_colour_subsampling_and_keep_rgb_order() -> None:
+def test_aligned_crops_are_jpeg_without_chroma_subsampling_in_rgb_order() -> None:
     red = np.zeros((160, 160, 3), np.uint8)
     red[:, :, 0] = 250
     red[:, :, 1] = 10
@@ -83,13 +88,13 @@ def test_aligned_crops_are_jpeg_without_colour_subsampling_and_keep_rgb_order() 
     assert np.abs(decode_image(crop.image)[32, 32].astype(int) - [250, 10, 0]).max() <= 3
 
 
-def test_grey_pictures_are_stored_with_one_channel() -> None:
-    grey = np.repeat(picture()[:, :, :1], 3, axis=2)
-    crop = only(crop_sample(sample(face(), image=grey), CONFIG))
+def test_gray_images_are_stored_with_one_channel() -> None:
+    gray = np.repeat(pattern()[:, :, :1], 3, axis=2)
+    crop = only(crop_sample(sample(face(), image=gray), CONFIG))
     assert crop.channels == 1
 
 
-def test_every_annotated_face_is_cropped_under_an_id_of_its_own() -> None:
+def test_every_annotated_face_has_its_own_id() -> None:
     results = crop_sample(sample(face(label=1), face(shift=(80.0, 80.0), label=2)), CONFIG)
     assert [(r.sample_id, r.face.annotation.label) for r in results if isinstance(r, FaceCrop)] == [
         ("set/00000007#0", 1),
@@ -97,7 +102,7 @@ def test_every_annotated_face_is_cropped_under_an_id_of_its_own() -> None:
     ]
 
 
-def test_a_published_face_crop_passes_through_with_its_pixels_and_size() -> None:
+def test_published_crop_keeps_its_pixels_and_size() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)
     plain = AnnotatedFace(box=(0, 0, 48, 48), landmarks=None, label=0, clean_label=0)
     crop = only(crop_sample(sample(plain, image=pixels, is_crop=True), CONFIG))
@@ -115,34 +120,37 @@ def test_a_published_face_crop_passes_through_with_its_pixels_and_size() -> None
         (replace(face(), box=(float("nan"),) * 4), "face_too_small"),
     ],
 )
-def test_a_face_that_cannot_be_used_is_refused_with_its_reason(one: AnnotatedFace, reason: str) -> None:
+def test_unusable_face_is_refused_with_the_reason(one: AnnotatedFace, reason: str) -> None:
     result = reject(crop_sample(sample(one), CONFIG))
     assert (result.reason, result.sample_id, result.origin) == (reason, "set/00000007", "file:7")
     assert result.detail
 
 
-def test_a_picture_without_a_face_is_refused_not_forgotten() -> None:
-    assert reject(crop_sample(sample(), CONFIG)).reason == "no_face"
+@pytest.mark.parametrize(
+    ("one", "reason"),
+    [
+        (sample(), "no_face"),
+        (sample(face(), image=b""), "empty"),
+        (sample(face(), image=b"<html></html>"), "not_an_image"),
+    ],
+)
+def test_image_without_a_face_or_pixels_is_refused(one: RawSample, reason: str) -> None:
+    assert reject(crop_sample(one, CONFIG)).reason == reason
 
 
-@pytest.mark.parametrize(("data", "reason"), [(b"", "empty"), (b"<html></html>", "not_an_image")])
-def test_bytes_that_are_no_picture_are_refused(data: bytes, reason: str) -> None:
-    assert reject(crop_sample(sample(face(), image=data), CONFIG)).reason == reason
-
-
-def test_a_face_without_landmarks_is_cut_by_its_box() -> None:
+def test_face_without_landmarks_is_cropped_by_its_box() -> None:
     crop = only(crop_sample(sample(replace(face(), landmarks=None)), CONFIG))
     assert crop.landmarks is None
     assert crop.height == 64
 
 
-def test_the_same_sample_gives_the_same_bytes() -> None:
-    _, data = cv2.imencode(".png", picture())
+def test_same_sample_gives_the_same_bytes() -> None:
+    _, data = cv2.imencode(".png", pattern())
     one, two = (only(crop_sample(sample(face(0.7), image=data.tobytes()), CONFIG)) for _ in range(2))
     assert one == two
 
 
-def test_hostile_pictures_are_refused_or_cropped_never_an_exception(test_data: Path) -> None:
+def test_hostile_images_are_refused_or_cropped(test_data: Path) -> None:
     for path in sorted((test_data / "bad").iterdir()):
         if path.is_file() and path.suffix.lower() in (".jpg", ".png", ".tiff", ".gif", ""):
             results = crop_sample(sample(face(), image=path.read_bytes()), CONFIG)
@@ -155,7 +163,7 @@ DETECT = CONFIG.model_copy(update={"detector": "yunet"})
 
 
 class Stub:
-    """Finds one face in every picture, at a place that the picture's size tells; keeps count of what it is given."""
+    """Finds one face in every image, at a position that depends on the image's size; records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[list[tuple[int, ...]]] = []
@@ -175,19 +183,19 @@ class Stub:
 
 def unboxed(index: int, height: int = 120, width: int = 160) -> RawSample:
     one = replace(face(), box=None, landmarks=None, pose=None)
-    return replace(sample(one, image=picture(height, width)), key=f"set/{index:03d}", origin=f"file:{index}")
+    return replace(sample(one, image=pattern(height, width)), key=f"set/{index:03d}", origin=f"file:{index}")
 
 
-def test_a_found_face_brings_box_score_and_landmarks_and_the_pose_that_they_show() -> None:
+def test_detected_face_has_box_score_landmarks_and_their_pose() -> None:
     crop = only(crop_sample(unboxed(0), DETECT, Finder(detector=Stub(), min_score=0.6)))
     row = crop.row()
     assert row["box"] == [20.0, 15.0, 84.0, 79.0]
     assert row["score"] == 0.875
     assert np.array(crop.landmarks) == pytest.approx(align.template(64))
-    assert row["pose"] == list(align.pose_of(Stub.face(picture(120, 160)).landmarks or ()))
+    assert row["pose"] == list(align.pose_of(Stub.face(pattern(120, 160)).landmarks or ()))
 
 
-def test_a_published_pose_stays() -> None:
+def test_published_pose_is_kept() -> None:
     crop = only(crop_sample(sample(face()), DETECT, Finder(detector=Stub(), min_score=0.6)))
     assert crop.row()["pose"] == [1.0, 2.0, 3.0]
     assert crop.row()["score"] == 0.875
@@ -197,14 +205,14 @@ def test_a_published_pose_stays() -> None:
     ("placing", "target"),
     [("arcface", align.template(64)), ("poses", (align.POSES["left"] + 0.5) * 64 / align.TEMPLATE_SIZE)],
 )
-def test_landmarks_that_fit_a_template_land_on_it(placing: str, target: align.Points) -> None:
+def test_landmarks_that_fit_a_template_are_mapped_onto_it(placing: str, target: align.Points) -> None:
     turned = align.transform(np.array([[0.9, -0.3, 60.0], [0.3, 0.9, 20.0]]), target)
     one = replace(face(), landmarks=tuple((float(x), float(y)) for x, y in turned))
     crop = only(crop_sample(sample(one), CONFIG.model_copy(update={"align": placing})))
     assert np.array(crop.landmarks) == pytest.approx(target, abs=1e-6)
 
 
-def test_a_square_crop_follows_the_box_alone_and_keeps_the_landmarks() -> None:
+def test_square_crop_uses_the_box_alone_and_keeps_the_landmarks() -> None:
     config = CONFIG.model_copy(update={"align": "square", "box_margin": 0.0})
     crop = only(crop_sample(sample(face(scale=1.5, shift=(10.0, 20.0))), config))
     assert np.array(crop.landmarks) == pytest.approx(align.template(64))
@@ -214,7 +222,7 @@ def test_a_square_crop_follows_the_box_alone_and_keeps_the_landmarks() -> None:
     assert reject(crop_sample(sample(nowhere), config)).reason == "bad_landmarks"
 
 
-def test_beyond_the_picture_the_crop_shows_what_border_says() -> None:
+def test_crop_beyond_the_image_follows_the_border() -> None:
     bright = np.full((160, 160, 3), (200, 180, 160), np.uint8)
     at_the_edge = face(shift=(-30.0, 40.0))
     sides = {
@@ -228,7 +236,7 @@ def test_beyond_the_picture_the_crop_shows_what_border_says() -> None:
     assert (sides["replicate"] == sides["reflect"]).all()
 
 
-def test_pictures_are_searched_in_batches_and_few_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_detected_in_batches_and_few_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = 0
 
     def endless() -> object:
@@ -247,11 +255,11 @@ def test_pictures_are_searched_in_batches_and_few_are_in_memory(monkeypatch: pyt
     assert [len(call) for call in detector.calls] == [3, 3, 1]
 
 
-def test_only_pictures_with_a_label_to_place_are_searched() -> None:
+def test_only_images_with_an_open_label_are_searched() -> None:
     detector = Stub()
-    plain = replace(sample(replace(face(), landmarks=None), image=picture(48, 48), is_crop=True), key="set/crop")
+    plain = replace(sample(replace(face(), landmarks=None), image=pattern(48, 48), is_crop=True), key="set/crop")
     lost = Reject(sample_id="set/lost", reason="missing_file", detail="gone", origin="lost.jpg")
-    broken = replace(sample(face(), image=b"no picture"), key="set/broken")
+    broken = replace(sample(face(), image=b"not an image"), key="set/broken")
     given = [plain, lost, unboxed(1), broken, replace(sample(), key="set/empty"), unboxed(2, 200, 100)]
     results = list(crop_samples(given, DETECT, Finder(detector=detector, min_score=0.6)))
     assert detector.calls == [[(120, 160, 3), (200, 100, 3)]]
@@ -263,9 +271,9 @@ def test_only_pictures_with_a_label_to_place_are_searched() -> None:
     assert [reject([results[4][0]]).reason] == ["no_face"]
 
 
-def test_any_number_of_decoding_threads_gives_the_same_crops() -> None:
+def test_number_of_decoding_threads_changes_no_crop() -> None:
     def encoded(index: int) -> RawSample:
-        return replace(unboxed(index), image=cv2.imencode(".png", picture(100 + index, 160))[1].tobytes())
+        return replace(unboxed(index), image=cv2.imencode(".png", pattern(100 + index, 160))[1].tobytes())
 
     one, three = (
         list(crop_samples(map(encoded, range(40)), DETECT, Finder(detector=Stub(), min_score=0.6), threads=threads))
@@ -274,7 +282,7 @@ def test_any_number_of_decoding_threads_gives_the_same_crops() -> None:
     assert one == three
 
 
-def test_whatever_goes_wrong_with_a_picture_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_error_names_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     class Fails(Stub):
         def detect(self, images: Sequence[Image]) -> list[list[Detection]]:
             if any(image.shape[0] == 77 for image in images):
@@ -291,13 +299,13 @@ def test_whatever_goes_wrong_with_a_picture_names_it(monkeypatch: pytest.MonkeyP
         crop_sample(sample(face(), image=b"data"), CONFIG)
 
 
-def test_a_picture_with_little_colour_keeps_it() -> None:
+def test_image_with_little_color_keeps_it() -> None:
     image = np.full((160, 160, 3), 100, np.uint8)
     image[61, 61] = (200, 50, 50)
     assert only(crop_sample(sample(face(), image=image), CONFIG)).channels == 3
 
 
-def test_a_finder_asks_its_detector_for_less_certain_faces_too_and_is_made_once(
+def test_finder_asks_for_lower_scores_and_creates_its_detector_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: list[object] = []

@@ -1,4 +1,4 @@
-"""The interface of the detectors, their weights, and what they find in photographs whose faces were counted by eye."""
+"""The interface of the detectors, their weights, and their faces in photographs that were annotated by eye."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from benchmarks.detect import Outcome, judge, overlap, sum_of
-from fer.faces import weights
 from fer.faces.detect import DEFAULTS, create_detector
 from fer.faces.detection import Detection, Image, detections, shrink, shrunk_size
+from fer.faces.weights import PUBLISHED, locate
 from fer.io.files import FileError
 from fer.io.images import decode_image
 
@@ -25,7 +25,7 @@ FAST = ("pyfeat_multi_face.jpg", "biubug6_test.jpg", "deepface_selfie-many-peopl
 # ------------------------------------------------------------------------------------------------ the interface
 
 
-def test_faces_are_rounded_and_then_sorted_so_that_noise_changes_no_byte() -> None:
+def test_noise_changes_neither_values_nor_order_of_faces() -> None:
     boxes = np.array([[0.5, 1, 20, 30], [5, 1, 25, 31], [3, 2, 9, 9.03]])
     points, scores = np.arange(30.0).reshape(3, 5, 2), np.array([0.8, 0.8, 0.95123456])
     random = np.random.default_rng(0)
@@ -44,44 +44,44 @@ def test_faces_are_rounded_and_then_sorted_so_that_noise_changes_no_byte() -> No
     ("height", "width", "expected"),
     [(480, 640, (480, 640)), (960, 1280, (480, 640)), (3, 4000, (1, 640)), (1, 1, (1, 1)), (700, 100, (640, 91))],
 )
-def test_pictures_are_shrunk_in_proportion_and_never_enlarged(
-    height: int, width: int, expected: tuple[int, int]
-) -> None:
+def test_images_are_shrunk_in_proportion_and_never_enlarged(height: int, width: int, expected: tuple[int, int]) -> None:
     assert shrunk_size(height, width, 640) == expected
 
 
 @pytest.mark.parametrize("size", [(1201, 1607), (641, 503), (300, 400), (2571, 2563)], ids=str)
-def test_a_point_of_the_shrunk_picture_is_where_it_was_in_the_picture(size: tuple[int, int]) -> None:
+def test_points_of_the_shrunk_image_map_back_to_the_image(size: tuple[int, int]) -> None:
     height, width = size
     y, x = height * 0.83, width * 0.91  # far from the origin, where a wrong scale shows
     rows, columns = np.arange(height)[:, None] + 0.5, np.arange(width) + 0.5
     spot = np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * 8.0**2))
     shrunk = shrink((spot * 255).astype(np.uint8), 400)
-    grey = shrunk.image[:, :, 0].astype(np.float64)
+    gray = shrunk.image[:, :, 0].astype(np.float64)
     assert shrunk.image.shape[2] == 3
-    assert max(grey.shape) == 400
-    rows, columns = np.arange(grey.shape[0])[:, None] + 0.5, np.arange(grey.shape[1]) + 0.5
-    centre = np.array([(grey * columns).sum(), (grey * rows).sum()]) / grey.sum()
-    assert centre * shrunk.back == pytest.approx([x, y], abs=0.1)
+    assert max(gray.shape) == 400
+    rows, columns = np.arange(gray.shape[0])[:, None] + 0.5, np.arange(gray.shape[1]) + 0.5
+    center = np.array([(gray * columns).sum(), (gray * rows).sum()]) / gray.sum()
+    assert center * shrunk.back == pytest.approx([x, y], abs=0.1)
 
 
-def test_shrinking_averages_what_it_leaves_out() -> None:
+def test_shrinking_averages_all_pixels() -> None:
     stripes = np.zeros((512, 512, 3), np.uint8)
     stripes[::2] = 200
     assert set(np.unique(shrink(stripes, 128).image)) == {100}
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "told"),
+    ("name", "options", "words"),
     [
         ("retinanet", {}, r"no detector 'retinanet' - did you mean 'retinaface'\?; known: retinaface, yunet"),
-        ("yunet", {"min_score": 1.5}, "min_score = 1.5: a number between 0 and 1"),
+        ("yunet", {"min_score": 1.5}, "min_score = 1.5: must be between 0 and 1"),
         ("yunet", {"min_score": math.nan}, "min_score = nan"),
-        ("retinaface", {"longest_side": 10}, "longest_side = 10: 64 to 4096 px"),
+        ("retinaface", {"longest_side": 10}, "longest_side = 10: must be 64 to 4096 px"),
     ],
 )
-def test_a_wrong_name_or_value_is_told(name: str, options: dict[str, float], told: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_unknown_detector_or_value_out_of_range_is_refused(
+    name: str, options: dict[str, float], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=words):
         create_detector(name, weights=tmp_path, **options)  # type: ignore[arg-type]
 
 
@@ -97,34 +97,34 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("name", "file"), [("retinaface", "mobilenet0.25_Final.pth"), ("yunet", "face_detection_yunet_2023mar.onnx")]
 )
-def test_weights_are_found_by_what_they_are_or_refused_with_the_way_to_get_them(
+def test_missing_or_wrong_weights_are_refused_with_the_command_that_downloads_them(
     name: str, file: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(FileError, match=rf"{file}: not there; run `fer weights pull {weights.PUBLISHED[name]}`"):
-        weights.locate(name, None, tmp_path)
+    with pytest.raises(FileError, match=rf"{file}: not there; run `fer weights pull {PUBLISHED[name]}`"):
+        locate(name, None, tmp_path)
     (tmp_path / "mine" / "deep").mkdir(parents=True)
-    told = rf"mine.*{file}: no weights of {name} there; `fer weights pull {weights.PUBLISHED[name]}`"
-    with pytest.raises(FileError, match=told):
-        weights.locate(name, "mine", tmp_path)
+    words = rf"mine.*{file}: no weights of {name} there; `fer weights pull {PUBLISHED[name]}`"
+    with pytest.raises(FileError, match=words):
+        locate(name, "mine", tmp_path)
     path = tmp_path / "mine" / "deep" / file
-    for content, told in ((LFS_POINTER, "Git LFS pointer"), (b"<html>", "web page"), (b"", "empty"), (b"x", "sha256")):
+    for content, words in ((LFS_POINTER, "Git LFS pointer"), (b"<html>", "web page"), (b"", "empty"), (b"x", "sha256")):
         path.write_bytes(content)
         for given in ("mine", f"mine/deep/{file}", str(path)):
-            with pytest.raises(FileError, match=rf"{told}.*`fer weights pull {weights.PUBLISHED[name]}`"):
-                weights.locate(name, given, tmp_path)
+            with pytest.raises(FileError, match=rf"{words}.*`fer weights pull {PUBLISHED[name]}`"):
+                locate(name, given, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["retinaface", "yunet"])
-def test_the_published_weights_are_found_in_a_folder(name: str, test_data: Path, tmp_path: Path) -> None:
-    path = weights.locate(name, "weights", test_data)
+def test_published_weights_are_found_in_a_folder(name: str, test_data: Path, tmp_path: Path) -> None:
+    path = locate(name, "weights", test_data)
     assert path.is_relative_to(test_data / "weights" / name)
-    assert weights.locate(name, str(path), tmp_path) == path
+    assert locate(name, str(path), tmp_path) == path
 
 
-# ------------------------------------------------------------------------------------------------ judging
+# ------------------------------------------------------------------------------------------------ counting
 
 
-def test_boxes_are_judged_by_the_faces_seen() -> None:
+def test_judge_counts_found_missed_and_false_faces() -> None:
     faces, beside = [[0, 0, 100, 100], [200, 0, 300, 100], [400, 0, 420, 20]], [[500, 0, 530, 30]]
     boxes = [
         ([5, 0, 100, 95], 0.99),  # the first face
@@ -145,18 +145,18 @@ def test_boxes_are_judged_by_the_faces_seen() -> None:
 # ------------------------------------------------------------------------------------------------ photographs
 
 
-def outcome_of(name: str, folder: Path, pictures: tuple[str, ...]) -> Outcome:
+def outcome_of(name: str, folder: Path, images: tuple[str, ...]) -> Outcome:
     """With the defaults."""
-    detector = create_detector(name, weights=weights.locate(name, "weights", folder))
+    detector = create_detector(name, weights=locate(name, "weights", folder))
     outcomes = []
-    for picture in pictures:
-        (found,) = detector.detect([decode_image((folder / "photos" / picture).read_bytes())])
+    for image in images:
+        (found,) = detector.detect([decode_image((folder / "photos" / image).read_bytes())])
         outcomes.append(
             judge(
                 [face.box for face in found],
                 [face.score or 0.0 for face in found],
-                SEEN[picture]["faces"],
-                SEEN[picture]["beside"],
+                SEEN[image]["faces"],
+                SEEN[image]["beside"],
                 min_score=DEFAULTS[name].min_score,
                 min_width=40,
             )
@@ -187,7 +187,7 @@ def hostile(random: np.random.Generator) -> dict[str, Image]:
 
     return {
         "one pixel": noise(1, 1, 3),
-        "one grey pixel": noise(1, 1),
+        "one gray pixel": noise(1, 1),
         "strip": noise(3, 4000, 3),
         "column": noise(4000, 3, 3),
         "thread": noise(1, 5000, 3),
@@ -200,26 +200,26 @@ def hostile(random: np.random.Generator) -> dict[str, Image]:
 
 
 @pytest.mark.parametrize("name", ["retinaface", "yunet"])
-def test_odd_pictures_have_no_faces_and_no_errors(name: str, test_data: Path) -> None:
-    detector = create_detector(name, weights=weights.locate(name, "weights", test_data))
-    pictures = hostile(np.random.default_rng(0))
-    assert detector.detect(list(pictures.values())) == [[] for _ in pictures]
+def test_odd_images_have_no_faces_and_no_errors(name: str, test_data: Path) -> None:
+    detector = create_detector(name, weights=locate(name, "weights", test_data))
+    images = hostile(np.random.default_rng(0))
+    assert detector.detect(list(images.values())) == [[] for _ in images]
 
 
 @pytest.mark.parametrize("name", ["retinaface", "yunet"])
-def test_a_huge_picture_costs_little_more_memory_than_itself(name: str, test_data: Path) -> None:
-    detector = create_detector(name, weights=weights.locate(name, "weights", test_data))
-    picture = np.zeros((6000, 8000, 3), np.uint8)
+def test_huge_image_costs_little_more_memory_than_itself(name: str, test_data: Path) -> None:
+    detector = create_detector(name, weights=locate(name, "weights", test_data))
+    image = np.zeros((6000, 8000, 3), np.uint8)
     tracemalloc.start()
-    detector.detect([picture])
+    detector.detect([image])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < picture.nbytes / 2
+    assert peak < image.nbytes / 2
 
 
 @pytest.mark.parametrize("name", ["retinaface", "yunet"])
-def test_the_eyes_nose_and_mouth_stand_where_they_stand_in_a_face(name: str, test_data: Path) -> None:
-    detector = create_detector(name, weights=weights.locate(name, "weights", test_data))
+def test_landmarks_have_the_order_of_a_face(name: str, test_data: Path) -> None:
+    detector = create_detector(name, weights=locate(name, "weights", test_data))
     (faces,) = detector.detect([decode_image((test_data / "photos" / "pyfeat_multi_face.jpg").read_bytes())])
     assert len(faces) == 5
     for face in faces:
@@ -227,7 +227,7 @@ def test_the_eyes_nose_and_mouth_stand_where_they_stand_in_a_face(name: str, tes
 
 
 def assert_upright(face: Detection) -> None:
-    """The person's right is at the left of the picture."""
+    """The person's right is at the left of the image."""
     assert face.landmarks is not None
     (right_x, right_y), (left_x, left_y), (nose_x, nose_y), right_mouth, left_mouth = face.landmarks
     assert face.box[0] < right_x < nose_x < left_x < face.box[2]

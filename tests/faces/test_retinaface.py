@@ -1,4 +1,4 @@
-"""RetinaFace: network, anchors and decoding beside the published ones, and what the detector promises."""
+"""RetinaFace: parity of network, anchors and decoding with the published code, and properties of the detector."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from benchmarks.reference import Published
 from benchmarks.reference import retinaface as published
 from fer.faces.detect import create_detector
 from fer.faces.detection import Image, shrink
-from fer.faces.nms import suppress
-from fer.faces.retinaface import RetinaFace, anchors_of, decode, load_network
+from fer.faces.retinaface import RetinaFace, anchors_of, decode, load_network, suppress
 from fer.faces.retinaface_network import MEAN_RGB, FoldedNetwork, Network, Raw
 from fer.io.files import FileError
 from fer.io.images import decode_image
@@ -25,7 +24,7 @@ WEIGHTS = "weights/retinaface/mobilenet0.25_Final.pth"
 
 
 def random_network() -> Network:
-    """With weights and running statistics that keep every layer's values alive."""
+    """With weights and running statistics that keep every layer active."""
     torch.manual_seed(0)
     network = Network().eval()
     for module in network.modules():
@@ -95,7 +94,7 @@ def test_with_the_published_weights_it_equals_the_published_on_photos(network: N
     assert_equal_to_the_published(network, pixels.permute(2, 0, 1)[None].contiguous())
 
 
-def test_the_published_file_fits_name_by_name(network: Network, weights: Path, tmp_path: Path) -> None:
+def test_weights_with_missing_or_extra_tensors_are_refused(network: Network, weights: Path, tmp_path: Path) -> None:
     state = network.state_dict()
     assert len(state) == 300
     broken = {key: tensor for key, tensor in state.items() if key != "fpn.merge1.0.weight"}
@@ -106,7 +105,7 @@ def test_the_published_file_fits_name_by_name(network: Network, weights: Path, t
             load_network(tmp_path / name)
 
 
-def test_folding_leaves_the_network_as_it_was() -> None:
+def test_folding_does_not_change_the_network() -> None:
     network = random_network()
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     FoldedNetwork(network)
@@ -116,7 +115,7 @@ def test_folding_leaves_the_network_as_it_was() -> None:
 # ------------------------------------------------------------------------------------------------ suppression
 
 
-def test_suppression_of_a_batch_is_the_greedy_one_of_each_picture() -> None:
+def test_suppression_of_a_batch_is_the_greedy_one_of_each_image() -> None:
     random = np.random.default_rng(0)
     counts = [0, 1, 7, 60]
     boxes = np.zeros((len(counts), max(counts), 4), dtype=np.float32)
@@ -135,7 +134,7 @@ def test_suppression_of_a_batch_is_the_greedy_one_of_each_picture() -> None:
     assert kept.sum() < sum(counts)
 
 
-def test_a_chain_of_boxes_keeps_every_other_one() -> None:
+def test_chain_of_boxes_keeps_every_other_one() -> None:
     starts = torch.arange(9.0)
     boxes = torch.stack([starts, torch.zeros(9), starts + 2.5, torch.ones(9)], dim=1)[None]
     assert suppress(boxes, torch.ones(1, 9, dtype=torch.bool), 0.4)[0].tolist() == [True, False] * 4 + [True]
@@ -145,7 +144,7 @@ def test_a_chain_of_boxes_keeps_every_other_one() -> None:
 
 
 @pytest.mark.parametrize("name", ["pyfeat_multi_face.jpg", "biubug6_test.jpg", "deepface_selfie-many-people.jpg"])
-def test_the_same_faces_as_the_published_detector(
+def test_detector_finds_the_faces_of_the_published_detector(
     name: str, detector: RetinaFace, network: Network, test_data: Path
 ) -> None:
     image = cv2.resize(photo(test_data, name), (640, 416), interpolation=cv2.INTER_AREA)  # whole canvas: no rim
@@ -160,7 +159,7 @@ def test_the_same_faces_as_the_published_detector(
         assert np.ravel(face.landmarks) == pytest.approx(theirs.landmarks[index], abs=0.05)
 
 
-def test_faces_do_not_depend_on_what_else_is_in_the_call(detector: RetinaFace, test_data: Path) -> None:
+def test_faces_do_not_depend_on_the_batch(detector: RetinaFace, test_data: Path) -> None:
     one = photo(test_data, "pyfeat_multi_face.jpg")
     images = [cv2.resize(one, size) for size in ((320, 224), (300, 200), (320, 224), (160, 96), (318, 210))]
     images += [np.ascontiguousarray(images[0][:, ::-1]), np.zeros((224, 320, 3), np.uint8)]
@@ -171,37 +170,35 @@ def test_faces_do_not_depend_on_what_else_is_in_the_call(detector: RetinaFace, t
     assert detector.detect([]) == []
 
 
-def test_a_face_at_the_rim_of_the_picture_is_found_and_the_rim_of_the_canvas_has_none(
-    detector: RetinaFace, test_data: Path
-) -> None:
+def test_face_at_the_rim_of_the_image_is_found_and_none_in_the_canvas(detector: RetinaFace, test_data: Path) -> None:
     image = photo(test_data, "ageitgey_tests_test_images_obama_partial_face.jpg")
     (faces,) = detector.detect([image])
     assert len(faces) == 1
     assert faces[0].box[0] < 10
-    for width in (33, 65, 97):  # most of the canvas is not picture
+    for width in (33, 65, 97):  # most of the canvas is not image
         for face in detector.detect([cv2.resize(image, (width, 128))])[0]:
             assert (face.box[0] + face.box[2]) / 2 < width
 
 
-def test_coordinates_are_those_of_the_picture_whatever_it_is_shrunk_to(weights: Path, test_data: Path) -> None:
+def test_coordinates_are_those_of_the_image_at_any_longest_side(weights: Path, test_data: Path) -> None:
     image = photo(test_data, "deepface_img13.jpg")[:1363, :2047]  # odd sides, 3 to 6 times shrunk
-    (wanted,) = RetinaFace(weights, min_score=0.6, longest_side=640).detect([image])
+    (expected,) = RetinaFace(weights, min_score=0.6, longest_side=640).detect([image])
     for side in (320, 450, 1024):
         (found,) = RetinaFace(weights, min_score=0.6, longest_side=side).detect([image])
-        assert len(found) == len(wanted) == 1
-        assert overlap(found[0].box, wanted[0].box) > 0.9
+        assert len(found) == len(expected) == 1
+        assert overlap(found[0].box, expected[0].box) > 0.9
         assert found[0].landmarks is not None
-        assert wanted[0].landmarks is not None
-        assert np.abs(np.subtract(found[0].landmarks, wanted[0].landmarks)).max() < 20  # of a face of 400 x 600 px
+        assert expected[0].landmarks is not None
+        assert np.abs(np.subtract(found[0].landmarks, expected[0].landmarks)).max() < 20  # of a face of 400 x 600 px
 
 
-def test_a_grey_picture_is_the_colour_picture_of_equal_channels(detector: RetinaFace, test_data: Path) -> None:
-    grey = cv2.cvtColor(photo(test_data, "pyfeat_single_face.jpg"), cv2.COLOR_RGB2GRAY)
-    assert detector.detect([grey]) == detector.detect([np.repeat(grey[:, :, None], 3, axis=2)])
-    assert len(detector.detect([grey])[0]) == 1
+def test_gray_image_equals_the_color_image_of_equal_channels(detector: RetinaFace, test_data: Path) -> None:
+    gray = cv2.cvtColor(photo(test_data, "pyfeat_single_face.jpg"), cv2.COLOR_RGB2GRAY)
+    assert detector.detect([gray]) == detector.detect([np.repeat(gray[:, :, None], 3, axis=2)])
+    assert len(detector.detect([gray])[0]) == 1
 
 
-def test_a_lower_score_finds_the_same_faces_and_more(detector: RetinaFace, weights: Path, test_data: Path) -> None:
+def test_lower_score_finds_the_same_faces_and_more(detector: RetinaFace, weights: Path, test_data: Path) -> None:
     image = photo(test_data, "biubug6_test.jpg")
     (more,) = create_detector("retinaface", weights=weights, min_score=0.1).detect([image])
     (less,) = detector.detect([image])

@@ -1,4 +1,4 @@
-"""Which face carries a label: every policy, what it refuses, and that ties are no matter of chance."""
+"""Assignment of labels to faces: every policy, its refusals, and deterministic ties."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def boxes(results: list[Face | Refusal]) -> list[tuple[float, float, float, floa
     return [one.box if isinstance(one, Face) else one.reason for one in results]
 
 
-def test_published_boxes_are_taken_as_they_are_without_a_detector() -> None:
+def test_published_boxes_are_kept_without_a_detector() -> None:
     faces = [replace(label((10, 10, 50, 50)), landmarks=POINTS), label((100, 10, 150, 60), 1)]
     first, second = chosen(faces, None)
     assert isinstance(first, Face)
@@ -43,22 +43,22 @@ def test_published_boxes_are_taken_as_they_are_without_a_detector() -> None:
     assert second.annotation.label == 1
 
 
-def test_a_label_without_a_box_needs_a_detector() -> None:
+def test_label_without_a_box_needs_a_detector() -> None:
     with pytest.raises(ValueError, match=r"crop\.detector to retinaface or yunet"):
         chosen([label(None)], None)
 
 
-def test_a_picture_without_a_label_has_no_face_whatever_is_found() -> None:
+def test_image_without_a_label_has_no_face() -> None:
     assert boxes(chosen([], [found(10, 10, 50)])) == ["no_face"]
 
 
-def test_a_published_box_is_refined_by_the_detection_that_overlaps_it_most() -> None:
+def test_published_box_is_refined_by_the_best_overlapping_detection() -> None:
     (face,) = chosen([label((10, 10, 70, 70))], [found(40, 40, 60, 0.99), found(15, 15, 50)])
     assert isinstance(face, Face)
     assert (face.box, face.landmarks, face.score) == ((15, 15, 65, 65), POINTS, 0.9)
 
 
-def test_each_detection_carries_one_label_and_labels_keep_their_order() -> None:
+def test_each_detection_gets_one_label_and_labels_keep_their_order() -> None:
     results = chosen([label((100, 0, 160, 60), 1), label((0, 0, 60, 60), 2)], [found(5, 0, 60), found(95, 0, 60)])
     assert boxes(results) == [(95, 0, 155, 60), (5, 0, 65, 60)]
     crowded = chosen([label((0, 0, 60, 60), 1), label((10, 0, 70, 60), 2)], [found(8, 0, 60)])
@@ -77,7 +77,7 @@ def test_each_detection_carries_one_label_and_labels_keep_their_order() -> None:
         ([found(40, 10, 60)], {"min_overlap": 0.3}, (40, 10, 100, 70)),
     ],
 )
-def test_a_published_box_without_a_detection(
+def test_published_box_without_a_detection_follows_the_policy(
     detections: list[Detection], settings: dict[str, object], outcome: object
 ) -> None:
     assert boxes(chosen([label((10, 10, 70, 70))], detections, **settings)) == [outcome]
@@ -102,24 +102,24 @@ FACES = [TINY, MIDDLE, BESIDE]
         ("largest", [found(0, 0, 80, 0.4), MIDDLE], [MIDDLE.box]),
     ],
 )
-def test_the_label_of_a_picture_goes_to_the_faces_of_the_policy(
+def test_label_of_an_image_goes_to_the_faces_of_the_policy(
     policy: str, detections: list[Detection], outcome: list[object]
 ) -> None:
     assert boxes(chosen([label(None)], detections, faces=policy)) == outcome
 
 
 @pytest.mark.parametrize("policy", ["largest", "central"])
-def test_of_equal_faces_the_first_is_taken(policy: str) -> None:
+def test_first_of_equal_faces_is_chosen(policy: str) -> None:
     twins = [found(100, 70, 60, 0.8), found(140, 70, 60, 0.8)]
     assert boxes(chosen([label(None)], twins, faces=policy)) == [twins[0].box]
 
 
-def test_a_face_with_a_box_of_its_own_is_not_free_for_a_label_without_one() -> None:
+def test_label_without_a_box_gets_no_face_of_another_label() -> None:
     results = chosen([label((0, 0, 80, 80), 1), label(None, 2)], FACES)
     assert boxes(results) == [BESIDE.box, MIDDLE.box]
 
 
-def test_several_labels_without_a_box_belong_to_nobody() -> None:
+def test_several_labels_without_a_box_are_refused() -> None:
     assert boxes(chosen([label(None, 1), label(None, 2)], FACES, faces="all")) == ["several_faces"] * 2
 
 
@@ -136,7 +136,7 @@ def test_several_labels_without_a_box_belong_to_nobody() -> None:
         ((10, 210, 50, 250), "outside_picture"),
     ],
 )
-def test_small_faces_and_faces_beyond_the_picture_are_unfit(
+def test_small_faces_and_faces_beyond_the_image_are_refused(
     box: tuple[float, float, float, float], reason: str | None
 ) -> None:
     refusal = unfit(box, SIZE, CONFIG)
@@ -144,7 +144,7 @@ def test_small_faces_and_faces_beyond_the_picture_are_unfit(
     assert reason is None or reason in REASONS
 
 
-def test_a_face_wholly_outside_is_unfit_even_where_everything_is_allowed() -> None:
+def test_face_completely_outside_is_refused_at_any_max_outside() -> None:
     refusal = unfit((300, 10, 340, 50), SIZE, CONFIG.model_copy(update={"max_outside": 1.0}))
     assert refusal is not None
     assert refusal.reason == "outside_picture"
@@ -156,14 +156,14 @@ SOME_BOX = st.tuples(*(st.floats(0, 100) for _ in range(4))).map(
 
 
 @given(SOME_BOX, SOME_BOX)
-def test_overlap_is_a_symmetric_share(one: tuple[float, ...], other: tuple[float, ...]) -> None:
+def test_overlap_is_symmetric_and_at_most_one(one: tuple[float, ...], other: tuple[float, ...]) -> None:
     share = overlap(one, other)  # type: ignore[arg-type]
     assert 0 <= share <= 1 + 1e-12
     assert share == overlap(other, one)  # type: ignore[arg-type]
 
 
 @given(st.lists(SOME_BOX, max_size=5), st.lists(SOME_BOX, max_size=5), st.floats(0.05, 1))
-def test_a_match_pairs_each_box_once_and_only_where_they_overlap_enough(
+def test_match_pairs_each_box_once_where_they_overlap_enough(
     ones: list[tuple[float, float, float, float]], others: list[tuple[float, float, float, float]], least: float
 ) -> None:
     pairs = match(ones, others, least)

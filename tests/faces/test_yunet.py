@@ -1,4 +1,4 @@
-"""YuNet: what of OpenCV's answer goes where, and which files are refused."""
+"""YuNet: the layout of OpenCV's output, and refused files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def people(test_data: Path) -> Image:
 
 
 class Scripted:
-    """In place of OpenCV's detector: gives the same rows for every picture."""
+    """Instead of OpenCV's detector: the same rows for every image."""
 
     def __init__(self, rows: np.ndarray | None) -> None:
         self.rows, self.size = rows, (0, 0)
@@ -42,7 +42,7 @@ class Scripted:
         return 1, self.rows
 
 
-def test_each_number_of_opencv_s_rows_goes_where_it_belongs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_opencv_become_boxes_landmarks_and_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Documented order: x, y, w, h; right eye, left eye, nose tip, right and left mouth corner; score.
     row = [10, 20, 30, 40, 15, 30, 31, 30, 23, 40, 17, 50, 29, 50, 0.9]
     scripted = Scripted(np.array([row], dtype=np.float32))
@@ -58,7 +58,7 @@ def test_each_number_of_opencv_s_rows_goes_where_it_belongs(tmp_path: Path, monk
     assert detector.detect([np.zeros((150, 200, 3), np.uint8)]) == [[]]
 
 
-def test_a_mirrored_picture_has_mirrored_faces_whose_right_is_still_at_the_left(detector: YuNet, people: Image) -> None:
+def test_mirrored_image_has_mirrored_faces(detector: YuNet, people: Image) -> None:
     width = people.shape[1]
     faces, mirrored = detector.detect([people, people[:, ::-1]])
     assert len(faces) == len(mirrored) == 5
@@ -70,7 +70,7 @@ def test_a_mirrored_picture_has_mirrored_faces_whose_right_is_still_at_the_left(
         assert np.abs(np.array(face.landmarks) - [width, 0] - flipped * [-1, 1]).max() < 12
 
 
-def test_colours_reach_opencv_as_blue_green_red(detector: YuNet, people: Image, test_data: Path) -> None:
+def test_opencv_gets_bgr(detector: YuNet, people: Image, test_data: Path) -> None:
     direct = cv2.FaceDetectorYN.create(str(test_data / WEIGHTS), "", (640, 416), 0.6, 0.3, 5000)
     image = cv2.resize(people, (640, 416))
     _, rows = direct.detect(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
@@ -78,7 +78,7 @@ def test_colours_reach_opencv_as_blue_green_red(detector: YuNet, people: Image, 
     assert [face.score for face in faces] == pytest.approx(sorted(rows[:, 14], reverse=True), abs=1e-4)
 
 
-def test_threads_share_a_detector_and_find_what_one_thread_finds(detector: YuNet, people: Image) -> None:
+def test_threads_share_a_detector_and_find_the_same_faces(detector: YuNet, people: Image) -> None:
     sizes = [(320, 224), (500, 333), (320, 224), (160, 96), (640, 427), (333, 222)] * 3
     images = [cv2.resize(people, size) for size in sizes]
     alone = [detector.detect([image]) for image in images]
@@ -88,18 +88,18 @@ def test_threads_share_a_detector_and_find_what_one_thread_finds(detector: YuNet
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "words"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:8f23\nsize 232589\n", "Git LFS pointer"),
         (b"<!DOCTYPE html><html>", "web page"),
         (b"", "empty"),
-        (b"\x08\x07 not a network at all", "OpenCV reads no YuNet from it.*fer weights pull yunet_2023mar"),
+        (b"\x08\x07 not a network at all", "not a YuNet that OpenCV can load.*fer weights pull yunet_2023mar"),
     ],
 )
-def test_what_is_no_model_is_refused_before_the_first_picture(content: bytes, told: str, tmp_path: Path) -> None:
+def test_other_files_are_refused_before_the_first_image(content: bytes, words: str, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     with pytest.raises(FileError, match=r"no such file.*fer weights pull yunet_2023mar"):
         YuNet(path, min_score=0.6, longest_side=640)
     path.write_bytes(content)
-    with pytest.raises(FileError, match=rf"model\.onnx: .*{told}"):
+    with pytest.raises(FileError, match=rf"model\.onnx: .*{words}"):
         YuNet(path, min_score=0.6, longest_side=640)

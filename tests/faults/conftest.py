@@ -1,4 +1,4 @@
-"""The limit of each test here is meant for two idle cores; a machine that is slower, or busy, gets more."""
+"""The time limits here are for two idle cores; a slower or busy machine gets more."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from builders.limits import patience
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Scales `timeout`, the default of pyproject.toml and a mark's own, by how slow this machine is."""
+    """Scales the `timeout` of pyproject.toml or of a mark by how slow this machine is."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             mark = item.get_closest_marker("timeout")

@@ -1,9 +1,9 @@
-"""`make soak`: many short trainings, each killed at random moments, each compared to the bit with an undisturbed one.
+"""`make soak`: many short runs, each killed at random moments, each compared to the bit with an undisturbed one.
 
-    python tests/faults/soak.py --trainings 200 --seed 0 --json soak.json
+    python tests/faults/soak.py --runs 200 --seed 0 --json soak.json
 
-The JSON holds the commit, the seeds, where each training was killed, and how it ended. The exit code is 1 where one
-ended with other bits, did not end, or left something behind.
+The JSON holds the commit, the seeds, where each run was killed, and how it ended. The exit code is 1 where one ended
+with other bits, did not end, or left something behind.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def main() -> int:
-    """Runs the soak; 0 where every training ended as it should."""
-    parser = argparse.ArgumentParser(description="many short trainings under random SIGKILL")
-    parser.add_argument("--trainings", type=int, default=200, metavar="N")
+    """Runs the soak; 0 where every run ended as it should."""
+    parser = argparse.ArgumentParser(description="many short runs under random SIGKILL")
+    parser.add_argument("--runs", type=int, default=200, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path("soak.json"), metavar="PATH")
     args = parser.parse_args()
@@ -72,7 +72,7 @@ def main() -> int:
         root = Path(folder)
         jobs = {name: make_job(root, **recipe) for name, recipe in RECIPES.items()}
         whole: dict[str, TrainJob] = {}
-        for number in range(args.trainings):
+        for number in range(args.runs):
             name = list(RECIPES)[number % len(RECIPES)]
             if name not in whole:
                 whole[name] = elsewhere(jobs[name], root / f"whole-{name}")
@@ -80,15 +80,15 @@ def main() -> int:
             outcome = _killed(jobs[name], whole[name], name, number, args.seed, root)
             outcomes.append(outcome)
             if outcome["outcome"] != "equal":
-                print(f"training {number} ({name}): {outcome['outcome']}", flush=True)
+                print(f"run {number} ({name}): {outcome['outcome']}", flush=True)
             if len(outcomes) % 20 == 0:
-                print(f"{len(outcomes)} of {args.trainings} trainings", flush=True)
+                print(f"{len(outcomes)} of {args.runs} runs", flush=True)
     equal = sum(outcome["outcome"] == "equal" for outcome in outcomes)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    summary = {"commit": commit.stdout.strip(), "seed": args.seed, "trainings": len(outcomes), "equal": equal}
+    summary = {"commit": commit.stdout.strip(), "seed": args.seed, "runs": len(outcomes), "equal": equal}
     kills = sum(len(outcome["kills"]) for outcome in outcomes)
     write_json(args.json, {**summary, "kills": kills, "outcomes": outcomes})
-    print(f"{equal} of {len(outcomes)} trainings ended with the undisturbed bits after {kills} kills -> {args.json}")
+    print(f"{equal} of {len(outcomes)} runs ended with the undisturbed bits after {kills} kills -> {args.json}")
     return int(equal != len(outcomes))
 
 
@@ -100,7 +100,7 @@ def _undisturbed(job: TrainJob, name: str, root: Path) -> None:
 
 
 def _killed(job: TrainJob, whole: TrainJob, name: str, number: int, seed: int, root: Path) -> dict[str, Any]:
-    """One training, killed one to three times, and what became of it."""
+    """One run, killed one to three times, and how it ended."""
     draws = random.Random(f"{seed} {number}")
     job = elsewhere(job, root / f"killed-{number}")
     updates = final_state(whole).global_step

@@ -1,21 +1,20 @@
-"""A checkpoint's file: killed after any byte, or damaged later, there is always a whole one to go on from."""
+"""Checkpoint files: killed after any byte, or damaged later, there is always a whole one to resume from."""
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import signal
-import sqlite3
 from pathlib import Path
 
 import pytest
 import torch
 from builders.limits import patience
+from builders.mlflow_runs import recorded
 from builders.projects import TOY, make_project, published
 from builders.runs import child, no_leftovers, run_child, run_stage
+from builders.stopping import die_before_update, run_facts
 
-from fer.io.files import read_json
 from fer.training.state import StateError, TrainState, saved_states
 
 EVERY = 97
@@ -57,7 +56,7 @@ def killed_at_rename(folder: Path, after: bool) -> int:
 
 
 def kill_all_the_way(folder: str, whole: int) -> None:
-    """Kills a writer after every so many bytes, and looks at what is left each time."""
+    """Kills a writer after every so many bytes, and checks what is left each time."""
     work = Path(folder)
     for size in (*range(0, whole - 40, EVERY), *range(whole - 40, whole)):
         assert killed_after(work, size) == -signal.SIGXFSZ, size
@@ -78,7 +77,7 @@ def _expect(work: Path, step: int) -> None:
     assert no_leftovers(work)
 
 
-def test_a_writer_killed_after_any_byte_leaves_the_last_whole_checkpoint_and_nothing_else(tmp_path: Path) -> None:
+def test_writer_killed_after_any_byte_leaves_the_last_whole_checkpoint_and_nothing_else(tmp_path: Path) -> None:
     whole = a_state(2).save(tmp_path / "sizes").stat().st_size
     assert whole > 30 * EVERY
     work = tmp_path / "work"
@@ -87,7 +86,7 @@ def test_a_writer_killed_after_any_byte_leaves_the_last_whole_checkpoint_and_not
     assert run_child(kill_all_the_way, str(work), whole) == 0
 
 
-def test_every_damaged_checkpoint_is_counted_once_even_if_the_next_process_is_killed(tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_counted_once_even_if_the_next_process_is_killed(tmp_path: Path) -> None:
     for step in (1, 2):
         path = a_state(step).save(tmp_path)
     path.write_bytes(path.read_bytes()[:-7])
@@ -101,14 +100,11 @@ def test_every_damaged_checkpoint_is_counted_once_even_if_the_next_process_is_ki
         TrainState.load(tmp_path)
 
 
-def test_a_damaged_checkpoint_is_told_by_a_warning_and_a_metric_of_the_one_run(tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_a_warning_and_a_metric_of_the_one_run(tmp_path: Path) -> None:
     whole = make_project(tmp_path / "whole", recipe=TOY, epochs=2, tracking={"enabled": False})
     assert run_child(run_stage, str(whole), str(tmp_path / "whole.txt")) == 0
     root = make_project(tmp_path / "damaged", recipe=TOY, epochs=2)
-    die = "import os, signal\nimport fer.training.loop as loop\nupdates, rate = [], loop.set_learning_rate\n"
-    die += "def deadly(*args):\n    updates.append(1)\n    len(updates) == 8 and os.kill(os.getpid(), signal.SIGKILL)\n"
-    die += "    rate(*args)\nloop.set_learning_rate = deadly\n"
-    killed = child(run_stage, str(root), str(tmp_path / "killed.txt"), die)
+    killed = child(run_stage, str(root), str(tmp_path / "killed.txt"), die_before_update(8))
     killed.join(patience(100))
     assert killed.exitcode == -signal.SIGKILL, (tmp_path / "killed.txt").read_text()
     newest = saved_states(next(root.glob(".work/[0-9a-f]*")))[0]
@@ -116,12 +112,12 @@ def test_a_damaged_checkpoint_is_told_by_a_warning_and_a_metric_of_the_one_run(t
     data[len(data) // 3] ^= 1
     newest.write_bytes(data)
     assert run_child(run_stage, str(root), str(tmp_path / "again.txt")) == 0
-    assert f"{newest.name}: damaged checkpoint" in (tmp_path / "again.txt").read_text()
+    assert newest.name in (tmp_path / "again.txt").read_text()
     assert published(root) == published(whole)
-    facts = read_json(root / "trained/tiny/toy/run.json")
+    facts = run_facts(root)
     assert (facts["checkpoint_fallbacks"], facts["resumes"]) == (1, 1)
-    with sqlite3.connect(root / "mlflow.db") as database:
-        assert database.execute("select status from runs").fetchall() == [("FINISHED",)]
-        points = database.execute("select key, step, value from metrics").fetchall()
-    assert ("checkpoint_fallbacks", 2, 1.0) in points
-    assert len({point[:2] for point in points}) == len(points), json.dumps(points)
+    ((status, curves),) = recorded(root)
+    assert status == "FINISHED"
+    assert (2, 1.0) in curves["checkpoint_fallbacks"]
+    for name, points in curves.items():
+        assert len({step for step, _ in points}) == len(points), name

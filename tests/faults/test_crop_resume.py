@@ -1,18 +1,17 @@
-"""A crop stage that was stopped goes on behind its last finished block, to the same bytes, on any number of workers."""
+"""A stopped crop stage resumes after its last finished block, to the same bytes, on any number of workers."""
 
 from __future__ import annotations
 
 import random
 import signal
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 from builders.crops import BLOCKS, CHANGES, CONFIG, TinySource, begun, crop, crop_until, files, make_raw, start
 from builders.limits import patience
 from builders.projects import finish
 from builders.runs import run_child, still_alive
+from builders.stopping import family, wait_until
 
 from fer.faces.blocks import MOST_ATTEMPTS, crop_block
 from fer.io.files import FileError
@@ -36,7 +35,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "moment", [*SOME, *(pytest.param(k, marks=pytest.mark.slow) for k in MOMENTS if k not in SOME)]
 )
-def test_killed_at_any_change_of_a_name_it_goes_on_to_the_same_bytes(
+def test_killed_at_any_rename_it_resumes_to_the_same_bytes(
     undisturbed: dict[str, bytes], tmp_path: Path, moment: int
 ) -> None:
     make_raw(tmp_path)
@@ -51,7 +50,7 @@ def test_killed_at_any_change_of_a_name_it_goes_on_to_the_same_bytes(
     assert [path.name for path in (tmp_path / "data" / "faces").iterdir()] == ["tiny"]
 
 
-def test_an_error_in_a_block_leaves_what_stood_before_and_loses_no_finished_block(
+def test_error_in_a_block_keeps_existing_outputs_and_every_finished_block(
     undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     raw = make_raw(tmp_path)
@@ -67,7 +66,7 @@ def test_an_error_in_a_block_leaves_what_stood_before_and_loses_no_finished_bloc
     assert begun(tmp_path) == {0: 2, 1: 2, 2: 2, 3: 2, 4: 3, 5: 2}
 
 
-def test_a_damaged_finished_block_is_done_again(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+def test_damaged_finished_block_is_done_again(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     raw = make_raw(tmp_path)
     (raw / "raise-3").touch()
     with pytest.raises(ValueError, match="cannot be read"):
@@ -99,7 +98,7 @@ def test_work_of_another_configuration_is_not_used_and_is_removed(
     assert other.name.startswith("tiny-b-"), "another dataset's work stays"
 
 
-def test_work_that_another_experiment_is_at_stays(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+def test_work_of_another_running_experiment_is_kept(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     make_raw(tmp_path)
     living = tmp_path / ".work" / "crop" / f"tiny-{'0' * 16}"
     with lock(living / "lock"):
@@ -107,14 +106,14 @@ def test_work_that_another_experiment_is_at_stays(undisturbed: dict[str, bytes],
         assert crop(tmp_path) == undisturbed
         assert [path.name for path in tmp_path.glob(".work/crop/*/faces-*")] == ["faces-00000.parquet"]
     assert crop(tmp_path) == undisturbed
-    assert not (tmp_path / ".work" / "crop").exists(), "nobody is at it any more"
+    assert not (tmp_path / ".work" / "crop").exists(), "nobody uses it any more"
 
 
-def test_raising_max_bad_fraction_goes_on_from_where_the_stage_stopped(
+def test_raising_max_bad_fraction_resumes_where_the_stage_stopped(
     undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     make_raw(tmp_path)
-    with pytest.raises(FileError, match=r"2 of the first 15 pictures cannot be decoded \(truncated 2\)") as failure:
+    with pytest.raises(FileError, match=r"2 of the first 15 \w+ cannot be decoded \(truncated 2\)") as failure:
         crop(tmp_path, config=CONFIG.model_copy(update={"max_bad_fraction": 0.05}))
     assert "tiny/0003 (tiny:3)" in str(failure.value)
     assert "crop.max_bad_fraction" in str(failure.value)
@@ -122,7 +121,7 @@ def test_raising_max_bad_fraction_goes_on_from_where_the_stage_stopped(
     assert set(begun(tmp_path).values()) == {1}
 
 
-def test_a_block_that_ends_its_worker_again_and_again_is_given_up(tmp_path: Path) -> None:
+def test_block_that_kills_every_worker_is_given_up(tmp_path: Path) -> None:
     raw = make_raw(tmp_path)
     (raw / "poison-1").touch()
     block = TinySource().blocks(raw)[1]
@@ -134,7 +133,7 @@ def test_a_block_that_ends_its_worker_again_and_again_is_given_up(tmp_path: Path
 
 
 @pytest.mark.ray
-def test_a_killed_actor_is_replaced_and_the_bytes_are_the_same(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+def test_killed_actor_is_replaced_and_the_bytes_are_the_same(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     raw = make_raw(tmp_path)
     (raw / "kill-1").touch()
     (raw / "kill-4").touch()
@@ -157,20 +156,16 @@ def test_any_number_of_workers_gives_the_same_bytes(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_killed_driver_leaves_no_worker_and_goes_on(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+def test_killed_driver_leaves_no_worker_and_the_stage_resumes(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     raw = make_raw(tmp_path)
     (raw / "wait-3").touch()
     stage = start(tmp_path, workers=2)
-    deadline = time.monotonic() + patience(200)
-    while len(list(tmp_path.glob(".work/crop/*/faces-*.json"))) < 3:
-        assert stage.poll() is None, stage.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    family = psutil.Process(stage.pid).children(recursive=True)
+    wait_until(lambda: len(list(tmp_path.glob(".work/crop/*/faces-*.json"))) >= 3, stage)
+    processes = family(stage)
     stage.kill()
     stage.communicate()
     # Ray's two agents stay for a minute or two, idle, asking for the head they have lost.
-    assert not [name for name in still_alive(family, 10) if not name.endswith("Agent")]
+    assert not [name for name in still_alive(processes, 10) if not name.endswith("Agent")]
     assert not (tmp_path / "data" / "faces").exists()
     (raw / "wait-3").unlink()
     assert crop(tmp_path) == undisturbed
@@ -179,7 +174,7 @@ def test_a_killed_driver_leaves_no_worker_and_goes_on(undisturbed: dict[str, byt
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_block_that_kills_every_actor_ends_the_stage_with_its_name(tmp_path: Path) -> None:
+def test_block_that_kills_every_actor_ends_the_stage_with_its_name(tmp_path: Path) -> None:
     raw = make_raw(tmp_path)
     (raw / "poison-2").touch()
     said, _ = start(tmp_path, workers=2).communicate(timeout=patience(250))

@@ -1,5 +1,5 @@
-"""A transfer or an extraction that is killed, or runs into a wall, leaves nothing under a final name; the same command
-goes on. The many ways in which servers fail and archives attack are in tests/unit/test_transfer.py, test_archives.py.
+"""A killed or failed transfer or extraction leaves nothing under a final name; the same command resumes. The faults of
+servers and the attacks of archives are in tests/io/test_transfer.py and test_archives.py.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def fetching(url: str, target: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", _FETCH, url, str(target)])
 
 
-def test_killed_again_and_again_at_any_byte_the_file_has_no_name_until_it_is_whole(tmp_path: Path) -> None:
+def test_download_killed_at_any_byte_resumes_and_has_no_name_until_it_is_complete(tmp_path: Path) -> None:
     target, part = tmp_path / "data.bin", tmp_path / ".data.bin.part"
     draw = random.Random(1)
     with serve(Site(piece=1 << 15, pause=0.01)) as site:
@@ -35,7 +36,7 @@ def test_killed_again_and_again_at_any_byte_the_file_has_no_name_until_it_is_who
             threshold = share * len(BODY) + draw.randrange(1 << 15)
             child = fetching(f"{site.url}/a", target)
             while not part.exists() or part.stat().st_size < threshold:
-                assert child.poll() is None, "it ended before it could be killed"
+                assert child.poll() is None, "ended before it was killed"
                 time.sleep(0.002)
             child.send_signal(signal.SIGKILL)
             child.wait()
@@ -44,11 +45,11 @@ def test_killed_again_and_again_at_any_byte_the_file_has_no_name_until_it_is_who
         assert fetching(f"{site.url}/a", target).wait() == 0
         assert hashlib.sha256(target.read_bytes()).hexdigest() == DIGEST
         assert [path.name for path in tmp_path.iterdir()] == ["data.bin"]
-        assert site.starts == sorted(site.starts), "each went on from where the last was killed"
+        assert site.starts == sorted(site.starts), "each resumed where the last was killed"
         assert site.starts[-1] > 0.8 * len(BODY)
 
 
-def test_killed_before_the_rename_the_next_needs_no_byte(tmp_path: Path) -> None:
+def test_download_killed_before_the_rename_needs_no_byte_more(tmp_path: Path) -> None:
     script = f"import os; os.replace = lambda *names: os.kill(os.getpid(), 9)\n{_FETCH}"
     with serve(Site()) as site:
         command = [sys.executable, "-c", script, f"{site.url}/a", str(tmp_path / "data.bin")]
@@ -64,7 +65,7 @@ def test_killed_before_the_rename_the_next_needs_no_byte(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("fault", ["cut", "stall", 404, "page", "short"])
-def test_whatever_the_server_does_a_later_run_completes(tmp_path: Path, fault: str | int) -> None:
+def test_run_after_a_server_fault_completes(tmp_path: Path, fault: str | int) -> None:
     target = tmp_path / "data.bin"
     with serve(Site(faults=[fault])) as site:
         with pytest.raises(FileError):
@@ -75,9 +76,7 @@ def test_whatever_the_server_does_a_later_run_completes(tmp_path: Path, fault: s
     assert [path.name for path in tmp_path.iterdir()] == ["data.bin"]
 
 
-def test_an_extraction_that_is_killed_at_any_file_is_done_anew_by_the_next(tmp_path: Path) -> None:
-    import zipfile
-
+def test_extraction_killed_at_any_file_is_repeated_by_the_next_run(tmp_path: Path) -> None:
     archive, out = tmp_path / "a.zip", tmp_path / "out"
     names = [f"{number:04}" for number in range(1500)]
     with zipfile.ZipFile(archive, "w") as writer:

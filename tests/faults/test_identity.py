@@ -1,4 +1,4 @@
-"""What a training is: other data or parameters under the same name are another one, and other circumstances are not."""
+"""The identity of a run: other data or parameters under the same name are another run; other surroundings are not."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ from builders.limits import patience
 from builders.projects import TOY, environment, make_project, published
 from builders.runs import child, run_child, run_stage
 from builders.shards import make_shards
+from builders.stopping import checkpoints, die_before_update, resumed
 
 QUIET = {"recipe": TOY, "epochs": 2, "tracking": {"enabled": False}}
-DIE = "import os, signal\nimport fer.training.loop as loop\nupdates, rate = [], loop.set_learning_rate\n"
-DIE += "def deadly(*args):\n    updates.append(1)\n    len(updates) == 4 and os.kill(os.getpid(), signal.SIGKILL)\n"
-DIE += "    rate(*args)\nloop.set_learning_rate = deadly\n"
 
 
 def changed_parameters(root: Path) -> None:
@@ -33,22 +31,22 @@ def changed_data(root: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [changed_parameters, changed_data])
-def test_a_killed_training_is_never_gone_on_with_under_other_data_or_parameters(change: Any, tmp_path: Path) -> None:
+def test_killed_run_is_never_resumed_with_other_data_or_parameters(change: Any, tmp_path: Path) -> None:
     root, fresh = make_project(tmp_path / "killed", **QUIET), make_project(tmp_path / "fresh", **QUIET)
-    killed = child(run_stage, str(root), str(tmp_path / "said"), DIE)
+    killed = child(run_stage, str(root), str(tmp_path / "output"), die_before_update(4))
     killed.join(patience(100))
     assert killed.exitcode == -signal.SIGKILL
-    before = set(root.glob(".work/*/state-*.pt"))
+    before = checkpoints(root)
     assert before
     for project in (root, fresh):
         change(project)
-        assert run_child(run_stage, str(project), str(tmp_path / "said")) == 0
-        assert "resuming after" not in (tmp_path / "said").read_text()
+        assert run_child(run_stage, str(project), str(tmp_path / "output")) == 0
+        assert not resumed((tmp_path / "output").read_text())
     assert published(root) == published(fresh)
-    assert set(root.glob(".work/*/state-*.pt")) == before, "the other training could still be gone on with"
+    assert checkpoints(root) == before, "the other run could still be resumed"
 
 
-# ---------------------------------------------------------------------------------------------- circumstances
+# ---------------------------------------------------------------------------------------------- surroundings
 
 CHAIN = """
 import sys

@@ -1,4 +1,4 @@
-"""Queued experiments of DVC, which run in folders that are deleted: what lasts is in the project, and none is lost."""
+"""Queued experiments of DVC, which run in folders that are deleted: lasting files are in the project, none is lost."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -14,8 +13,10 @@ import cv2
 import numpy as np
 import pytest
 import yaml_text
+from builders.mlflow_runs import runs
 from builders.projects import NANO, REPOSITORY, finish, make_project, run_dvc, start_training
 from builders.shards import LABELS
+from builders.stopping import copy_code
 
 from fer import params
 from fer.processes import lock
@@ -33,17 +34,13 @@ def queue(project: Path, name: str) -> Path:
     return copy
 
 
-def runs(project: Path) -> list[str]:
-    """The status of each run in the project's MLflow store."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=f"sqlite:///{project / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("tiny")
-    assert experiment.artifact_location == (project / "mlartifacts").as_uri()
-    return [run.info.status for run in client.search_runs([experiment.experiment_id])]
+def statuses(project: Path) -> list[str]:
+    """The status of each run in the project's MLflow store, which keeps its artifacts in the project."""
+    assert all(run.info.artifact_uri.startswith((project / "mlartifacts").as_uri()) for run in runs(project))
+    return [run.info.status for run in runs(project)]
 
 
-def test_only_a_queued_experiment_has_another_home_than_its_own_folder(
+def test_only_a_queued_experiment_has_another_home_than_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, other = make_project(tmp_path / "project"), make_project(tmp_path / "other")
@@ -61,7 +58,7 @@ def test_only_a_queued_experiment_has_another_home_than_its_own_folder(
         assert (found.root, found.home, found.queued) == (root, home, home != root)
 
 
-def test_a_project_in_a_folder_of_the_repository_is_found_from_its_queued_experiment(
+def test_project_in_a_folder_of_the_repository_is_found_from_its_queued_experiment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = make_project(tmp_path / "repository" / "faces")
@@ -71,9 +68,7 @@ def test_a_project_in_a_folder_of_the_repository_is_found_from_its_queued_experi
     assert params.load(copy / "params.yaml").home == project
 
 
-def test_a_recipe_that_git_does_not_hold_is_found_in_the_project(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recipe_that_git_ignores_is_found_in_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = make_project(tmp_path, recipe={"recipe": "tuned/mine.yaml"})
     copy = queue(project, "one")
     (project / "tuned").mkdir()
@@ -85,7 +80,7 @@ def test_a_recipe_that_git_does_not_hold_is_found_in_the_project(
     assert params.load(copy / "params.yaml").recipe("toy").batch_size == 24, "its own, where it has one"
 
 
-def test_an_experiment_reads_the_project_s_data_and_keeps_its_outputs(tmp_path: Path) -> None:
+def test_experiment_reads_the_data_of_the_project_and_keeps_its_outputs(tmp_path: Path) -> None:
     project, copy = tmp_path / "project", tmp_path / "project/.dvc/tmp/exps/one"
     make_photos(project / "photos")
     copy.mkdir(parents=True)
@@ -97,7 +92,7 @@ def test_an_experiment_reads_the_project_s_data_and_keeps_its_outputs(tmp_path: 
     assert not (copy / ".work").exists()
 
 
-def test_an_experiment_waits_for_another_with_the_same_download_and_both_have_the_whole(
+def test_experiment_waits_for_another_with_the_same_download_and_both_are_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, copies = tmp_path / "project", [tmp_path / "project/.dvc/tmp/exps" / name for name in ("one", "two")]
@@ -127,7 +122,7 @@ def test_an_experiment_waits_for_another_with_the_same_download_and_both_have_th
     assert not (project / ".work" / "download").exists()
 
 
-def test_an_experiment_waits_for_another_with_the_same_training_and_both_are_recorded(tmp_path: Path) -> None:
+def test_experiment_waits_for_another_with_the_same_run_and_both_are_recorded(tmp_path: Path) -> None:
     project = make_project(tmp_path / "project", epochs=1)
     one, two = queue(project, "one"), queue(project, "two")
     finish(start_training(one, DVC_ROOT=str(project)))
@@ -140,12 +135,12 @@ def test_an_experiment_waits_for_another_with_the_same_training_and_both_are_rec
         assert f"held by process {os.getpid()}; waiting for it to end" in line
         plain = start_training(project)
         output, _ = plain.communicate()
-        assert plain.returncode == 1, "what is no experiment does not wait"
+        assert plain.returncode == 1, "only an experiment waits"
         assert f"held by process {os.getpid()}; wait for it to end or stop it" in output
     finish(waiting)
     for name in ("model.safetensors", "history.csv", "val.json", "train.json"):
         assert (two / "trained/tiny/toy" / name).read_bytes() == (one / "trained/tiny/toy" / name).read_bytes()
-    assert runs(project).count("FINISHED") == 2
+    assert statuses(project).count("FINISHED") == 2
     assert [path.name for path in (project / ".work").iterdir()] == ["locks"]
     assert not [path for copy in (one, two) for path in copy.iterdir() if path.name.startswith("ml")]
     assert not (project / "trained").exists()
@@ -164,7 +159,7 @@ def make_photos(folder: Path) -> Path:
 
 
 def make_repository(root: Path) -> Path:
-    """A git repository with the stages up to `evaluate`, on pictures that it ignores and params.yaml names."""
+    """A git repository with the stages up to `evaluate`, on images that it ignores and params.yaml names."""
     make_project(root, epochs=1, recipe={**NANO, "batch_size": 8})
     shutil.rmtree(root / "data")
     make_photos(root / "photos")
@@ -174,13 +169,7 @@ def make_repository(root: Path) -> Path:
     document["cluster"]["crop_workers"] = 0
     document["shard"] = {"folds": 4}
     (root / "params.yaml").write_text(yaml_text.dump(document))
-    for folder in ("fer", "pipelines"):
-        shutil.copytree(REPOSITORY / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    stages = yaml_text.load((REPOSITORY / "dvc.yaml").read_text())["stages"]
-    stages = {name: stage for name, stage in stages.items() if name != "report"}
-    for stage in stages.values():
-        stage["cmd"] = stage["cmd"].replace("python ", f"{sys.executable} ", 1)
-    (root / "dvc.yaml").write_text(yaml_text.dump({"stages": stages}))
+    copy_code(root)
     (root / ".gitignore").write_text((REPOSITORY / ".gitignore").read_text() + "/photos/\n")
     for command in (["init", "-q"], ["config", "user.name", "T"], ["config", "user.email", "t@example.org"]):
         subprocess.run(["git", *command], cwd=root, check=True)
@@ -197,7 +186,7 @@ def test_two_queued_experiments_at_once_lose_no_record_and_can_be_applied(tmp_pa
     for name, epochs in (("one", 1), ("two", 2)):
         run_dvc(root, "exp", "run", "--queue", "--name", name, "-S", f"models.toy.epochs={epochs}")
     run_dvc(root, "exp", "run", "--run-all", "-j", "2")
-    assert runs(root) == ["FINISHED", "FINISHED"]
+    assert statuses(root) == ["FINISHED", "FINISHED"]
     assert sorted(path.name for path in (root / ".work").iterdir()) == ["locks", "plan"]
     assert len(list(root.glob("mlartifacts/*/artifacts/evaluation/test.json"))) == 2
     assert not (root / "trained").exists(), "an experiment's outputs stay its own"

@@ -1,4 +1,4 @@
-"""A training that is killed, in this process or among several ranks, goes on to the same bits."""
+"""A killed run, of one process or of several ranks, resumes to the same bits."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def undisturbed(job: TrainJob) -> TrainState:
     return final_state(job)
 
 
-def test_two_undisturbed_trainings_are_the_same_bits(job: TrainJob, undisturbed: TrainState, tmp_path: Path) -> None:
+def test_two_undisturbed_runs_are_the_same_bits(job: TrainJob, undisturbed: TrainState, tmp_path: Path) -> None:
     again = elsewhere(job, tmp_path / "work")
     assert run_child(train, again) == 0
     assert_same_bits(final_state(again), undisturbed)
@@ -49,7 +49,7 @@ def test_two_undisturbed_trainings_are_the_same_bits(job: TrainJob, undisturbed:
 
 
 @pytest.mark.parametrize("step", [1, *random.Random(1).sample(range(2, UPDATES), 4), UPDATES])
-def test_killed_after_any_step_goes_on_to_the_same_bits(
+def test_killed_after_any_step_resumes_to_the_same_bits(
     step: int, job: TrainJob, undisturbed: TrainState, tmp_path: Path
 ) -> None:
     killed = elsewhere(job, tmp_path / "work")
@@ -58,7 +58,7 @@ def test_killed_after_any_step_goes_on_to_the_same_bits(
     assert_same_bits(final_state(killed), undisturbed)
 
 
-def test_killed_again_and_again_at_any_moment_goes_on_to_the_same_bits(
+def test_killed_again_and_again_at_any_moment_resumes_to_the_same_bits(
     job: TrainJob, undisturbed: TrainState, tmp_path: Path
 ) -> None:
     killed, draws, kills = elsewhere(job, tmp_path / "work"), random.Random(2), 0
@@ -78,7 +78,7 @@ def test_killed_again_and_again_at_any_moment_goes_on_to_the_same_bits(
 
 @pytest.mark.parametrize("moment", ["half", "before", "after"])
 @pytest.mark.parametrize("number", [1, 4])
-def test_killed_while_a_checkpoint_is_written_goes_on_to_the_same_bits(
+def test_killed_while_a_checkpoint_is_written_resumes_to_the_same_bits(
     number: int, moment: str, job: TrainJob, undisturbed: TrainState, tmp_path: Path
 ) -> None:
     killed = elsewhere(job, tmp_path / "work")
@@ -88,7 +88,7 @@ def test_killed_while_a_checkpoint_is_written_goes_on_to_the_same_bits(
     assert no_leftovers(Path(killed.work_dir))
 
 
-def test_a_damaged_checkpoint_costs_some_steps_and_no_bits(
+def test_damaged_checkpoint_costs_some_steps_and_no_bits(
     job: TrainJob, undisturbed: TrainState, tmp_path: Path
 ) -> None:
     damaged = elsewhere(job, tmp_path / "work")
@@ -100,7 +100,7 @@ def test_a_damaged_checkpoint_costs_some_steps_and_no_bits(
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_a_killed_rank_takes_all_down_and_all_go_on_to_the_same_bits(world_size: int, tmp_path: Path) -> None:
+def test_killed_rank_ends_all_and_all_resume_to_the_same_bits(world_size: int, tmp_path: Path) -> None:
     job = make_job(tmp_path, epochs=2, batch_size=12)
     whole, killed = elsewhere(job, tmp_path / "whole"), elsewhere(job, tmp_path / "killed")
     assert run_ranks(whole, world_size, tmp_path / "meeting-1") == [0] * world_size

@@ -1,4 +1,4 @@
-"""Every family of models, under SAM, goes on to the same bits wherever it was killed: between SAM's passes too."""
+"""Every model family, under SAM, resumes to the same bits wherever it was killed: between SAM's passes too."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ QUICK = ("ddamfn_nano", "lhc_net_nano")
 @pytest.mark.parametrize(
     "model", [pytest.param(model, marks=() if model in QUICK else pytest.mark.slow) for model in FAMILIES]
 )
-def test_killed_under_sam_every_family_goes_on_to_the_same_bits(model: str, tmp_path: Path) -> None:
+def test_killed_under_sam_every_family_resumes_to_the_same_bits(model: str, tmp_path: Path) -> None:
     job = make_job(
         tmp_path, model=model, options=FAMILIES[model], epochs=2, batch_size=24, sam={"rho": 0.05}, patience=2
     )
@@ -51,7 +51,7 @@ def test_killed_under_sam_every_family_goes_on_to_the_same_bits(model: str, tmp_
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("model", FAMILIES)
-def test_killed_under_sam_at_ten_random_moments_every_family_goes_on_to_the_same_bits(
+def test_killed_under_sam_at_ten_random_moments_every_family_resumes_to_the_same_bits(
     model: str, tmp_path: Path
 ) -> None:
     job = make_job(tmp_path, model=model, options=FAMILIES[model], epochs=2, batch_size=24, sam={"rho": 0.05})

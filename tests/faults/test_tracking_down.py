@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 from builders.limits import patience
-from builders.mlflow_runs import recorded
+from builders.mlflow_runs import recorded, start
 from builders.projects import NANO, environment, finish, make_project, published, start_training
 from builders.runs import child
 
-from fer.tracking import Run, TrackingConfig, TrackingError, compat, health, open_run
+from fer.tracking import TrackingConfig, TrackingError, compat, health
 from fer.tracking.journal import left_journals
 
 pytestmark = pytest.mark.slow
@@ -30,11 +30,6 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(autouse=True)
 def _local_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-def start(root: Path, key: str, uri: str | None = None) -> Run:
-    config = TrackingConfig(log_model=False, uri=uri)
-    return open_run(config, root, experiment="tiny", run_name="toy", key=key, params={"lr": 0.1}, tags={"by": "test"})
 
 
 def test_database_locked_for_15_seconds_delays_entries_and_loses_none(tmp_path: Path) -> None:
@@ -83,7 +78,7 @@ def test_six_processes_at_once_on_a_new_database_all_have_their_run(tmp_path: Pa
         assert recorded(tmp_path, f"starter {number}") == [("FINISHED", {"val_loss": [(1, float(number))]})]
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
         assert store.execute("pragma integrity_check").fetchall() == [("ok",)]
-        assert store.execute("select count(*) from experiments where name = 'tiny'").fetchall() == [(1,)]
+        assert store.execute("select count(*) from experiments where name = 'toy'").fetchall() == [(1,)]
     assert not left_journals(tmp_path)
 
 
@@ -141,7 +136,7 @@ def test_server_killed_in_the_middle_of_a_run_changes_no_bit_and_gets_every_metr
         finish(start_training(whole), timeout=280)
         assert published(root) == published(whole)
         server.start()
-        with start(root, "next", server.uri):
+        with start(root, "next", TrackingConfig(uri=server.uri)):
             pass
     finally:
         server.kill()

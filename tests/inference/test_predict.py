@@ -1,4 +1,4 @@
-"""People's own photos: the same faces, pixels and logits as in training, told plainly, and nothing written unasked."""
+"""`fer predict`: the faces, pixels and logits of training, exact outputs, and no file that was not asked for."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -41,8 +42,16 @@ LABELS = SPACES["basic7"].labels
 CROP = CropConfig(detector="yunet", size=96, border="replicate", jpeg_quality=90)
 
 
+class Scenes(NamedTuple):
+    """A folder of synthetic scenes, a finder of their faces, and the number of these."""
+
+    folder: Path
+    finder: Finder
+    count: int
+
+
 class Knowing:
-    """A detector that was told where the faces of each picture are."""
+    """A detector that knows the faces of each image."""
 
     def __init__(self, known: dict[str, list[Detection]]) -> None:
         self._known = known
@@ -52,13 +61,13 @@ class Knowing:
 
 
 def key_of(image: Image) -> str:
-    colour = image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
-    return hashlib.sha256(np.ascontiguousarray(colour)).hexdigest()
+    color = image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
+    return hashlib.sha256(np.ascontiguousarray(color)).hexdigest()
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as a training leaves it, of random weights whose answers differ from face to face."""
+    """The folder of a run, with random weights whose logits differ from face to face."""
     torch.manual_seed(0)
     model = create_model("ddamfn_nano", len(LABELS))
     for parameter in model.parameters():
@@ -73,8 +82,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finder, int]:
-    """A folder of drawn scenes as files, what finds their faces, and how many these are."""
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
     folder = tmp_path_factory.mktemp("scenes")
     known: dict[str, list[Detection]] = {}
     for index in range(12):
@@ -86,7 +94,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Finder, int]
             for number, face in enumerate(scene.faces)
         ]
     finder = Finder(detector=Knowing(known), min_score=0.5)
-    return folder, finder, sum(map(len, known.values()))
+    return Scenes(folder, finder, sum(map(len, known.values())))
 
 
 def photos_in(folder: Path) -> list[tuple[str, Path | bytes]]:
@@ -107,31 +115,23 @@ def shards_of(folder: Path, crops: list[bytes]) -> Path:
 # ------------------------------------------------------------------------------------------------ parity
 
 
-def test_a_dataset_s_own_pictures_get_the_logits_that_evaluate_gives(
-    weights: Path, scenes: tuple[Path, Finder, int], tmp_path: Path
-) -> None:
-    """The crop stage, shards and `evaluate` on one side, `fer predict` on the other: found, cut, encoded, read."""
+def test_images_of_a_dataset_get_the_logits_of_evaluate(weights: Path, scenes: Scenes, tmp_path: Path) -> None:
+    """The crop stage, shards and `evaluate` on one side, `fer predict` on the other."""
     folder, finder, count = scenes
+    face = AnnotatedFace(box=None, landmarks=None, label=1, clean_label=1)
     samples = [
-        RawSample(
-            key=path.name,
-            image=path.read_bytes(),
-            split="test",
-            faces=(AnnotatedFace(box=None, landmarks=None, label=1, clean_label=1),),
-            is_crop=False,
-            origin=path.name,
-        )
+        RawSample(key=path.name, image=path.read_bytes(), split="test", faces=(face,), is_crop=False, origin=path.name)
         for path in find_photos([folder])
     ]
-    settings = CROP.model_copy(update={"faces": "all"})
-    crops = [one for found in crop_samples(samples, settings, finder) for one in found if isinstance(one, FaceCrop)]
+    config = CROP.model_copy(update={"faces": "all"})
+    crops = [one for found in crop_samples(samples, config, finder) for one in found if isinstance(one, FaceCrop)]
     assert 8 < len(crops) <= count
     shards = shards_of(tmp_path / "scenes", [crop.image for crop in crops])
     job = PredictJob(
         shards=str(shards), weights=str(weights / "model.safetensors"), split="test", batch_size=16, threads=1
     )
     evaluated = predict_share(job).logits
-    assert np.ptp(evaluated, axis=0).max() > 0.1, "the weights tell faces apart"
+    assert np.ptp(evaluated, axis=0).max() > 0.1, "the weights distinguish faces"
 
     classifier = Classifier(weights)
     config = crop_config(classifier.info, None)
@@ -142,21 +142,7 @@ def test_a_dataset_s_own_pictures_get_the_logits_that_evaluate_gives(
         assert [photo.name for photo in found] == [name for name, _ in photos_in(folder)]
 
 
-def test_the_stored_crop_s_jpeg_is_part_of_what_a_model_is_given(
-    weights: Path, scenes: tuple[Path, Finder, int]
-) -> None:
-    folder, finder, _ = scenes
-    classifier = Classifier(weights)
-    photo = photos_in(folder)[:4]
-    logits = {}
-    for quality in (95, 30):
-        config = crop_config(classifier.info, None).model_copy(update={"jpeg_quality": quality})
-        found = classify(photo, classifier, config, finder)
-        logits[quality] = np.array([face.logits for one in found for face in one.faces])
-    assert not np.array_equal(logits[95], logits[30])
-
-
-def test_flipping_is_the_mean_over_the_face_and_its_mirror_image(weights: Path) -> None:
+def test_flip_is_the_mean_over_the_face_and_its_mirror_image(weights: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
     face, mirrored = encoded(noise, "PNG"), encoded(noise[:, ::-1], "PNG")
     classifier = Classifier(weights)
@@ -164,7 +150,7 @@ def test_flipping_is_the_mean_over_the_face_and_its_mirror_image(weights: Path) 
     assert classifier.logits([face], "flip")[0] == pytest.approx(alone.mean(axis=0), abs=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------ settings
+# ------------------------------------------------------------------------------------------------ configuration
 
 
 def info(**extra: object) -> WeightsInfo:
@@ -174,49 +160,49 @@ def info(**extra: object) -> WeightsInfo:
     )  # fmt: skip
 
 
-def test_faces_are_cut_out_as_the_model_s_training_had_them(caplog: pytest.LogCaptureFixture) -> None:
+def test_faces_are_cropped_like_the_training_data(caplog: pytest.LogCaptureFixture) -> None:
     trained = CropConfig(detector="yunet", align="square", size=224, min_score=0.7, faces="central").model_dump()
     own = crop_config(info(crop=trained), None)
     assert (own.detector, own.align, own.size, own.min_score, own.faces) == ("yunet", "square", 224, 0.7, "all")
     other = crop_config(info(crop=trained), "retinaface")
     assert (other.detector, other.align, other.min_score) == ("retinaface", "square", None)
-    assert "found by yunet, not by retinaface" in caplog.text
+    assert "detected by yunet, not by retinaface" in caplog.text
 
 
-def test_faces_annotated_by_hand_are_found_by_the_default_detector(caplog: pytest.LogCaptureFixture) -> None:
+def test_default_detector_replaces_annotated_boxes(caplog: pytest.LogCaptureFixture) -> None:
     config = crop_config(info(crop=CropConfig(border="reflect").model_dump()), None)
     assert (config.detector, config.border) == ("retinaface", "reflect")
     assert caplog.text == ""
 
 
-def test_weights_that_do_not_say_how_faces_were_cut_get_the_defaults_and_a_warning(
+def test_weights_without_a_crop_configuration_get_the_defaults_and_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert crop_config(info(), "yunet") == CropConfig(detector="yunet", faces="all")
     assert "do not say how" in caplog.text
 
 
-def test_settings_that_this_version_does_not_have_are_refused_by_name() -> None:
+def test_unknown_crop_value_is_rejected() -> None:
     with pytest.raises(ConfigError, match=r"crop\.border = 'wrap'"):
         crop_config(info(crop=CropConfig().model_dump() | {"border": "wrap"}), "yunet")
 
 
-def test_a_training_writes_into_its_weights_how_its_faces_were_cut_out(tmp_path: Path) -> None:
+def published_run(folder: Path, **facts: object) -> WeightsInfo:
+    """The description in the weights that a run publishes."""
     model = create_model("ddamfn_nano", len(LABELS))
     last = SimpleNamespace(model="ddamfn_nano", options={})
     job = SimpleNamespace(labels=LABELS, fingerprint="f", recipe=SimpleNamespace(last=last))
     state = SimpleNamespace(best_epoch=1, best_model=model.state_dict(), history=[{"epoch": 1, "val_accuracy": 0.5}])
-    facts = {
-        "dataset": "d",
-        "label_space": "basic7",
-        "synthetic": False,
-        "crop": CROP.model_dump(exclude={"detector_weights"}),
-    }
-    publish(tmp_path / "trained", model, job, state, facts, {})
-    assert crop_config(Classifier(tmp_path / "trained").info, None) == CROP.model_copy(update={"faces": "all"})
+    publish(folder, model, job, state, {"dataset": "d", "label_space": "basic7", "crop": {}, **facts}, {})
+    return Classifier(folder).info
 
 
-def test_published_weights_are_sent_to_the_importer(tmp_path: Path) -> None:
+def test_run_writes_its_crop_configuration_into_the_weights(tmp_path: Path) -> None:
+    written = published_run(tmp_path / "run", synthetic=False, crop=CROP.model_dump(exclude={"detector_weights"}))
+    assert crop_config(written, None) == CROP.model_copy(update={"faces": "all"})
+
+
+def test_published_weights_are_refused_with_the_import_command(tmp_path: Path) -> None:
     (tmp_path / "model.pth").write_bytes(b"PK\x03\x04")
     with pytest.raises(FileError, match="fer weights import"):
         Classifier(tmp_path / "model.pth")
@@ -227,7 +213,7 @@ def test_published_weights_are_sent_to_the_importer(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ photos
 
 
-def test_folders_are_searched_for_pictures_below_them_in_order(tmp_path: Path) -> None:
+def test_images_below_folders_are_found_in_order(tmp_path: Path) -> None:
     for name in ("b.JPG", "a/z.png", "a/notes.txt", ".hidden/x.jpg", "a/.x.jpg", "no_ending"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -235,9 +221,7 @@ def test_folders_are_searched_for_pictures_below_them_in_order(tmp_path: Path) -
     assert found == ["b.JPG", "a/z.png", "no_ending"]
 
 
-def test_unreadable_photos_are_named_with_the_reason_and_passed_over(
-    weights: Path, scenes: tuple[Path, Finder, int], tmp_path: Path
-) -> None:
+def test_unreadable_photos_are_named_with_the_reason_and_skipped(weights: Path, scenes: Scenes, tmp_path: Path) -> None:
     folder, finder, _ = scenes
     (tmp_path / "page.jpg").write_bytes(b"<html>")
     blank = encoded(np.full((90, 90, 3), 200, np.uint8), "PNG")
@@ -246,14 +230,14 @@ def test_unreadable_photos_are_named_with_the_reason_and_passed_over(
     found = list(classify(given, classifier, crop_config(classifier.info, None), finder))
     assert [photo.read for photo in found[:4]] == [False, False, True, True]
     assert [next(lines(photo, LABELS)) for photo in found[:3]] == [
-        "page  not read: not_an_image: no known picture format in 6 bytes",
+        "page  not read: not_an_image: no known image format in 6 bytes",
         "gone  not read: not_a_file: no such file",
-        "blank  no face: the detector finds no face in this picture",
+        "blank  no face: the detector finds no face in this image",
     ]
     assert sum(len(photo.faces) for photo in found) > 8
 
 
-def test_a_whole_photo_is_a_face_as_it_is(weights: Path) -> None:
+def test_whole_photo_is_one_face(weights: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
     classifier = Classifier(weights)
     (photo,) = classify([("face", encoded(noise, "PNG"))], classifier, CropConfig(), None)
@@ -262,30 +246,30 @@ def test_a_whole_photo_is_a_face_as_it_is(weights: Path) -> None:
     assert np.array_equal(face.logits, classifier.logits([encoded(noise, "PNG")])[0])
 
 
-def found_photos(weights: Path, scenes: tuple[Path, Finder, int]) -> list[Photo]:
+def found_photos(weights: Path, scenes: Scenes) -> list[Photo]:
     classifier = Classifier(weights)
-    return list(classify(photos_in(scenes[0]), classifier, crop_config(classifier.info, None), scenes[1]))
+    return list(classify(photos_in(scenes.folder), classifier, crop_config(classifier.info, None), scenes.finder))
 
 
-def test_tables_hold_every_face_with_all_probabilities_in_the_weights_own_order(
-    weights: Path, scenes: tuple[Path, Finder, int]
+def test_tables_have_every_face_with_all_probabilities_in_the_order_of_the_weights(
+    weights: Path, scenes: Scenes
 ) -> None:
     photos = found_photos(weights, scenes)
     rows = list(csv.DictReader(as_csv(photos, LABELS).splitlines()))
-    told = json.loads(json.dumps([as_json(photo, LABELS) for photo in photos]))
+    written = json.loads(json.dumps([as_json(photo, LABELS) for photo in photos]))
     faces = [(photo, face) for photo in photos for face in photo.faces]
     assert [row["face"] for row in rows if row["face"]] == [str(face.number) for _, face in faces]
-    assert list(told[0]["faces"][0]["probabilities"]) == list(LABELS)
+    assert list(written[0]["faces"][0]["probabilities"]) == list(LABELS)
     for (photo, face), row in zip(faces, [row for row in rows if row["face"]], strict=True):
-        shares = [float(row[f"p_{label}"]) for label in LABELS]
+        probabilities = [float(row[f"p_{label}"]) for label in LABELS]
         assert row["file"] == photo.name
-        assert sum(shares) == pytest.approx(1, abs=1e-5)
+        assert sum(probabilities) == pytest.approx(1, abs=1e-5)
         assert row["label"] == LABELS[int(face.logits.argmax())]
-        assert float(row["confidence"]) == max(shares)
+        assert float(row["confidence"]) == max(probabilities)
     assert len(rows) == len(faces) + sum(not photo.faces for photo in photos)
 
 
-def test_drawn_boxes_leave_the_photo_itself_alone(weights: Path, scenes: tuple[Path, Finder, int]) -> None:
+def test_drawing_does_not_change_the_photo(weights: Path, scenes: Scenes) -> None:
     photo = next(photo for photo in found_photos(weights, scenes) if photo.faces)
     image = decode_image(Path(photo.name).read_bytes())
     before = image.copy()
@@ -299,11 +283,11 @@ def test_drawn_boxes_leave_the_photo_itself_alone(weights: Path, scenes: tuple[P
 
 
 @pytest.fixture
-def predict(weights: Path, scenes: tuple[Path, Finder, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
-    """Runs `fer predict` in an empty folder, with the knowing detector in place of a network."""
+def predict(weights: Path, scenes: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+    """Runs `fer predict` in an empty folder, with the known faces instead of a detector."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fer.faces.weights.locate", lambda *_: Path("detector"))
-    monkeypatch.setattr(crop_module, "finder", lambda *_: scenes[1])
+    monkeypatch.setattr(crop_module, "finder", lambda *_: scenes.finder)
 
     def run(*arguments: str) -> int | None:
         return cli._main(["predict", str(weights), *arguments, "--threads", "1"])
@@ -311,18 +295,20 @@ def predict(weights: Path, scenes: tuple[Path, Finder, int], tmp_path: Path, mon
     return run
 
 
-def test_the_command_prints_a_line_a_face_and_writes_nothing(
-    predict, scenes: tuple[Path, Finder, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_command_prints_one_line_per_face_and_writes_nothing(
+    predict, scenes: Scenes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert predict(str(scenes[0])) == 0
+    assert predict(str(scenes.folder)) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert all(line.startswith(str(scenes[0])) for line in printed)
+    assert all(line.startswith(str(scenes.folder)) for line in printed)
     assert sum("  face " in line for line in printed) > 8
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_writes_what_it_is_asked_for(predict, scenes: tuple[Path, Finder, int], tmp_path: Path) -> None:
-    assert predict(str(scenes[0]), "--json", "faces.json", "--csv", "faces.csv", "--annotate", "--out", "drawn") == 0
+def test_command_writes_the_requested_files(predict, scenes: Scenes, tmp_path: Path) -> None:
+    assert (
+        predict(str(scenes.folder), "--json", "faces.json", "--csv", "faces.csv", "--annotate", "--out", "drawn") == 0
+    )
     about = json.loads((tmp_path / "faces.json").read_text())
     with_faces = [photo for photo in about["photos"] if photo["faces"]]
     assert about["labels"] == list(LABELS)
@@ -331,25 +317,24 @@ def test_the_command_writes_what_it_is_asked_for(predict, scenes: tuple[Path, Fi
     assert len(list((tmp_path / "drawn").rglob("*.faces.jpg"))) == len(with_faces)
 
 
-def test_photos_that_could_not_be_read_have_an_exit_code_of_their_own_and_are_counted_last(
-    predict, scenes: tuple[Path, Finder, int], tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+def test_unreadable_photos_have_their_own_exit_code_and_are_counted_last(
+    predict, scenes: Scenes, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(console.log, "handlers", [])
     monkeypatch.setattr(console.log, "propagate", False)
     console.set_up()
     (tmp_path / "page.jpg").write_bytes(b"<html>")
-    assert predict("page.jpg", str(scenes[0] / "00.jpg"), "--json", "f.json", "--csv", "f.csv") == 3
+    assert predict("page.jpg", str(scenes.folder / "00.jpg"), "--json", "f.json", "--csv", "f.csv") == 3
     assert capsys.readouterr().out.splitlines()[-1] == "warning: 1 of 2 photos could not be read"
     assert [photo["read"] for photo in json.loads((tmp_path / "f.json").read_text())["photos"]] == [False, True]
     assert len((tmp_path / "f.csv").read_text().splitlines()) == 3
     assert predict("page.jpg", "gone.jpg") == 1
     assert capsys.readouterr().out.splitlines()[-1] == "warning: 2 of 2 photos could not be read"
-    assert predict(str(scenes[0] / "00.jpg")) == 0
+    assert predict(str(scenes.folder / "00.jpg")) == 0
     assert "could not be read" not in capsys.readouterr().out
 
 
-def test_the_exit_codes_stand_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli._main(["predict", "--help"])
     assert "3 where some could not" in " ".join(capsys.readouterr().out.split())
@@ -360,9 +345,11 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def photos(scenes: tuple[Path, Finder, int], tmp_path: Path) -> Path:
+def photos(scenes: Scenes, tmp_path: Path) -> Path:
     """Photos with faces: a.jpg, in/b.jpg and in/side/a.jpg."""
-    with_faces = [path for path in sorted(scenes[0].iterdir()) if scenes[1].detector.detect([pixels_of(path)])[0]]
+    with_faces = [
+        path for path in sorted(scenes.folder.iterdir()) if scenes.finder.detector.detect([pixels_of(path)])[0]
+    ]
     for name, path in zip(("a.jpg", "in/b.jpg", "in/side/a.jpg"), with_faces, strict=False):
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "photos" / name).write_bytes(path.read_bytes())
@@ -373,7 +360,7 @@ def pixels_of(path: Path) -> Image:
     return decode_image(path.read_bytes())
 
 
-def test_drawings_mirror_the_tree_below_each_folder_that_was_given(predict, photos: Path, tmp_path: Path) -> None:
+def test_drawings_mirror_the_tree_below_each_given_folder(predict, photos: Path, tmp_path: Path) -> None:
     before = tree(photos)
     assert predict(str(photos), "--annotate", "--out", "o1") == 0  # an absolute path
     assert set(tree(tmp_path / "o1")) == {"a.jpg.faces.jpg", "in/b.jpg.faces.jpg", "in/side/a.jpg.faces.jpg"}
@@ -387,45 +374,45 @@ def test_drawings_mirror_the_tree_below_each_folder_that_was_given(predict, phot
 def test_two_photos_for_one_drawing_are_refused_before_anything_is_written(predict, photos: Path) -> None:
     before = tree(photos.parent)
     with pytest.raises(
-        ValueError, match=r"photos/a\.jpg and photos/in/side/a\.jpg: both would be drawn as o/a\.jpg\.faces"
+        ValueError, match=r"photos/a\.jpg and photos/in/side/a\.jpg: both would be written to o/a\.jpg\.faces"
     ):
         predict("photos/a.jpg", "photos/in/side", "--annotate", "--out", "o", "--json", "f.json")
     assert tree(photos.parent) == before
     assert predict("photos/a.jpg", "photos/../photos/a.jpg", "--annotate", "--out", "o") == 0, "the same photo twice"
 
 
-def test_a_drawing_never_overwrites_a_file(predict, photos: Path) -> None:
+def test_drawing_never_overwrites_a_file(predict, photos: Path) -> None:
     (photos / "in" / "b.jpg.faces.jpg").write_bytes(b"mine")
     before = tree(photos.parent)
-    with pytest.raises(ValueError, match=r"photos/in/b\.jpg\.faces\.jpg: there already"):
+    with pytest.raises(ValueError, match=r"photos/in/b\.jpg\.faces\.jpg: exists already"):
         predict(str(photos), "--annotate", "--out", str(photos))
     (photos / "in" / "b.jpg.faces.jpg").unlink()
     (photos / "in" / "b.jpg.faces.jpg").symlink_to("nowhere")
-    with pytest.raises(ValueError, match="there already"):
+    with pytest.raises(ValueError, match=r"b\.jpg\.faces\.jpg: exists already"):
         predict("photos/in/b.jpg", "--annotate", "--out", "photos/in")
     (photos / "in" / "b.jpg.faces.jpg").unlink()
     assert tree(photos.parent) == {name: data for name, data in before.items() if data != b"mine"}
 
 
-def test_drawings_beside_the_photos_leave_these_as_they_are(predict, photos: Path) -> None:
+def test_drawings_beside_the_photos_do_not_change_these(predict, photos: Path) -> None:
     before = tree(photos)
     assert predict(str(photos), "--annotate", "--out", str(photos)) == 0
     after = tree(photos)
     assert {name: data for name, data in after.items() if not name.endswith(".faces.jpg")} == before
-    assert len(after) == 2 * len(before), "what is drawn is no photo of the same run"
+    assert len(after) == 2 * len(before), "drawings are not photos of the same run"
 
 
 @pytest.mark.parametrize("option", ["--json", "--csv"])
-def test_a_table_never_takes_the_place_of_what_is_read(predict, photos: Path, weights: Path, option: str) -> None:
+def test_table_never_replaces_an_input(predict, photos: Path, weights: Path, option: str) -> None:
     before = tree(photos.parent) | tree(weights)
     for path in ("photos/a.jpg", "photos/in", str(weights / "model.safetensors"), "same.txt"):
         other = ["--csv" if option == "--json" else "--json", "same.txt"]
-        with pytest.raises(ValueError, match=r"--(json|csv) .*: a folder, or a file that is used already"):
+        with pytest.raises(ValueError, match=r"--(json|csv) .*: is a folder, or a file that is used already"):
             predict("photos/a.jpg", option, path, *other)
     assert tree(photos.parent) | tree(weights) == before
 
 
-def test_a_photo_s_name_keeps_to_its_line_whatever_it_holds(predict, capsys: pytest.CaptureFixture[str]) -> None:
+def test_any_file_name_is_printed_on_one_line(predict, capsys: pytest.CaptureFixture[str]) -> None:
     odd = os.fsdecode(b"a\nb \xff \x1b[31m.jpg")
     Path(odd).write_bytes(b"<html>")
     assert predict(odd, "--json", "f.json") == 1
@@ -448,17 +435,17 @@ def resaved(weights: Path, folder: Path, extra: dict[str, object]) -> Path:
     [({"dataset": "drawn", "synthetic": True}, True), ({"dataset": "synthetic_noise10"}, True),
      ({"dataset": "synthetic", "synthetic": False}, False), ({"dataset": "fer2013"}, False), ({}, False)],
 )  # fmt: skip
-def test_a_model_of_synthetic_faces_says_on_every_way_out_that_it_knows_no_people(
+def test_every_output_of_a_synthetic_model_says_so(
     weights: Path, photos: Path, predict, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     extra: dict[str, object], synthetic: bool,
 ) -> None:  # fmt: skip
     folder = resaved(weights, tmp_path / "trained", extra)
     out = ["--json", "f.json", "--csv", "f.csv", "--annotate", "--out", "o", "--threads", "1"]
     assert cli._main(["predict", str(folder), "photos", *out]) == 0
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     warning = f"warning: {folder}/model.safetensors: trained on synthetic faces: says nothing about people\n"
-    assert told.err == (warning if synthetic else "")
-    assert "synthetic" not in told.out
+    assert printed.err == (warning if synthetic else "")
+    assert "synthetic" not in printed.out
     assert json.loads((tmp_path / "f.json").read_text())["trained_on_synthetic"] is synthetic
     rows = list(csv.DictReader((tmp_path / "f.csv").read_text().splitlines()))
     assert {row["trained_on_synthetic"] for row in rows} == {str(synthetic).lower()}
@@ -468,7 +455,7 @@ def test_a_model_of_synthetic_faces_says_on_every_way_out_that_it_knows_no_peopl
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (500, 300), (300, 3000)])
-def test_a_note_stands_whole_below_an_image_of_any_size(shape: tuple[int, int]) -> None:
+def test_note_fits_below_an_image_of_any_size(shape: tuple[int, int]) -> None:
     image = np.full((*shape, 3), 255, np.uint8)
     drawn = annotated(image, (), LABELS, SYNTHETIC)
     assert (drawn[: shape[0]] == image).all()
@@ -480,46 +467,32 @@ def test_a_note_stands_whole_below_an_image_of_any_size(shape: tuple[int, int]) 
     assert np.array_equal(annotated(image, (), LABELS), image)
 
 
-def test_a_training_tells_its_weights_whether_its_faces_were_drawn(tmp_path: Path) -> None:
-    model = create_model("ddamfn_nano", len(LABELS))
-    last = SimpleNamespace(model="ddamfn_nano", options={})
-    job = SimpleNamespace(labels=LABELS, fingerprint="f", recipe=SimpleNamespace(last=last))
-    state = SimpleNamespace(best_epoch=1, best_model=model.state_dict(), history=[{"epoch": 1, "val_accuracy": 0.5}])
-    for synthetic in (True, False):
-        facts = {"dataset": "d", "label_space": "basic7", "synthetic": synthetic, "crop": {}}
-        publish(tmp_path / "trained", model, job, state, facts, {})
-        assert Classifier(tmp_path / "trained").info.synthetic is synthetic
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_run_writes_whether_its_data_is_synthetic_into_the_weights(tmp_path: Path, synthetic: bool) -> None:
+    assert published_run(tmp_path / "run", synthetic=synthetic).synthetic is synthetic
 
 
-def test_weights_with_nan_answer_nothing(
+def test_weights_with_nan_are_refused(
     weights: Path, photos: Path, predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, info = load_model(weights / "model.safetensors")
-    broken = {
-        key: torch.full_like(value, float("nan")) for key, value in model.state_dict().items() if key == "fc.bias"
-    }
-    assert broken
-    state = {**model.state_dict(), **broken}
+    state = model.state_dict()
+    state["fc.bias"] = torch.full_like(state["fc.bias"], float("nan"))
     save_model(model, tmp_path / "m.safetensors", LABELS, "basic7", info.extra, name="ddamfn_nano", weights=state)
     with pytest.raises(FileError, match=r"m\.safetensors: 1 of .* NaN or infinity: fc\.bias; restore the file"):
         cli._main(["predict", str(tmp_path / "m.safetensors"), "photos", "--json", "f.json"])
-    job = PredictJob(
-        shards=str(shards_of(tmp_path / "s", [])),
-        weights=str(tmp_path / "m.safetensors"),
-        split="test",
-        batch_size=1,
-        threads=1,
-    )
+    shards, weights = str(shards_of(tmp_path / "s", [])), str(tmp_path / "m.safetensors")
+    job = PredictJob(shards=shards, weights=weights, split="test", batch_size=1, threads=1)
     with pytest.raises(FileError, match=r"m\.safetensors: 1 of .* NaN or infinity: fc\.bias; restore the file"):
         predict_share(job)
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "f.json").exists()
 
 
-def test_a_picture_comes_from_standard_input(
-    predict, scenes: tuple[Path, Finder, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_image_is_read_from_standard_input(
+    predict, scenes: Scenes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = (scenes[0] / "00.jpg").read_bytes()
+    data = (scenes.folder / "00.jpg").read_bytes()
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=BytesIO(data)))
     assert predict("-", "--detector", "whole") == 0
     assert capsys.readouterr().out.startswith("-  face 1")
@@ -530,12 +503,12 @@ def test_a_picture_comes_from_standard_input(
     [(["x.jpg", "--annotate"], "belong together"), (["x.jpg", "--out", "o"], "belong together"),
      (["x.jpg", "--batch", "0"], "--batch 0"), (["."], "no photo")],
 )  # fmt: skip
-def test_arguments_that_make_no_sense_are_refused(predict, arguments: list[str], words: str) -> None:
+def test_inconsistent_arguments_are_refused(predict, arguments: list[str], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         predict(*arguments)
 
 
-def test_real_photos_are_found_with_yunet(
+def test_faces_of_real_photos_are_found_by_yunet(
     weights: Path, test_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = [str(test_data / "photos" / name) for name in ("pyfeat_multi_face.jpg", "deepface_couple.jpg")]

@@ -21,7 +21,7 @@ import pytest
 from builders.images import difference, memory_to_read, silence
 
 from fer.commands import predict
-from fer.faces import weights as detector_weights
+from fer.faces.weights import locate
 from fer.io.archives import extract
 from fer.io.files import FileError, write_json
 from fer.io.images import ImageError, read_image
@@ -177,12 +177,12 @@ def old_mac_list(path: Path, work: Path) -> None:
 def korean_names(path: Path, work: Path) -> None:
     extract(path, work / "tree")
     images = sorted(found.relative_to(work / "tree").as_posix() for found in (work / "tree").rglob("*.jpg"))
-    assert images == ["기쁨/0002_여_20_기쁨.jpg", "분노/0001_남_30_분노.jpg"]
+    assert images == ["기쁨/0002_여_20_기쁨.jpg", "분노/0001_남_30_분노.jpg"]  # in NFC
     assert all(read_image(work / "tree" / name).shape == (100, 80, 3) for name in images)
 
 
 def detector(path: Path, work: Path) -> Path:
-    return detector_weights.locate("yunet", str(path), work)
+    return locate("yunet", str(path), work)
 
 
 def unpack(path: Path, work: Path) -> None:
@@ -196,7 +196,7 @@ def weights(path: Path, work: Path) -> object:
 PHOTO = Read(800, 640, clean, 2.5)
 
 TABLE: dict[str, Read | Refused | Checked] = {
-    # damaged: what is lost cannot be told from the rest, and gray rows are not made up
+    # damaged: no gray rows are made up for missing data
     "truncated_60pct.jpg": Refused("truncated"),
     "truncated_99pct.jpg": Refused("truncated"),
     "truncated_header.jpg": Refused("truncated"),
@@ -218,7 +218,7 @@ TABLE: dict[str, Read | Refused | Checked] = {
     "grayscale.jpg": Read(800, 640, gray, 2.5),
     "rgba.png": Read(800, 640, over_white("rgba.png"), 0.6),
     "la.png": Read(800, 640, over_white("la.png"), 0.6),
-    "palette.png": Read(800, 640, clean, 8.0),  # 32 colours
+    "palette.png": Read(800, 640, clean, 8.0),  # 32 colors
     "palette_transparent.png": Read(800, 640, over_white("palette_transparent.png"), 0.0),
     "onebit.png": Read(800, 640),
     "progressive.jpg": PHOTO,

@@ -189,7 +189,7 @@ def test_ordinary_images_have_the_pixels_of_opencv() -> None:
         "4:2:0": encoded(noise, "JPEG", quality=80),
         "4:4:4": encoded(noise, "JPEG", quality=99, subsampling=0),
         "4:2:2, progressive": encoded(noise, "JPEG", subsampling=1, progressive=True),
-        "grey": encoded(noise[:, :, 0], "JPEG"),
+        "gray": encoded(noise[:, :, 0], "JPEG"),
         "png": encoded(noise, "PNG"),
     }.items():
         assert np.array_equal(
@@ -313,7 +313,7 @@ def test_unreadable_file_has_a_reason(tmp_path: Path) -> None:
     ("name", "options"),
     [
         ("inks.jpg", {"mode": "CMYK", "progressive": True, "subsampling": 0}),
-        ("colours.jpg", {"mode": "RGB", "progressive": True, "subsampling": 0}),
+        ("colors.jpg", {"mode": "RGB", "progressive": True, "subsampling": 0}),
         ("alpha.png", {"mode": "RGBA", "compress_level": 1}),
         ("deep.png", {"mode": "I;16", "compress_level": 1}),
         ("alpha.webp", {"mode": "RGBA", "lossless": True, "quality": 0, "method": 0}),

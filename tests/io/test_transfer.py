@@ -5,19 +5,17 @@ from __future__ import annotations
 import bz2
 import gzip
 import hashlib
-import io
 import lzma
 import resource
-import tarfile
 import threading
 import urllib.request
-import zipfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import fsspec
 import pytest
+from builders.archives import member, tar_of, zip_of
 from flaky_server import BODY, Site, serve
 
 from fer.io import files, remote, transfer
@@ -75,28 +73,24 @@ def test_file_is_complete_after_any_transient_fault(site: Site, target: Path, fa
     assert len(site.asked) == len(faults) + 1
 
 
+@pytest.mark.parametrize(
+    ("path", "faults", "paths"),
+    [
+        ("redirect", [], ["/redirect", "/whole"]),
+        ("기쁨 사진.zip", [], ["/%EA%B8%B0%EC%81%A8%20%EC%82%AC%EC%A7%84.zip"]),
+        ("of-unknown-length", ["nothing-said"], ["/of-unknown-length"]),
+    ],
+)
 @pytest.mark.parametrize("digest", [None, DIGEST])
-def test_redirect_is_followed(site: Site, target: Path, digest: str | None) -> None:
-    download(f"{site.url}/redirect", target, sha256_hex=digest)
+def test_redirects_odd_names_and_unknown_lengths_are_supported(
+    site: Site, target: Path, path: str, faults: list[str | int], paths: list[str], digest: str | None
+) -> None:
+    site.faults = faults.copy()
+    download(f"{site.url}/{path}", target, sha256_hex=digest)
     assert target.read_bytes() == BODY
-    assert [path for path, _ in site.asked] == ["/redirect", "/whole"]
-
-
-def test_existing_file_with_the_expected_digest_is_not_requested_again(site: Site, target: Path) -> None:
-    for _ in range(2):
-        download(f"{site.url}/a", target, sha256_hex=DIGEST)
-    assert len(site.asked) == 1
-
-
-def test_spaces_and_hangul_in_a_url_are_quoted(site: Site, target: Path) -> None:
-    download(f"{site.url}/기쁨 사진.zip", target)
-    assert site.asked[0][0] == "/%EA%B8%B0%EC%81%A8%20%EC%82%AC%EC%A7%84.zip"
-
-
-def test_file_of_unknown_length_is_taken_as_it_comes(site: Site, target: Path) -> None:
-    site.faults = ["nothing-said"]
-    download(f"{site.url}/a", target)
-    assert target.read_bytes() == BODY
+    if digest is not None:
+        download(f"{site.url}/{path}", target, sha256_hex=digest)  # there already: not requested again
+    assert [asked for asked, _ in site.asked] == paths
 
 
 @pytest.mark.parametrize("digest", [None, DIGEST])
@@ -178,13 +172,6 @@ def test_digest_allows_to_resume_without_a_version(site: Site, target: Path) -> 
     assert target.read_bytes() == site.body
 
 
-def test_part_of_another_url_is_not_resumed(site: Site, target: Path) -> None:
-    begin(site, target)
-    site.body = OTHER
-    download(f"{site.url}/b", target)
-    assert target.read_bytes() == OTHER
-
-
 def test_server_without_ranges_is_asked_for_the_whole_file_until_the_attempts_end(site: Site, target: Path) -> None:
     site.ranges = False
     site.faults = ["cut", "cut"]
@@ -206,25 +193,30 @@ def test_progress_renews_the_attempts(site: Site, target: Path) -> None:
     assert target.read_bytes() == BODY * 6
 
 
-def test_complete_part_needs_no_server(site: Site, target: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "part", "faults", "starts"),
+    [
+        ("a", BODY, [], []),  # complete: no request
+        ("a", BODY + b"x", [], [0]),  # longer than the file
+        ("a", BODY[:RECEIVED], ["shifted"], [RECEIVED, 0]),  # another range than requested
+        ("b", BODY[:RECEIVED], [], [0]),  # of another URL
+    ],
+)
+def test_part_is_resumed_only_where_it_fits(
+    site: Site, target: Path, path: str, part: bytes, faults: list[str | int], starts: list[int]
+) -> None:
     begin(site, target)
-    (target.parent / ".data.bin.part").write_bytes(BODY)
-    download(f"{site.url}/a", target)
-    assert (target.read_bytes(), site.asked) == (BODY, [])
+    (target.parent / ".data.bin.part").write_bytes(part)
+    site.faults = faults.copy()
+    download(f"{site.url}/{path}", target, patience=QUICK)
+    assert (target.read_bytes(), site.starts) == (BODY, starts)
 
 
-def test_part_longer_than_the_file_is_discarded(site: Site, target: Path) -> None:
+def test_part_longer_than_the_file_of_unknown_version_is_discarded(site: Site, target: Path) -> None:
     target.parent.mkdir()
     (target.parent / ".data.bin.part").write_bytes(BODY + b"x")
     download(f"{site.url}/a", target, sha256_hex=DIGEST, patience=QUICK)
-    assert site.starts == [len(BODY) + 1, 0]
-
-
-def test_another_range_than_requested_is_discarded(site: Site, target: Path) -> None:
-    begin(site, target)
-    site.faults = ["shifted"]
-    download(f"{site.url}/a", target, patience=QUICK)
-    assert (target.read_bytes(), site.starts) == (BODY, [RECEIVED, 0])
+    assert site.starts == [len(BODY) + 1, 0], "refused with status 416, and fetched from the start"
 
 
 # ------------------------------------------------------------------------------------------------ refusals
@@ -377,29 +369,17 @@ def test_local_file_is_copied_from_a_path_or_a_file_url(tmp_path: Path, target: 
         target.unlink()
 
 
-def _archives() -> dict[str, bytes]:
-    """A complete archive of each kind."""
-    content, body = io.BytesIO(), BODY[:50_000] + hashlib.sha512(BODY).digest() * 100
-    with tarfile.open(fileobj=content, mode="w") as tar:
-        info = tarfile.TarInfo("a")
-        info.size = len(body)
-        tar.addfile(info, io.BytesIO(body))
-    tarred = content.getvalue()
-    zipped = io.BytesIO()
-    with zipfile.ZipFile(zipped, "w") as archive:
-        archive.writestr("a", body)
-    return {
-        "zip": zipped.getvalue(),
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "csv.bz2", "tar.xz"])
+def test_truncated_archive_is_refused_and_a_complete_one_accepted(tmp_path: Path, kind: str) -> None:
+    body = BODY[:50_000] + hashlib.sha512(BODY).digest() * 100
+    tarred = tar_of(member("a", body))
+    whole = {
+        "zip": zip_of({"a": body}),
         "tar": tarred,
         "tar.gz": gzip.compress(tarred),
         "csv.bz2": bz2.compress(body),
         "tar.xz": lzma.compress(tarred),
-    }
-
-
-@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "csv.bz2", "tar.xz"])
-def test_truncated_archive_is_refused_and_a_complete_one_accepted(tmp_path: Path, kind: str) -> None:
-    whole = _archives()[kind]
+    }[kind]
     source, target = tmp_path / "in", tmp_path / f"out.{kind}"
     source.write_bytes(whole)
     download(str(source), target)
@@ -433,19 +413,13 @@ def test_version_of_a_url_is_read_without_fetching_it(site: Site) -> None:
     site.tag, site.date = None, "Mon, 01 Jan 2024 00:00:00 GMT"
     assert remote.validator(f"{site.url}/a") == f"{site.date} {len(BODY)}"
     assert [path for path, _ in site.asked] == ["HEAD /a", "HEAD /a"]
-
-
-def test_version_of_a_link_signed_for_get_is_read_by_get(site: Site) -> None:
-    site.heads = False
+    site.tag, site.heads = '"one"', False  # a link that is signed for GET
     assert remote.validator(f"{site.url}/a?signature=1") == '"one"'
-
-
-def test_web_page_or_refusal_has_no_version(site: Site) -> None:
+    site.faults = [503]
+    with pytest.raises(FileError, match=r"/a: the server answered 503$"):
+        remote.validator(f"{site.url}/a?token=secret")
     site.headers = {"Content-Type": "text/html"}
     with pytest.raises(FileError, match=r"/a: the server sent a web page"):
-        remote.validator(f"{site.url}/a?token=secret")
-    site.heads, site.headers, site.faults = False, {}, [503]
-    with pytest.raises(FileError, match=r"/a: the server answered 503$"):
         remote.validator(f"{site.url}/a?token=secret")
 
 

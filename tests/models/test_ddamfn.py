@@ -1,7 +1,5 @@
 """What DDAMFN, MFN and the layers they stand on promise beyond parity."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -29,22 +27,6 @@ def test_any_number_of_heads_trains(num_heads: int) -> None:
         assert output.aux == {}
     if num_heads < 2:
         assert loss.item() == pytest.approx(nn.functional.cross_entropy(output.logits, targets).item())
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_heads": 5}, "num_heads = 5: 0 to 4"),
-        ({"num_heads": "2"}, "num_heads = '2'"),
-        ({"attention_loss": "papre"}, "attention_loss = 'papre': one of"),
-        ({"attention_loss_weight": -0.1}, "attention_loss_weight = -0.1"),
-        ({"drop_rate": 1.5}, "dropout probability"),
-        ({"num_classes": 0}, "num_classes = 0"),
-    ],
-)
-def test_wrong_option_values_are_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        create_model("ddamfn_nano", **options)
 
 
 def test_attention_loss_definition_and_weight_are_options() -> None:

@@ -45,23 +45,12 @@ def faces(batch: int = 3) -> Tensor:
 @pytest.mark.parametrize("streams", STREAMS)
 @pytest.mark.parametrize("pyramid", [True, False])
 @pytest.mark.parametrize("token_mixing", [True, False])
-def test_no_variant_has_a_parameter_that_nothing_reads(streams: str, pyramid: bool, token_mixing: bool) -> None:
+def test_no_variant_has_an_unused_parameter(streams: str, pyramid: bool, token_mixing: bool) -> None:
     model = little(streams=streams, pyramid=pyramid, token_mixing=token_mixing, drop_path_rate=0.0).train()
     model.loss(model(faces(4)), torch.tensor([0, 1, 2, 3])).backward()  # type: ignore[no-untyped-call]
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     # A level's LayerNorm takes away again what the token mixing's bias adds: that gradient is rounding alone.
     assert [name for name in without if not name.endswith("mix.bias")] == []
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [("poster_v1_tiny", 39_284_991), ("poster_v1_small", 49_095_623), ("poster_v1_large", 58_906_255)],
-)
-def test_parameters_are_the_live_ones_of_the_published_code(name: str, parameters: int) -> None:
-    with torch.device("meta"):
-        assert sum(p.numel() for p in create_model(name).parameters()) == parameters
-        eight = sum(p.numel() for p in create_model(name, 8).parameters())
-    assert eight == parameters + 513
 
 
 def test_loss_is_two_smoothed_and_one_plain_cross_entropy() -> None:
@@ -93,8 +82,3 @@ def test_stochastic_depth_grows_from_none_to_the_given_rate() -> None:
         model = create_model("poster_v1_small", drop_path_rate=0.5)
     rates = {round(module.rate, 4) for name, module in model.named_modules() if name.endswith("drop_path")}
     assert rates == {0.0, 0.1, 0.2, 0.3, 0.4, 0.5}
-
-
-def test_unknown_streams_are_refused_with_the_allowed_ones() -> None:
-    with pytest.raises(ValueError, match=r"streams = 'none'.*'both', 'landmark_to_image', 'image_to_landmark'"):
-        create_model("poster_v1_tiny", streams="none")

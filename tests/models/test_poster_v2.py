@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fer.models import FerModel, create_model
@@ -66,26 +67,6 @@ def test_ablations_of_the_published_size_have_the_parameters_of_their_parts(
         assert model.eval()(batch(model, 2).to("meta")).shape == (2, 7)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_classes": 0}, "num_classes = 0"),
-        ({"vit_depth": -1}, "vit_depth = -1"),
-        ({"vit_depth": "2"}, "vit_depth = '2'"),
-        ({"attention": "global"}, "attention = 'global': one of"),
-        ({"window_size": 5}, "window_size = 5: a divisor of the side 12"),
-        ({"window_size": 0}, "window_size = 0"),
-        ({"window_size": 3, "attention": "vanilla"}, "vanilla attention has no windows"),
-        ({"landmark_bn": "thaw"}, "landmark_bn = 'thaw'"),
-        ({"drop_path_rate": 2.0}, "drop path rate"),
-    ],
-    ids=str,
-)
-def test_wrong_option_values_are_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        create_model("poster_v2_nano", **options)
-
-
 def test_relative_position_bias_is_swins() -> None:
     side, heads = 4, 3
     bias = RelativePositionBias(side, heads)
@@ -143,7 +124,7 @@ def test_layer_scale_is_folded_into_the_linear_layer() -> None:
     torch.testing.assert_close(layer.folded()(x), layer(x))
 
 
-def test_frozen_random_landmarks_are_refused_and_loaded_ones_stay_as_they_are() -> None:
+def test_frozen_random_landmarks_are_rejected_and_loaded_ones_stay_unchanged() -> None:
     torch.manual_seed(0)
     model = create_model("poster_v2_nano", landmark_frozen=True)
     with pytest.raises(ValueError, match=r"fer weights pull mobilefacenet_landmarks.*landmark_frozen=False"):
@@ -186,3 +167,12 @@ def test_bfloat16_evaluation_is_near_float32() -> None:
             with torch.autocast("cpu", torch.bfloat16):
                 torch.testing.assert_close(lower(x).float(), expected, rtol=0.1, atol=0.05)
             torch.testing.assert_close(deepcopy(lower).bfloat16()(x.bfloat16()).float(), expected, rtol=0.1, atol=0.05)
+
+
+def test_nearest_neighbor_keeps_every_second_pixel() -> None:
+    """Three quarters of the published model's input are never seen."""
+    model = create_model("poster_v2_nano").eval()
+    x = torch.randn(2, 3, 2 * model.input_size, 2 * model.input_size)
+    with torch.inference_mode():
+        assert torch.equal(model(x), model(F.interpolate(x, scale_factor=0.5)))
+        assert torch.equal(model(x), model(x[..., ::2, ::2].contiguous()))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders.conformance import assert_close, fixture_input, keras_state, load, pixels, published_state
 from torch import Tensor
 
 from benchmarks.reference import REFERENCES, Published, biformer
@@ -15,9 +16,6 @@ from benchmarks.reference.poster_v2 import poster_v2
 from benchmarks.reference.published import KERAS
 from fer.models import create_model
 from fer.weights import convert
-
-from .conformance import assert_close, fixture_input, load, published_state
-from .keras_conformance import keras_state, pixels
 
 FORWARDS: dict[str, Any] = {
     "ddamfn_7cls": REFERENCES["ddamfn"].forward,

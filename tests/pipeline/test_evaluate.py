@@ -263,7 +263,7 @@ def test_weights_trained_on_other_data_are_refused(tmp_path: Path) -> None:
 def test_a_train_json_that_no_training_wrote_is_refused_with_the_remedy(text: str, tmp_path: Path) -> None:
     params = make_project(tmp_path)
     (publish_training(params) / "train.json").write_text(text)
-    with pytest.raises(FileError, match=r"train\.json: .*; make it anew: dvc repro -sf train@toy-nano"):
+    with pytest.raises(FileError, match=r"train\.json: .*: dvc repro -sf train@toy-nano"):
         run_evaluation(params, "toy", "nano")
     assert not (tmp_path / "evaluated").exists()
 

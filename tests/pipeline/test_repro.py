@@ -35,7 +35,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     }  # fmt: skip
     nano = {"recipe": "ddamfn/nano", "epochs": 2, "batch_size": 16}
     made.set("datasets", {"small": small})
-    made.set("models", {"first": nano, "second": {**nano, "learning_rate": 0.001}})
+    made.set("models", {"first": nano, "second": {**nano, "recipe": "btn/nano"}})
     made.set("run", {"datasets": ["small"], "models": ["first", "second"]})
     made.set("train.workers", 0)
     made.set("cluster.crop_workers", 0)
@@ -49,6 +49,43 @@ def test_everything_runs_once_then_nothing_then_only_what_changed(project: Proje
     assert project.repro() == ["plan"]
     project.set("models.second.learning_rate", 0.002)
     assert project.repro() == ["plan", "train@small-second", "evaluate@small-second", "report"]
+    model = project.root / "fer" / "models" / "btn.py"
+    model.write_text(f"{model.read_text()}\nEDITED = 1\n")
+    assert project.repro() == ["plan", "train@small-second", "evaluate@small-second", "report"]
+    assert changed(project) == ["plan"]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "expected"),
+    [
+        ("fer/models/btn.py", "import math\n", "import math  # a remark\n", set()),
+        (
+            "fer/models/btn.py",
+            "import math\n",
+            "import math\n\nEDITED = 1\n",
+            {"train@small-second", "evaluate@small-second", "report"},
+        ),
+        ("fer/recipes/btn.yaml", "  weight_decay: 0.05\n", "  weight_decay: 0.04\n", {"train@small-second"}),
+        ("fer/sources/synthetic.py", "import os\n", "import os\n\nEDITED = 1\n", {"download@small", "crop@small"}),
+        ("fer/sources/rafdb.py", "import re\n", "import re\n\nEDITED = 1\n", set()),
+        ("fer/published/figures.csv", "btn,", "btn ,", {"report"}),
+    ],
+)
+@pytest.mark.timeout(600)
+def test_an_edit_makes_only_what_depends_on_it_run_again(
+    file: str, old: str, new: str, expected: set[str], project: Project
+) -> None:
+    path = project.root / file
+    text = path.read_text()
+    assert old in text
+    try:
+        path.write_text(text.replace(old, new, 1))
+        project.dvc("repro", "plan")
+        assert set(changed(project)) == {"plan"} | expected
+    finally:
+        path.write_text(text)
+    project.dvc("repro", "plan")
+    assert changed(project) == ["plan"]
 
 
 @pytest.mark.timeout(600)

@@ -375,12 +375,9 @@ def test_a_list_in_an_object_and_a_single_record_are_lists_of_records(tmp_path: 
         ("Training/[라벨]EMOIMG_기쁨_TRAIN", r"EMOIMG_기쁨_TRAIN: no images"),
         ("odd", r"data\.json: .*TRAIN or VALID"),
         ("twice", r"기쁨.*TRAIN_01/.*TRAIN_02/"),
-        (None, r"(?s)aihub\.or\.kr.*img_emotion_training_data.*`path`"),
     ],
 )
-def test_an_incomplete_or_ambiguous_layout_is_refused_by_its_folders(
-    tmp_path: Path, inside: str | None, message: str
-) -> None:
+def test_an_incomplete_or_ambiguous_layout_is_refused_by_its_folders(tmp_path: Path, inside: str, message: str) -> None:
     root = write(tmp_path / "set", [record(1)])
     text(root / "odd" / "data.json", "[]")
     picture(root / "odd" / "a.jpg")
@@ -388,7 +385,7 @@ def test_an_incomplete_or_ambiguous_layout_is_refused_by_its_folders(
         text(root / "twice" / "TRAIN" / "data.json", "[]")
         picture(root / "twice" / part / file_name(1))
     with pytest.raises(FileError, match=message):
-        fetch(tmp_path, AiHubConfig, inside and root / inside)  # type: ignore[arg-type]
+        fetch(tmp_path, AiHubConfig, root / inside)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from builders.layouts import about, fetch, found, picture, read, rejected, text, zipped
 
-from fer.config import ConfigError, parse
 from fer.io.files import FileError
 from fer.labels import DATASET_LABELS
 from fer.sources.caers import PUBLISHED_BOXES, CaersConfig, read_boxes
@@ -187,9 +186,3 @@ def test_images_outside_the_class_folders_are_rejected(tmp_path: Path) -> None:
     root = with_images("cover.jpg", "train/Calm/0001.png")(tmp_path / "set")
     raw = fetch(tmp_path, CaersConfig, root, max_bad_fraction=0.1)
     assert rejected(raw, CaersConfig) == {"cover.jpg": "no_label", "train/Calm/0001.png": "no_label"}
-
-
-@pytest.mark.parametrize(("key", "value"), [("missing_boxes", "guess"), ("boxes", ""), ("box", "a.txt")])
-def test_wrong_caers_option_is_refused_by_name(key: str, value: str) -> None:
-    with pytest.raises(ConfigError, match=key):
-        parse(CaersConfig, {"source": "caers", key: value}, "params.yaml")

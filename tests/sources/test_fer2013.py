@@ -129,30 +129,6 @@ def test_other_content_is_refused_with_the_cause(tmp_path: Path, content: bytes,
     assert not (tmp_path / "data" / "raw" / "set").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("csv/fer2013_bad_rows.csv", "row_pixel_count 2"),
-        ("csv/fer2013_header_only.csv", "no rows"),
-        ("csv/fer2013_is_html.csv", "web page"),
-        ("csv/fer2013_lfs_pointer.csv", "Git LFS pointer"),
-        ("csv/fer2013_truncated.csv", "truncated"),
-        ("csv/ferplus_bad_rows.csv", "not a FER2013 csv"),
-        ("csv/muxspace_500_picts_satz.csv", "not a FER2013 csv"),
-        ("archives/fer2013_truncated.tar.gz", "cut off"),
-    ],
-)
-def test_hostile_file_is_refused(tmp_path: Path, test_data: Path, name: str, message: str) -> None:
-    with pytest.raises(FileError, match=message):
-        fetch(tmp_path, test_data / "bad" / name)
-
-
-@pytest.mark.parametrize("name", ["fer2013_bom_crlf.csv", "icml_header_spaces.csv"])
-def test_odd_but_valid_file_is_read(tmp_path: Path, test_data: Path, name: str) -> None:
-    samples = read(fetch(tmp_path, test_data / "bad" / "csv" / name))
-    assert [type(sample) for sample in samples] == [RawSample] * 3
-
-
 def test_real_rows_are_read_as_they_are_stored(tmp_path: Path, test_data: Path) -> None:
     rows = pq.read_table(test_data / "fer2013" / "fer2013.parquet").slice(0, 800)
     pq.write_table(rows, tmp_path / "part.parquet", row_group_size=300)
@@ -191,11 +167,6 @@ def test_published_counts_are_required_except_for_corrupt_rows(
     else:
         with pytest.raises(FileError, match=r"(?s)a\.csv.*subset: true"):
             fetch(tmp_path, path, **options)
-
-
-def test_without_a_path_the_error_names_the_home_page_and_the_key(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match=r"(?s)kaggle\.com.*`path`"):
-        fetch(tmp_path, None)
 
 
 def test_another_digest_is_refused_and_the_right_one_accepted(tmp_path: Path) -> None:

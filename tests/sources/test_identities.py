@@ -153,7 +153,7 @@ def test_names_are_normalized_and_images_may_be_deeper_or_in_archives(tmp_path: 
 
 def test_a_folder_without_people_is_refused_with_the_layout(tmp_path: Path) -> None:
     text(tmp_path / "in" / "notes" / "a.txt", "x")
-    with pytest.raises(FileError, match=r"train\.rec: found notes.*a folder of images for each person"):
+    with pytest.raises(FileError, match=r"in: .*found notes.*a folder of images for each person"):
         fetch(tmp_path, IdentitiesConfig, tmp_path / "in")
 
 

@@ -85,7 +85,7 @@ def test_another_table_or_layout_is_refused_by_name(tmp_path: Path, content: str
     picture(tmp_path / "in" / "images" / "A_1.jpg")
     if content is not None:
         text(tmp_path / "in" / "data" / "legend.csv", content)
-    layout_missing = r"in: .*images/ and data/legend\.csv.*https://github.com/muxspace"
+    layout_missing = r"in: .*found images/.*github.com/muxspace.*data/legend\.csv"
     with pytest.raises(FileError, match=r"data/legend\.csv: .*muxspace" if content else layout_missing):
         fetch(tmp_path, MuxspaceConfig, tmp_path / "in")
 

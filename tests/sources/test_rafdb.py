@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from builders.layouts import about, fetch, found, labels, picture, read, rejected, text, zipped
 
-from fer.config import ConfigError, parse
 from fer.io.files import FileError
 from fer.io.images import decode_image
 from fer.labels import DATASET_LABELS, SPACES
@@ -267,9 +266,3 @@ def test_each_bad_line_and_stray_image_is_rejected_with_its_reason(tmp_path: Pat
     }
     assert about(raw)["excluded"] == {"listed_twice": 1, "not_in_this_copy": 1}
     assert len(read(raw, RafDbConfig)[0]) == 17
-
-
-@pytest.mark.parametrize(("key", "value"), [("images", "cropped"), ("folder_order", "fer2013"), ("image", "aligned")])
-def test_wrong_rafdb_option_is_refused_by_name(key: str, value: str) -> None:
-    with pytest.raises(ConfigError, match=key):
-        parse(RafDbConfig, {"source": "rafdb", key: value}, "params.yaml")

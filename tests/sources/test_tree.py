@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 from typing import get_args
@@ -11,14 +12,13 @@ from builders.layouts import about, fetch, found, picture, read, text, zipped
 
 from fer.config import ConfigError, parse
 from fer.io.files import FileError, sha256
-from fer.sources.base import Source
 from fer.sources.folders import FoldersConfig
 from fer.sources.identities import IdentitiesSource
 from fer.sources.registry import READERS, DatasetConfig, get_source
-from fer.sources.synthetic import SyntheticConfig
-from fer.sources.tree import TreeConfig, TreeSource
+from fer.sources.tree import TreeSource
 
-KINDS = [kind for kind in get_args(get_args(DatasetConfig)[0]) if kind is not SyntheticConfig]
+KINDS = {get_args(kind.model_fields["source"].annotation)[0]: kind for kind in get_args(get_args(DatasetConfig)[0])}
+BROUGHT = sorted(KINDS.keys() - {"synthetic"})
 SLEEPY = {"happy": "happiness", "sleepy": "sadness"}
 
 
@@ -29,28 +29,21 @@ def tree(root: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_every_dataset_has_a_reader_and_says_where_to_get_it(kind: type[TreeConfig], tmp_path: Path) -> None:
-    name = get_args(kind.model_fields["source"].annotation)[0]
-    source: Source = get_source(parse(kind, {"source": name}, "params.yaml"), 0)  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", BROUGHT)
+def test_every_dataset_has_a_reader_and_says_where_to_get_it(name: str, tmp_path: Path) -> None:
+    source = get_source(parse(KINDS[name], {"source": name}, "params.yaml"), 0)
     assert isinstance(source, TreeSource)
+    assert pickle.loads(pickle.dumps(source)).request == source.request
     if not isinstance(source, IdentitiesSource):  # whose labels are the people at hand
         assert source.label_space.labels
     assert source.request["source"] == name
     assert source.generator == name
-    with pytest.raises(FileError, match=r"datasets\.<name>\.path"):
+    with pytest.raises(FileError, match=rf"(?s){re.escape(source.how_to_get)}.*datasets\.<name>\.path"):
         source.download(tmp_path, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["affectnet", "caers", "rafdb", "folders", "identities"])
-def test_without_a_path_the_error_shows_the_layout(name: str, tmp_path: Path) -> None:
-    (kind,) = (kind for kind in KINDS if get_args(kind.model_fields["source"].annotation)[0] == name)
-    with pytest.raises(FileError, match=re.escape(READERS[kind](None).how_to_get)):  # type: ignore[attr-defined]
-        fetch(tmp_path, kind, None)
-
-
 def test_every_reader_belongs_to_a_configuration() -> None:
-    assert set(READERS) == set(KINDS)
+    assert set(READERS) == {KINDS[name] for name in BROUGHT}
 
 
 def test_images_are_packed_byte_for_byte_from_a_folder_or_an_archive(tmp_path: Path) -> None:
@@ -119,10 +112,26 @@ def test_packed_files_are_filled_by_rows_or_bytes(tmp_path: Path, monkeypatch: p
     assert found(tmp_path / "1", FoldersConfig, source) == found(tmp_path / "2", FoldersConfig, source)
 
 
-@pytest.mark.parametrize("path", ["", [], ["a", ""]])
-def test_an_empty_path_is_refused_by_name(path: object) -> None:
-    with pytest.raises(ConfigError, match=r"params\.yaml: path"):
-        parse(FoldersConfig, {"source": "folders", "path": path}, "params.yaml")
+@pytest.mark.parametrize(
+    ("source", "key", "value"),
+    [
+        ("folders", "path", ""), ("folders", "path", []), ("folders", "path", ["a", ""]), ("folders", "sha256", "0"),
+        ("affectnet", "classes", 6), ("affectnet", "folder_order", "rafdb"), ("affectnet", "test_fraction", 1.0),
+        ("rafdb", "images", "cropped"), ("rafdb", "folder_order", "fer2013"), ("rafdb", "image", "aligned"),
+        ("caers", "missing_boxes", "guess"), ("caers", "boxes", ""), ("caers", "box", "a.txt"),
+        ("synthetic", "strength", 9.0), ("synthetic", "scene_size", 8), ("synthetic", "face_size", [200, 300]),
+        ("synthetic", "scens", 5), ("synthetic", "scenes", 0), ("synthetic", "num_classes", 8),
+        ("identities", "min_pictures", 1), ("identities", "test_fraction", 0.0),
+    ],
+)  # fmt: skip
+def test_wrong_option_is_refused_by_name(source: str, key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"params\.yaml: .*{key}"):
+        parse(KINDS[source], {"source": source, key: value}, "params.yaml")
+
+
+def test_unknown_label_of_a_class_folder_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="'hapiness' - did you mean 'happiness'"):
+        parse(FoldersConfig, {"source": "folders", "classes": {"a": "hapiness"}}, "params.yaml")
 
 
 def test_a_request_tells_nothing_of_the_machine(tmp_path: Path) -> None:

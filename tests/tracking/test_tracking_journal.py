@@ -11,17 +11,12 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from builders.mlflow_runs import client, recorded, runs
+from builders.mlflow_runs import client, recorded, runs, start
 from torch import nn
 
-from fer.tracking import Run, TrackingConfig, TrackingError, journal, open_run
+from fer.tracking import Run, TrackingConfig, TrackingError, journal
 from fer.tracking import run as run_module
 from fer.tracking.journal import Journal, left_journals, open_journal
-
-
-def start(root: Path, key: str, config: TrackingConfig | None = None, **more: Any) -> Run:
-    arguments: dict[str, Any] = {"params": {"lr": 0.1}, "tags": {"dataset": "toy"}} | more
-    return open_run(config or TrackingConfig(), root, experiment="toy", run_name="nano", key=key, **arguments)
 
 
 def send_journals(root: Path) -> None:

@@ -12,16 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders.mlflow_runs import client, recorded
+from builders.mlflow_runs import client, recorded, start
 
 from fer.lineage import flatten, redact
-from fer.tracking import Run, TrackingConfig, TrackingError, open_run, store_uri
+from fer.tracking import Run, TrackingConfig, TrackingError, store_uri
 from fer.tracking.store import MODEL_TAG
-
-
-def start(root: Path, key: str, config: TrackingConfig | None = None, **more: Any) -> Run:
-    arguments: dict[str, Any] = {"params": {"recipe": {"epochs": 2}}, "tags": {"dataset": "toy"}} | more
-    return open_run(config or TrackingConfig(), root, experiment="toy", run_name="nano", key=key, **arguments)
 
 
 def stored(root: Path, run: Run) -> Any:
