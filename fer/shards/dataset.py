@@ -150,10 +150,6 @@ class ShardSplit:
             )
         return values
 
-    def clean_labels(self) -> Int64Array:
-        """int64 (rows,): the true labels, where noise was added to them; else the labels."""
-        return np.concatenate([column.to_numpy() for column in self._columns("clean_label")]).astype(np.int64)
-
     def distributions(self) -> Float32Array:
         """float32 (rows, classes): class probabilities by several annotators where stored, else 1 for the label.
 

@@ -116,7 +116,7 @@ def test_set_in_a_store_gives_the_same_batches_as_the_folder(folder: Path, store
         assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
     for name in ("train", "validation", "test"):
         assert here.split(name).sample_ids() == there.split(name).sample_ids()
-        assert np.array_equal(here.split(name).clean_labels(), there.split(name).clean_labels())
+        assert np.array_equal(here.split(name).labels(), there.split(name).labels())
     assert [there.split(name, folds=3, fold=1).rows for name in ("train", "validation")] == [40, 40]
 
 
