@@ -396,12 +396,12 @@ def test_legacy_files_of_unknown_versions_are_rejected(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("save", [save_zip, save_legacy], ids=["zip", "legacy"])
 def test_random_damage_never_raises_anything_but_file_errors(save: Save, tmp_path: Path) -> None:
-    """400 files with a few bytes changed at random: read as something else, or told; never another exception."""
+    """400 files with a few bytes changed at random: read as something else, or rejected; never another exception."""
     path = tmp_path / "a.pth"
     save({"state_dict": torch.nn.Linear(3, 2).state_dict(), "epoch": 1}, path)
     whole = path.read_bytes()
     draws = random.Random(0)
-    told = 0
+    rejected = 0
     for _ in range(400):
         data = bytearray(whole)
         for _ in range(draws.choice((1, 2, 5))):
@@ -410,5 +410,5 @@ def test_random_damage_never_raises_anything_but_file_errors(save: Save, tmp_pat
         try:
             read_published(path)
         except FileError:
-            told += 1
-    assert told > 100
+            rejected += 1
+    assert rejected > 100
