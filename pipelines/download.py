@@ -1,25 +1,21 @@
 """Stage download: brings one dataset into its original public layout, verified and counted.
 
-Writes data/raw/<dataset>/. A broken transfer goes on where it stopped.
+Writes data/raw/<dataset>/. A broken transfer resumes.
 """
 
 from __future__ import annotations
 
 from fer import processes
-from fer.cli import stage_parser
+from pipelines import run_stage
 
 
 def main() -> None:
-    """Reads the command line and params.yaml, and runs the stage under its lock."""
-    from fer import params  # here, so that signals are in our hands before what takes seconds to import
-
-    args = stage_parser(__doc__).parse_args()
-    loaded = params.load()
-    dataset = loaded.dataset(args.dataset)
-    with processes.stage(f"download@{args.dataset}", loaded.root):
+    """Runs the stage."""
+    with run_stage("download", __doc__, "dataset") as (params, args):
         from fer.sources.download import download_dataset
 
-        download_dataset(args.dataset, dataset, seed=loaded.seed, root=loaded.root, parent=loaded.parent)
+        config = params.dataset(args.dataset)
+        download_dataset(args.dataset, config, seed=params.seed, root=params.root, parent=params.parent)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage shard: deals the faces of one dataset by hash into parts, with a manifest.
+"""Stage shard: assigns the faces of one dataset to parts by a hash, with a manifest.
 
 Reads data/faces/<dataset>/, writes data/shards/<dataset>/.
 """
@@ -6,20 +6,15 @@ Reads data/faces/<dataset>/, writes data/shards/<dataset>/.
 from __future__ import annotations
 
 from fer import processes
-from fer.cli import stage_parser
+from pipelines import run_stage
 
 
 def main() -> None:
-    """Reads the command line and params.yaml, and runs the stage under its lock."""
-    from fer import params  # here, so that signals are in our hands before what takes seconds to import
-
-    args = stage_parser(__doc__).parse_args()
-    loaded = params.load()
-    loaded.dataset(args.dataset)  # a name that stands nowhere is refused with the known ones
-    with processes.stage(f"shard@{args.dataset}", loaded.root):
+    """Runs the stage."""
+    with run_stage("shard", __doc__, "dataset") as (params, args):
         from fer.shards.write import shard_dataset
 
-        shard_dataset(args.dataset, loaded.shard, seed=loaded.seed, root=loaded.root)
+        shard_dataset(args.dataset, params.shard, seed=params.seed, root=params.root)
 
 
 if __name__ == "__main__":
