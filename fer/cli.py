@@ -84,24 +84,3 @@ def _main(argv: list[str]) -> int | None:
     args = parser.parse_args(argv)
     code: int | None = args.main(args)
     return code
-
-
-def first_line(doc: str | None) -> str:
-    """The first line of a docstring."""
-    return (doc or "").partition("\n")[0]
-
-
-def stage_parser(doc: str | None, *, model: bool = False) -> argparse.ArgumentParser:
-    """The arguments that every pipeline stage takes.
-
-    Args:
-        doc: the stage's docstring; its first line describes the command.
-        model: whether the stage is for one model too.
-    """
-    from fer import params  # here, so that the signal handlers are in place before these slow imports
-
-    parser = argparse.ArgumentParser(description=first_line(doc))
-    parser.add_argument("--dataset", required=True, metavar="NAME", help=f"a key of `datasets` in {params.FILE_NAME}")
-    if model:
-        parser.add_argument("--model", required=True, metavar="NAME", help=f"a key of `models` in {params.FILE_NAME}")
-    return parser

@@ -6,20 +6,15 @@ Writes data/raw/<dataset>/. An interrupted transfer resumes where it stopped.
 from __future__ import annotations
 
 from fer import processes
-from fer.cli import stage_parser
+from pipelines import run_stage
 
 
 def main() -> None:
-    """Reads the command line and params.yaml, and runs the stage under its lock."""
-    from fer import params  # here, so that our signal handlers are installed before imports that take seconds
+    """Runs the stage."""
+    with run_stage("download", __doc__, "dataset") as (params, args):
+        from fer.stages import download
 
-    args = stage_parser(__doc__).parse_args()
-    loaded = params.load()
-    loaded.dataset(args.dataset)  # an unknown name never reaches a path
-    with processes.stage(f"download@{args.dataset}", loaded.root):
-        from fer.stages.download import run
-
-        run(loaded, args.dataset)
+        download.run(params, args.dataset)
 
 
 if __name__ == "__main__":

@@ -5,22 +5,16 @@ Writes data/plan/<stage>/<item>.json, which the other stages depend on.
 
 from __future__ import annotations
 
-import argparse
-
 from fer import processes
-from fer.cli import first_line
+from pipelines import run_stage
 
 
 def main() -> None:
-    """Reads params.yaml and plans under the stage's lock."""
-    from fer import params  # here, so that signals are in our hands before what takes seconds to import
-
-    argparse.ArgumentParser(description=first_line(__doc__)).parse_args()
-    loaded = params.load()
-    with processes.stage("plan", loaded.root):
+    """Runs the stage."""
+    with run_stage("plan", __doc__) as (params, _):
         from fer.stages.plan import run_plan
 
-        run_plan(loaded)
+        run_plan(params)
 
 
 if __name__ == "__main__":

@@ -6,20 +6,15 @@ Reads data/faces/<dataset>/, writes data/shards/<dataset>/ and data/statistics/<
 from __future__ import annotations
 
 from fer import processes
-from fer.cli import stage_parser
+from pipelines import run_stage
 
 
 def main() -> None:
-    """Reads the command line and params.yaml, and runs the stage under its lock."""
-    from fer import params  # here, so that signals are in our hands before what takes seconds to import
-
-    args = stage_parser(__doc__).parse_args()
-    loaded = params.load()
-    loaded.dataset(args.dataset)  # an unknown name names no lock
-    with processes.stage(f"shard@{args.dataset}", loaded.root):
+    """Runs the stage."""
+    with run_stage("shard", __doc__, "dataset") as (params, args):
         from fer.stages import shard
 
-        shard.run(loaded, args.dataset)
+        shard.run(params, args.dataset)
 
 
 if __name__ == "__main__":

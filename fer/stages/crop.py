@@ -1,6 +1,6 @@
 """The crop stage: a downloaded dataset as one row a face, in data/faces/<dataset>.
 
-    .work/crop/<dataset>-<fingerprint>/   finished blocks, which a stopped stage goes on from; removed in the end
+    .work/crop/<dataset>-<fingerprint>/   finished blocks, which a stopped stage resumes from; removed in the end
     data/faces/<dataset>/                 appears complete, by rename
 
 The fingerprint is taken over data, configuration, detector and code: blocks cropped otherwise are never mixed.
@@ -51,8 +51,8 @@ def crop_dataset(
 ) -> Path:
     """Crops every face of `root`/data/raw/<name> into `root`/data/faces/<name>, complete or not at all.
 
-    The rows stand in the order of their pictures, and the files are the same bytes, whatever the number of workers and
-    however often the stage was stopped. Blocks of pictures that an earlier, stopped run finished are not done again.
+    The rows stand in the order of their images, and the files are the same bytes, whatever the number of workers and
+    however often the stage was stopped. Blocks of images that an earlier, stopped run finished are not done again.
 
     Args:
         parent: the project whose queued experiment `root` is, as `fer.params.Params` has it.
@@ -62,7 +62,7 @@ def crop_dataset(
 
     Raises:
         ValueError: nothing was downloaded, another configuration was, labels without a box and no detector, no weights
-            of the detector, too many pictures that cannot be decoded, or no face came out.
+            of the detector, too many images that cannot be decoded, or no face came out.
     """
     raw, final = root / "data" / "raw" / name, FACES.folder(root, name)
     source = get_source(dataset, seed)
@@ -80,7 +80,7 @@ def crop_dataset(
         reasons = dict(sorted(Counter(reject.reason for reject in rejects).items()))
         faces = sum(result.rows for result in results)
         if faces == 0:
-            raise FileError(f"{raw}: not one face came out of {sum(r.samples for r in results)} pictures: {reasons}")
+            raise FileError(f"{raw}: not one face came out of {sum(r.samples for r in results)} images: {reasons}")
         histogram: Counter[str] = Counter()
         for result in results:
             histogram.update(result.histogram)
@@ -128,7 +128,7 @@ def fingerprint(source_digest: str, settings: dict[str, Any], code_digest: str) 
     parts = {
         "format": FORMAT,
         "source": source_digest,
-        # It judges the result and does not change it: who raises it goes on where the stage has stopped.
+        # It judges the result and does not change it: who raises it resumes where the stage has stopped.
         "crop": {key: value for key, value in settings.items() if key != "max_bad_fraction"},
         "code": code_digest,
         "versions": versions(),
@@ -204,7 +204,7 @@ def _crop(
     fresh = map_blocks(task, missing, workers=workers, cluster=cluster, needs=needs)
     total = sum(block.stop - block.start for block in blocks)
     results: list[BlockResult] = []
-    with progress(total, f"crop {name}", "picture") as bar:
+    with progress(total, f"crop {name}", "image") as bar:
         for block in blocks:
             results.append(known.get(block.index) or next(fresh))
             _judge(results, total, config, raw)
@@ -213,7 +213,7 @@ def _crop(
 
 
 def _judge(results: Sequence[BlockResult], total: int, config: CropConfig, raw: Path) -> None:
-    """FileError as soon as more pictures cannot be decoded than `max_bad_fraction` allows of all."""
+    """FileError as soon as more images cannot be decoded than `max_bad_fraction` allows of all."""
     bad = sum(len(result.unreadable) for result in results)
     if bad <= config.max_bad_fraction * total:
         return
@@ -223,13 +223,13 @@ def _judge(results: Sequence[BlockResult], total: int, config: CropConfig, raw: 
     shown = "\n".join(f"  {one.sample_id} ({one.origin}): {one.detail}" for one in unreadable[:_SHOWN_EXAMPLES])
     seen = sum(result.samples for result in results)
     raise FileError(
-        f"{raw}: {bad} of the first {seen} pictures cannot be decoded ({kinds}):\n{shown}\n"
-        f"That is more than crop.max_bad_fraction = {config.max_bad_fraction:g} of all {total} pictures: mend the "
-        "data, or raise crop.max_bad_fraction in params.yaml to leave them out; the same command then goes on from here"
+        f"{raw}: {bad} of the first {seen} images cannot be decoded ({kinds}):\n{shown}\n"
+        f"That is more than crop.max_bad_fraction = {config.max_bad_fraction:g} of all {total} images: fix the "
+        "data, or raise crop.max_bad_fraction in params.yaml to leave them out; the same command then resumes from here"
     )
 
 
-# ------------------------------------------------------------------------------------------------ what is left of it
+# ------------------------------------------------------------------------------------------------ its results
 
 
 def _take(file: Path, target: Path) -> None:

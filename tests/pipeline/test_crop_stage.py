@@ -146,7 +146,7 @@ def test_too_many_broken_pictures_fail_the_stage_with_examples_and_leave_the_las
 ) -> None:
     folder = crop(project, test_data)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == cropped, "again the same bytes"
-    with pytest.raises(FileError, match=r"pictures cannot be decoded \(.*truncated.*\):\n  folders/sad/") as failure:
+    with pytest.raises(FileError, match=r"images cannot be decoded \(.*truncated.*\):\n  folders/sad/") as failure:
         crop(project, test_data, max_bad_fraction=0.05)
     assert "crop.max_bad_fraction = 0.05" in str(failure.value)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == cropped
