@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from fer import processes
 from fer.cli import stage_parser
+from fer.stages import add_resume_options
 
 
 def main() -> None:
@@ -14,11 +15,7 @@ def main() -> None:
     from fer import params  # here, so that signals are in our hands before what takes seconds to import
 
     parser = stage_parser(__doc__, model=True)
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument(
-        "--accept-versions", action="store_true", help="resume a checkpoint that other versions of the libraries wrote"
-    )
-    either.add_argument("--restart", action="store_true", help="remove the run's checkpoints and start over")
+    add_resume_options(parser)
     args = parser.parse_args()
     loaded = params.load()
     loaded.dataset(args.dataset)  # an unknown name names no lock

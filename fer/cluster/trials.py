@@ -46,6 +46,7 @@ class TrialPlan:
         recipe: the recipe that the trials vary.
         gpu: one GPU a trial.
         pretrained: the parts of the model that start from given weights.
+        command, accept_versions: as in `fer.training.job.TrainJob`.
     """
 
     folder: str
@@ -60,6 +61,8 @@ class TrialPlan:
     checkpoint_every_steps: int
     fingerprint: str
     pretrained: tuple[PartSource, ...] = ()
+    command: str = ""
+    accept_versions: bool = False
 
     def key(self, number: int, values: Values) -> str:
         """Identity of a trial: the same proposal of the same search has the same."""
@@ -129,6 +132,8 @@ def run_trial(config: Values, plan: TrialPlan) -> None:
         checkpoint_every_steps=plan.checkpoint_every_steps,
         fingerprint=key,
         pretrained=plan.pretrained,
+        command=plan.command,
+        accept_versions=plan.accept_versions,
     )
     try:
         train(job, device="cuda:0" if plan.gpu else "cpu", on_epoch=tell)

@@ -3,22 +3,78 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import json
+from pathlib import Path
 
-from fer.synth import difficulty, sheet
+from fer.config import parse
+from fer.io.files import open_atomic, write_atomic
+from fer.synth.config import DEFAULT, SceneConfig
+from fer.synth.expressions import ACTION_UNITS, EXPRESSIONS
+from fer.synth.scene import Face
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`sheet` draws faces, `difficulty` measures classifiers on unseen identities."""
     commands = parser.add_subparsers(metavar="WHAT", required=True)
-    for name, module, text in (
-        ("sheet", sheet, "write a contact sheet as PNG: one row a class, or unlabelled with a key beside it"),
-        ("difficulty", difficulty, "a linear classifier, a small network and an oracle on unseen identities"),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        module.add_arguments(command)
-        command.set_defaults(measure_or_draw=module.main)
+    text = "write a contact sheet as PNG: one row a class, or unlabeled with a key beside it"
+    sheet = commands.add_parser("sheet", help=text, description=text)
+    sheet.set_defaults(synth_command=_sheet)
+    sheet.add_argument("out", type=Path, help="PNG to write")
+    sheet.add_argument("--unlabelled", action="store_true", help="faces in their own order, without names")
+    sheet.add_argument("--key", type=Path, help="CSV with the true expression of every cell, row by row")
+    sheet.add_argument("--rows", type=int, default=7)
+    sheet.add_argument("--columns", type=int, default=6)
+    sheet.add_argument("--cell", type=int, default=128, help="px of a face")
+    text = "a linear classifier, a small network and an oracle on unseen identities"
+    difficulty = commands.add_parser("difficulty", help=text, description=text)
+    difficulty.set_defaults(synth_command=_difficulty)
+    difficulty.add_argument("--train", type=int, default=6000, help="faces to learn from")
+    difficulty.add_argument("--test", type=int, default=2000, help="faces of unseen identities")
+    difficulty.add_argument("--side", type=int, default=32, help="px of the reduced face")
+    difficulty.add_argument("--epochs", type=int, default=12)
+    difficulty.add_argument("--landmark-error", type=float, default=1.0, help="of the alignment; 0 is exact")
+    difficulty.add_argument("--no-network", action="store_true", help="leave out the network, which takes minutes")
+    for command in (sheet, difficulty):
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--classes", type=int, default=DEFAULT.num_classes, help="7, or 8 with contempt")
+        command.add_argument("--strength", type=float, default=DEFAULT.strength, help="how strong the action units are")
 
 
 def main(args: argparse.Namespace) -> None:
     """Runs the chosen one."""
-    args.measure_or_draw(args)
+    options = {"num_classes": args.classes, "strength": args.strength}
+    args.synth_command(args, parse(SceneConfig, options, "fer synth"))
+
+
+def _sheet(args: argparse.Namespace, config: SceneConfig) -> None:
+    """Writes the sheet, and the key where one is asked for."""
+    import cv2
+
+    from fer.synth.sheet import sheet_and_faces
+
+    image, faces = sheet_and_faces(args.seed, config, args.rows, args.columns, not args.unlabelled, args.cell)
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    write_atomic(args.out, cv2.imencode(".png", bgr, (cv2.IMWRITE_PNG_COMPRESSION, 9))[1].tobytes())
+    if args.key:
+        _write_key(args.key, faces)
+
+
+def _write_key(path: Path, faces: list[Face]) -> None:
+    with open_atomic(path, "w") as file:
+        table = csv.writer(file)
+        table.writerow(["number", "expression", "subject", "occluders", *(f"AU{unit}" for unit in ACTION_UNITS)])
+        for number, face in enumerate(faces):
+            table.writerow([number, EXPRESSIONS[face.clean_label], face.subject, "+".join(face.occluders), *face.aus])
+
+
+def _difficulty(args: argparse.Namespace, config: SceneConfig) -> None:
+    """Measures, and prints the results as JSON."""
+    from fer.synth.difficulty import measure
+
+    accuracies = measure(
+        config, args.seed, args.train, args.test, side=args.side, epochs=args.epochs,
+        landmark_error=args.landmark_error, network=not args.no_network,
+    )  # fmt: skip
+    print(json.dumps(accuracies, indent=2))
+    print("SYNTHETIC - says nothing about accuracy on people")

@@ -15,6 +15,27 @@ from fer.sources.layout import list_files
 _ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
 
+def fetch(path: str, cache: Path, *, sha256_hex: str | None = None) -> Path:
+    """The user's file or folder at a path, or the file at a URL, downloaded to `cache`.
+
+    Raises:
+        FileError: absent, or a file of another digest.
+    """
+    if "://" in path:
+        from fer.io.transfer import download
+
+        local = cache / public_name(path)
+        if sha256_hex or not local.exists():
+            download(path, local, sha256_hex=sha256_hex)
+        return local
+    local = Path(path)
+    if not local.exists():
+        raise FileError(f"{path}: no such file or folder; set the key `path` of this dataset to where it is")
+    if sha256_hex and local.is_file() and (digest := sha256(local)) != sha256_hex.lower():
+        raise FileError(f"{path}: sha256 is {digest}, expected {sha256_hex}: another or a damaged file")
+    return local
+
+
 def open_tree(path: str | Sequence[str], cache: Path, *, sha256_hex: str | None = None) -> Path:
     """The folder that holds a layout: the user's own, or one in `cache` with the content of an archive.
 
@@ -34,24 +55,13 @@ def open_tree(path: str | Sequence[str], cache: Path, *, sha256_hex: str | None 
             link.unlink(missing_ok=True)
             link.symlink_to(open_tree(one, cache / f"of-{link.name}").resolve(), target_is_directory=True)
         return joined
-    if "://" not in path and Path(path).is_dir():
-        return Path(path)
+    archive = fetch(path, cache, sha256_hex=sha256_hex)
+    if archive.is_dir():
+        return archive
     from fer.io.archives import extract
-    from fer.io.transfer import download
 
-    name = public_name(path)
-    archive = cache / name
-    if "://" in path:
-        if sha256_hex or not archive.exists():
-            download(path, archive, sha256_hex=sha256_hex)
-    else:
-        archive = Path(path)  # extracted in place: no second copy
-        if not archive.exists():
-            raise FileError(f"{path}: no such file or folder; set the key `path` of this dataset to where it is")
-        if sha256_hex and (digest := sha256(archive)) != sha256_hex.lower():
-            raise FileError(f"{path}: sha256 is {digest}, expected {sha256_hex}: another or a damaged file")
     found = archive.stat()
-    tree = cache / f"{_stem(name)}-{stable_hash(found.st_size, found.st_mtime_ns, bits=32):08x}.tree"
+    tree = cache / f"{_stem(public_name(path))}-{stable_hash(found.st_size, found.st_mtime_ns, bits=32):08x}.tree"
     if not tree.is_dir():  # an archive that was replaced meanwhile has another name
         try:
             extract(archive, tree)
@@ -104,8 +114,9 @@ def open_nested(
 
 
 def public_name(path: str) -> str:
-    """The last part of a path or URL."""
-    return Path(unquote(urlsplit(path).path) if "://" in path else path).name or "data"
+    """The last part of a path or URL; "data" where that is not a file's name."""
+    name = Path(unquote(urlsplit(path).path) if "://" in path else path).name
+    return "data" if name in ("", "..") else name
 
 
 def _link(source: Path, target: Path, prefix: str, extracted: Mapping[str, Path]) -> None:

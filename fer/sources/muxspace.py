@@ -1,25 +1,26 @@
-"""muxspace/facial_expressions: faces of LFW and of films, labelled by a few volunteers.
+"""muxspace/facial_expressions: faces of LFW and of films, labeled by a few volunteers.
 
-Public on GitHub: `images/`, and `data/legend.csv` with a line for each answer: who gave it, the picture's name, the
-emotion in any case and in several spellings. Other lists of the repository have no header and old-Mac line ends.
+Public on GitHub: `images/`, and `data/legend.csv` with a line for each vote: the volunteer, the image's name, the
+emotion in any case and in several spellings. Other lists of the repository have no header and old-Mac line ends. The
+list has changed with every contribution, so no counts are published.
 
-Where several people labelled a picture, its label is what most of them said, and their answers are its distribution;
-where no label leads, the picture is left out and counted. No split is published: a person is test or train by a hash of
-the name that the file's name begins with, and a picture without one (`facial-expressions_...`) by its own.
+Where several people labeled an image, its label is the majority's, and their votes are its distribution; without a
+majority the image is left out and counted. No split is published: a person is test or train by a hash of the name at
+the beginning of the file's name, and an image without one (`facial-expressions_...`) by its own.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
 
 from fer.io.files import FileError
-from fer.labels import LabelSpace, named, space
+from fer.labels import named
 from fer.sources.base import Entry, Reject, hashed_split, nfc, one_face, shares
 from fer.sources.csvfile import fold, read_header, read_records, read_rows
 from fer.sources.layout import find_layout
@@ -35,7 +36,7 @@ class MuxspaceConfig(TreeConfig):
 
     source: Literal["muxspace"]
     label_space: Literal["basic7", "basic8"] = Field(
-        default="basic8", description="basic7 leaves the pictures of contempt out"
+        default="basic8", description="basic7 leaves the images of contempt out"
     )
     legend: str = Field(default=_LEGEND, min_length=1, description="the list of labels, relative to the folder")
     test_fraction: float = Field(default=0.2, gt=0, lt=1, description="share of the people who are test")
@@ -55,74 +56,64 @@ class MuxspaceSource(TreeSource):
     title = "muxspace"
     generator = "muxspace"
     how_to_get = (
-        "Clone https://github.com/muxspace/facial_expressions: its folder holds images/ with the pictures and "
+        "Clone https://github.com/muxspace/facial_expressions: its folder holds images/ and "
         f"{_LEGEND} with the columns {', '.join(_COLUMNS)}."
     )
 
-    @property
-    def label_space(self) -> LabelSpace:
-        """As configured."""
-        return space(self.config.label_space)
-
     def scan(self, tree: Path) -> Catalogue:
-        """One entry a picture that the legend names; see `TreeSource.scan`."""
+        """One entry per image that the legend names; see `TreeSource.scan`."""
         legend = self.config.legend
         root = find_layout(tree, lambda folder: (folder / "images").is_dir() and (folder / legend).is_file())
         if root is None:
             raise FileError(f"{tree}: no folder in it holds images/ and {legend}. {self.how_to_get}")
-        answers: dict[str, dict[str, str]] = {}  # picture -> who -> label; the last word of each counts
+        votes: defaultdict[str, dict[str, str]] = defaultdict(dict)  # image -> person -> label; the last one counts
         rejects: dict[str, Reject] = {}
-        for line, user, name, emotion in _answers(root / legend):
-            label = named(emotion)
+        for line, user, name, emotion in _rows(root / legend):
+            origin = f"{legend}:{line}"
             if not name or "/" in name or "\\" in name:
                 detail = f"image {name!r}, expected a file's name"
-                rejects[f"line {line}"] = _reject(f"line-{line}", "bad_row", detail, f"{legend}:{line}")
-            elif label is None:
-                rejects[name] = _reject(name, "unknown_label", f"emotion {emotion!r}", f"{legend}:{line}")
+                rejects[f"line {line}"] = Reject(f"line-{line}", "bad_row", detail, origin)
+            elif (label := named(emotion)) is None:
+                rejects[name] = Reject(name, "unknown_label", f"emotion {emotion!r}", origin)
             else:
-                answers.setdefault(name, {})[user] = label
-        entries: list[Entry | Reject] = [reject for name, reject in rejects.items() if name not in answers]
+                votes[name][user] = label
+        entries: list[Entry | Reject] = [one for name, one in rejects.items() if name not in votes]
         excluded: Counter[str] = Counter()
         files = {nfc(path.name): path for path in (root / "images").iterdir() if path.is_file()}
-        for name, given in answers.items():
-            votes = Counter(given.values())
-            (label, most), *others = votes.most_common()
+        for name, given in votes.items():
+            counts = Counter(given.values())
+            (label, most), *others = counts.most_common()
             if others and others[0][1] == most:
                 excluded["no_majority"] += 1
             elif label not in self.label_space.labels:
                 excluded[f"{label}_not_in_{self.label_space.name}"] += 1
             else:
-                path = files.get(name, root / "images" / name)
-                entries.append(self._entry(name, str(path.relative_to(tree)), votes, label))
+                path = files.get(name, root / "images" / name).relative_to(tree)
+                entries.append(self._entry(name, str(path), counts, label))
         entries.sort(key=lambda entry: entry.sample_id if isinstance(entry, Reject) else entry.key)
-        notes = {"pictures_without_label": len(files.keys() - answers.keys() - rejects.keys())}
+        notes = {"pictures_without_label": len(files.keys() - votes.keys() - rejects.keys())}
         return Catalogue(form=f"images/ and {legend}", entries=entries, excluded=excluded, notes=notes)
 
-    def _entry(self, name: str, path: str, votes: Counter[str], label: str) -> Entry:
+    def _entry(self, name: str, path: str, counts: Counter[str], label: str) -> Entry:
         subject = person(name)
-        asked = tuple(float(votes[one]) for one in self.label_space.labels)
-        face = one_face(
-            self.label_space.index(label), subject=subject, distribution=shares(asked) if sum(asked) > 1 else None
-        )
+        votes = tuple(float(counts[one]) for one in self.label_space.labels)
+        distribution = shares(votes) if sum(votes) > 1 else None
+        faces = one_face(self.label_space.index(label), subject=subject, distribution=distribution)
         split = hashed_split(subject or name, self.config.test_fraction)
-        return Entry(key=name, path=path, split=split, faces=face, is_crop=True)
-
-    def published(self, catalogue: Catalogue) -> Mapping[str, Mapping[str, int] | int]:
-        """Nothing: the list has changed with every contribution."""
-        return {}
+        return Entry(key=name, path=path, split=split, faces=faces, is_crop=True)
 
 
 def person(name: str) -> str | None:
-    """Whom a picture shows, by its file's name: LFW's "Al_Gore_0003.jpg", and "KatrinaKaif_12.jpg" of films."""
+    """The person in an image, by its file's name: LFW's "Al_Gore_0003.jpg", and "KatrinaKaif_12.jpg" of films."""
     match = re.fullmatch(r"(.+)_\d+\.\w+", name)
     return match[1] if match else None
 
 
-def _answers(legend: Path) -> Iterator[tuple[int, str, str, str]]:
-    """Line number, who, picture and emotion; a short or long line has no picture."""
-    if fold(_COLUMNS[1]) in map(fold, read_header(legend, _WHAT)):
+def _rows(legend: Path) -> Iterator[tuple[int, str, str, str]]:
+    """Line number, person, image and emotion; a short or long line has no image."""
+    if fold("image") in map(fold, read_header(legend, _WHAT)):
         for record in read_records(legend, _COLUMNS, _WHAT):
-            user, name, emotion = (record.fields[column] for column in _COLUMNS) if record.fields else ("", "", "")
+            user, name, emotion = record.fields.values() if record.fields else ("", "", "")
             yield record.line, user, nfc(name), emotion
         return
     for line, fields in read_rows(legend):
@@ -130,7 +121,3 @@ def _answers(legend: Path) -> Iterator[tuple[int, str, str, str]]:
             raise FileError(f"{legend}: not {_WHAT}: its first line is {','.join(fields)[:80]!r}")
         user, name, emotion = fields if len(fields) == 3 else ("", "", "")
         yield line, user, nfc(name), emotion
-
-
-def _reject(name: str, reason: str, detail: str, origin: str) -> Reject:
-    return Reject(sample_id=name, reason=reason, detail=detail, origin=origin)

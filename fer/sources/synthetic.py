@@ -8,70 +8,38 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from fer import processes
-from fer.config import Config
 from fer.console import progress
 from fer.hashing import stable_hash
 from fer.labels import LabelSpace, identities, space, to_canonical
 from fer.sources.base import BLOCK_ROWS, AnnotatedFace, Block, RawSample, Reject, fetch_again
-from fer.synth.config import ClassWeights, Domain, LabelNoiseKind, SceneConfig
+from fer.synth.config import SceneConfig, SceneOptions
 from fer.synth.expressions import EXPRESSIONS
 from fer.synth.identity import subject_name
 from fer.synth.streams import GENERATOR_VERSION
 
 
-class SyntheticConfig(Config):
-    """Procedural faces; needs no network. The fields after `scenes` are knobs of `fer.synth.config.SceneConfig`."""
+class SyntheticConfig(SceneOptions):
+    """Procedural faces; needs no network. Beside these keys it has those of `fer.synth.config.SceneOptions`."""
 
     source: Literal["synthetic"]
     label_space: Literal["basic7", "basic8"] = Field(default="basic7", description="basic8 adds contempt")
     labels: Literal["expression", "subject"] = Field(
         default="expression", description="subject: who it is, for face recognition; label_space says what is shown"
     )
-    scenes: int = Field(
-        default=8000, ge=1, le=100_000_000, description="pictures to render; a picture holds 0 to 3 faces"
-    )
-    class_weights: ClassWeights = Field(
-        default=SceneConfig.class_weights, description="natural: the imbalance of FER2013"
-    )
-    domain: Domain = Field(default=SceneConfig.domain, description="studio: plain backdrop, soft light, no occluders")
-    scene_size: int = Field(default=SceneConfig.scene_size, description="side of a scene in px, 32 .. 2048")
-    face_size: tuple[float, float] = Field(
-        default=SceneConfig.face_size, description="range of the height in px of a frontal face, 10 .. scene_size"
-    )
-    train_subjects: int = Field(
-        default=SceneConfig.train_subjects, le=1_000_000, description="identities of the training scenes"
-    )
+    scenes: int = Field(default=8000, ge=1, le=100_000_000, description="images to render; an image holds 0 to 3 faces")
+    train_subjects: int = Field(default=400, ge=1, le=1_000_000, description="identities of the training scenes")
     test_subjects: int = Field(
-        default=SceneConfig.test_subjects, le=1_000_000, description="identities of the test scenes, unseen in training"
+        default=100, ge=1, le=1_000_000, description="identities of the test scenes, unseen in training"
     )
-    test_fraction: float = Field(
-        default=SceneConfig.test_fraction, gt=0, lt=1, description="share of test scenes; both splits are needed"
-    )
-    multi_face_probability: float = Field(default=SceneConfig.multi_face_probability, description="0 .. 1")
-    no_face_probability: float = Field(default=SceneConfig.no_face_probability, description="0 .. 1")
-    strength: float = Field(
-        default=SceneConfig.strength, description="of the expressions, 0.01 .. 1.5: 0.5 is subtle, 1.5 caricature"
-    )
-    occlusion_probability: float = Field(default=SceneConfig.occlusion_probability, description="0 .. 1")
-    blur_probability: float = Field(default=SceneConfig.blur_probability, description="0 .. 1")
-    grey_probability: float = Field(default=SceneConfig.grey_probability, description="0 .. 1")
-    label_noise: float = Field(default=SceneConfig.label_noise, description="share of wrong training labels, 0 .. 1")
-    label_noise_kind: LabelNoiseKind = Field(
-        default=SceneConfig.label_noise_kind, description="confusion: wrong labels fall on the class most alike"
-    )
-    broken_fraction: float = Field(
-        default=SceneConfig.broken_fraction, description="share of scenes stored as bytes that no decoder takes, 0 .. 1"
-    )
-
+    test_fraction: float = Field(default=0.2, gt=0, lt=1, description="share of test scenes; both splits are needed")
     landmark_error: float = Field(
         default=1.0,
         ge=0,
@@ -80,15 +48,10 @@ class SyntheticConfig(Config):
         "(standard deviations); 0 is exact, and much easier for a linear model",
     )
 
-    @model_validator(mode="after")
-    def _renderer_agrees(self) -> SyntheticConfig:
-        self.scene_config()
-        return self
-
     def scene_config(self) -> SceneConfig:
-        """The renderer's configuration; ValueError where it refuses a value."""
-        knobs = self.model_dump(exclude={"source", "label_space", "labels", "scenes", "landmark_error"})
-        return SceneConfig(num_classes=8 if self.label_space == "basic8" else 7, **knobs)
+        """The renderer's configuration."""
+        options = {name: getattr(self, name) for name in SceneOptions.model_fields}
+        return SceneConfig(num_classes=8 if self.label_space == "basic8" else 7, **options)
 
 
 class SyntheticSource:
@@ -121,7 +84,7 @@ class SyntheticSource:
     @property
     def request(self) -> dict[str, Any]:
         """Generator, seed and every knob of the renderer; what the labels are, unless expressions."""
-        scene = asdict(self.config.scene_config()) | {"face_size": list(self.config.face_size)}
+        scene = self.config.scene_config().model_dump() | {"face_size": list(self.config.face_size)}
         if self.config.labels == "subject":
             scene["labels"] = "subject"
         return {

@@ -194,7 +194,7 @@ def _crop(
     blocks = source.blocks(raw)
     known = {block.index: result for block in blocks if (result := finished(work, block))}
     if known:
-        log.info("crop %s: going on after %d of %d blocks", name, len(known), len(blocks))
+        log.info("crop %s: resuming after %d of %d blocks", name, len(known), len(blocks))
     workers = cluster.crop_workers
     threads = _DECODING_THREADS if workers == 0 and weights else 1
     path = str(weights) if weights else None

@@ -18,6 +18,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,6 +31,7 @@ from fer.io.files import write_atomic, write_json
 from fer.names import check_name
 from fer.params import Params
 from fer.processes import lock, set_environment
+from fer.stages import add_resume_options, remove_progress
 from fer.studies import Study, StudyOptions, Tta, list_studies, load_study
 from fer.studies.cell import Cell, Plan, row_recipe, train_cell
 from fer.studies.results import read
@@ -50,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", nargs="+", metavar="KEY=VALUE", default=[], help="recipe keys for all rows")
     parser.add_argument("--tta", choices=get_args(Tta), help="a second figure, with test-time augmentation")
     parser.add_argument("--workers", type=int, metavar="N", help="trainings at once; 0: in this process, without Ray")
+    add_resume_options(parser)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -62,11 +65,16 @@ def main(args: argparse.Namespace) -> None:
     given = {name: getattr(args, name) for name in _OPTIONS}
     changes = {name: value for name, value in given.items() if value is not None}
     options = parse(StudyOptions, changes | {"set": _assignments(args.set)}, "fer study")
-    run_study(parameters.load(), args.name, options)
+    run_study(parameters.load(), args.name, options, accept_versions=args.accept_versions, restart=args.restart)
 
 
-def run_study(params: Params, name: str, options: StudyOptions) -> Path:
-    """Runs a study, or goes on with it.
+def run_study(
+    params: Params, name: str, options: StudyOptions, *, accept_versions: bool = False, restart: bool = False
+) -> Path:
+    """Runs a study, or resumes it.
+
+    Args:
+        accept_versions, restart: as in `fer.stages.train.run_training`.
 
     Returns:
         the folder with results.json and table.md.
@@ -77,11 +85,13 @@ def run_study(params: Params, name: str, options: StudyOptions) -> Path:
     study = load_study(name, params.root)
     if options.tta is not None:
         study = study.model_copy(update={"tta": options.tta})
-    plan = make_plan(params, name, study, options)
+    plan = replace(make_plan(params, name, study, options), accept_versions=accept_versions)
     stem = check_name(Path(name).stem, "fer study")
     final = params.root / "studies" / (stem + ("-smoke" if options.smoke else ""))
     work = Path(plan.folder)
     with lock(work / "lock"):
+        if restart:
+            remove_progress(work)
         plan.write()
         alone = {cell.key: cell for cell in plan.cells}.values()  # rows that are alike share a training
         waiting = [cell for cell in alone if plan.result(cell) is None]

@@ -21,6 +21,7 @@ from fer.outputs import TRAINED
 from fer.params import Params
 from fer.processes import lock, remove_held
 from fer.shards.read import ShardSet
+from fer.stages import remove_progress
 from fer.stages.closure import code
 from fer.tracking import Run, open_run
 from fer.training.job import TrainJob
@@ -30,7 +31,7 @@ from fer.training.progress import FILE_NAME as PROGRESS
 from fer.training.progress import Progress
 from fer.training.publish import publish
 from fer.training.recipe import TrainStageConfig
-from fer.training.state import Record, TrainState, saved_states
+from fer.training.state import Record, TrainState
 from fer.weights.parts import locate
 
 
@@ -96,8 +97,8 @@ def run_training(
             tags=tags,
         ) as run,
     ):
-        for state_file in saved_states(work) if restart else ():
-            state_file.unlink()
+        if restart:
+            remove_progress(work)
         _announce(title, job, params.train)
         _run(params, job, Follower(title, work, sum(stage.epochs for stage in recipe.in_stages), run))
         state = TrainState.load(work)

@@ -13,7 +13,7 @@ import argparse
 import hashlib
 import shutil
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +26,11 @@ from fer.io.files import FileError, read_json, sha256, write_atomic, write_json
 from fer.io.yaml12 import brief
 from fer.params import Params
 from fer.processes import lock, set_environment
+from fer.stages import add_resume_options, remove_progress
 
 if TYPE_CHECKING:
     from fer.cluster.trials import Trial, TrialLog, TrialPlan
     from fer.tracking import Run
-    from fer.training.recipe import Recipe
 
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our own record is the only one
@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, metavar="N", help="instead of tune.epochs")
     parser.add_argument("--max-concurrent", type=int, metavar="N", help="instead of tune.max_concurrent")
     parser.add_argument("--time-budget", type=float, metavar="MINUTES", help="instead of tune.time_budget_minutes")
+    add_resume_options(parser)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -65,14 +66,24 @@ def main(args: argparse.Namespace) -> None:
         "time_budget_minutes": args.time_budget,
     }
     changes = {name: value for name, value in given.items() if value is not None}
-    search(loaded, args.dataset, args.model, parse(TuneConfig, loaded.tune.model_dump() | changes, "fer tune", "tune"))
+    config = parse(TuneConfig, loaded.tune.model_dump() | changes, "fer tune", "tune")
+    search(loaded, args.dataset, args.model, config, accept_versions=args.accept_versions, restart=args.restart)
 
 
-def search(params: Params, dataset: str, model_key: str, config: TuneConfig | None = None) -> Path:
+def search(
+    params: Params,
+    dataset: str,
+    model_key: str,
+    config: TuneConfig | None = None,
+    *,
+    accept_versions: bool = False,
+    restart: bool = False,
+) -> Path:
     """Runs a search, or goes on with it, and writes `tuned/<dataset>/<model_key>.yaml`.
 
     Args:
         config: None takes `params.tune`.
+        accept_versions, restart: as in `fer.stages.train.run_training`.
 
     Returns:
         The written recipe.
@@ -90,11 +101,13 @@ def search(params: Params, dataset: str, model_key: str, config: TuneConfig | No
     recipe = params.recipe(model_key)
     check_space(recipe, config, where)
     shards = ShardSet.open((params.root / "data" / "shards" / dataset).resolve())
-    plan = _plan(params, config, recipe, dataset, shards)
+    plan = replace(_plan(params, config, model_key, dataset, shards), accept_versions=accept_versions)
     done = Path(plan.folder, "done.json")
     written = params.root / "tuned" / dataset / f"{model_key}.yaml"
     refuse_edited(written)
     with lock(Path(plan.folder, "lock")):
+        if restart:
+            remove_progress(Path(plan.folder))
         if _is_done(done, written, config):
             log.info(
                 "this search has ended before; change tune, seed or data for another, or ask for more with --trials"
@@ -148,12 +161,13 @@ def table(record: TrialLog, metric: str) -> str:
     )
 
 
-def _plan(params: Params, config: TuneConfig, recipe: Recipe, dataset: str, shards: Any) -> TrialPlan:
+def _plan(params: Params, config: TuneConfig, model_key: str, dataset: str, shards: Any) -> TrialPlan:
     from fer.cluster.trials import TrialPlan
     from fer.stages.closure import code
     from fer.training.job import TrainJob
     from fer.weights.parts import locate
 
+    recipe = params.recipe(model_key)
     # What says how much is tried, not what a trial is, stays out: a longer search goes on from a shorter one.
     what = config.model_dump(mode="json", exclude={"trials", "max_concurrent", "time_budget_minutes"})
     pretrained = locate(recipe.pretrained, params.root, params.parent)
@@ -180,6 +194,7 @@ def _plan(params: Params, config: TuneConfig, recipe: Recipe, dataset: str, shar
         checkpoint_every_steps=params.train.checkpoint_every_steps,
         fingerprint=job.fingerprint,
         pretrained=pretrained,
+        command=f"fer tune --dataset {dataset} --model {model_key}",
     )
 
 

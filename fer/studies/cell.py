@@ -68,6 +68,7 @@ class Plan:
     gpu: bool
     checkpoint_every_steps: int
     cells: tuple[Cell, ...]
+    accept_versions: bool = False
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """The figures of a finished cell, with what tells it from the others. Rows that are alike share a training."""
@@ -128,6 +129,8 @@ def train_cell(plan: Plan, cell: Cell) -> None:
         checkpoint_every_steps=plan.checkpoint_every_steps,
         fingerprint=cell.key,
         pretrained=cell.pretrained,
+        command=f"fer study {plan.name}",
+        accept_versions=plan.accept_versions,
     )
     device = "cuda:0" if plan.gpu else "cpu"
     state = train(job, device=device)

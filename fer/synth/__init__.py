@@ -1,12 +1,12 @@
-"""Procedural faces driven by facial action units: the embedded default data set.
+"""Procedural faces driven by facial action units: the embedded default dataset.
 
 They are drawings of expression prototypes: what a model scores on them says nothing about its accuracy on people.
 """
 
 from fer.synth.config import SceneConfig
-from fer.synth.contact import contact_sheet
 from fer.synth.expressions import ACTION_UNITS, EXPRESSIONS
 from fer.synth.scene import Face, Layout, Scene, describe, encode, render
+from fer.synth.sheet import contact_sheet
 from fer.synth.streams import GENERATOR_VERSION
 
 __all__ = [

@@ -1,15 +1,13 @@
-"""How hard the data set is: `fer synth difficulty`.
+"""How hard the dataset is: `fer synth difficulty`.
 
 Three classifiers learn from train scenes and are scored on faces of unseen identities: a linear one on pixels (should
 fail), a small convolutional network (should do well, not perfectly), and a forest that is told the action units (the
-ceiling). The scores describe the drawings and the knobs; they say nothing about accuracy on people.
+ceiling). The scores describe the drawings and their options; they say nothing about accuracy on people.
 """
 
-import argparse
-import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -26,7 +24,7 @@ class Faces:
     """Aligned faces of one split."""
 
     pixels: NDArray[np.uint8]
-    """(n, side, side) grey."""
+    """(n, side, side) gray."""
     aus: NDArray[np.float64]
     """(n, action units)."""
     labels: NDArray[np.int64]
@@ -42,7 +40,7 @@ def collect(seed: int, config: SceneConfig, split: str, count: int, side: int, l
     aus: list[tuple[float, ...]] = []
     labels: list[int] = []
     # One split at a time: the split is a draw of the scene, so asking for a fraction of 0 or 1 changes nothing else.
-    config = replace(config, test_fraction=1.0 if split == "test" else 0.0)
+    config = config.model_copy(update={"test_fraction": 1.0 if split == "test" else 0.0})
     index = 0
     while len(labels) < count:
         scene = render(seed, index, config)
@@ -92,7 +90,7 @@ def measure(
 
 
 def linear_accuracy(train: Faces, test: Faces) -> float:
-    """Multinomial logistic regression on standardised pixels, the penalty chosen in its favour among three."""
+    """Multinomial logistic regression on standardized pixels, the penalty chosen in its favour among three."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
@@ -140,8 +138,8 @@ def network_accuracy(train: Faces, test: Faces, classes: int, epochs: int, seed:
     x, y = prepare(train), torch.from_numpy(train.labels)
     batch, pad = 64, 3
     steps = epochs * (len(y) // batch)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=max(steps, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=max(steps, 1))
     side = x.shape[-1]
     for _ in range(epochs):
         order = torch.randperm(len(y))
@@ -154,9 +152,9 @@ def network_accuracy(train: Faces, test: Faces, classes: int, epochs: int, seed:
             mirrored = torch.rand(batch) < 0.5
             faces = torch.where(mirrored[:, None, None, None], faces.flip(-1), faces)
             loss = nn.functional.cross_entropy(model(faces), y[rows])
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            optimizer.step()
             schedule.step()
     model.eval()
     with torch.no_grad():
@@ -166,26 +164,3 @@ def network_accuracy(train: Faces, test: Faces, classes: int, epochs: int, seed:
 
 def _flat(faces: Faces) -> NDArray[np.float64]:
     return faces.pixels.reshape(len(faces.pixels), -1).astype(np.float64)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to measure."""
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, default=6000, help="faces to learn from")
-    parser.add_argument("--test", type=int, default=2000, help="faces of unseen identities")
-    parser.add_argument("--side", type=int, default=32, help="px of the reduced face")
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--landmark-error", type=float, default=1.0, help="of the alignment; 0 is exact")
-    parser.add_argument("--classes", type=int, default=7, help="7, or 8 with contempt")
-    parser.add_argument("--strength", type=float, default=SceneConfig.strength, help="how strong the action units are")
-    parser.add_argument("--no-network", action="store_true", help="leave out the network, which takes minutes")
-
-
-def main(options: argparse.Namespace) -> None:
-    """Measures, and prints the figures as JSON."""
-    config = SceneConfig(num_classes=options.classes, strength=options.strength)
-    print(json.dumps(measure(
-        config, options.seed, options.train, options.test, side=options.side, epochs=options.epochs,
-        landmark_error=options.landmark_error, network=not options.no_network,
-    ), indent=2))  # fmt: skip
-    print("SYNTHETIC - says nothing about accuracy on people")

@@ -4,7 +4,7 @@
 `encode` gives the bytes a data set would store.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from math import cos, sin
 
@@ -98,14 +98,12 @@ class _Cast:
 
 @lru_cache(maxsize=64)
 def _in_domain(config: SceneConfig) -> SceneConfig:
-    """The knobs with the domain applied."""
+    """The options with the domain applied."""
     if config.domain == "wild":
         return config
-    return replace(
-        config, yaw_range=config.yaw_range / 3, pitch_range=config.pitch_range / 3, roll_range=config.roll_range / 3,
-        light_contrast=0.3 * config.light_contrast, occlusion_probability=0.0, blur_probability=0.0,
-        grey_probability=0.0, distractors=0,
-    )  # fmt: skip
+    third = {name: getattr(config, name) / 3 for name in ("yaw_range", "pitch_range", "roll_range")}
+    none = dict.fromkeys(("occlusion_probability", "blur_probability", "grey_probability"), 0.0)
+    return config.model_copy(update={**third, **none, "light_contrast": 0.3 * config.light_contrast, "distractors": 0})
 
 
 def describe(seed: int, index: int, config: SceneConfig = DEFAULT) -> Layout:

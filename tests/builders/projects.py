@@ -111,8 +111,15 @@ def start_training(root: Path, *, code: str = "", **variables: str) -> subproces
 
 def run_dvc(root: Path, *arguments: str) -> str:
     """A dvc command in a project, which must end well; its output."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments],
+    done = run_in(root, "-m", "dvc", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def run_in(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python in a project with the project's own copy of the code."""
+    return subprocess.run(
+        [sys.executable, *arguments],
         cwd=root,
         env=environment() | {"PYTHONPATH": str(root)},
         capture_output=True,
@@ -120,8 +127,6 @@ def run_dvc(root: Path, *arguments: str) -> str:
         timeout=patience(280),
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def finish(child: subprocess.Popen[str], timeout: float = 120) -> str:

@@ -13,16 +13,9 @@ from builders.crops import files
 from builders.limits import patience
 from builders.projects import make_project, published, run_dvc
 from builders.runs import still_alive
-from builders.stopping import checkpoints, copy_code, family, resumed, start_repro, wait_until
+from builders.stopping import checkpoints, copy_code, family, make_repository, resumed, start_repro, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-def make_training(root: Path, workers: int) -> Path:
-    """A tiny dataset, with plan and train in dvc.yaml; it trains for some seconds."""
-    make_project(root, epochs=6, workers=workers)
-    copy_code(root, "plan", "train")
-    return root
 
 
 def make_crop(root: Path, workers: int) -> Path:
@@ -43,8 +36,8 @@ def make_crop(root: Path, workers: int) -> Path:
 def test_stopped_repro_leaves_no_process_and_no_output_and_the_next_resumes(
     stage: str, workers: int, tmp_path: Path
 ) -> None:
-    make = make_training if stage == "train" else make_crop
-    whole, root = make(tmp_path / "whole", workers), tmp_path / "stopped"
+    folder, root = tmp_path / "whole", tmp_path / "stopped"
+    whole = make_repository(folder, workers=workers) if stage == "train" else make_crop(folder, workers)
     shutil.copytree(whole, root)
     run_dvc(whole, "repro")
     for signum in (signal.SIGKILL, signal.SIGTERM):

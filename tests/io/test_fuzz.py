@@ -25,9 +25,10 @@ from fer.io.images import ImageError, decode_image
 from fer.shards.manifest import FILE_NAME, parse_manifest
 from fer.shards.read import ShardSet
 from fer.shards.schema import ShardError
-from fer.sources.aihub_records import Record, RecordError, parse_record, read_json_records
+from fer.sources.aihub import Record, parse_record, read_json_records
 from fer.sources.base import describe
-from fer.sources.fer2013_rows import CsvColumns, Row, RowError, csv_rows, form_of, parse_csv_row
+from fer.sources.csvfile import RowError
+from fer.sources.fer2013_rows import CsvColumns, Row, csv_rows, form_of, parse_csv_row
 
 bounded = settings(
     max_examples=100, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
@@ -155,7 +156,7 @@ anything = st.recursive(
 def check_record(raw: Any) -> None:
     try:
         record = parse_record(raw)
-    except RecordError:
+    except RowError:
         return
     assert isinstance(record, Record)
     assert record.box is None or (record.box[2] > record.box[0] and record.box[3] > record.box[1])

@@ -1,0 +1,129 @@
+"""The train stage in this process: no Ray, and no resume under other library versions without a word."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from builders.projects import TOY, environment, make_project
+
+from fer.params import Params, load
+from fer.stages.study import run_study
+from fer.stages.train import run_training
+from fer.studies import StudyOptions
+from fer.training import job, loop
+from fer.training.state import TrainState, VersionsError, saved_states
+
+STUDY = """
+title: A table of one
+source: A work, Table 1
+dataset: tiny
+recipe: ddamfn/nano
+baseline: plain
+set: {epochs: 1, batch_size: 16, augment: [], schedule.warmup_epochs: 0.0}
+rows: [{row: plain, published: 90.0}]
+smoke: {dataset: tiny, recipe: ddamfn/nano}
+"""
+
+
+class KilledError(Exception):
+    """In place of a signal."""
+
+
+def killed_under_another_torch(run: Callable[[], object]) -> None:
+    """Runs what trains, up to its first checkpoint."""
+    save, versions = loop._save, job.versions
+
+    def save_and_die(*given: object) -> None:
+        save(*given)  # type: ignore[arg-type]
+        raise KilledError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "versions", lambda: {**versions(), "torch": "1.0"})
+        patch.setattr(loop, "_save", save_and_die)
+        with pytest.raises(KilledError):
+            run()
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Params:
+    return load(make_project(tmp_path, epochs=2, recipe=TOY, tracking={"enabled": False}) / "params.yaml")
+
+
+@pytest.fixture
+def interrupted(params: Params) -> Params:
+    """A project whose run was killed after its first checkpoint, under another torch."""
+    killed_under_another_torch(lambda: run_training(params, "tiny", "toy"))
+    return params
+
+
+def facts(params: Params, name: str) -> dict[str, object]:
+    return json.loads((params.root / "trained" / "tiny" / "toy" / name).read_text())  # type: ignore[no-any-return]
+
+
+def test_resuming_under_other_versions_is_refused_and_the_checkpoint_kept(interrupted: Params) -> None:
+    (folder,) = (path.parent for path in interrupted.root.glob(".work/*/lock"))
+    before = {path: path.read_bytes() for path in saved_states(folder)}
+    assert before
+    command = "python -m pipelines.train --dataset tiny --model toy"
+    with pytest.raises(VersionsError, match=rf"torch 1\.0 -> .*`{command} --accept-versions`.*`{command} --restart`"):
+        run_training(interrupted, "tiny", "toy")
+    assert {path: path.read_bytes() for path in saved_states(folder)} == before
+    assert not (interrupted.root / "trained").exists()
+
+
+def test_accepted_versions_are_recorded_beside_the_result(interrupted: Params) -> None:
+    run_training(interrupted, "tiny", "toy", accept_versions=True)
+    now = job.decisive_versions()
+    assert facts(interrupted, "run.json")["accepted_versions"] == [
+        {"epoch": 0, "changed": {"torch": f"1.0 -> {now['torch']}"}}
+    ]
+    assert facts(interrupted, "run.json")["resumes"] == 1
+    assert facts(interrupted, "train.json")["decisive_versions"] == now
+
+
+def test_restart_begins_anew(interrupted: Params) -> None:
+    run_training(interrupted, "tiny", "toy", restart=True)
+    assert facts(interrupted, "run.json")["accepted_versions"] == []
+    assert facts(interrupted, "run.json")["resumes"] == 0
+
+
+def test_a_checkpoint_tells_its_versions(interrupted: Params) -> None:
+    (folder,) = (path.parent for path in interrupted.root.glob(".work/*/lock"))
+    state = TrainState.load(folder)
+    assert state is not None
+    assert state.versions == {**job.decisive_versions(), "torch": "1.0"}
+
+
+def test_a_study_resumes_under_other_versions_only_where_they_are_accepted(params: Params) -> None:
+    (params.root / "own.yaml").write_text(STUDY)
+    options = StudyOptions(workers=0)
+    killed_under_another_torch(lambda: run_study(params, "own.yaml", options))
+    command = r"`fer study own\.yaml --accept-versions`.*`fer study own\.yaml --restart`"
+    with pytest.raises(ValueError, match=rf"torch 1\.0 -> .*{command}"):
+        run_study(params, "own.yaml", options)
+    assert (run_study(params, "own.yaml", options, accept_versions=True) / "table.md").is_file()
+
+
+def test_a_restarted_study_begins_anew(params: Params) -> None:
+    (params.root / "own.yaml").write_text(STUDY)
+    killed_under_another_torch(lambda: run_study(params, "own.yaml", StudyOptions(workers=0)))
+    assert (run_study(params, "own.yaml", StudyOptions(workers=0), restart=True) / "table.md").is_file()
+
+
+def test_training_in_one_process_imports_no_ray(tmp_path: Path) -> None:
+    root = make_project(tmp_path, epochs=1)
+    script = (
+        "import sys\nfrom fer.params import load\nfrom fer.stages.train import run_training\n"
+        "run_training(load(), 'tiny', 'toy')\n"
+        "sys.exit('ray was imported' if 'ray' in sys.modules else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (root / "trained" / "tiny" / "toy" / "train.json").is_file()
