@@ -1,4 +1,4 @@
-"""Stage report: one page for every dataset and model of `run` in params.yaml, beside the published figures.
+"""Stage report: one page for every dataset and model of `run` in params.yaml, beside the published results.
 
 Reads data/shards/, trained/, evaluated/ and, where `fer study` left any, studies/; writes reports/index.html.
 """
@@ -18,9 +18,9 @@ def main() -> None:
     argparse.ArgumentParser(description=first_line(__doc__)).parse_args()
     loaded = params.load()
     with processes.stage("report", loaded.root):
-        from fer.report.build import run_report
+        from fer.stages import report
 
-        run_report(loaded)
+        report.run(loaded)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a job is: its name, where it works, the line that starts it, and what travels with it."""
+"""What a job is: its name, where it works, the line that starts it, and what is sent with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fer.environment import environment
 
 Stage = Literal["download", "crop", "shard", "train", "evaluate", "repro"]
 
-# What never travels: data, results and caches, which belong on the shared storage, and what only this machine can use.
+# What is never sent: data, results and caches, which belong on the shared storage, and what only this machine can use.
 EXCLUDES = (
     "/data", "/downloads", "/trained", "/evaluated", "/reports", "/.work", "/.dvc/cache", "/.dvc/tmp", "/mlflow.db*",
     "/mlartifacts", "/mlruns", "/.venv", "/venv", "/.git", "__pycache__", "*.pyc", "*.egg-info",
@@ -74,7 +74,7 @@ def preparation(digest: str, upload: bool) -> str:
 
     Args:
         digest: SHA-256 of the params.yaml that was validated here.
-        upload: lay the code that came with the job into the folder first.
+        upload: copy the code that came with the job into the folder first.
     """
     name = parameters.FILE_NAME
 
@@ -97,9 +97,9 @@ def preparation(digest: str, upload: bool) -> str:
 
 
 def runtime_environment(root: Path, folder: str, digest: str, upload: bool, tracking_uri: str | None) -> dict[str, Any]:
-    """Ray's `runtime_env` of the job: variables of the environment and, for an upload, the code that travels."""
+    """Ray's `runtime_env` of the job: variables of the environment and, for an upload, the code that is sent."""
     env_vars = {_PREPARATION: preparation(digest, upload)}
-    if not upload:  # a copy that travels is on every worker's path by itself
+    if not upload:  # a copy that is sent is on every worker's path by itself
         env_vars["PYTHONPATH"] = folder
     if environment().debug:
         env_vars["FER_DEBUG"] = "1"
@@ -118,7 +118,7 @@ def running_job(jobs: Sequence[Any], name: str, metadata: Mapping[str, str]) -> 
 
     Args:
         jobs: Ray's details of the jobs whose id begins with `name`.
-        metadata: of the job that is asked for.
+        metadata: of the requested job.
 
     Raises:
         ValueError: a job of this name is running with something else.

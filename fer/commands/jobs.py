@@ -1,13 +1,12 @@
 """`fer submit`: one stage as a job on a Ray cluster, its log here, its own exit code at the end.
 
-Where a job works. Ray would run it in a copy of the code in a session folder of one node, where no data lies, no other
-node looks and nothing lasts. So a job here always works in a *project folder that every node sees under one path*:
+Ray would run a job in a copy of the code in a session folder of one node, without data, unseen by other nodes and
+removed later. So a job here always works in a *project folder that every node sees under one path*:
 
-- by default this very folder (the cluster runs on this machine, or both mount the same storage): outputs land where DVC
-  looks for them;
+- by default this very folder (the cluster runs on this machine, or both mount the same storage), where DVC finds the
+  outputs;
 - `--project-dir DIR` where the cluster mounts it under another path;
-- `--project-dir DIR --upload` where it is not there yet: the code, never data or results, is sent along and laid into
-  DIR.
+- `--project-dir DIR --upload` where it is not there yet: the code, never data or results, is uploaded into DIR.
 
 The folder's params.yaml must be the one that was validated here; the job checks that before it starts.
 
@@ -63,10 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="this project's folder as every node of the cluster sees it (default: as seen here)",
     )
-    parser.add_argument("--upload", action="store_true", help="lay this code into --project-dir first")
-    parser.add_argument(
-        "--detach", action="store_true", help="submit and return; the job goes on without this terminal"
-    )
+    parser.add_argument("--upload", action="store_true", help="copy this code into --project-dir first")
+    parser.add_argument("--detach", action="store_true", help="submit and return; the job runs without this terminal")
     parser.add_argument("--python", default="python", metavar="PATH", help="Python on the cluster (default: python)")
 
 
@@ -89,7 +86,6 @@ def main(args: argparse.Namespace) -> int:
             arguments += ["--model", args.model]
         elif args.model:
             raise ValueError(f"submit {args.stage}: this stage is for all models; leave --model out")
-    uri = environment().mlflow_tracking_uri or loaded.tracking.uri
     return submit(
         args.stage,
         arguments,
@@ -99,7 +95,7 @@ def main(args: argparse.Namespace) -> int:
         upload=args.upload,
         detach=args.detach,
         python=args.python,
-        tracking_uri=uri,
+        tracking_uri=environment().mlflow_tracking_uri or loaded.tracking.uri,
     )
 
 
@@ -122,7 +118,7 @@ def submit(
             leaves it to RAY_API_SERVER_ADDRESS, RAY_ADDRESS or a cluster on this machine.
         root: the project's folder here.
         project_dir: the same as the nodes see it; absolute.
-        upload: lay the code into `project_dir` first.
+        upload: copy the code into `project_dir` first.
         detach: return 0 as soon as the job is accepted.
         tracking_uri: MLflow's address for the job; not passed on when it holds a password, which a job's description
             would show to everyone.
@@ -163,7 +159,7 @@ def submit(
         raise
     if code == 0 and Path(folder) == root.resolve() and stage != "repro":
         target = "-".join([arguments[index + 1] for index, word in enumerate(arguments) if word.startswith("--")])
-        log.info("let DVC take the outputs: dvc commit --force %s@%s", stage, target)
+        log.info("record the outputs in DVC: dvc commit --force %s@%s", stage, target)
     return code
 
 

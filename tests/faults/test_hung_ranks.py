@@ -150,7 +150,7 @@ def test_a_ray_worker_that_hangs_is_named_and_replaced_and_one_too_many_ends_the
         stage.kill()
     assert stage.returncode == 1
     assert len(re.findall("rank 1 of 2, counted from 0, has ended or does not answer", output)) >= 2, output
-    assert "going on from the last checkpoint with 2" in output
+    assert "resuming from the last checkpoint with 2" in output
     assert "more workers than train.max_failures allows" in output
     assert not [pid for pid in hung if psutil.pid_exists(pid)]
 
@@ -186,7 +186,7 @@ def test_a_sample_that_a_ray_worker_cannot_read_is_told_by_the_driver_and_not_tr
     took = time.monotonic() - started
     assert stage.returncode == 1
     assert "error: sample 'tiny/train-0070'" in output
-    assert "going on from the last checkpoint" not in output
+    assert "resuming from the last checkpoint" not in output
     assert took < patience(30), f"{took:.0f} s, most of which the workers took to start"
 
 

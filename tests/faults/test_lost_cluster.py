@@ -63,7 +63,7 @@ def test_a_process_of_rays_own_that_dies_ends_the_training_with_its_name_and_the
     output, _ = stage.communicate(timeout=patience(100))
     assert stage.returncode == 1, output
     assert re.search(f"error: {LOST[process]}", output), output
-    assert "the same command goes on" in output
+    assert "the same command resumes" in output
     assert "Traceback" not in output
     assert not still_alive(family, 5), "workers train on"
     assert not (tmp_path / "trained").exists()
@@ -110,7 +110,7 @@ def test_a_local_cluster_that_is_too_slow_for_rays_fixed_limit_is_started_again(
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Ray has not started within the 30 s that it gives itself, on a busy machine; once more" in done.stdout
+    assert "Ray has not started within its limit of 30 s, on a busy machine; retrying" in done.stdout
     assert len(set(re.findall(r"raylet (\d+)", done.stdout))) == 2
     assert "answer 42" in done.stdout
     assert "first -9" in done.stdout

@@ -88,7 +88,7 @@ def test_a_killed_worker_is_replaced_and_the_files_are_the_same(undisturbed: Tra
     root, rank = make_project(tmp_path, recipe=UNDER_SAM, workers=2, max_failures=1), random.Random(7).randrange(2)
     child = start_training(root)
     os.kill(wait_for_worker(root, child, rank), signal.SIGKILL)
-    assert "going on from the last checkpoint with 2" in finish(child, timeout=280)
+    assert "resuming from the last checkpoint with 2" in finish(child, timeout=280)
     assert_published(root, undisturbed)
     facts = json.loads((root / "trained/tiny/toy/run.json").read_text())
     assert facts["resumes"] == 1

@@ -120,9 +120,9 @@ def test_a_lost_node_leaves_the_training_to_the_other_with_the_same_samples_and_
     assert len(on_head & set(progress(root)["pids"])) == 1, "one worker on each node"
     cluster.kill(cluster.other)
     output = finish(stage, timeout=500)
-    assert re.findall("(asking which nodes still answer|going on from the last checkpoint with .)\n", output) == [
+    assert re.findall("(asking which nodes still answer|resuming from the last checkpoint with .)\n", output) == [
         "asking which nodes still answer",
-        "going on from the last checkpoint with 1",
+        "resuming from the last checkpoint with 1",
     ]
     assert not re.search(r"state-dump|raylet", output), "Ray's own logs are the place for it"
     facts = json.loads((root / "trained/tiny/toy/run.json").read_text())

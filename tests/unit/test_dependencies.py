@@ -58,7 +58,7 @@ COMPUTATIONS = {
     "shard": "fer/shards/write.py",
     "train": "fer/training/loop.py",
     "evaluate": "fer/stages/evaluate.py",
-    "report": "fer/report/build.py",
+    "report": "fer/report/page.py",
 }
 
 

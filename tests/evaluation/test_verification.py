@@ -1,4 +1,4 @@
-"""Verification: figures that are right where they can be counted by hand, pairs that share nobody across folds."""
+"""Verification: metrics as counted by hand, pairs that share nobody across folds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fer.evaluation.verification import (
 LABELS = np.repeat(np.arange(30), 5)
 
 
-def test_pairs_are_what_they_say_and_no_fold_shares_anybody() -> None:
+def test_pairs_are_matched_as_marked_and_folds_share_nobody() -> None:
     pairs = draw_pairs(LABELS, 95, seed=0)
     assert pairs.same.sum() == 95 == (~pairs.same).sum()
     assert ((LABELS[pairs.first] == LABELS[pairs.second]) == pairs.same).all()
@@ -30,12 +30,12 @@ def test_pairs_are_what_they_say_and_no_fold_shares_anybody() -> None:
     assert not np.array_equal(pairs.first, draw_pairs(LABELS, 95, seed=1).first)
 
 
-def test_too_few_people_are_told_with_the_remedy() -> None:
-    with pytest.raises(ValueError, match=r"19 people with two pictures.*raise the dataset's test_fraction"):
+def test_too_few_people_are_rejected_with_the_remedy() -> None:
+    with pytest.raises(ValueError, match=r"19 people with two images.*raise the dataset's test_fraction"):
         draw_pairs(np.concatenate([np.repeat(np.arange(19), 2), np.arange(100, 200)]), 100, seed=0)
 
 
-def test_auc_is_the_share_of_couples_in_order_with_ties_as_halves() -> None:
+def test_auc_is_the_fraction_of_couples_in_order_with_ties_as_halves() -> None:
     random = np.random.default_rng(0)
     scores, same = random.integers(0, 8, 60) / 8, random.random(60) < 0.4
     couples = [(a > b) + (a == b) / 2 for a in scores[same] for b in scores[~same]]
@@ -44,7 +44,7 @@ def test_auc_is_the_share_of_couples_in_order_with_ties_as_halves() -> None:
     assert roc_auc(np.zeros(4), np.array([True, True, False, False])) == 0.5
 
 
-def test_the_threshold_is_the_best_there_is() -> None:
+def test_the_threshold_is_optimal() -> None:
     random = np.random.default_rng(1)
     for _ in range(50):
         scores, same = random.integers(0, 6, 12) / 4, random.random(12) < 0.5
@@ -63,7 +63,7 @@ def test_a_fold_is_judged_by_the_threshold_of_the_others() -> None:
     ]  # of the last, nothing reaches (0.9 + 0.1) / 2
 
 
-def test_tar_at_far_lets_no_more_through_than_is_allowed() -> None:
+def test_tar_at_far_accepts_no_more_than_allowed() -> None:
     scores = np.array([0.9, 0.5, 0.2, 0.8, 0.4, 0.3, 0.1])
     same = np.array([True, True, True, False, False, False, False])
     assert tar_at_far(scores, same, 0.0) == pytest.approx(1 / 3)
@@ -73,7 +73,7 @@ def test_tar_at_far_lets_no_more_through_than_is_allowed() -> None:
     assert tar_at_far(scores, same, 1.0) == 1.0
 
 
-def test_noise_is_at_chance_and_people_on_axes_of_their_own_are_told_apart() -> None:
+def test_noise_verifies_at_chance_and_orthogonal_people_perfectly() -> None:
     random = np.random.default_rng(0)
     noise = random.normal(size=(len(LABELS), 16)).astype(np.float32)
     noise /= np.linalg.norm(noise, axis=1, keepdims=True)
