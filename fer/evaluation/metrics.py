@@ -80,38 +80,29 @@ def macro_f1(confusion: npt.NDArray[Any]) -> Floats:
     return mean
 
 
-@dataclass(frozen=True)
-class Reliability:
-    """A reliability diagram: equal-width bins (lower, upper] of the probability of the predicted class.
+def reliability(labels: Ints, probabilities: Floats, bins: int) -> tuple[list[dict[str, Any]], float]:
+    """A reliability diagram: equal-width bins (from, to] of the probability of the predicted class; and the ECE.
 
-    edges: (bins + 1,). counts, confidence, accuracy: (bins,), rows and means of each bin, NaN where it is empty.
+    Args:
+        labels: (N,). probabilities: (N, K).
+
+    Returns:
+        a line for each bin, its means None where it has no rows; and the expected calibration error (Guo et al. 2017,
+        eq. 3): |accuracy - confidence|, mean over bins by rows.
     """
-
-    edges: Floats
-    counts: Ints
-    confidence: Floats
-    accuracy: Floats
-
-    @property
-    def error(self) -> float:
-        """Expected calibration error (Guo et al. 2017, eq. 3): |accuracy - confidence|, mean over bins by rows."""
-        gaps = np.abs(self.accuracy - self.confidence)
-        return float(np.nansum(gaps * self.counts) / self.counts.sum())
-
-
-def reliability(labels: Ints, probabilities: Floats, bins: int) -> Reliability:
-    """Bin the probability of the predicted class, (N, K) -> `bins` bins over (0, 1]."""
     confidence = probabilities.max(axis=1)
     right = (probabilities.argmax(axis=1) == labels).astype(np.float64)
     edges = np.linspace(0.0, 1.0, bins + 1)
     chosen = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
     counts = np.bincount(chosen, minlength=bins)
-    return Reliability(
-        edges=edges,
-        counts=counts.astype(np.int64),
-        confidence=_ratio(np.bincount(chosen, weights=confidence, minlength=bins), counts),
-        accuracy=_ratio(np.bincount(chosen, weights=right, minlength=bins), counts),
-    )
+    sure, good = (_ratio(np.bincount(chosen, weights=values, minlength=bins), counts) for values in (confidence, right))
+    lines = [
+        {"from": low, "to": high, "rows": int(rows), "confidence": _or_none(mean), "accuracy": _or_none(accurate)}
+        for low, high, rows, mean, accurate in zip(
+            edges[:-1].tolist(), edges[1:].tolist(), counts, sure, good, strict=True
+        )
+    ]
+    return lines, float(np.nansum(np.abs(good - sure) * counts) / counts.sum())
 
 
 def wilson(right: int, rows: int, confidence: float = 0.95) -> Interval:
@@ -148,7 +139,7 @@ def summarise(
     rows, classes = logits.shape
     log_probabilities = log_softmax(logits)
     confusion = confusion_matrix(labels, log_probabilities.argmax(axis=1), classes)
-    diagram = reliability(labels, np.exp(log_probabilities), config.calibration_bins)
+    calibration, error = reliability(labels, np.exp(log_probabilities), config.calibration_bins)
     intervals = bootstrap(confusion, config.bootstrap_samples, config.confidence, seed)
     intervals["accuracy"] = wilson(int(np.trace(confusion)), rows, config.confidence)
     support, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
@@ -158,7 +149,7 @@ def summarise(
         "accuracy": float(accuracy(confusion)),
         "balanced_accuracy": float(balanced_accuracy(confusion)),
         "macro_f1": float(macro_f1(confusion)),
-        "ece": diagram.error,
+        "ece": error,
         "nll": float(-log_probabilities[np.arange(rows), labels].mean()),
         "intervals": [
             {
@@ -183,17 +174,7 @@ def summarise(
         ],
         "absent_classes": [name for name, count in zip(names, support, strict=True) if count == 0],
         "confusion": confusion.tolist(),
-        "calibration": [
-            {"from": low, "to": high, "rows": int(count), "confidence": _or_none(sure), "accuracy": _or_none(right)}
-            for low, high, count, sure, right in zip(
-                diagram.edges[:-1].tolist(),
-                diagram.edges[1:].tolist(),
-                diagram.counts,
-                diagram.confidence,
-                diagram.accuracy,
-                strict=True,
-            )
-        ],
+        "calibration": calibration,
     }
 
 

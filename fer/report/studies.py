@@ -17,10 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from pydantic import ConfigDict
-
-from fer.config import Config, parse
-from fer.io.files import FileError, read_json, sha256
+from fer.io.files import FileError, read_json, read_object, sha256
 from fer.params import Params
 from fer.report.study_table import Line, StudyFile, read_study_file
 from fer.studies.cell import PLAN
@@ -31,20 +28,6 @@ MOST_BYTES = 32 * 2**20
 _NO_STUDY = re.compile(r"\..*|.*\.(md|ya?ml)", re.DOTALL)  # notes, and studies of one's own
 _WORK = re.compile(r"study-(?P<name>.+)-[0-9a-f]{8}", re.DOTALL)
 _CELL = re.compile(r"[0-9a-f]{20}")
-
-
-class _PlannedCell(Config):
-    model_config = ConfigDict(extra="ignore")
-
-    key: str
-
-
-class _Plan(Config):
-    """plan.json, as far as the page needs it."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    cells: list[_PlannedCell]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,9 +161,11 @@ def _unfinished(root: Path, in_tables: set[str], problems: list[str]) -> list[Un
 
 def _planned(work: Path) -> set[str] | None:
     """Keys of the cells of a study as it was last started; None where it does not say."""
-    if not (work / PLAN).is_file():
+    path = work / PLAN
+    if not path.is_file():
         return None
-    return {cell.key for cell in parse(_Plan, read_json(work / PLAN), str(work / PLAN)).cells}
+    cells = read_object(path, {"cells": list}, "run the study again")["cells"]
+    return {str(cell.get("key")) if isinstance(cell, dict) else "" for cell in cells}
 
 
 def _entries(folder: Path, root: Path, problems: list[str]) -> list[Path]:

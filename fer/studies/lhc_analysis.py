@@ -186,27 +186,11 @@ def correlations(weights: Tensor) -> list[float]:
 # ------------------------------------------------------------------------------------------------ equations 21 to 26
 
 
-def embedding_cost(size: int, channels: int, heads: int, dim: int, *, local: bool, kernel: int = 3) -> int:
-    """Multiply-accumulates of a block's queries, keys and values: what local and global heads differ in.
-
-    Local: each head embeds its own band of HW/n positions, for queries and for keys, 2 C (HW/n) d a head. Global: each
-    head embeds all of HW. The values are a convolution of the whole map, kernel^2 C^2 HW, either way.
-
-    Args:
-        size: H = W of the map.
-    """
-    positions = size * size
-    seen = positions // heads if local else positions
-    return 2 * heads * channels * seen * dim + kernel**2 * channels**2 * positions
-
-
-def efficiency(gain: float, cost: float) -> float:
-    """What a block adds by what it costs: A / C_local of local heads, B / C_global of global ones."""
-    return gain / cost
-
-
 def break_even(size: int, channels: int, heads: int, dim: float | None = None, *, kernel: int = 3) -> float:
     """The r of "local heads are the more efficient ones where A > r B": C_local / C_global (equations 21 to 26).
+
+    C are multiply-accumulates of queries, keys and values. A local head embeds its own band of HW/n positions for
+    queries and for keys, 2 C (HW/n) d; a global one all of HW. The values are a convolution of the map, k^2 C^2 HW.
 
     A is what a block with local heads adds to the accuracy, B what it would add with as many global heads. In full
 

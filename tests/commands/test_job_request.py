@@ -13,7 +13,7 @@ import pytest
 from fer.cluster import jobs as job_client
 from fer.cluster.jobs import JobServer
 from fer.commands import jobs
-from fer.commands.job_request import entrypoint, free_id, job_name, running_job, runtime_environment
+from fer.commands.jobs import entrypoint, free_id, job_name, running_job, runtime_environment
 from fer.commands.place import LIST_NAME, place
 from fer.io.files import sha256, write_json
 

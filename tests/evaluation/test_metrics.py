@@ -69,16 +69,16 @@ def test_a_single_row_has_every_metric() -> None:
 def test_calibration_error_is_as_computed_by_hand() -> None:
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.3, 0.7]])
     labels = np.array([0, 1, 0, 1])
-    diagram = metrics.reliability(labels, probabilities, bins=10)
-    assert diagram.counts.sum() == 4
-    assert diagram.counts[[5, 6, 8]].tolist() == [1, 1, 2], "bins are (lower, upper]: 0.6 lies in the sixth"
-    assert diagram.error == pytest.approx((0.4 * 1 + 0.3 * 1 + 0.4 * 2) / 4)
+    lines, error = metrics.reliability(labels, probabilities, bins=10)
+    rows = {number: line["rows"] for number, line in enumerate(lines) if line["rows"]}
+    assert rows == {5: 1, 6: 1, 8: 2}, "bins are (from, to]: 0.6 lies in the sixth"
+    assert error == pytest.approx((0.4 * 1 + 0.3 * 1 + 0.4 * 2) / 4)
 
 
 def test_certain_predictions_are_calibrated_when_correct() -> None:
     certain = np.array([[1.0, 0.0], [0.0, 1.0]])
-    assert metrics.reliability(np.array([0, 1]), certain, 15).error == 0.0
-    assert metrics.reliability(np.array([1, 0]), certain, 15).error == 1.0
+    assert metrics.reliability(np.array([0, 1]), certain, 15)[1] == 0.0
+    assert metrics.reliability(np.array([1, 0]), certain, 15)[1] == 1.0
 
 
 def test_huge_logits_stay_finite() -> None:
