@@ -173,12 +173,12 @@ def trace() -> None:
     start = STARTS.get(stage, f"pipelines/{stage}.py")
     if stage == "study":
         from fer import params
-        from fer.stages.study import run_study
+        from fer.stages import study
         from fer.studies import StudyOptions
 
         loaded = params.load()
         with _Profile(start) as profile:
-            run_study(loaded, "own.yaml", StudyOptions(workers=0))
+            study.run(loaded, "own.yaml", StudyOptions(workers=0))
     else:
         options = [
             *(["--dataset", names[0]] if names else []),

@@ -12,9 +12,9 @@ from pipelines import run_stage
 def main() -> None:
     """Runs the stage."""
     with run_stage("report", __doc__) as (params, _):
-        from fer.report.build import run_report
+        from fer.stages import report
 
-        run_report(params)
+        report.run(params)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from fer.cluster import compat
 from fer.cluster.config import ClusterConfig
-from fer.cluster.session import connect, require, room
-from fer.cluster.shared import answering_nodes, require_paths
+from fer.cluster.nodes import answering_nodes, max_workers, require, require_paths
+from fer.cluster.session import connect, run_in_thread
 from fer.console import log
 from fer.io.files import is_of_the_disk
 from fer.processes import LostError, with_environment
@@ -20,13 +20,12 @@ from fer.training.job import TrainJob
 from fer.training.loop import DivergedError, train
 from fer.training.recipe import Recipe, TrainStageConfig
 
-_POLL_SECONDS = 0.25
-_START_LIMIT, _IN_HASTE = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30"
+_START_LIMIT, _SHORT_START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30"
 """How long workers may wait for their places; after a loss shorter, before the nodes are asked once more."""
 
 
 class LostWorkersError(RuntimeError):
-    """Workers ended, or did not start, for no fault of the training."""
+    """Workers ended, or did not start, for no fault of the run."""
 
 
 class NoPlaceError(LostWorkersError):
@@ -34,9 +33,10 @@ class NoPlaceError(LostWorkersError):
 
 
 def train_on_ray(job: TrainJob, stage: TrainStageConfig, config: ClusterConfig, poll: Callable[[], object]) -> None:
-    """The loop on `train.workers` Ray workers; where some are lost, all go on from the last checkpoint.
+    """The loop on `train.workers` Ray workers; where some are lost, all resume from the last checkpoint.
 
-    Lost workers are replaced. Where their node is lost too, as many go on as there is room for on those that answer.
+    Lost workers are replaced. Where their node is lost too, the run resumes with as many as fit on the nodes that
+    answer.
 
     Args:
         poll: called again and again while the workers run, in the calling thread.
@@ -46,25 +46,30 @@ def train_on_ray(job: TrainJob, stage: TrainStageConfig, config: ClusterConfig, 
         ValueError: what a worker raised.
     """
     with connect(config) as cluster:
+
+        def look() -> None:
+            cluster.watch.check()
+            poll()
+
         require(workers=stage.workers, cpus=stage.threads, gpus=int(stage.gpu))
-        wanted = [Path(job.shards) / "manifest.json", Path(job.work_dir) / "lock"]
-        require_paths([*map(str, wanted), *(source.path for source in job.pretrained)], cluster.address)
-        workers, failures, again = stage.workers, 0, False
+        files = [Path(job.shards) / "manifest.json", Path(job.work_dir) / "lock"]
+        require_paths([*map(str, files), *(source.path for source in job.pretrained)], cluster.address)
+        workers, failures, short = stage.workers, 0, False
         while True:
             try:
-                # After a loss in haste, once, for the cluster may lose more: that the places are gone is no failure.
-                with with_environment(_START_LIMIT, _IN_HASTE) if again else nullcontext():
-                    diverged = _fit(_trainer(job, stage, workers), poll)
+                # Once after a loss, the wait is short: the cluster may lose more, and missing places are no failure.
+                with with_environment(_START_LIMIT, _SHORT_START_SECONDS) if short else nullcontext():
+                    diverged = _fit(_trainer(job, stage, workers), look)
                 break
             except LostWorkersError as error:
-                again = not (again and isinstance(error, NoPlaceError))
-                failures += again
+                short = not (short and isinstance(error, NoPlaceError))
+                failures += short
                 if failures > stage.max_failures:
-                    more = "the training lost more workers than train.max_failures allows; the same command goes on"
+                    more = "the run lost more workers than train.max_failures allows; the same command resumes"
                     raise LostError(f"{error}\n{more}") from None
                 log.warning("lost workers (%s); asking which nodes still answer", error)
-                workers = _as_many_as_fit(job.recipe, stage, cluster.address)
-                log.warning("going on from the last checkpoint with %d", workers)
+                workers = _remaining_workers(job.recipe, stage, cluster.address)
+                log.warning("resuming from the last checkpoint with %d", workers)
     if diverged:
         raise DivergedError(diverged)
 
@@ -76,7 +81,7 @@ def _trainer(job: TrainJob, stage: TrainStageConfig, workers: int) -> Any:
     storage = Path(job.work_dir) / "ray"
     shutil.rmtree(storage, ignore_errors=True)
     return TorchTrainer(
-        _work,
+        _train_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if stage.gpu else "gloo", timeout_s=stage.collective_timeout_seconds),
         scaling_config=ray.train.ScalingConfig(
@@ -88,21 +93,21 @@ def _trainer(job: TrainJob, stage: TrainStageConfig, workers: int) -> Any:
             # Under a name that it knows, Ray would return the old result and train nothing.
             name=f"{job.fingerprint[:12]}-{time.time_ns()}",
             storage_path=str(storage),
-            # Ray would bring back the same number of workers, and wait for ever for the room of a lost node.
+            # Ray would bring back the same number of workers, and wait forever for the room of a lost node.
             failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),
         ),
     )
 
 
-def _as_many_as_fit(recipe: Recipe, stage: TrainStageConfig, address: str | None) -> int:
-    """The most workers, up to `train.workers`, that there is room for and that every batch can be dealt to evenly."""
-    limit = min(stage.workers, room(answering_nodes(address), cpus=stage.threads, gpus=int(stage.gpu)))
+def _remaining_workers(recipe: Recipe, stage: TrainStageConfig, address: str | None) -> int:
+    """The most workers, up to `train.workers`, that fit and that divide every batch evenly."""
+    limit = min(stage.workers, max_workers(answering_nodes(address), cpus=stage.threads, gpus=int(stage.gpu)))
     batches = [part.batch_size for part in recipe.in_stages]
     return max((n for n in range(1, limit + 1) if not any(batch % n for batch in batches)), default=stage.workers)
 
 
-def _work(config: dict[str, Any]) -> str | None:
-    """One Ray worker. Returns what went wrong where trying again would only find the same numbers."""
+def _train_worker(config: dict[str, Any]) -> str | None:
+    """One Ray worker. Returns how the run diverged: a retry would only find the same numbers."""
     import ray.train
     import ray.train.torch
 
@@ -123,47 +128,30 @@ def _work(config: dict[str, Any]) -> str | None:
 
 
 def _fit(trainer: Any, poll: Callable[[], object]) -> str | None:
-    """Runs the trainer in a thread: this one hears signals at once, and `fit` installs no handlers of its own."""
-    outcome: list[Any] = []
-
-    def fit() -> None:
-        try:
-            outcome.append(trainer.fit())
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
-            outcome.append(error)
-
-    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(_POLL_SECONDS)
-        poll()
-    (result,) = outcome
-    if isinstance(result, BaseException):
-        raise _explained(result)
-    message: str | None = result.return_value
+    """What rank 0 returned."""
+    try:
+        message: str | None = run_in_thread(trainer.fit, poll).return_value
+    except Exception as error:  # noqa: BLE001 - raised again, explained
+        raise _explained(error) from None
     return message
 
 
-def _explained(error: BaseException) -> BaseException:
+def _explained(error: Exception) -> BaseException:
     """A worker's own ValueError, or what its disk said, in place of Ray's wrapping; other failures in few words."""
     from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
-    if isinstance(error, RayActorError):  # no worker: without it the room of the workers is freed by our end alone
-        return LostError("Ray Train's controller, which drives the workers, has died; the same command goes on")
-    unplaced = getattr(error, "controller_failure", None)
-    if type(unplaced).__name__ in ("WorkerGroupStartupTimeoutError", "InsufficientClusterResourcesError"):
-        return NoPlaceError(str(unplaced).partition(" Potential causes")[0].splitlines()[0])
-    failures = dict(getattr(error, "worker_failures", {}))
-    causes = [
-        getattr(one, "_base_exc", one) for one in failures.values()
-    ]  # Ray holds it so, with the traceback as text
-    for cause in causes:
+    if isinstance(error, RayActorError):  # no worker: without it, only our own end frees the workers' places
+        return LostError("Ray Train's controller, which drives the workers, has died; the same command resumes")
+    if reason := compat.placement_failure(error):
+        return NoPlaceError(reason)
+    failures = compat.worker_errors(error)
+    for cause, _ in failures.values():
         if isinstance(cause, ValueError):
             return ValueError(str(cause))
         if is_of_the_disk(cause):  # as full for the next worker
             return cause
     if not isinstance(error, TrainingFailedError):
         return error
-    lines = [f"worker {rank}: {str(one).strip().splitlines()[-1]}" for rank, one in sorted(failures.items())]
+    lines = [f"worker {rank}: {line}" for rank, (_, line) in failures.items()]
     return LostWorkersError("; ".join(lines) or str(error).strip().splitlines()[-1])

@@ -1,4 +1,4 @@
-"""The job server of a Ray cluster: what is asked of it, and what its refusals mean."""
+"""The job server of a Ray cluster: requests to it, and what its refusals mean."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from fer import processes
+from fer.cluster import compat
 from fer.console import log
 from fer.io.remote import public_url
 
@@ -31,13 +32,13 @@ class JobServer:
     def __init__(self, address: str | None) -> None:
         processes.quiet_libraries()
         if address is not None:
-            # Ray lets RAY_ADDRESS overrule the argument, and this variable overrule that: what was asked for wins.
+            # RAY_ADDRESS overrules Ray's own argument, and this variable overrules RAY_ADDRESS: ours must win.
             processes.set_environment("RAY_API_SERVER_ADDRESS", address)
         # A tuned recipe that params.yaml names is made by the pipeline, so git ignores it; the job needs it.
         processes.set_environment("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")
         from ray.job_submission import JobSubmissionClient
 
-        logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it tells of its sockets
+        logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it logs its sockets
         self._client = _ask(JobSubmissionClient, address, shown=address)
 
     @property
@@ -69,18 +70,20 @@ class JobServer:
             try:
                 asyncio.run(copy.run())
             except (OSError, RuntimeError, ClientError) as error:
-                log.warning("the log of job %s broke off (%s); taking it up again", submission, error)
+                log.warning("the log of job %s broke off (%s); reconnecting", submission, error)
                 time.sleep(2)
             try:
                 info = _ask(self._client.get_job_info, submission)
             except ValueError as error:
-                raise ValueError(f"{error}. Job {submission} may go on; the same command follows it again") from None
+                raise ValueError(
+                    f"{error}. Job {submission} may still run; the same command follows it again"
+                ) from None
             if info.status in FINAL:
                 return _exit_code(info, submission)
             time.sleep(0.2)
 
     def stop(self, submission: str) -> None:
-        """Stops a job, and says so where it does not stop; raises nothing, since another exception is on its way.
+        """Stops a job, and reports where it does not stop; raises nothing, since another exception is being raised.
 
         The cluster may not know the job: an interrupted request to submit it was not sent, or is about to arrive.
         """
@@ -92,7 +95,7 @@ class JobServer:
                 patience = STOP_SECONDS
                 for _ in range(5):
                     if _ask(self._client.get_job_info, submission).status in FINAL:
-                        log.warning("job %s: stopped; nothing half-written was left under an output's name", submission)
+                        log.warning("job %s: stopped; no partial output was left under a final name", submission)
                         return
                     time.sleep(0.2)
                 reason = "it is still running"
@@ -144,23 +147,21 @@ def _exit_code(info: Any, submission: str) -> int:
 
 
 def _ask(call: Any, *args: Any, shown: str | None = None, **options: Any) -> Any:
-    """One request to the cluster; what goes wrong there becomes a ValueError that says what to set."""
+    """One request to the cluster; what fails there becomes a ValueError that says what to set."""
     from ray.exceptions import AuthenticationError
 
     where = public_url(shown) if shown else "the Ray cluster"
     try:
         return call(*args, **options)
     except AuthenticationError as error:
-        if "cannot be opened" in str(error):
-            raise ValueError("RAY_AUTH_TOKEN_PATH names a file that cannot be read or is empty") from None
-        if "nvalid" in str(error):
-            raise ValueError(
-                f"{where} refuses the token. Set RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH, a file that holds it) to the "
-                "token that the cluster was started with; on its head `ray get-auth-token` prints it"
-            ) from None
+        own = "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH, a file that holds it)"
+        printed = "on the cluster's head `ray get-auth-token` prints it"
         raise ValueError(
-            f"{where} asks for a token and none was sent. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
-            "RAY_AUTH_TOKEN_PATH, a file that holds it); on the cluster's head `ray get-auth-token` prints it"
+            {
+                "unreadable": "RAY_AUTH_TOKEN_PATH names a file that cannot be read or is empty",
+                "refused": f"{where} refuses the token. Set {own} to the token of the cluster; {printed}",
+                "missing": f"{where} requires a token and none was sent. Set RAY_AUTH_MODE=token and {own}; {printed}",
+            }[compat.token_problem(error)]
         ) from None
     except ConnectionError as error:
         raise ValueError(

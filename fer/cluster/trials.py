@@ -1,8 +1,8 @@
 """The trials of a search: what one is, how it runs, and the record that is kept of them.
 
 A search is replayed, never restored: its seed proposes the same values again, and a trial whose epochs are on disk
-reports them from there and trains only what is missing. So the same command goes on after whatever happened to the
-driver, and more trials asked for later find the earlier ones done. Nothing is unpickled.
+reports them from there and trains only what is missing. So the same command resumes after whatever happened to the
+driver, and more trials requested later find the earlier ones done. Nothing is unpickled.
 
 With several trials at once their results arrive in no fixed order, on which later proposals depend: then a repeated
 search draws the same first trials, but may propose other values afterwards.
@@ -13,28 +13,27 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fer import processes
 from fer.cluster.config import SearchRange
 from fer.console import log
 from fer.hashing import stable_hash
 from fer.io.files import read_json, write_atomic, write_json
 from fer.tracking import Run
 from fer.tracking.run import Status
+from fer.training.job import TrainJob
+from fer.training.loop import DivergedError, train
 from fer.training.metrics import best_metrics
+from fer.training.progress import FILE_NAME as PROGRESS
 from fer.training.recipe import Recipe, vary
-from fer.weights.parts import PartSource
 
 NUMBER = "trial"
 HOPELESS_TRIALS = 3  # that fail before any other ends: then the search is ended
 _DIVERGED = "diverged.txt"  # in a trial's folder: why it must not be trained again
+_ENDED = ("finished", "stopped early", "failed")
 Values = dict[str, Any]
-
-
-# ------------------------------------------------------------------------------------------------ one trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,36 +41,27 @@ class TrialPlan:
     """What all trials of a search share; picklable.
 
     Attributes:
-        folder: of the search, absolute, seen by all nodes; each trial works in `folder/<its key>`.
-        recipe: the recipe that the trials vary.
+        job: of the whole search: its recipe is what trials vary, its fingerprint the search's, and each trial works in
+            `work_dir/<its key>`.
         gpu: one GPU a trial.
-        pretrained: the parts of the model that start from given weights.
-        command, accept_versions: as in `fer.training.job.TrainJob`.
+        epochs: of a trial that is not stopped.
+        metric: that decides, of the validation split.
     """
 
-    folder: str
-    shards: str
-    recipe: Recipe
-    labels: tuple[str, ...]
-    seed: int
-    threads: int
+    job: TrainJob
     gpu: bool
     epochs: int
     metric: str
-    checkpoint_every_steps: int
-    fingerprint: str
-    pretrained: tuple[PartSource, ...] = ()
-    command: str = ""
-    accept_versions: bool = False
 
     def key(self, number: int, values: Values) -> str:
         """Identity of a trial: the same proposal of the same search has the same."""
         texts = [f"{name}={value!r}" for name, value in sorted(values.items())]
-        return f"{number:03d}-{stable_hash(self.fingerprint, number, *texts):016x}"
+        return f"{number:03d}-{stable_hash(self.job.fingerprint, number, *texts):016x}"
 
-    def trial_recipe(self, values: Values) -> Recipe:
-        """The recipe of a trial: the values laid over the base, at the length of a trial."""
-        return vary(self.recipe, {**values, "epochs": self.epochs}, "tune.space")
+    def trial_job(self, key: str, values: Values) -> TrainJob:
+        """What a trial trains: the values in place of the recipe's own, at the length of a trial."""
+        recipe = vary(self.job.recipe, {**values, "epochs": self.epochs}, "tune.space")
+        return replace(self.job, recipe=recipe, work_dir=str(Path(self.job.work_dir, key)), fingerprint=key)
 
 
 def own_values(recipe: Recipe, space: Mapping[str, SearchRange]) -> Values | None:
@@ -90,64 +80,46 @@ def own_values(recipe: Recipe, space: Mapping[str, SearchRange]) -> Values | Non
     return values
 
 
-def run_trial(config: Values, plan: TrialPlan) -> None:
-    """One trial, in a Ray actor: reports each epoch to Ray Tune, from disk where it was trained before.
+def run_trial(config: Values, report: Callable[[Mapping[str, float]], object], plan: TrialPlan) -> None:
+    """One trial, in a process of its own.
+
+    Args:
+        config: the values of the trial, and its number.
+        report: gets each epoch, from disk where it was trained before.
 
     Raises:
         DivergedError: a loss was no number; a later replay raises it at once.
     """
-    from ray import tune
-
-    from fer.training.job import TrainJob
-    from fer.training.loop import DivergedError, train
-
-    processes.quiet_libraries()
-    values = {name: value for name, value in config.items() if name != NUMBER}
-    key = plan.key(config[NUMBER], values)
-    work = Path(plan.folder, key)
+    number, values = _split(config)
+    key = plan.key(number, values)
+    work = Path(plan.job.work_dir, key)
     work.mkdir(parents=True, exist_ok=True)
     if (work / _DIVERGED).is_file():
         raise DivergedError((work / _DIVERGED).read_text(encoding="utf-8"))
-    told = 0
+    reported = 0
 
-    def tell(record: Mapping[str, float]) -> None:
-        nonlocal told
-        if record["epoch"] > told:
-            told = int(record["epoch"])
+    def on_epoch(record: Mapping[str, float]) -> None:
+        nonlocal reported
+        if record["epoch"] > reported:
+            reported = int(record["epoch"])
             if not math.isfinite(record[plan.metric]):
-                raise DivergedError(f"{plan.metric} is {record[plan.metric]} after epoch {told}")
-            tune.report(dict(record))
+                raise DivergedError(f"{plan.metric} is {record[plan.metric]} after epoch {reported}")
+            report(record)
 
-    for record in finished_epochs(work):
-        tell(record)
-    if told >= plan.epochs:
+    if (work / PROGRESS).is_file():
+        for record in read_json(work / PROGRESS)["records"]:
+            on_epoch(record)
+    if reported >= plan.epochs:
         return
-    job = TrainJob(
-        shards=plan.shards,
-        work_dir=str(work),
-        recipe=plan.trial_recipe(values),
-        labels=plan.labels,
-        seed=plan.seed,
-        threads=plan.threads,
-        checkpoint_every_steps=plan.checkpoint_every_steps,
-        fingerprint=key,
-        pretrained=plan.pretrained,
-        command=plan.command,
-        accept_versions=plan.accept_versions,
-    )
     try:
-        train(job, device="cuda:0" if plan.gpu else "cpu", on_epoch=tell)
+        train(plan.trial_job(key, values), device="cuda:0" if plan.gpu else "cpu", on_epoch=on_epoch)
     except DivergedError as error:
         write_atomic(work / _DIVERGED, str(error))
         raise
 
 
-def finished_epochs(work: Path) -> list[dict[str, float]]:
-    """The rows of history that a trial left on disk."""
-    from fer.training.progress import FILE_NAME
-
-    path = work / FILE_NAME
-    return list(read_json(path)["records"]) if path.is_file() else []
+def _split(config: Values) -> tuple[int, Values]:
+    return int(config[NUMBER]), {name: value for name, value in config.items() if name != NUMBER}
 
 
 # ------------------------------------------------------------------------------------------------ the record
@@ -155,7 +127,7 @@ def finished_epochs(work: Path) -> list[dict[str, float]]:
 
 @dataclass(kw_only=True)
 class Trial:
-    """A trial as people are told of it.
+    """One row of the record.
 
     Attributes:
         status: running, finished, stopped early, failed or interrupted.
@@ -177,7 +149,7 @@ class Trial:
 
 @dataclass
 class TrialLog:
-    """Trials as they go: one line each for people, nested MLflow runs, and `trials.json` to know them again by.
+    """Trials as they run: one log line each, nested MLflow runs, and `trials.json`, by which they are found again.
 
     Attributes:
         open_trial_run: (trial, known run id or None) -> its MLflow run.
@@ -190,7 +162,7 @@ class TrialLog:
     trials: dict[int, Trial] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._path = Path(self.plan.folder, "trials.json")
+        self._path = Path(self.plan.job.work_dir, "trials.json")
         self._runs: dict[int, Run] = {}
         self._best: dict[int, Mapping[str, float]] = {}
         """Of each trial the row of its best epoch."""
@@ -203,59 +175,48 @@ class TrialLog:
         """Of the metric that decides."""
         return self.plan.metric != "val_loss"
 
-    def start(self, config: Values) -> Trial:
+    def start(self, values: Values) -> Trial:
         """A trial begins, or begins again after its worker was lost."""
-        number = int(config[NUMBER])
+        number, own = _split(values)
         with self._lock:
             if number not in self.trials:
-                values = {name: value for name, value in config.items() if name != NUMBER}
-                trial = Trial(number=number, key=self.plan.key(number, values), values=values)
-                self.trials[number] = trial
+                trial = self.trials[number] = Trial(number=number, key=self.plan.key(number, own), values=own)
                 before = self._known.get(trial.key, {})
                 # A run that ended keeps its end; one that was left running is found again by the trial's key.
-                known = (
-                    before.get("run_id") if before.get("status") in ("finished", "stopped early", "failed") else None
-                )
-                self._runs[number] = self.open_trial_run(trial, known)
-                trial.run_id = self._runs[number].run_id
+                run = self.open_trial_run(trial, before.get("run_id") if before.get("status") in _ENDED else None)
+                self._runs[number], trial.run_id = run, run.run_id
                 self._save()
             return self.trials[number]
 
-    def report(self, config: Values, record: Mapping[str, float]) -> None:
+    def report(self, values: Values, record: Mapping[str, float]) -> None:
         """An epoch of a trial has ended."""
         with self._lock:
             if self._closed:
                 return
-            trial = self.start(config)
-            value = float(record[self.plan.metric])
+            trial, value, epoch = self.start(values), float(record[self.plan.metric]), int(record["epoch"])
             if trial.best is None or (value > trial.best if self.higher_is_better else value < trial.best):
-                trial.best, trial.best_epoch = value, int(record["epoch"])
+                trial.best, trial.best_epoch = value, epoch
                 self._best[trial.number] = record
-            if int(record["epoch"]) > trial.epochs:
-                trial.epochs = int(record["epoch"])
+            if epoch > trial.epochs:
+                trial.epochs = epoch
                 trial.seconds += float(record.get("seconds", 0.0))
-            self._runs[trial.number].log_metrics(
-                {name: value for name, value in record.items() if name != "epoch"}, step=int(record["epoch"])
-            )
+            self._runs[trial.number].log_metrics({k: v for k, v in record.items() if k != "epoch"}, step=epoch)
 
-    def end(self, config: Values, reason: str = "") -> None:
+    def end(self, values: Values, reason: str = "") -> None:
         """A trial has ended; with a reason where it failed."""
         with self._lock:
             if self._closed:
                 return
-            trial = self.start(config)
+            trial = self.start(values)
             trial.reason = reason
             trial.status = "failed" if reason else "finished" if trial.epochs >= self.plan.epochs else "stopped early"
             self._finish(trial, "FAILED" if reason else "FINISHED")
-            ended = [one for one in self.trials.values() if one.status != "running"]
             if (best := self.best()) is not None:
-                self.parent.log_metrics(best_metrics(self._best[best.number]), step=len(ended))
-            shown = (
-                f"{self.plan.metric} {trial.best:.4f} at epoch {trial.best_epoch}"
-                if trial.best is not None
-                else "no result"
-            )
-            log.info("trial %d: %s after %d epochs, %s", trial.number, trial.status, trial.epochs, reason or shown)
+                self.parent.log_metrics(best_metrics(self._best[best.number]), step=len(self._ended()))
+            result = "no result"
+            if trial.best is not None:
+                result = f"{self.plan.metric} {trial.best:.4f} at epoch {trial.best_epoch}"
+            log.info("trial %d: %s after %d epochs, %s", trial.number, trial.status, trial.epochs, reason or result)
 
     def close(self, interrupted: bool) -> None:
         """No trial is left running, whatever happened; what an earlier attempt left open is closed too."""
@@ -279,9 +240,12 @@ class TrialLog:
         return max(rated, key=lambda trial: (sign * (trial.best or 0.0), -trial.number), default=None)
 
     def hopeless(self) -> bool:
-        """Whether the first trials failed one and all."""
-        ended = [trial for trial in self.trials.values() if trial.status != "running"]
+        """Whether the first trials all failed."""
+        ended = self._ended()
         return len(ended) >= HOPELESS_TRIALS and all(trial.status == "failed" for trial in ended)
+
+    def _ended(self) -> list[Trial]:
+        return [trial for trial in self.trials.values() if trial.status != "running"]
 
     def _finish(self, trial: Trial, status: Status) -> None:
         run = self._runs[trial.number]

@@ -1,13 +1,12 @@
 """`fer submit`: one stage as a job on a Ray cluster, its log here, its own exit code at the end.
 
-Where a job works. Ray would run it in a copy of the code in a session folder of one node, where no data lies, no other
-node looks and nothing lasts. So a job here always works in a *project folder that every node sees under one path*:
+Ray would run a job in a copy of the code in a session folder of one node, without data, unseen by other nodes and
+removed later. So a job here always works in a *project folder that every node sees under one path*:
 
-- by default this very folder (the cluster runs on this machine, or both mount the same storage): outputs land where DVC
-  looks for them;
+- by default this very folder (the cluster runs on this machine, or both mount the same storage), where DVC finds the
+  outputs;
 - `--project-dir DIR` where the cluster mounts it under another path;
-- `--project-dir DIR --upload` where it is not there yet: the code, never data or results, is sent along and laid into
-  DIR.
+- `--project-dir DIR --upload` where it is not there yet: the code, never data or results, is uploaded into DIR.
 
 The folder's params.yaml must be the one that was validated here; the job checks that before it starts.
 
@@ -17,30 +16,30 @@ The same command while its job is running follows that job and starts no second 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
-from typing import get_args
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, get_args
 
 from fer import params as parameters
 from fer import processes
-from fer.cluster.jobs import JobServer
-from fer.commands.job_request import (
-    COMMAND,
-    FOLDER,
-    PARAMS,
-    Stage,
-    entrypoint,
-    free_id,
-    job_name,
-    project_folder,
-    running_job,
-    runtime_environment,
-    stage_command,
-)
+from fer.cluster.jobs import FINAL, JobServer
 from fer.console import log
 from fer.environment import environment
 from fer.io.files import sha256
 
+Stage = Literal["download", "crop", "shard", "train", "evaluate", "repro"]
+
+# What is never sent: data, results and caches, which belong on the shared storage, and what only this machine can use.
+EXCLUDES = (
+    "/data", "/downloads", "/trained", "/evaluated", "/reports", "/.work", "/.dvc/cache", "/.dvc/tmp", "/mlflow.db*",
+    "/mlartifacts", "/mlruns", "/.venv", "/venv", "/.git", "__pycache__", "*.pyc", "*.egg-info",
+    "/bench", "/build", "/dist", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis",
+    ".env", "/.dvc/config.local",
+)  # fmt: skip
+COMMAND, PARAMS, FOLDER = "fer.command", "fer.params_sha256", "fer.project_dir"  # metadata of a job
+_PREPARATION = "FER_JOB_PREPARATION"  # a variable of its environment
 _PER_MODEL = ("train", "evaluate")
 
 
@@ -63,10 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="this project's folder as every node of the cluster sees it (default: as seen here)",
     )
-    parser.add_argument("--upload", action="store_true", help="lay this code into --project-dir first")
-    parser.add_argument(
-        "--detach", action="store_true", help="submit and return; the job goes on without this terminal"
-    )
+    parser.add_argument("--upload", action="store_true", help="copy this code into --project-dir first")
+    parser.add_argument("--detach", action="store_true", help="submit and return; the job runs without this terminal")
     parser.add_argument("--python", default="python", metavar="PATH", help="Python on the cluster (default: python)")
 
 
@@ -89,7 +86,6 @@ def main(args: argparse.Namespace) -> int:
             arguments += ["--model", args.model]
         elif args.model:
             raise ValueError(f"submit {args.stage}: this stage is for all models; leave --model out")
-    uri = environment().mlflow_tracking_uri or loaded.tracking.uri
     return submit(
         args.stage,
         arguments,
@@ -99,7 +95,7 @@ def main(args: argparse.Namespace) -> int:
         upload=args.upload,
         detach=args.detach,
         python=args.python,
-        tracking_uri=uri,
+        tracking_uri=environment().mlflow_tracking_uri or loaded.tracking.uri,
     )
 
 
@@ -122,7 +118,7 @@ def submit(
             leaves it to RAY_API_SERVER_ADDRESS, RAY_ADDRESS or a cluster on this machine.
         root: the project's folder here.
         project_dir: the same as the nodes see it; absolute.
-        upload: lay the code into `project_dir` first.
+        upload: copy the code into `project_dir` first.
         detach: return 0 as soon as the job is accepted.
         tracking_uri: MLflow's address for the job; not passed on when it holds a password, which a job's description
             would show to everyone.
@@ -163,10 +159,129 @@ def submit(
         raise
     if code == 0 and Path(folder) == root.resolve() and stage != "repro":
         target = "-".join([arguments[index + 1] for index, word in enumerate(arguments) if word.startswith("--")])
-        log.info("let DVC take the outputs: dvc commit --force %s@%s", stage, target)
+        log.info("record the outputs in DVC: dvc commit --force %s@%s", stage, target)
     return code
 
 
 def _configured_address(address: str | None) -> str | None:
     # Ray's own variables win over params.yaml; None lets Ray read them.
     return None if environment().ray_address or address == "auto" else address
+
+
+# ------------------------------------------------------------------------------------------------ what a job is
+
+
+def job_name(stage: str, arguments: Sequence[str]) -> str:
+    """The stable part of a job's id, e.g. "fer-train-fer2013-ddamfn-": the same for the same arguments."""
+    words = [word for word in arguments if not word.startswith("--")]
+    return "-".join(["fer", stage, *(re.sub(r"[^A-Za-z0-9_.]+", "_", word) for word in words)]) + "-"
+
+
+def project_folder(root: Path, project_dir: str | None, upload: bool) -> str:
+    """The folder that the job works in, as every node sees it.
+
+    Args:
+        root: the project's folder here.
+        project_dir: the same as the nodes see it; None: under the same path.
+
+    Raises:
+        ValueError: an upload without a place for it, or a place that is not absolute.
+    """
+    if upload and project_dir is None:
+        raise ValueError("--upload needs --project-dir DIR: a folder on storage that every node of the cluster sees")
+    if project_dir is not None and not PurePosixPath(project_dir).is_absolute():
+        raise ValueError(f"--project-dir {project_dir}: give the absolute path that the cluster's nodes see")
+    return project_dir.rstrip("/") or "/" if project_dir else str(root.resolve())
+
+
+def stage_command(stage: Stage, arguments: Sequence[str], python: str) -> list[str]:
+    """What the job runs, word by word."""
+    if stage == "repro":
+        return [python, "-m", "dvc", "repro", *arguments]
+    return [python, "-m", f"pipelines.{stage}", *arguments]
+
+
+def entrypoint(command: Sequence[str], folder: str) -> str:
+    """A line for the shell of the head node, which Ray writes at the head of the job's log: the folder, the command.
+
+    `exec` matters, here and in `preparation`: the stage must be the job's own process, so that its signals and exit
+    code are the job's.
+
+    Args:
+        command: of the stage.
+        folder: of the project, on the cluster.
+    """
+    return f'exec sh -c "${_PREPARATION}" {shlex.join([folder, *command])}'
+
+
+def preparation(digest: str, upload: bool) -> str:
+    """The shell's script of that line: into the folder, $0, make sure it is the right one, become the command, $@.
+
+    Args:
+        digest: SHA-256 of the params.yaml that was validated here.
+        upload: copy the code that came with the job into the folder first.
+    """
+    name = parameters.FILE_NAME
+
+    def fail(text: str) -> str:
+        return f"{{ printf 'error: %s{text}\\n' \"$0\" >&2; exit 1; }}"
+
+    missing = fail(
+        ": the head node sees no such folder; name the shared one: --project-dir DIR, add --upload to fill it"
+    )
+    other = fail(
+        f"/{name}: not the one this job was submitted with; add --upload, or submit from a copy of that folder"
+    )
+    place = '"$1" -m fer.commands.place "$0" || exit 1; ' if upload else ""
+    return (
+        f"{place}"
+        f'cd "$0" 2>/dev/null || {missing}; '
+        f"echo '{digest}  {name}' | sha256sum --check --status 2>/dev/null || {other}; "
+        'exec "$@"'
+    )
+
+
+def runtime_environment(root: Path, folder: str, digest: str, upload: bool, tracking_uri: str | None) -> dict[str, Any]:
+    """Ray's `runtime_env` of the job: variables of the environment and, for an upload, the code that is sent."""
+    env_vars = {_PREPARATION: preparation(digest, upload)}
+    if not upload:  # a copy that is sent is on every worker's path by itself
+        env_vars["PYTHONPATH"] = folder
+    if environment().debug:
+        env_vars["FER_DEBUG"] = "1"
+    if tracking_uri and "@" in tracking_uri:
+        log.warning(
+            "the MLflow address holds a password and is not passed on; set MLFLOW_TRACKING_URI, "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on the cluster"
+        )
+    elif tracking_uri and tracking_uri.startswith(("http://", "https://")):
+        env_vars["MLFLOW_TRACKING_URI"] = tracking_uri
+    return {"env_vars": env_vars} | ({"working_dir": str(root), "excludes": list(EXCLUDES)} if upload else {})
+
+
+def running_job(jobs: Sequence[Any], name: str, metadata: Mapping[str, str]) -> str | None:
+    """The id of the same job where it is still running.
+
+    Args:
+        jobs: Ray's details of the jobs whose id begins with `name`.
+        metadata: of the requested job.
+
+    Raises:
+        ValueError: a job of this name is running with something else.
+    """
+    for job in jobs:
+        if job.status in FINAL or (job.metadata or {}).get("name") != name:
+            continue
+        if all((job.metadata or {}).get(key) == value for key, value in metadata.items()):
+            return str(job.submission_id)
+        raise ValueError(
+            f"job {job.submission_id} is running with other parameters or in another folder "
+            f"({(job.metadata or {}).get(FOLDER)}); wait for it, or stop it: ray job stop {job.submission_id}"
+        )
+    return None
+
+
+def free_id(name: str, jobs: Sequence[Any]) -> str:
+    """The next id that begins with `name`: the number of its kind on this cluster."""
+    taken = [str(job.submission_id) for job in jobs]
+    numbers = [int(one[len(name) :]) for one in taken if one[len(name) :].isdigit()]
+    return f"{name}{max(numbers, default=0) + 1}"

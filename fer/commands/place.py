@@ -1,7 +1,7 @@
-"""Lays the code that came with a job into the project folder on shared storage: `python -m fer.commands.place DIR`.
+"""Copies the code that came with a job into the project folder on shared storage: `python -m fer.commands.place DIR`.
 
 Runs at the start of a job that was submitted with --upload, inside the copy of the project that Ray unpacked on the
-head node. Data and results in DIR stay as they are; code files that an earlier upload brought and this one lacks go.
+head node. Data and results in DIR stay as they are; code files of an earlier upload that this one lacks are removed.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def place(source: Path, target: Path) -> int:
     """
     listing = target / LIST_NAME
     if target.is_dir() and any(target.iterdir()) and not listing.is_file():
-        raise ValueError(f"{target}: holds something that no upload brought; name a folder of its own for this project")
+        raise ValueError(f"{target}: holds files of no upload; name a separate folder for this project")
     files = sorted(
         path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file() and _is_code(path, source)
     )
     before = set(read_json(listing)) if listing.is_file() else set()
     if outside := [name for name in before if not (target / name).resolve().is_relative_to(target.resolve())]:
-        raise ValueError(f"{listing}: names {outside[0]!r}, which lies outside {target}; remove the list or mend it")
+        raise ValueError(f"{listing}: names {outside[0]!r}, which lies outside {target}; remove or correct the list")
     # The list first: whatever a killed upload has written already is known to the next one.
     write_json(listing, sorted(before | set(files)))
     written = 0
@@ -54,7 +54,7 @@ def _is_code(path: Path, source: Path) -> bool:
 def _main() -> None:
     target = Path(sys.argv[1])
     written = place(project_root(), target)
-    log.info("%s: %d files of the code brought up to date", target, written)
+    log.info("%s: %d code files updated", target, written)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def main(args: argparse.Namespace) -> None:
 
     from fer import params
     from fer.commands.shards import shards_folder
-    from fer.evaluation.embed import embed_split
+    from fer.evaluation.predict import embed_split
     from fer.evaluation.verification import verify
     from fer.labels import is_identities
     from fer.models import create_model

@@ -1,16 +1,16 @@
-"""Several trainings of the same thing as one figure: mean, spread, and how far the mean can be trusted."""
+"""Several runs of the same thing as one number: mean, spread, and how far the mean can be trusted."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Repeated measurements of one figure.
+    """Repeated measurements of one metric.
 
     Attributes:
         std: sample standard deviation; None for a single one.
@@ -25,7 +25,7 @@ class Spread:
 
 
 def spread(values: Sequence[float], confidence: float = 0.95) -> Spread:
-    """Of trainings that differ by seed or fold.
+    """Of runs that differ by seed or fold.
 
     Folds share most of their training images, so that their interval is narrower than it should be (Bengio and
     Grandvalet, JMLR 2004: no unbiased estimate of that variance exists).
@@ -74,3 +74,10 @@ def pairs_needed(std: float, difference: float, *, confidence: float = 0.95, pow
 def percent(value: float | None) -> str:
     """0.6535 -> "65.35"; "-" where there is none."""
     return "-" if value is None else f"{100 * value:.2f}"
+
+
+def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """Lines of a table in markdown."""
+    names = list(header)
+    first, *others = (f"| {' | '.join(cells)} |" for cells in (names, *rows))
+    return [first, "|" + "---|" * len(names), *others]

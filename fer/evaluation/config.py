@@ -1,4 +1,4 @@
-"""What `evaluate` may be told."""
+"""Configuration of the evaluate stage."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from fer.config import Config
+
+TtaName = Literal["none", "flip", "lhc"]
+"""Test-time augmentations, see `fer.evaluation.tta`."""
 
 
 class EvaluateConfig(Config):
@@ -20,9 +23,10 @@ class EvaluateConfig(Config):
     )
     gpu: bool = Field(default=False, description="one GPU a worker")
     batch_size: int = Field(default=128, ge=1, le=65_536, description="images of one forward pass; changes speed only")
-    tta: Literal["none", "flip", "lhc"] = Field(
+    tta: TtaName = Field(
         default="none",
-        description="test-time augmentation, told beside the plain figures: flip (2 views) | lhc (LHC-Net's 60 views)",
+        description="test-time augmentation, reported beside the plain metrics: "
+        "flip (2 views) | lhc (LHC-Net's 60 views)",
     )
     calibration_bins: int = Field(default=15, ge=2, le=100, description="equal-width confidence bins of the ECE")
     bootstrap_samples: int = Field(

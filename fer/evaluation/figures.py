@@ -1,4 +1,4 @@
-"""The figures of an evaluation, as matplotlib figures that never touch a display or a global state.
+"""The figures of an evaluation, drawn by matplotlib without a display or global state.
 
 `save` writes SVG that is the same bytes for the same figure: no date, no random ids.
 """
@@ -59,7 +59,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
     @functools.wraps(draw)
     def in_style(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        # Without a writable home matplotlib makes do with a temporary folder, and warns; nothing is wrong then.
+        # Without a writable home matplotlib uses a temporary folder, and warns; nothing is wrong then.
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
         import matplotlib
 
@@ -70,16 +70,16 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 @styled
-def confusion(matrix: npt.NDArray[np.int64], names: Sequence[str], title: str, *, normalised: bool) -> Figure:
-    """The confusion matrix: counts, or shares of each actual class in per cent (the diagonal is the recall)."""
+def confusion(matrix: npt.NDArray[np.int64], names: Sequence[str], title: str, *, normalized: bool) -> Figure:
+    """The confusion matrix: counts, or per cent of each actual class (the diagonal is the recall)."""
     side = 2.4 + 0.58 * len(names)
     figure, axes = blank(side + 0.6, side)
     rows = matrix.sum(axis=1, keepdims=True)
-    shares = np.divide(matrix, rows, out=np.zeros(matrix.shape), where=rows > 0)
-    axes.imshow(shares, cmap=SHADES, vmin=0, vmax=1)
-    for (row, column), share in np.ndenumerate(shares):
-        text = f"{100 * share:.0f}" if normalised else f"{matrix[row, column]}"
-        ink = "white" if share > 0.55 else INK if matrix[row, column] else MUTED
+    fractions = np.divide(matrix, rows, out=np.zeros(matrix.shape), where=rows > 0)
+    axes.imshow(fractions, cmap=SHADES, vmin=0, vmax=1)
+    for (row, column), fraction in np.ndenumerate(fractions):
+        text = f"{100 * fraction:.0f}" if normalized else f"{matrix[row, column]}"
+        ink = "white" if fraction > 0.55 else INK if matrix[row, column] else MUTED
         axes.text(column, row, text, ha="center", va="center", color=ink, fontsize=9.5)
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), [f"{name}  ({count})" for name, count in zip(names, rows[:, 0], strict=True)])
@@ -89,7 +89,7 @@ def confusion(matrix: npt.NDArray[np.int64], names: Sequence[str], title: str, *
     axes.grid(False)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set_title(f"{title}: {'% of each actual class' if normalised else 'counts'}")
+    axes.set_title(f"{title}: {'% of each actual class' if normalized else 'counts'}")
     return figure
 
 
@@ -146,11 +146,11 @@ def learning_curves(history: Mapping[str, Sequence[float]], best_epoch: int | No
     """Loss and accuracy of training and validation by epoch, the selected epoch marked."""
     figure, axes = blank(9.2, 3.6, panels=2, side_by_side=True)
     for panel, what in zip(axes, ("loss", "accuracy"), strict=True):
-        for part, colour in (("train", TRAIN), ("val", VALIDATION)):
+        for part, color in (("train", TRAIN), ("val", VALIDATION)):
             if values := history.get(f"{part}_{what}"):
                 label = "train" if part == "train" else "validation"
                 panel.plot(
-                    history["epoch"], values, color=colour, linewidth=1.8, marker="o", markersize=2.5, label=label
+                    history["epoch"], values, color=color, linewidth=1.8, marker="o", markersize=2.5, label=label
                 )
         if best_epoch is not None:
             panel.axvline(best_epoch, color=ACCENT, linewidth=1.2, linestyle=(0, (4, 3)), label="selected epoch")

@@ -1,4 +1,4 @@
-"""Figures of merit of a classifier, as pure functions of (labels, logits) or of the confusion matrix, in float64.
+"""Metrics of a classifier, as pure functions of (labels, logits) or of the confusion matrix, in float64.
 
 A class that no row of the split belongs to has no recall: it is NaN there, and left out of the means. That is reported
 by `summarise`, never hidden.
@@ -25,7 +25,7 @@ _DRAWS_AT_ONCE = 250
 
 @dataclass(frozen=True)
 class Interval:
-    """Confidence interval of a figure, both ends in 0 .. 1."""
+    """Confidence interval of a metric."""
 
     low: float
     high: float
@@ -35,8 +35,8 @@ def log_softmax(logits: npt.NDArray[Any]) -> Floats:
     """Logarithms of the class probabilities, (N, K)."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
-    normalised: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return normalised
+    normalized: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return normalized
 
 
 def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:
@@ -46,7 +46,7 @@ def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:
 
 
 def accuracy(confusion: npt.NDArray[Any]) -> Floats:
-    """Share of rows that are right; (..., K, K) -> (...)."""
+    """Fraction of rows that are classified correctly; (..., K, K) -> (...)."""
     right: Floats = np.trace(confusion, axis1=-2, axis2=-1) / confusion.sum(axis=(-2, -1))
     return right
 
@@ -80,47 +80,38 @@ def macro_f1(confusion: npt.NDArray[Any]) -> Floats:
     return mean
 
 
-@dataclass(frozen=True)
-class Reliability:
-    """A reliability diagram: equal-width bins (lower, upper] of the probability of the predicted class.
+def reliability(labels: Ints, probabilities: Floats, bins: int) -> tuple[list[dict[str, Any]], float]:
+    """A reliability diagram: equal-width bins (from, to] of the probability of the predicted class; and the ECE.
 
-    edges: (bins + 1,). counts, confidence, accuracy: (bins,), rows and means of each bin, NaN where it is empty.
+    Args:
+        labels: (N,). probabilities: (N, K).
+
+    Returns:
+        a line for each bin, its means None where it has no rows; and the expected calibration error (Guo et al. 2017,
+        eq. 3): |accuracy - confidence|, mean over bins by rows.
     """
-
-    edges: Floats
-    counts: Ints
-    confidence: Floats
-    accuracy: Floats
-
-    @property
-    def error(self) -> float:
-        """Expected calibration error (Guo et al. 2017, eq. 3): |accuracy - confidence|, mean over bins by rows."""
-        gaps = np.abs(self.accuracy - self.confidence)
-        return float(np.nansum(gaps * self.counts) / self.counts.sum())
-
-
-def reliability(labels: Ints, probabilities: Floats, bins: int) -> Reliability:
-    """Bin the probability of the predicted class, (N, K) -> `bins` bins over (0, 1]."""
     confidence = probabilities.max(axis=1)
     right = (probabilities.argmax(axis=1) == labels).astype(np.float64)
     edges = np.linspace(0.0, 1.0, bins + 1)
     chosen = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
     counts = np.bincount(chosen, minlength=bins)
-    return Reliability(
-        edges=edges,
-        counts=counts.astype(np.int64),
-        confidence=_ratio(np.bincount(chosen, weights=confidence, minlength=bins), counts),
-        accuracy=_ratio(np.bincount(chosen, weights=right, minlength=bins), counts),
-    )
+    sure, good = (_ratio(np.bincount(chosen, weights=values, minlength=bins), counts) for values in (confidence, right))
+    lines = [
+        {"from": low, "to": high, "rows": int(rows), "confidence": _or_none(mean), "accuracy": _or_none(accurate)}
+        for low, high, rows, mean, accurate in zip(
+            edges[:-1].tolist(), edges[1:].tolist(), counts, sure, good, strict=True
+        )
+    ]
+    return lines, float(np.nansum(np.abs(good - sure) * counts) / counts.sum())
 
 
 def wilson(right: int, rows: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a proportion (Wilson 1927); sound for small counts and near 0 and 1."""
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = right / rows
-    centre = (share + z * z / (2 * rows)) / (1 + z * z / rows)
-    half = z / (1 + z * z / rows) * (share * (1 - share) / rows + z * z / (4 * rows * rows)) ** 0.5
-    return Interval(max(0.0, centre - half), min(1.0, centre + half))
+    fraction = right / rows
+    center = (fraction + z * z / (2 * rows)) / (1 + z * z / rows)
+    half = z / (1 + z * z / rows) * (fraction * (1 - fraction) / rows + z * z / (4 * rows * rows)) ** 0.5
+    return Interval(max(0.0, center - half), min(1.0, center + half))
 
 
 def bootstrap(confusion: Ints, samples: int, confidence: float, seed: int) -> dict[str, Interval]:
@@ -133,22 +124,22 @@ def bootstrap(confusion: Ints, samples: int, confidence: float, seed: int) -> di
     random = np.random.Generator(np.random.Philox(seed))
     draws = random.multinomial(total, (confusion / total).ravel(), size=samples).reshape(samples, *confusion.shape)
     tails = [50 * (1 - confidence), 50 * (1 + confidence)]
-    figures = {"balanced_accuracy": balanced_accuracy(draws), "macro_f1": macro_f1(draws)}
-    return {name: Interval(*(float(end) for end in np.percentile(drawn, tails))) for name, drawn in figures.items()}
+    drawn = {"balanced_accuracy": balanced_accuracy(draws), "macro_f1": macro_f1(draws)}
+    return {name: Interval(*np.percentile(values, tails).tolist()) for name, values in drawn.items()}
 
 
 def summarise(
     labels: Ints, logits: npt.NDArray[Any], names: Sequence[str], config: EvaluateConfig, seed: int
 ) -> dict[str, Any]:
-    """Everything there is to say about one split, ready for JSON.
+    """All metrics of one split, ready for JSON.
 
     labels: int64 (N,), N >= 1; logits: (N, K); names: of the K classes.
-    Only the headline figures are plain numbers, the rest are lists: `dvc metrics` shows numbers and skips lists.
+    Only the main metrics are plain numbers, the rest are lists: `dvc metrics` shows numbers and skips lists.
     """
     rows, classes = logits.shape
     log_probabilities = log_softmax(logits)
     confusion = confusion_matrix(labels, log_probabilities.argmax(axis=1), classes)
-    diagram = reliability(labels, np.exp(log_probabilities), config.calibration_bins)
+    calibration, error = reliability(labels, np.exp(log_probabilities), config.calibration_bins)
     intervals = bootstrap(confusion, config.bootstrap_samples, config.confidence, seed)
     intervals["accuracy"] = wilson(int(np.trace(confusion)), rows, config.confidence)
     support, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
@@ -158,7 +149,7 @@ def summarise(
         "accuracy": float(accuracy(confusion)),
         "balanced_accuracy": float(balanced_accuracy(confusion)),
         "macro_f1": float(macro_f1(confusion)),
-        "ece": diagram.error,
+        "ece": error,
         "nll": float(-log_probabilities[np.arange(rows), labels].mean()),
         "intervals": [
             {
@@ -183,17 +174,7 @@ def summarise(
         ],
         "absent_classes": [name for name, count in zip(names, support, strict=True) if count == 0],
         "confusion": confusion.tolist(),
-        "calibration": [
-            {"from": low, "to": high, "rows": int(count), "confidence": _or_none(sure), "accuracy": _or_none(right)}
-            for low, high, count, sure, right in zip(
-                diagram.edges[:-1].tolist(),
-                diagram.edges[1:].tolist(),
-                diagram.counts,
-                diagram.confidence,
-                diagram.accuracy,
-                strict=True,
-            )
-        ],
+        "calibration": calibration,
     }
 
 
@@ -245,24 +226,23 @@ def paired_bootstrap(
 ) -> Interval:
     """Percentile interval of the mean of paired differences.
 
-    Each draw takes as many test faces as there are, with replacement; and as many seeds, which makes it an interval for
-    other faces and other trainings alike. With few seeds their part is too narrow: five seeds lie about 10 % closer
+    Each draw takes as many test images as there are, with replacement; and as many seeds, which makes it an interval
+    for other images and other runs alike. With few seeds their part is too narrow: five seeds lie about 10 % closer
     together than their population; see `fer.studies.noise.interval`.
 
     Args:
-        differences: (S, N), of two trainings with the same seed on the same face.
-        seeds: False keeps the trainings as they are: an interval for other faces alone.
+        differences: (S, N), of two runs with the same seed on the same image.
+        seeds: False keeps the runs as they are: an interval for other images alone.
     """
-    trainings, faces = differences.shape
+    runs, images = differences.shape
     random = np.random.Generator(np.random.Philox(seed))
-    # Faces with the same differences under every seed are drawn together, as one cell of a multinomial distribution.
+    # Images with the same differences under every seed are drawn together, as one cell of a multinomial distribution.
     kinds, counts = np.unique(differences.T, axis=0, return_counts=True)
     means = []
     for first in range(0, samples, _DRAWS_AT_ONCE):
         count = min(_DRAWS_AT_ONCE, samples - first)
-        by_training = random.multinomial(faces, counts / faces, size=count) @ kinds / faces  # (count, S)
-        drawn = random.multinomial(trainings, np.full(trainings, 1 / trainings), size=count) / trainings
-        means.append((by_training * drawn).sum(1) if seeds else by_training.mean(1))
+        by_run = random.multinomial(images, counts / images, size=count) @ kinds / images  # (count, S)
+        drawn = random.multinomial(runs, np.full(runs, 1 / runs), size=count) / runs
+        means.append((by_run * drawn).sum(1) if seeds else by_run.mean(1))
     tails = [50 * (1 - confidence), 50 * (1 + confidence)]
-    low, high = np.percentile(np.concatenate(means), tails)
-    return Interval(float(low), float(high))
+    return Interval(*np.percentile(np.concatenate(means), tails).tolist())

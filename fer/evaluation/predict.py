@@ -1,6 +1,6 @@
-"""Logits for every row of a split, exact under any number of ranks.
+"""Logits, and embeddings, for every row of a split; exact for any number of ranks.
 
-The split is cut into fixed batches, dealt round robin to the ranks. A batch is computed whole, by one rank, with the
+The split is cut into fixed batches, assigned round robin to the ranks. A batch is computed whole, by one rank, with the
 same number of threads: so the logits are the same bits whoever computed them, and no row is padded or dropped.
 """
 
@@ -15,14 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fer.evaluation.tta import TtaName, predict_views, views
-from fer.shards.read import EvalBatches, ShardSet, normalise
+from fer.evaluation.config import TtaName
+from fer.evaluation.tta import predict_views, views
+from fer.models.arcface import ArcFace
+from fer.shards.read import EvalBatches, ModelInput, ShardSet, ShardSplit, normalise
 from fer.weights.store import load_model
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Rows of a split with what a model says of them.
+    """Rows of a split with the outputs of a model.
 
     rows: int64 (n,), numbers of the rows in the split. labels: int64 (n,). logits: float32 (n, classes).
     tta: float32 (n, classes), logarithms of the probabilities under test-time augmentation; the logits without it.
@@ -36,7 +38,7 @@ class Predictions:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictJob:
-    """What every rank is told; picklable.
+    """What every rank computes; picklable.
 
     Attributes:
         shards, weights: absolute paths of the folder of shards and of the weights file.
@@ -74,10 +76,9 @@ def predict_share(job: PredictJob, rank: int = 0, world_size: int = 1, device: s
         threads=job.threads,
         cache_bytes=0,
     )
-    rows: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
-    labels: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
-    logits: list[npt.NDArray[np.float32]] = [np.empty((0, len(shards.labels)), np.float32)]
-    tta: list[npt.NDArray[np.float32]] = [np.empty((0, len(shards.labels)), np.float32)]
+    classes = len(shards.labels)
+    rows, labels = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    logits, tta = [np.empty((0, classes), np.float32)], [np.empty((0, classes), np.float32)]
     weighted = views(job.tta, model.input_size)
     with closing(batches), torch.inference_mode():
         for batch in batches:
@@ -90,14 +91,31 @@ def predict_share(job: PredictJob, rank: int = 0, world_size: int = 1, device: s
     return Predictions(np.concatenate(rows), np.concatenate(labels), np.concatenate(logits), np.concatenate(tta))
 
 
-def merge(shares: Sequence[Predictions], total: int) -> Predictions:
-    """The shares of all ranks as one, in the order of the split: every row once, which is asserted."""
-    rows = np.concatenate([share.rows for share in shares])
+def merge(parts: Sequence[Predictions], total: int) -> Predictions:
+    """The predictions of all ranks as one, in the order of the split: every row once, which is asserted."""
+    rows, labels, logits, tta = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("rows", "labels", "logits", "tta")
+    )
     order = np.argsort(rows, kind="stable")
     assert np.array_equal(rows[order], np.arange(total)), f"{len(rows)} predictions for {total} rows, or a row twice"
-    return Predictions(
-        rows[order],
-        np.concatenate([share.labels for share in shares])[order],
-        np.concatenate([share.logits for share in shares])[order],
-        np.concatenate([share.tta for share in shares])[order],
+    return Predictions(rows[order], labels[order], logits[order], tta[order])
+
+
+def embed_split(
+    model: ArcFace, split: ShardSplit, *, batch_size: int = 128, threads: int = 1
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Embeddings (rows, E) of length 1, by a network trained on identities, and labels (rows,), in the split's order.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        threads: that read and decode.
+    """
+    batches = EvalBatches(
+        split, model_input=ModelInput.of(model), batch_size=batch_size, threads=threads, cache_bytes=0
     )
+    with closing(batches), torch.inference_mode():
+        found = [
+            model.embed(normalise(batch.images, model.mean, model.std, memory_format=torch.channels_last)).numpy()
+            for batch in batches
+        ]
+    return np.concatenate(found), split.labels()

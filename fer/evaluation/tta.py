@@ -1,7 +1,7 @@
-"""Test-time augmentation: a picture is judged by the mean of what the model says of several views of it.
+"""Test-time augmentation: the prediction is the mean of the probabilities over several views of an image.
 
-`lhc` is the published one of LHC-Net (Pecoraro, Basile, Bono 2021, code TTA.py): 59 fixed views beside the picture
-itself, which counts three times. The paper lets the zoomed views turn by 0.4 rad, the code, and so this, by 0.15.
+`lhc` is the published one of LHC-Net (Pecoraro, Basile, Bono 2021, code TTA.py): 59 fixed views beside the image
+itself, which counts three times. The paper rotates the zoomed views by 0.4 rad, the code, and so this, by 0.15.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fer.evaluation.config import TtaName
 from fer.models import FerModel
-
-TtaName = Literal["none", "flip", "lhc"]
 
 _PUBLISHED_SIZE = 224
 _IDENTITY_WEIGHT = 3
@@ -26,11 +24,11 @@ _IDENTITY_WEIGHT = 3
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One view of a picture: mirrored, then zoomed, then shifted, then turned.
+    """One view of an image: mirrored, then zoomed, then shifted, then rotated.
 
     Attributes:
-        zoom: side of the central part that is enlarged to the whole, as a share; 1 is all of it.
-        rotation: radians, counter-clockwise about the centre.
+        zoom: side of the central part that is enlarged to the whole, as a fraction; 1 is all of it.
+        rotation: radians, counter-clockwise about the center.
         right, down: shift in px.
         flip: whether it is mirrored.
     """
@@ -42,7 +40,7 @@ class View:
     flip: bool = False
 
     def __call__(self, x_BCHW: Tensor) -> Tensor:
-        """float (B, C, H, W) -> the same. Bilinear without antialiasing; beyond the border its last pixels go on."""
+        """float (B, C, H, W) -> the same. Bilinear without antialiasing; the border is repeated."""
         x_BCHW = x_BCHW.flip(-1) if self.flip else x_BCHW
         x_BCHW = _zoomed(x_BCHW, self.zoom) if self.zoom != 1 else x_BCHW
         x_BCHW = _sampled(x_BCHW, 0.0, self.right, self.down) if self.right or self.down else x_BCHW
@@ -50,9 +48,9 @@ class View:
 
 
 def views(name: TtaName, size: int) -> list[tuple[View, int]]:
-    """The views of pictures of `size` px with their weights; the first is the picture itself.
+    """The views of images of `size` px with their weights; the first is the image itself.
 
-    Shifts of `lhc` are 10 px at the published 224, and the same share of any other size.
+    Shifts of `lhc` are 10 px at the published 224, and the same fraction of any other size.
     """
     if name == "none":
         return [(View(), 1)]
@@ -74,14 +72,14 @@ def views(name: TtaName, size: int) -> list[tuple[View, int]]:
 def predict_views(
     model: Callable[[Tensor], Tensor], x_BCHW: Tensor, weighted: Sequence[tuple[View, int]]
 ) -> tuple[Tensor, Tensor]:
-    """What a model says of pictures, and of all their views together.
+    """Logits of images, and the mean prediction over all their views.
 
     Args:
         model: (B, C, H, W) -> logits (B, N).
-        weighted: views with their weights; the first must be the picture itself.
+        weighted: views with their weights; the first must be the image itself.
 
     Returns:
-        logits (B, N) of the pictures as they are, and the logarithm (B, N) of the weighted mean of the probabilities.
+        logits (B, N) of the images as they are, and the logarithm (B, N) of the weighted mean of the probabilities.
     """
     plain: Tensor | None = None
     total = torch.zeros(())
@@ -94,7 +92,7 @@ def predict_views(
 
 
 class WithViews(FerModel):
-    """A trained model that judges a picture by all its views: (B, 3, S, S) -> logarithms of probabilities (B, N)."""
+    """A trained model that predicts from all views of an image: (B, 3, S, S) -> logarithms of probabilities (B, N)."""
 
     def __init__(self, model: FerModel, name: TtaName) -> None:
         super().__init__(
@@ -107,16 +105,16 @@ class WithViews(FerModel):
         return predict_views(self.model, x, self._weighted)[1]
 
 
-def _zoomed(x_BCHW: Tensor, share: float) -> Tensor:
+def _zoomed(x_BCHW: Tensor, fraction: float) -> Tensor:
     """The central part, enlarged."""
     height, width = x_BCHW.shape[-2:]
-    top, left = (int((side - side * share) / 2) for side in (height, width))
+    top, left = (int((side - side * fraction) / 2) for side in (height, width))
     part = x_BCHW[..., top : height - top, left : width - left]
     return F.interpolate(part, (height, width), mode="bilinear", align_corners=False)
 
 
 def _sampled(x_BCHW: Tensor, rotation: float, right: float, down: float) -> Tensor:
-    """Turned about the centre and shifted. Where each pixel comes from is computed in float64."""
+    """Rotated about the center and shifted. Where each pixel comes from is computed in float64."""
     height, width = x_BCHW.shape[-2:]
     rows = torch.arange(height, dtype=torch.float64, device=x_BCHW.device)[:, None] - (height - 1) / 2
     columns = torch.arange(width, dtype=torch.float64, device=x_BCHW.device)[None] - (width - 1) / 2

@@ -1,9 +1,9 @@
-"""Face verification: are two pictures of one person? Figures of an embedding, as pure functions.
+"""Face verification: do two images show one person? Metrics of an embedding, as pure functions.
 
 The protocol is that of Labeled Faces in the Wild (Huang et al. 2007, "View 2"): as many matched as mismatched pairs, in
-ten folds that share nobody; accuracy of a fold is that at the threshold which is best on the other nine. Beside it what
-no threshold is chosen for: the area under the ROC curve, and the share of matched pairs that are accepted where at most
-a given share of the mismatched ones is.
+ten folds that share nobody; accuracy of a fold is that at the threshold which is best on the other nine. Beside it,
+without a chosen threshold, the area under the ROC curve (AUC), and TAR @ FAR, the true accept rate at a false accept
+rate.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Pairs:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What an embedding is good for.
+    """Metrics of an embedding.
 
     Attributes:
         people, pairs: how many there were.
         auc: area under the ROC curve, 0 .. 1; 0.5 is chance.
         accuracy, accuracy_error: mean over the folds, and its standard error.
-        tar: share of matched pairs accepted, for each tolerated share of accepted mismatched pairs.
+        tar: TAR @ FAR, the fraction of matched pairs accepted, by the largest fraction of accepted mismatched pairs.
     """
 
     people: int
@@ -53,7 +53,7 @@ class Verification:
 def verify(
     embeddings: npt.NDArray[np.float32], labels: Ints, *, pairs: int, seed: int, fars: Sequence[float] = (0.1, 0.01)
 ) -> Verification:
-    """The figures of embeddings (n, E) of length 1, with the people (n,) that they are of.
+    """The metrics of embeddings (n, E) of length 1, with the people (n,) that they show.
 
     Args:
         pairs: matched pairs that are drawn, and as many mismatched ones.
@@ -78,28 +78,28 @@ def verify(
 def draw_pairs(labels: Ints, pairs: int, seed: int, folds: int = FOLDS) -> Pairs:
     """`pairs` matched and as many mismatched pairs, evenly over folds that share nobody.
 
-    A matched pair is drawn by person, then by picture; a mismatched one by two people, then by pictures. A pair may
+    A matched pair is drawn by person, then by image; a mismatched one by two people, then by images. A pair may
     come twice.
 
     Raises:
-        ValueError: fewer than two people a fold with two pictures or more, or fewer pairs than folds.
+        ValueError: fewer than two people a fold with two images or more, or fewer pairs than folds.
     """
     people, counts = np.unique(labels, return_counts=True)
     people = people[counts > 1]
     if len(people) < 2 * folds or pairs < folds:
         raise ValueError(
-            f"{len(people)} people with two pictures or more, {pairs} pairs: {folds} folds need {2 * folds} such "
+            f"{len(people)} people with two images or more, {pairs} pairs: {folds} folds need {2 * folds} such "
             f"people and {folds} pairs; raise the dataset's test_fraction"
         )
     random = np.random.default_rng(seed)
     rows = {person: np.flatnonzero(labels == person) for person in people.tolist()}
     found: list[tuple[int, int, bool, int]] = []
     for fold, members in enumerate(np.array_split(random.permutation(people), folds)):
-        wanted = pairs * (fold + 1) // folds - pairs * fold // folds
-        for person in random.choice(members, wanted).tolist():
+        count = pairs * (fold + 1) // folds - pairs * fold // folds
+        for person in random.choice(members, count).tolist():
             one, other = random.choice(rows[person], 2, replace=False).tolist()
             found.append((one, other, True, fold))
-        for _ in range(wanted):
+        for _ in range(count):
             one, other = (
                 int(random.choice(rows[person])) for person in random.choice(members, 2, replace=False).tolist()
             )
@@ -109,7 +109,7 @@ def draw_pairs(labels: Ints, pairs: int, seed: int, folds: int = FOLDS) -> Pairs
 
 
 def roc_auc(scores: Floats, same: Bools) -> float:
-    """The share of (matched, mismatched) couples in which the matched pair scores higher; ties count half."""
+    """The fraction of (matched, mismatched) couples in which the matched pair scores higher; ties count half."""
     values, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
     matched = np.bincount(place[same], minlength=len(values)).astype(np.float64)
     others = counts - matched
@@ -141,7 +141,7 @@ def best_threshold(scores: Floats, same: Bools) -> float:
 
 
 def tar_at_far(scores: Floats, same: Bools, far: float) -> float:
-    """Share of the matched pairs above the lowest threshold that lets at most a share `far` of the others through."""
+    """Fraction of the matched pairs above the lowest threshold that accepts at most a fraction `far` of the others."""
     others = np.sort(scores[~same])[::-1]
     allowed = int(far * len(others))
     if allowed >= len(others):

@@ -1,1 +1,1 @@
-"""The report: one page on everything that was run, beside the published figures."""
+"""The report: one page on everything that was run, beside the published results."""

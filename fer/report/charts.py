@@ -1,6 +1,6 @@
-"""Line charts and reliability diagrams as SVG text, coloured by the page's own style sheet: light, dark and on paper.
+"""Line charts and reliability diagrams as SVG text, colored by the page's own style sheet: light, dark and on paper.
 
-Only classes stand in the SVG, no colours: `line a`, `line b`, `line c`, `mark`, `rule`, `column`, `tick`.
+The SVG has only classes, no colors: `line a`, `line b`, `line c`, `mark`, `rule`, `column`, `tick`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def lines(
     what: str,
     best: int | None,
     *,
-    share: bool,
+    fraction: bool,
     of: Collection[str] = ("train", "val", "test"),
 ) -> Markup:
-    """Training and validation of `what` ("loss", "accuracy") by epoch, the selected epoch marked; test where it chose.
+    """Training and validation `what` ("loss", "accuracy") by epoch, the selected epoch marked; test where it was read.
 
-    share: whether the values are shares, shown in per cent. of: the splits that are drawn, on one axis.
+    fraction: whether the values are fractions, shown in per cent. of: the splits that are drawn, on one axis.
     """
     names = {"train": "a", "val": "b", "test": "c"}
     curves = {names[part]: history.get(f"{part}_{what}", []) for part in of}
@@ -50,7 +50,7 @@ def lines(
     ticks = nice_ticks(min(values), max(values))
     across = _Scale(epochs[0], max(epochs[-1], epochs[0] + 1), LEFT, WIDTH - RIGHT)
     up = _Scale(min(ticks[0], min(values)), max(ticks[-1], max(values)), HEIGHT - BOTTOM, TOP)
-    parts = [_frame(f"{what} by epoch"), *_vertical_axis(ticks, up, share)]
+    parts = [_frame(f"{what} by epoch"), *_vertical_axis(ticks, up, fraction)]
     parts += _horizontal_ticks([tick for tick in nice_ticks(epochs[0], epochs[-1], 8) if tick == int(tick)], across)
     if best is not None:
         x = across(best)
@@ -84,7 +84,7 @@ def reliability(calibration: Sequence[Mapping[str, Any]]) -> Markup:
                 f'fill-opacity="{strength:.2f}"><title>{escape(tip)}</title></rect>'
             )
     parts.append(f'<line class="mark" x1="{across(0)}" y1="{up(0)}" x2="{across(1)}" y2="{up(1)}"/>')
-    parts += _horizontal_ticks([0, 0.25, 0.5, 0.75, 1], across, share=True)
+    parts += _horizontal_ticks([0, 0.25, 0.5, 0.75, 1], across, fraction=True)
     parts.append(_label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, "confidence"))
     return Markup("".join([*parts, "</svg>"]))
 
@@ -104,20 +104,20 @@ def _frame(title: str) -> str:
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
 
 
-def _vertical_axis(ticks: Sequence[float], up: _Scale, share: bool) -> list[str]:
+def _vertical_axis(ticks: Sequence[float], up: _Scale, fraction: bool) -> list[str]:
     parts = []
     for tick in ticks:
         y = up(tick)
-        text = f"{100 * tick:.0f} %" if share else f"{tick:g}"
+        text = f"{100 * tick:.0f} %" if fraction else f"{tick:g}"
         parts.append(f'<line class="rule" x1="{LEFT}" y1="{y:.1f}" x2="{WIDTH - RIGHT}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 7}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>')
     return parts
 
 
-def _horizontal_ticks(ticks: Sequence[float], across: _Scale, *, share: bool = False) -> list[str]:
+def _horizontal_ticks(ticks: Sequence[float], across: _Scale, *, fraction: bool = False) -> list[str]:
     shown = [tick for tick in ticks if across.low <= tick <= across.high]
     return [
-        _label(across(tick), HEIGHT - BOTTOM + 15, f"{100 * tick:.0f} %" if share else f"{tick:g}") for tick in shown
+        _label(across(tick), HEIGHT - BOTTOM + 15, f"{100 * tick:.0f} %" if fraction else f"{tick:g}") for tick in shown
     ]
 
 

@@ -1,5 +1,5 @@
-"""What the report tells, gathered from the outputs of the other stages. Nothing is computed anew, nothing is left out:
-what is missing or out of date is part of what is told."""
+"""The content of the report, gathered from the outputs of the other stages. Nothing is computed again, nothing is left
+out: what is missing or out of date is part of the content."""
 
 from __future__ import annotations
 
@@ -50,31 +50,31 @@ class Result:
         return {entry["key"]: entry["value"] for entry in self.test.get("about", [])}
 
     def interval(self, metric: str) -> Mapping[str, Any] | None:
-        """The interval of a figure of the test split."""
+        """The interval of a metric of the test split."""
         return _named(self.test.get("intervals", []), metric=metric)
 
     @property
-    def chosen_on_test(self) -> bool:
-        """Whether the test split chose the epoch, as published code does it."""
+    def selected_on_test(self) -> bool:
+        """Whether the epoch was selected on the test split, as published code does."""
         return bool(self.train.get("recipe", {}).get("protocol") == "published")
 
     @property
     def selection_metric(self) -> str:
-        """What the epoch was chosen by: the last stage's word counts."""
+        """By which the epoch was selected, in the last stage."""
         recipe = self.train.get("recipe", {})
         default = recipe.get("selection_metric", "accuracy")
         return str(recipe["stages"][-1].get("selection_metric", default) if recipe.get("stages") else default)
 
     @property
     def training_loss(self) -> str | None:
-        """What was minimised, in words, stage by stage; None where it is what validation counts, the cross-entropy."""
+        """What was minimized, in words, stage by stage; None where it is that of validation, the cross-entropy."""
         recipe = self.train.get("recipe", {})
-        told = "; then ".join(dict.fromkeys(_loss({**recipe, **stage}) for stage in recipe.get("stages") or [{}]))
-        return None if told == "cross-entropy" else told
+        described = "; then ".join(dict.fromkeys(_loss({**recipe, **stage}) for stage in recipe.get("stages") or [{}]))
+        return None if described == "cross-entropy" else described
 
     @property
     def protocols(self) -> Mapping[str, Any] | None:
-        """What `fer.evaluation.protocols` says; None where validation chose the epoch."""
+        """See `fer.evaluation.protocols`; None where validation selected the epoch."""
         return self.test.get("protocols")
 
     def protocol_interval(self, protocol: str) -> Mapping[str, Any] | None:
@@ -83,11 +83,11 @@ class Result:
 
     @property
     def tta(self) -> Mapping[str, Any] | None:
-        """The figures under test-time augmentation; None without."""
+        """The metrics under test-time augmentation; None without."""
         return self.test.get("tta")
 
     def tta_interval(self, metric: str) -> Mapping[str, Any] | None:
-        """The interval of a figure under test-time augmentation."""
+        """The interval of a metric under test-time augmentation."""
         return _named((self.tta or {}).get("intervals", []), metric=metric)
 
     @property
@@ -112,12 +112,12 @@ class Dataset:
 
     @property
     def synthetic(self) -> bool:
-        """Whether its pictures are drawn."""
+        """Whether its images are rendered."""
         return self.manifest is not None and self.manifest.synthetic
 
     @property
     def recipe_differences(self) -> tuple[str, ...]:
-        """In what its trainings differ besides the model, in words."""
+        """In what its runs differ besides the model, in words."""
         recipes = [result.train["recipe"] for result in self.results if result.train.get("recipe")]
         found = []
         for key in dict.fromkeys(key for recipe in recipes for key in recipe if key not in ("model", "options")):
@@ -169,10 +169,10 @@ def _dataset(params: Params, key: str, models: list[str]) -> Dataset:
     known_as = None
     if manifest and not manifest.synthetic and key in params.datasets:
         known_as = published.dataset_name(params.datasets[key].source, len(manifest.labels))
-    figures = published.figures(known_as) if known_as else []
-    shown = figures[: params.report.published_rows or None]
-    # The yardsticks that are no competitors stay whatever the limit: what people reach, and the peer with weights.
-    shown += [figure for figure in figures if figure not in shown and (figure.margin or figure.table == "weights")]
+    works = published.figures(known_as) if known_as else []
+    shown = works[: params.report.published_rows or None]
+    # References stay whatever the limit: human accuracy, and the baseline whose weights are public.
+    shown += [work for work in works if work not in shown and (work.margin or work.table == "weights")]
     data_digest = digest(folder) if manifest else None
     return Dataset(
         key=key,
@@ -182,7 +182,7 @@ def _dataset(params: Params, key: str, models: list[str]) -> Dataset:
         results=tuple(_result(params.root, key, model, data_digest) for model in models),
         known_as=known_as,
         published=tuple(shown),
-        published_left_out=len(figures) - len(shown),
+        published_left_out=len(works) - len(shown),
         published_rows=published.test_rows(known_as) if known_as else None,
     )
 
@@ -191,7 +191,7 @@ def _result(root: Path, dataset: str, model: str, data_digest: str | None) -> Re
     trained, evaluated = root / "trained" / dataset / model, root / "evaluated" / dataset / model
     train = training_facts(trained) if (trained / "train.json").is_file() else {}
     validation, test = (
-        read_object(path, _KEYS[path.name], f"make it anew: dvc repro -sf {_STAGE[path.name]}@{dataset}-{model}")
+        read_object(path, _KEYS[path.name], f"make it again: dvc repro -sf {_STAGE[path.name]}@{dataset}-{model}")
         if path.is_file()
         else {}
         for path in (trained / "val.json", evaluated / "test.json")
@@ -213,10 +213,10 @@ def _result(root: Path, dataset: str, model: str, data_digest: str | None) -> Re
     )
     stale = []
     if train and train.get("data_digest") != data_digest:
-        stale.append("the data has changed since the training")
-    if test and result.chosen_on_test and not result.protocols:
+        stale.append("the data has changed since the model was trained")
+    if test and result.selected_on_test and not result.protocols:
         stale.append(
-            "the test split chose the epoch, and the evaluation does not say what validation would have chosen: "
+            "the epoch was selected on the test split, and the evaluation has no validation-selected result: "
             f"dvc repro -sf evaluate@{dataset}-{model}"
         )
     weights = trained / "model.safetensors"
@@ -226,20 +226,20 @@ def _result(root: Path, dataset: str, model: str, data_digest: str | None) -> Re
 
 
 def _loss(recipe: Mapping[str, Any]) -> str:
-    """What a training of one stage minimises, in words."""
+    """What one stage minimizes, in words."""
     model = recipe.get("model")
-    told = [model_loss(model) if model in list_models() else "the model's own"]
+    parts = [model_loss(model) if model in list_models() else "the model's own"]
     if smoothing := recipe.get("label_smoothing"):
-        told.append(f"labels smoothed by {smoothing:g}")
+        parts.append(f"labels smoothed by {smoothing:g}")
     if recipe.get("labels") == "soft":
-        told.append("soft labels")
+        parts.append("soft labels")
     if recipe.get("class_weights", "none") != "none":
-        told.append("weighted classes")
+        parts.append("weighted classes")
     if mix := recipe.get("mix"):
-        told.append(str(mix["kind"]))
-    return ", ".join(told)
+        parts.append(str(mix["kind"]))
+    return ", ".join(parts)
 
 
 def _named(lines: Sequence[Mapping[str, Any]], **what: str) -> Mapping[str, Any] | None:
-    """The line that says this of itself."""
+    """The line with these values."""
     return next((line for line in lines if what.items() <= line.items()), None)

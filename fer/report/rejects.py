@@ -1,4 +1,4 @@
-"""What the crop stage refused, for a person to judge: how much of the data, what it means, and an example of each."""
+"""What the crop stage rejected: how much of the data, what each reason means, and an example."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fer.faces.select import REASONS
 from fer.io.files import read_object
 from fer.shards.manifest import Manifest
 
-_PICTURES = {
+_IMAGES = {
     "empty": "a file without a byte",
-    "not_an_image": "no picture in any known format",
-    "not_a_file": "no file where a picture should be",
+    "not_an_image": "not an image in any known format",
+    "not_a_file": "no file where an image should be",
     "unreadable": "the file cannot be read",
     "truncated": "the file ends early",
     "damaged": "the file contradicts its own checksums or structure",
@@ -28,24 +28,24 @@ _OTHERWISE = "the dataset's reader cannot use this row; its detail says why"
 
 @dataclass(frozen=True, kw_only=True)
 class RejectLine:
-    """One reason for refusals.
+    """One reason for rejections.
 
     Attributes:
-        share: of all that was refused or kept, 0..1.
-        example, detail: one of them and what was said of it; None where the faces are not at hand.
+        fraction: of all that was rejected or kept, 0..1.
+        example, detail: one of them and its detail; None where the faces are not available.
         meaning: in words.
     """
 
     reason: str
     count: int
-    share: float
+    fraction: float
     example: str | None
     detail: str | None
     meaning: str
 
 
 def reject_lines(manifest: Manifest, faces: Path) -> tuple[RejectLine, ...]:
-    """The refusals that a manifest counts, the most frequent first.
+    """The rejections that a manifest counts, the most frequent first.
 
     Args:
         faces: data/faces/<dataset>; used where it is there and is what the shards were made of.
@@ -56,10 +56,10 @@ def reject_lines(manifest: Manifest, faces: Path) -> tuple[RejectLine, ...]:
         RejectLine(
             reason=reason,
             count=count,
-            share=count / everything,
+            fraction=count / everything,
             example=examples.get(reason, {}).get("sample_id"),
             detail=examples.get(reason, {}).get("detail"),
-            meaning=REASONS.get(reason) or _PICTURES.get(reason) or _OTHERWISE,
+            meaning=REASONS.get(reason) or _IMAGES.get(reason) or _OTHERWISE,
         )
         for reason, count in manifest.rejects.items()
     ]

@@ -1,10 +1,10 @@
-"""The studies that `fer study` left, for the page: their tables and figures, and what is unfinished or not whole.
+"""The studies that `fer study` left, for the page: their tables and figures, and what is unfinished or damaged.
 
-    studies/<name>/results.json, table.md, *.svg   written when all trainings of a study are done
-    .work/study-<name>-<digest>/<cell>/            the trainings, one by one, of finished and unfinished studies
+    studies/<name>/results.json, table.md, *.svg   written when all runs of a study are done
+    .work/study-<name>-<digest>/<cell>/            the runs, one by one, of finished and unfinished studies
 
-Nothing is trained or measured anew. Whoever wrote a file here, the page is made: what cannot be used is left out, and
-that is told.
+Nothing is trained or computed again. Whoever wrote a file here, the page is made: what cannot be used is left out, and
+reported.
 """
 
 from __future__ import annotations
@@ -17,34 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from pydantic import ConfigDict
-
-from fer.config import Config, parse
-from fer.io.files import FileError, read_json, sha256
+from fer.io.files import FileError, read_json, read_object, sha256
 from fer.params import Params
 from fer.report.study_table import Line, StudyFile, read_study_file
 from fer.studies.cell import PLAN
 
 RESULTS = "results.json"
 MOST_BYTES = 32 * 2**20
-"""Of a results.json or a figure; thousands of trainings stay far below."""
+"""Of a results.json or a figure; thousands of runs stay far below."""
 _NO_STUDY = re.compile(r"\..*|.*\.(md|ya?ml)", re.DOTALL)  # notes, and studies of one's own
 _WORK = re.compile(r"study-(?P<name>.+)-[0-9a-f]{8}", re.DOTALL)
 _CELL = re.compile(r"[0-9a-f]{20}")
-
-
-class _PlannedCell(Config):
-    model_config = ConfigDict(extra="ignore")
-
-    key: str
-
-
-class _Plan(Config):
-    """plan.json, as far as the page needs it."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    cells: list[_PlannedCell]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +35,9 @@ class StudyResult:
     """A study whose table is written.
 
     Attributes:
-        cells: trainings in the table. planned: of its rows, seeds and folds.
-        left_out: rows of the study that were not asked for.
-        pictures: name and data URI of each figure.
+        cells: runs in the table. planned: of its rows, seeds and folds.
+        left_out: rows of the study that were not requested.
+        figures: name and data URI of each.
         links: name and address, from reports/, of its files.
         digest: hex SHA-256 of results.json.
     """
@@ -65,14 +48,14 @@ class StudyResult:
     cells: int
     planned: int
     left_out: tuple[str, ...]
-    pictures: tuple[tuple[str, str], ...]
+    figures: tuple[tuple[str, str], ...]
     links: tuple[tuple[str, str], ...]
     digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unfinished:
-    """Trainings of a study that stand in no table: `done`, and `begun` but not finished, of `planned` where known."""
+    """Runs of a study that are in no table: `done`, and `begun` but not finished, of `planned` where known."""
 
     name: str
     planned: int | None
@@ -82,37 +65,35 @@ class Unfinished:
 
 @dataclass(frozen=True, kw_only=True)
 class Studies:
-    """All of them; `troubles`: what could not be used, and why, in words."""
+    """All of them; `problems`: what could not be used, and why, in words."""
 
     results: tuple[StudyResult, ...] = ()
     unfinished: tuple[Unfinished, ...] = ()
-    troubles: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
 
 
 def collect_studies(params: Params) -> Studies:
-    """What stands in studies/ and, of unfinished ones, in .work/; empty where there is nothing."""
+    """The contents of studies/ and, of unfinished ones, of .work/; empty where there is nothing."""
     results: list[StudyResult] = []
-    troubles: list[str] = []
-    told: set[str] = set()
-    for path in _entries(params.home / "studies", params.home, troubles):
+    problems: list[str] = []
+    in_tables: set[str] = set()
+    for path in _entries(params.home / "studies", params.home, problems):
         if _NO_STUDY.fullmatch(path.name):
             continue
         where = _shown(path, params.home)
         try:
             if not path.is_dir():
-                raise FileError(f"{where}: no folder of a study; move it elsewhere")
+                raise FileError(f"{where}: not a folder of a study; move it elsewhere")
             if not (path / RESULTS).exists():
-                raise FileError(
-                    f"{where}: no {RESULTS} in it, which `fer study` writes when all its trainings are done"
-                )
+                raise FileError(f"{where}: no {RESULTS} in it, which `fer study` writes when all its runs are done")
             file = _read(path / RESULTS, where)
-            results.append(_result(params, path, file, _pictures(path, params.home, troubles)))
-        except (ValueError, OSError) as error:  # whatever stands there must not cost the page
-            troubles.append(_one_line(error, params.home))
+            results.append(_result(params, path, file, _figures(path, params.home, problems)))
+        except (ValueError, OSError) as error:  # whatever is there must not cost the page
+            problems.append(_one_line(error, params.home))
         else:
-            told |= {cell.key for cell in file.cells}
-    unfinished = _unfinished(params.home, told, troubles)
-    return Studies(results=tuple(results), unfinished=tuple(unfinished), troubles=tuple(troubles))
+            in_tables |= {cell.key for cell in file.cells}
+    unfinished = _unfinished(params.home, in_tables, problems)
+    return Studies(results=tuple(results), unfinished=tuple(unfinished), problems=tuple(problems))
 
 
 def _read(path: Path, where: str) -> StudyFile:
@@ -121,7 +102,7 @@ def _read(path: Path, where: str) -> StudyFile:
     return read_study_file(read_json(path), f"{where}/{RESULTS}")
 
 
-def _result(params: Params, path: Path, file: StudyFile, pictures: Sequence[tuple[str, str]]) -> StudyResult:
+def _result(params: Params, path: Path, file: StudyFile, figures: Sequence[tuple[str, str]]) -> StudyResult:
     chosen = file.options.chosen(file.study)
     there = [name for name in ("table.md", RESULTS) if (path / name).is_file()]
     return StudyResult(
@@ -131,14 +112,14 @@ def _result(params: Params, path: Path, file: StudyFile, pictures: Sequence[tupl
         cells=len(file.cells),
         planned=len(chosen) * len(file.options.seeds) * (file.folds or 1),
         left_out=tuple(row.row for row in file.study.rows if row not in chosen),
-        pictures=tuple(pictures),
+        figures=tuple(figures),
         links=tuple((name, f"../studies/{quote(os.fsencode(path.name))}/{name}") for name in there),
         digest=sha256(path / RESULTS),
     )
 
 
-def _pictures(folder: Path, root: Path, troubles: list[str]) -> list[tuple[str, str]]:
-    """The figures, as they stand in the page: as pictures, in which no script runs and no id meets another's."""
+def _figures(folder: Path, root: Path, problems: list[str]) -> list[tuple[str, str]]:
+    """The figures, as they are in the page: as images, in which no script runs and no id clashes with another's."""
     found = []
     for path in sorted(folder.glob("*.svg")):
         try:
@@ -146,51 +127,55 @@ def _pictures(folder: Path, root: Path, troubles: list[str]) -> list[tuple[str, 
                 raise FileError(f"{path}: larger than {MOST_BYTES // 2**20} MiB")
             data = path.read_bytes()
             if b"<svg" not in data or not data.rstrip().endswith(b"</svg>"):
-                raise FileError(f"{path}: no whole SVG picture")
+                raise FileError(f"{path}: not a whole SVG image")
         except (ValueError, OSError) as error:
-            troubles.append(_one_line(error, root))
+            problems.append(_one_line(error, root))
         else:
             uri = "data:image/svg+xml;base64," + base64.b64encode(data).decode("ascii")
             found.append((_shown(path, folder).removesuffix(".svg"), uri))
     return found
 
 
-def _unfinished(root: Path, told: set[str], troubles: list[str]) -> list[Unfinished]:
-    """The studies with trainings, done or begun, that no table tells of."""
+def _unfinished(root: Path, in_tables: set[str], problems: list[str]) -> list[Unfinished]:
+    """The studies with runs, done or begun, that are in no table."""
     found = []
-    for work in _entries(root / ".work", root, troubles):
+    for work in _entries(root / ".work", root, problems):
         if not (match := _WORK.fullmatch(work.name)):
             continue
-        cells = [cell for cell in _entries(work, root, troubles) if _CELL.fullmatch(cell.name)]
+        cells = [cell for cell in _entries(work, root, problems) if _CELL.fullmatch(cell.name)]
         try:
             planned = _planned(work)
             cells = [cell for cell in cells if planned is None or cell.name in planned]
             done = {cell.name for cell in cells if (cell / "result.json").is_file()}
         except (ValueError, OSError) as error:
-            troubles.append(_one_line(error, root))
+            problems.append(_one_line(error, root))
             continue
         begun = len(cells) - len(done)
-        if begun or (planned or done) - told:
+        if begun or (planned or done) - in_tables:
             name, whole = _shown(Path(match["name"]), Path()), None if planned is None else len(planned)
-            found.append(Unfinished(name=name, planned=whole, done=len(done if planned else done - told), begun=begun))
+            found.append(
+                Unfinished(name=name, planned=whole, done=len(done if planned else done - in_tables), begun=begun)
+            )
     return found
 
 
 def _planned(work: Path) -> set[str] | None:
     """Keys of the cells of a study as it was last started; None where it does not say."""
-    if not (work / PLAN).is_file():
+    path = work / PLAN
+    if not path.is_file():
         return None
-    return {cell.key for cell in parse(_Plan, read_json(work / PLAN), str(work / PLAN)).cells}
+    cells = read_object(path, {"cells": list}, "run the study again")["cells"]
+    return {str(cell.get("key")) if isinstance(cell, dict) else "" for cell in cells}
 
 
-def _entries(folder: Path, root: Path, troubles: list[str]) -> list[Path]:
+def _entries(folder: Path, root: Path, problems: list[str]) -> list[Path]:
     """What a folder holds, in order of name; nothing where there is none."""
     try:
         return sorted(folder.iterdir())
     except FileNotFoundError:
         return []
     except OSError as error:
-        troubles.append(_one_line(error, root))
+        problems.append(_one_line(error, root))
         return []
 
 

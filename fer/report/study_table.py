@@ -1,4 +1,4 @@
-"""What results.json of a study says, checked, and as lines of one table whatever the study's kind."""
+"""results.json of a study, validated, and as lines of one table whatever the study's kind."""
 
 from __future__ import annotations
 
@@ -7,25 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import AliasChoices, ConfigDict, Field
 
 from fer.config import Config, ConfigError, parse
 from fer.evaluation.aggregate import Spread, spread
 from fer.params import Params
 from fer.studies import Row, Study, StudyOptions, noise
+from fer.studies.cell import row_recipe
 
 MOST_FOLDS = 10_000
-_Share = Annotated[float, Field(ge=0, le=1)]
-_Shares = list[Annotated[float, Field(ge=-1, le=1)]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """Of a row to what it is compared with, in shares: mean of the pairs, and its 95 % interval where there is one."""
-
-    mean: float
-    low: float | None
-    high: float | None
+_Fraction = Annotated[float, Field(ge=0, le=1)]
+_Differences = list[Annotated[float, Field(ge=-1, le=1)]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,32 +25,32 @@ class Line:
     """A row of a study's table.
 
     Attributes:
-        synthetic: whether it was trained and tested on drawn faces.
-        test, validation, tta: accuracies over its trainings, 0 .. 1, the last with test-time augmentation; None where
-            none is told.
-        tta_gain: of the augmentation, training by training.
-        honest: where the test split chose the epochs, test accuracy at those that validation would have chosen.
+        synthetic: whether it was trained and tested on rendered faces.
+        selected_on_test: whether its recipe selects the epoch on the test split; None where that is unknown by now.
         published: accuracy in %, as printed.
-        chosen_on_test: whether its recipe chooses the epoch on the test split; None where that cannot be told any more.
+        test, validation, tta: accuracies over its runs, 0 .. 1, the last with test-time augmentation; None where there
+            is none.
+        difference: to what the row is compared with; tta_gain: of the augmentation, run by run.
+        validation_selected: test accuracy at the epochs that validation would have selected, where test selected them.
         note: in words.
     """
 
     name: str
     synthetic: bool
-    chosen_on_test: bool | None
+    selected_on_test: bool | None
     published: float | None
     test: Spread | None
     validation: Spread | None = None
-    difference: Difference | None = None
+    difference: Spread | None = None
     tta: Spread | None = None
-    tta_gain: Difference | None = None
-    honest: Spread | None = None
+    tta_gain: Spread | None = None
+    validation_selected: Spread | None = None
     parameters: int | None = None
     note: str = ""
 
 
 class _Part(Config):
-    """A part of results.json: what is named must be right, the rest is not looked at."""
+    """A part of results.json: what is named must be right, the rest is ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -83,7 +75,8 @@ class _Row(_Part):
     difference: _Spread | None
     tta: _Spread | None = None
     tta_gain: _Spread | None = None
-    honest: _Spread | None = None
+    # Under its former name in results of older versions.
+    validation_selected: _Spread | None = Field(None, validation_alias=AliasChoices("validation_selected", "honest"))
     parameters: int = Field(ge=0, le=10**15)
 
 
@@ -92,13 +85,13 @@ class _Set(_Part):
     printed: dict[str, float]
     runs: int = Field(ge=0, le=10**6)
     rejected: list[int]
-    accuracies: list[_Share]
-    differences: _Shares
-    top_40: _Share | None = Field(alias="Top 40%")
-    top_40_but_best: _Share | None = Field(alias="Top 40% w/o best")
-    top_25: _Share | None = Field(alias="Top 25%")
-    top_25_but_best: _Share | None = Field(alias="Top 25% w/o best")
-    best: _Share | None = Field(alias="Best")
+    accuracies: list[_Fraction]
+    differences: _Differences
+    top_40: _Fraction | None = Field(alias="Top 40%")
+    top_40_but_best: _Fraction | None = Field(alias="Top 40% w/o best")
+    top_25: _Fraction | None = Field(alias="Top 25%")
+    top_25_but_best: _Fraction | None = Field(alias="Top 25% w/o best")
+    best: _Fraction | None = Field(alias="Best")
 
 
 class _Ends(_Part):
@@ -141,7 +134,7 @@ class StudyFile(_Part):
 
     @property
     def compared_with(self) -> str | None:
-        """What the differences are against, in words; None where nothing is compared."""
+        """What the differences are to, in words; None where nothing is compared."""
         if self.study.kind == "lhc_sets":
             return "the host at equal seeds"
         if self.study.kind == "noise":
@@ -151,11 +144,11 @@ class StudyFile(_Part):
     def lines(self, params: Params) -> list[Line]:
         """The table, as the study's kind has it."""
         rows = {row.row: row for row in self.study.rows}
-        drawn = {"lhc_sets": self._of_sets, "noise": self._of_levels}.get(self.study.kind, self._of_rows)
-        return [Line(name=name, **self._about(rows[name], params), **found) for name, found in drawn()]
+        read = {"lhc_sets": self._of_sets, "noise": self._of_levels}.get(self.study.kind, self._of_rows)
+        return [Line(name=name, **self._about(rows[name], params), **found) for name, found in read()]
 
     def rankings(self) -> tuple[list[str], list[tuple[str, list[tuple[float | None, float | None]]]]]:
-        """LHC-Net's sets of runs: names of the columns; and of each set, ours (0 .. 1) and the printed figure (%)."""
+        """LHC-Net's sets of runs: names of the columns; and of each set, ours (0 .. 1) and the printed one (%)."""
         fields = {name: field.alias for name, field in _Set.model_fields.items() if field.alias}
         lines = [
             (one.row, [(getattr(one, name), one.printed.get(str(alias))) for name, alias in fields.items()])
@@ -164,19 +157,10 @@ class StudyFile(_Part):
         return [str(alias) for alias in fields.values()], lines
 
     def _of_rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        names = ("test", "validation", "difference", "tta", "tta_gain", "validation_selected")
         for row in self.rows:
-            yield (
-                row.row,
-                {
-                    "test": row.test.value,
-                    "validation": row.validation.value,
-                    "difference": _difference(row.difference.value) if row.difference else None,
-                    "tta": row.tta.value if row.tta else None,
-                    "tta_gain": _difference(row.tta_gain.value) if row.tta_gain else None,
-                    "honest": row.honest.value if row.honest else None,
-                    "parameters": row.parameters,
-                },
-            )
+            spreads = {name: one.value for name in names if (one := getattr(row, name)) is not None}
+            yield row.row, {**spreads, "parameters": row.parameters}
 
     def _of_sets(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for one in self.sets:
@@ -185,7 +169,7 @@ class StudyFile(_Part):
                 one.row,
                 {
                     "test": spread(one.accuracies) if one.accuracies else None,
-                    "difference": _difference(spread(one.differences)) if compared else None,
+                    "difference": spread(one.differences) if compared else None,
                     "note": f"{len(one.rejected)} of {one.runs} runs left out" if one.rejected else "",
                 },
             )
@@ -195,24 +179,24 @@ class StudyFile(_Part):
         one, other = self.series
         for level in self.levels:
             yield names[one, level.level], {"test": level.one.value}
-            ends = noise.interval(level.difference.model_dump())
+            ends, mean = noise.interval(level.difference.model_dump()), level.difference.mean
             yield (
                 names[other, level.level],
                 {
                     "test": level.other.value,
-                    "difference": Difference(mean=level.difference.mean, low=ends.low, high=ends.high),
+                    "difference": Spread(level.difference.count, mean, None, ends.low, ends.high),
                     "note": noise.verdict(level.model_dump(), one, other),
                 },
             )
 
     def _about(self, row: Row, params: Params) -> dict[str, Any]:
-        """What a row's training was, whatever came of it."""
+        """What a row trained, whatever its results."""
         dataset = self.options.dataset_of(self.study, row)
         source = params.datasets[dataset].source if dataset in params.datasets else None
         return {
             "published": row.published,
             "synthetic": source == "synthetic",
-            "chosen_on_test": _chosen_on_test(self.study, row, self.options, params.home),
+            "selected_on_test": _selected_on_test(self.study, row, self.options, params.home),
         }
 
 
@@ -232,10 +216,10 @@ def _mistake(file: StudyFile) -> str | None:
     tables: dict[str, tuple[str, Sequence[Any]]] = {"lhc_sets": ("sets", file.sets), "noise": ("levels", file.levels)}
     name, lines = tables.get(study.kind, ("rows", file.rows))
     if not lines:
-        return f"{name}: empty or not there, for a study of kind {study.kind}"
-    told = {row.row for row in file.rows} | {one.row for one in file.sets} | {cell.row for cell in file.cells}
-    if unknown := sorted((told | set(file.options.rows or ())) - known):
-        return f"a result of {unknown[0]!r}, which is no row of `study`"
+        return f"{name}: empty or missing, for a study of kind {study.kind}"
+    named = {row.row for row in file.rows} | {one.row for one in file.sets} | {cell.row for cell in file.cells}
+    if unknown := sorted((named | set(file.options.rows or ())) - known):
+        return f"a result of {unknown[0]!r}, which is not a row of `study`"
     if (file.folds or 0) > MOST_FOLDS:
         return f"options.folds: more than {MOST_FOLDS:,}"
     if study.kind == "noise":
@@ -248,14 +232,8 @@ def _mistake(file: StudyFile) -> str | None:
     return None
 
 
-def _difference(pairs: Spread) -> Difference:
-    return Difference(mean=pairs.mean, low=pairs.low, high=pairs.high)
-
-
-def _chosen_on_test(study: Study, row: Row, options: StudyOptions, root: Path) -> bool | None:
+def _selected_on_test(study: Study, row: Row, options: StudyOptions, root: Path) -> bool | None:
     """Whether the row's recipe has the published protocol, by the recipes as they are now; None where one is gone."""
-    from fer.studies.cell import row_recipe
-
     try:
         return row_recipe(study, row, options, root).protocol == "published"
     except ValueError:

@@ -1,14 +1,15 @@
-"""The evaluate stage: opens the test split, once, with the weights that the training chose.
+"""The evaluate stage: opens the test split, once, with the selected weights.
 
     evaluated/<dataset>/<model>/      appears complete, by rename
-        test.json              all figures (fer.evaluation.metrics.summarise); with test-time augmentation `tta`; where
-                               the training chose its epoch on the test split `protocols`
+        test.json              all metrics (fer.evaluation.metrics.summarise); with test-time augmentation `tta`; where
+                               the run chose its epoch on the test split `protocols`
         predictions.parquet    one row a sample (fer.shards.schema)
         confusion.csv          actual, predicted: names, one row a sample
         figures/*.svg
 
-Nothing before this stage reads the test split, and nothing after it chooses by what it finds; but for a recipe with
-`protocol: published`, which chooses by it as the published code does, and is labelled so (fer.evaluation.protocols).
+Nothing before this stage reads the test split, and nothing after it chooses by its results; except for a recipe with
+`protocol: published`, which selects on the test split as the published code does, and is labeled so
+(fer.evaluation.protocols).
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fer.cluster.predict import predict
+from fer.cluster.config import ClusterConfig
+from fer.cluster.map import map_blocks
 from fer.config import parse
-from fer.console import log
+from fer.console import log, progress
 from fer.evaluation import figures, metrics
-from fer.evaluation.predict import Predictions, PredictJob
+from fer.evaluation.config import EvaluateConfig
+from fer.evaluation.predict import Predictions, PredictJob, merge, predict_share
 from fer.evaluation.protocols import both_protocols
 from fer.io.files import FileError, sha256, write_atomic, write_json
 from fer.labels import is_identities
@@ -57,7 +61,7 @@ def run_evaluation(params: Params, dataset: str, model_key: str) -> Path:
     """
     params.dataset(dataset)
     params.recipe(model_key)
-    trained = params.root / "trained" / dataset / model_key
+    config, trained = params.evaluate, params.root / "trained" / dataset / model_key
     final = EVALUATED.folder(params.root, dataset, model_key)
     shards = ShardSet.open((params.root / "data" / "shards" / dataset).resolve())
     if is_identities(shards.label_space):
@@ -71,57 +75,83 @@ def run_evaluation(params: Params, dataset: str, model_key: str) -> Path:
         shards=str(shards.folder),
         weights=str(weights),
         split=SPLIT,
-        batch_size=params.evaluate.batch_size,
-        threads=params.evaluate.threads,
-        tta=params.evaluate.tta,
+        batch_size=config.batch_size,
+        threads=config.threads,
+        tta=config.tta,
     )
     split = shards.split(SPLIT)
-    protocols = _protocols(trained, facts, split.rows, params)
+    protocols = _protocols(trained, facts, split.rows, config.confidence)
     with lock(params.root / ".work" / f"evaluate-{dataset}-{model_key}.lock"):
-        found = predict(job, params.evaluate, params.cluster, split.rows)
-        summary = _summarise(found, shards, params)
+        predictions = predict(job, config, params.cluster, split.rows)
+        summary = _summarise(predictions, shards, params)
         if protocols:
             summary["protocols"] = protocols
         assert int(np.sum(summary["confusion"])) == split.rows, "every row of the test split is counted once"
-        summary["about"] = [
-            {"key": "dataset", "value": dataset},
-            {"key": "model", "value": model_key},
-            {"key": "split", "value": SPLIT},
-            {"key": "data_digest", "value": shards.digest},
-            {"key": "weights_sha256", "value": sha256(weights)},
-            {"key": "fingerprint", "value": facts.get("fingerprint")},
-            {"key": "threads", "value": params.evaluate.threads},
-            {"key": "device", "value": "gpu" if params.evaluate.gpu else "cpu"},
-        ]
+        about = {
+            "dataset": dataset,
+            "model": model_key,
+            "split": SPLIT,
+            "data_digest": shards.digest,
+            "weights_sha256": sha256(weights),
+            "fingerprint": facts.get("fingerprint"),
+            "threads": config.threads,
+            "device": "gpu" if config.gpu else "cpu",
+        }
+        summary["about"] = [{"key": key, "value": value} for key, value in about.items()]
         with EVALUATED.publish(final) as folder:
             write_json(folder / "test.json", summary)
-            _write_tables(folder, found, split.sample_ids(), shards)
-            _draw(
-                folder / "figures",
-                summary,
-                training_history(trained),
-                facts.get("best_epoch"),
-                f"{model_key} on {dataset}",
-            )
+            _write_tables(folder, predictions, split.sample_ids(), shards)
+            history, title = training_history(trained), f"{model_key} on {dataset}"
+            _draw(folder / "figures", summary, history, facts.get("best_epoch"), title)
         record(params, dataset, model_key, facts, summary, shards, final, weights)
-    low, high = summary["intervals"][0]["low"], summary["intervals"][0]["high"]
-    beside = f"; with {summary['tta']['name']} views {summary['tta']['accuracy']:.4f}" if "tta" in summary else ""
+    low, high = (summary["intervals"][0][end] for end in ("low", "high"))
+    more = f"; with {summary['tta']['name']} views {summary['tta']['accuracy']:.4f}" if "tta" in summary else ""
     if protocols:
-        beside += (
+        more += (
             f"; its epoch was chosen on the test split: {protocols['published']['accuracy']:.4f} there, "
             f"{protocols['validation']['accuracy']:.4f} at the epoch that validation would have chosen"
         )
     log.info(
         f"evaluate {model_key} on {dataset}: test accuracy {summary['accuracy']:.4f} "
-        f"({100 * params.evaluate.confidence:g} % interval {low:.4f} to {high:.4f}, {split.rows} rows), "
+        f"({100 * config.confidence:g} % interval {low:.4f} to {high:.4f}, {split.rows} rows), "
         f"balanced {summary['balanced_accuracy']:.4f}, macro F1 {summary['macro_f1']:.4f}, ECE {summary['ece']:.4f}"
-        f"{beside} -> {final.relative_to(params.root)}"
+        f"{more} -> {final.relative_to(params.root)}"
     )
     return final
 
 
+def predict(job: PredictJob, config: EvaluateConfig, cluster: ClusterConfig, rows: int) -> Predictions:
+    """Predictions for all `rows` rows of the job's split, in its order: on Ray workers, or in this process without Ray.
+
+    The result is the same bits.
+
+    Raises:
+        ValueError: labels that do not match, unreadable shards, a cluster that is too small or cannot be reached, or a
+            GPU that is requested and not there.
+    """
+    ranks = range(max(config.workers, 1))
+    parts = map_blocks(
+        partial(_predict_part, job, len(ranks), config.gpu), ranks,
+        workers=config.workers, cluster=cluster, cpus=config.threads, gpus=int(config.gpu), retries=2,
+    )  # fmt: skip
+    with progress(len(ranks), f"predict {job.split}", "worker") as bar:
+        done = []
+        for part in parts:
+            done.append(part)
+            bar.update(1)
+    return merge(done, rows)
+
+
+def _predict_part(job: PredictJob, world_size: int, gpu: bool, rank: int) -> Predictions:
+    import torch
+
+    if gpu and not torch.cuda.is_available():
+        raise ValueError("evaluate.gpu is true, and torch finds no GPU: set it to false, or name a cluster with GPUs")
+    return predict_share(job, rank, world_size, "cuda" if gpu else "cpu")
+
+
 def _training_facts(trained: Path, weights: Path, shards: ShardSet, item: str) -> dict[str, Any]:
-    """What the training told, after checking that its weights were trained on this data and have its labels."""
+    """train.json and run.json, after checking that the weights were trained on this data and have its labels."""
     if not weights.is_file():
         raise FileError(f"{weights}: no such file; train it with `dvc repro train@{item}`")
     info = read_info(weights)
@@ -139,20 +169,20 @@ def _training_facts(trained: Path, weights: Path, shards: ShardSet, item: str) -
     return facts
 
 
-def _summarise(found: Predictions, shards: ShardSet, params: Params) -> dict[str, Any]:
-    """All figures; accuracy by pose and against the labels before noise where the data knows them."""
-    summary = metrics.summarise(found.labels, found.logits, shards.labels, params.evaluate, params.seed)
-    predicted = found.logits.argmax(axis=1)
+def _summarise(predictions: Predictions, shards: ShardSet, params: Params) -> dict[str, Any]:
+    """All metrics; accuracy by pose and against the labels before noise where the data has them."""
+    summary = metrics.summarise(predictions.labels, predictions.logits, shards.labels, params.evaluate, params.seed)
+    predicted = predictions.logits.argmax(axis=1)
     files = [shards.folder / name for name in shards.manifest.splits[SPLIT]]
     columns = [read_table(file, ["clean_label", "pose"]) for file in files]
     poses = [pose for column in columns for pose in column["pose"]]
     clean = np.array([label for column in columns for label in column["clean_label"]])
-    if (clean != found.labels).any():
+    if (clean != predictions.labels).any():
         summary["clean_accuracy"] = float((predicted == clean).mean())
     if params.evaluate.tta != "none":
-        augmented = metrics.summarise(found.labels, found.tta, shards.labels, params.evaluate, params.seed)
+        augmented = metrics.summarise(predictions.labels, predictions.tta, shards.labels, params.evaluate, params.seed)
         kept = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll", "intervals")
-        difference = _tta_difference(found, params)
+        difference = _tta_difference(predictions, params)
         summary["tta"] = {
             "name": params.evaluate.tta,
             **{name: augmented[name] for name in kept},
@@ -161,54 +191,54 @@ def _summarise(found: Predictions, shards: ShardSet, params: Params) -> dict[str
     known = np.array([pose is not None for pose in poses])
     if known.any():
         yaw = np.array([abs(pose[0]) for pose in poses if pose is not None])
-        right = predicted[known] == found.labels[known]
+        right = predicted[known] == predictions.labels[known]
         summary["pose"] = metrics.accuracy_by_bin(yaw, right, params.evaluate.pose_bins)
     return summary
 
 
-def _tta_difference(found: Predictions, params: Params) -> dict[str, Any]:
-    """What the views change: accuracy with them minus without, on the same rows, and the rows turned either way."""
-    plain, augmented = (answers.argmax(axis=1) == found.labels for answers in (found.logits, found.tta))
-    turned = augmented.astype(np.int8) - plain.astype(np.int8)
+def _tta_difference(predictions: Predictions, params: Params) -> dict[str, Any]:
+    """What the views change: accuracy with them minus without, on the same rows, and the rows changed either way."""
+    plain, augmented = (scores.argmax(axis=1) == predictions.labels for scores in (predictions.logits, predictions.tta))
+    changed = augmented.astype(np.int8) - plain.astype(np.int8)
     samples = params.evaluate.bootstrap_samples
     interval = metrics.paired_bootstrap(
-        turned[None], samples=samples, confidence=params.evaluate.confidence, seed=params.seed, seeds=False
+        changed[None], samples=samples, confidence=params.evaluate.confidence, seed=params.seed, seeds=False
     )
     return {
         "metric": "accuracy",
-        "value": float(turned.mean()),
-        "gained": int((turned > 0).sum()),
-        "lost": int((turned < 0).sum()),
+        "value": float(changed.mean()),
+        "gained": int((changed > 0).sum()),
+        "lost": int((changed < 0).sum()),
         **vars(interval),
         "confidence": params.evaluate.confidence,
         "method": f"paired percentile bootstrap over rows, {samples} draws",
     }
 
 
-def _protocols(trained: Path, facts: dict[str, Any], rows: int, params: Params) -> dict[str, Any] | None:
-    """Both protocols' test figures where the training chose its epoch on the test split."""
+def _protocols(trained: Path, facts: dict[str, Any], rows: int, confidence: float) -> dict[str, Any] | None:
+    """Both protocols' test metrics where the run chose its epoch on the test split."""
     if facts.get("recipe", {}).get("protocol") != "published":
         return None
     recipe = parse(Recipe, facts["recipe"], str(trained / "train.json"), "recipe")
     columns = training_history(trained)
     history = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     try:
-        return both_protocols(history, recipe, rows, params.evaluate.confidence)
+        return both_protocols(history, recipe, rows, confidence)
     except ValueError as error:
         raise FileError(f"{trained / 'history.csv'}: {error}") from None
 
 
-def _write_tables(folder: Path, found: Predictions, sample_ids: Sequence[str], shards: ShardSet) -> None:
-    probabilities = np.exp(metrics.log_softmax(found.logits)).astype(np.float32)
-    predicted: npt.NDArray[np.int64] = found.logits.argmax(axis=1)
+def _write_tables(folder: Path, predictions: Predictions, sample_ids: Sequence[str], shards: ShardSet) -> None:
+    probabilities = np.exp(metrics.log_softmax(predictions.logits)).astype(np.float32)
+    predicted: npt.NDArray[np.int64] = predictions.logits.argmax(axis=1)
     write_table(
         folder / "predictions.parquet",
         {
             "sample_id": sample_ids,
-            "label": found.labels.astype(np.int8),
+            "label": predictions.labels.astype(np.int8),
             "predicted": predicted.astype(np.int8),
             "probabilities": list(probabilities),
-            "correct": predicted == found.labels,
+            "correct": predicted == predictions.labels,
         },
         prediction_schema(),
         metadata={"fer.labels": ",".join(shards.labels), "fer.data_digest": shards.digest, "fer.split": SPLIT},
@@ -217,7 +247,7 @@ def _write_tables(folder: Path, found: Predictions, sample_ids: Sequence[str], s
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(("actual", "predicted"))
-    writer.writerows((names[actual], names[guess]) for actual, guess in zip(found.labels, predicted, strict=True))
+    writer.writerows((names[actual], names[guess]) for actual, guess in zip(predictions.labels, predicted, strict=True))
     write_atomic(folder / "confusion.csv", table.getvalue())
 
 
@@ -225,8 +255,8 @@ def _draw(folder: Path, summary: dict[str, Any], history: dict[str, list[float]]
     matrix = np.array(summary["confusion"])
     names = [line["class"] for line in summary["per_class"]]
     drawn = {
-        "confusion": figures.confusion(matrix, names, title, normalised=False),
-        "confusion_normalised": figures.confusion(matrix, names, title, normalised=True),
+        "confusion": figures.confusion(matrix, names, title, normalized=False),
+        "confusion_normalised": figures.confusion(matrix, names, title, normalized=True),
         "reliability": figures.reliability(summary["calibration"], summary["ece"], title),
         "recall": figures.recalls(summary["per_class"], summary["balanced_accuracy"], title),
     }
@@ -246,10 +276,10 @@ def record(
     folder: Path,
     weights: Path,
 ) -> None:
-    """Adds the evaluation to the training's own run: figures of merit, tables, figures, the data, and the model.
+    """Adds the evaluation to the training run in MLflow: metrics, tables, figures, the data, and the model.
 
     Args:
-        facts: of the training (fer.lineage.training_facts). summary: test.json.
+        facts: of the run (fer.lineage.training_facts). summary: test.json.
         folder: evaluated/<dataset>/<model_key>.
 
     Raises:
@@ -281,9 +311,9 @@ def record(
 
 
 def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of merit in test.json, by their names in MLflow less the `test_` before each.
+    """The metrics in test.json, by their names in MLflow without the `test_` before each.
 
-    A training that chose its epoch on the test split has `accuracy_published_protocol`, the one of that epoch;
+    A run that chose its epoch on the test split has `accuracy_published_protocol`, the one of that epoch;
     `accuracy_validation_protocol`, of the epoch that validation would have chosen; and `accuracy_protocol_difference`,
     the former minus the latter; and the same of the balanced accuracy.
     """

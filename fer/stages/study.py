@@ -1,12 +1,13 @@
-"""`fer study NAME`: the trainings of a published table, and their result beside what was printed.
+"""`fer study NAME`: trains the rows of a published table, and writes their results beside the printed ones.
 
     .work/study-<name>-<digest>/plan.json which cells it is made of
-    .work/study-<name>-<digest>/<cell>/   what a stopped study goes on from; a finished cell's result and answers stay
+    .work/study-<name>-<digest>/<cell>/   what a stopped study resumes from; a finished one keeps result and predictions
     studies/<name>/results.json           every cell, and what was made of them; written last
     studies/<name>/table.md, *.svg        the table, and the figures of studies that have some
 
 A cell is a row under one seed and, in a cross-validation, one fold. Its epoch is chosen as its recipe says, on
-validation unless it says otherwise; then the test split is opened, once a cell.
+validation unless it says otherwise; then the test split is opened, once a cell. Each cell has an MLflow run of its own,
+below that of the study, from its start to its end.
 """
 
 from __future__ import annotations
@@ -14,30 +15,33 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import shutil
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from fer import params as parameters
 from fer.config import ConfigError, parse
 from fer.console import log
+from fer.evaluation.config import TtaName
 from fer.evaluation.figures import save
 from fer.io import yaml12
-from fer.io.files import write_atomic, write_json
+from fer.io.files import read_json, write_atomic, write_json
 from fer.names import check_name
 from fer.params import Params
-from fer.processes import lock, set_environment
+from fer.processes import lock
 from fer.stages import add_resume_options, remove_progress
-from fer.studies import Study, StudyOptions, Tta, list_studies, load_study
+from fer.studies import Study, StudyOptions, list_studies, load_study
 from fer.studies.cell import Cell, Plan, row_recipe, train_cell
 from fer.studies.results import read
+from fer.tracking import Run, open_run
+from fer.training.job import TrainJob
 from fer.training.recipe import CrossValidation
 
 _OPTIONS = ("smoke", "dataset", "recipe", "seeds", "folds", "rows", "tta", "workers")
+_RECORDED = "recorded.json"  # in a cell's folder, and the study's: the MLflow run has all there is
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,13 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folds", type=int, metavar="K", help="cross-validation over K folds")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows of the table")
     parser.add_argument("--set", nargs="+", metavar="KEY=VALUE", default=[], help="recipe keys for all rows")
-    parser.add_argument("--tta", choices=get_args(Tta), help="a second figure, with test-time augmentation")
-    parser.add_argument("--workers", type=int, metavar="N", help="trainings at once; 0: in this process, without Ray")
+    parser.add_argument("--tta", choices=get_args(TtaName), help="test accuracy with test-time augmentation too")
+    parser.add_argument("--workers", type=int, metavar="N", help="cells at once; 0: in this process, without Ray")
     add_resume_options(parser)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Lists the studies, or runs or goes on with one."""
+    """Lists the studies, or runs or resumes one."""
     if args.name is None:
         for name in list_studies():
             study = load_study(name, Path())
@@ -65,10 +69,10 @@ def main(args: argparse.Namespace) -> None:
     given = {name: getattr(args, name) for name in _OPTIONS}
     changes = {name: value for name, value in given.items() if value is not None}
     options = parse(StudyOptions, changes | {"set": _assignments(args.set)}, "fer study")
-    run_study(parameters.load(), args.name, options, accept_versions=args.accept_versions, restart=args.restart)
+    run(parameters.load(), args.name, options, accept_versions=args.accept_versions, restart=args.restart)
 
 
-def run_study(
+def run(
     params: Params, name: str, options: StudyOptions, *, accept_versions: bool = False, restart: bool = False
 ) -> Path:
     """Runs a study, or resumes it.
@@ -85,38 +89,38 @@ def run_study(
     study = load_study(name, params.root)
     if options.tta is not None:
         study = study.model_copy(update={"tta": options.tta})
-    plan = replace(make_plan(params, name, study, options), accept_versions=accept_versions)
+    plan = make_plan(params, name, study, options, accept_versions=accept_versions)
     stem = check_name(Path(name).stem, "fer study")
     final = params.root / "studies" / (stem + ("-smoke" if options.smoke else ""))
-    work = Path(plan.folder)
+    work, whole = Path(plan.folder), hashlib.sha256("".join(cell.key for cell in plan.cells).encode()).hexdigest()
     with lock(work / "lock"):
         if restart:
             remove_progress(work)
         plan.write()
-        alone = {cell.key: cell for cell in plan.cells}.values()  # rows that are alike share a training
-        waiting = [cell for cell in alone if plan.result(cell) is None]
-        log.info("%s: %d trainings, %d of them done before", name, len(alone), len(alone) - len(waiting))
-        if failures := _run(params, plan, waiting, options.workers) if waiting else {}:
-            reasons = "\n".join(f"  {key}: {reason}" for key, reason in failures.items())
-            raise ValueError(f"{name}: {len(failures)} of {len(alone)} trainings failed:\n{reasons}")
-        results = [result for cell in plan.cells if (result := plan.result(cell)) is not None]
-        report = read(study, options, plan, results)
-        _record(params, plan, study, results)
-        final.mkdir(parents=True, exist_ok=True)
-        write_atomic(final / "table.md", report.markdown)
-        for figure, drawn in report.figures.items():
-            save(drawn, final / f"{figure}.svg")
-        write_json(
-            final / "results.json",
-            {
-                "study": study.model_dump(mode="json"),
-                "options": options.model_dump(mode="json"),
-                **report.content,
-                "cells": results,
-            },
-        )
+        experiment, recorded = f"study {stem}", {"key": whole}
+        with open_run(
+            params.tracking, params.home, checkout=params.root, experiment=experiment, run_name=study.title, key=whole,
+            params={"source": study.source}, tags={"fer.kind": "study"},
+            join=_read(work / _RECORDED) == recorded,  # a study that is only read again leaves its run as it is
+        ) as parent:  # fmt: skip
+            record = CellLog(params, plan, parent, experiment)
+            if failures := _run_cells(params, plan, record, options.workers):
+                reasons = "\n".join(f"  {title}: {reason}" for title, reason in failures.items())
+                raise ValueError(f"{name}: {len(failures)} of {len(plan.distinct)} cells failed:\n{reasons}")
+            results = [result for cell in plan.cells if (result := plan.result(cell)) is not None]
+            report = read(study, options, plan, results)
+            final.mkdir(parents=True, exist_ok=True)
+            write_atomic(final / "table.md", report.markdown)
+            for figure, drawn in report.figures.items():
+                save(drawn, final / f"{figure}.svg")
+            about = {"study": study.model_dump(mode="json"), "options": options.model_dump(mode="json")}
+            write_json(final / "results.json", {**about, **report.content, "cells": results})
+            for file in ("table.md", "results.json"):  # cells of an earlier start have their runs under its parent
+                parent.log_artifact(final / file)
+        if parent.active:
+            write_json(work / _RECORDED, recorded)
         for cell in plan.cells:
-            for state in (work / cell.key).glob("state-*.pt"):
+            for state in Path(cell.job.work_dir).glob("state-*.pt"):
                 state.unlink()
     print(report.markdown)
     log.info("-> %s", final.relative_to(params.root))
@@ -126,17 +130,20 @@ def run_study(
 # ------------------------------------------------------------------------------------------------ what is trained
 
 
-def make_plan(params: Params, name: str, study: Study, options: StudyOptions) -> Plan:
+def make_plan(params: Params, name: str, study: Study, options: StudyOptions, *, accept_versions: bool = False) -> Plan:
     """The cells of a study.
 
     Raises:
-        ValueError: a row that does not exist, a key that no recipe has, shards that cannot be used.
+        ValueError: a row that does not exist, an unknown recipe key, shards that cannot be used.
     """
     from fer.shards.read import ShardSet
     from fer.stages.closure import code
-    from fer.training.job import TrainJob
     from fer.weights.parts import locate
 
+    # Of all rows, so that a choice of rows and the whole table share their cells.
+    datasets = " ".join(dict.fromkeys(options.dataset_of(study, row) for row in study.rows))
+    label = hashlib.sha256(f"{name} {datasets}".encode()).hexdigest()[:8]
+    folder = (params.home / ".work" / f"study-{Path(name).stem}-{label}").resolve()
     folds, cells = options.folds or study.folds, []
     for row in options.chosen(study):
         dataset = options.dataset_of(study, row)
@@ -156,37 +163,17 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions) ->
                     seed=seed,
                     code=code().digest("study", recipes=[own]),
                     config=params.train,
-                    work=params.home / ".work",
+                    work=folder,
                     pretrained=pretrained,
                     more={"tta": study.tta, "threads": params.train.threads},
+                    command=f"fer study {name}",
+                    accept_versions=accept_versions,
                 )
-                cells.append(
-                    Cell(
-                        row=row.row,
-                        key=job.fingerprint[:20],
-                        dataset=dataset,
-                        shards=str(shards.folder),
-                        labels=tuple(shards.labels),
-                        recipe=own,
-                        seed=seed,
-                        fold=fold,
-                        pretrained=pretrained,
-                    )
-                )
-    cells.sort(key=lambda cell: options.seeds.index(cell.seed))  # a study that is stopped has whole comparisons
-    # Of all rows, so that a choice of rows and the whole table share their trainings.
-    datasets = " ".join(dict.fromkeys(options.dataset_of(study, row) for row in study.rows))
-    label = hashlib.sha256(f"{name} {datasets}".encode()).hexdigest()[:8]
-    return Plan(
-        name=name,
-        kind=study.kind,
-        tta=study.tta,
-        folder=str((params.home / ".work" / f"study-{Path(name).stem}-{label}").resolve()),
-        threads=params.train.threads,
-        gpu=params.train.gpu,
-        checkpoint_every_steps=params.train.checkpoint_every_steps,
-        cells=tuple(cells),
-    )
+                key = job.fingerprint[:20]
+                job = replace(job, fingerprint=key, work_dir=str(folder / key))
+                cells.append(Cell(row=row.row, dataset=dataset, fold=fold, job=job))
+    cells.sort(key=lambda cell: options.seeds.index(cell.job.seed))  # a study that is stopped has whole comparisons
+    return Plan(name=name, kind=study.kind, tta=study.tta, folder=str(folder), gpu=params.train.gpu, cells=tuple(cells))
 
 
 def _assignments(texts: Sequence[str]) -> dict[str, Any]:
@@ -202,117 +189,112 @@ def _assignments(texts: Sequence[str]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ where it runs
 
 
-def _run(params: Params, plan: Plan, cells: Sequence[Cell], workers: int | None) -> dict[str, str]:
-    """Trains the cells; what went wrong with each that failed."""
-    if workers == 0:
-        failures = {}
-        for cell in cells:
+def _run_cells(params: Params, plan: Plan, record: CellLog, workers: int | None) -> Mapping[str, str]:
+    """Trains the cells that have no result yet; by title, what went wrong with those that failed."""
+    pending = [cell for cell in plan.distinct.values() if plan.result(cell) is None]
+    log.info("%s: %d cells, %d of them done", plan.name, len(plan.distinct), len(plan.distinct) - len(pending))
+    try:
+        record.catch_up()
+        if pending and workers != 0:
+            from fer.cluster import grid
+
+            train = params.train
+            grid.run_all(
+                partial(_train_one, plan), [cell.key for cell in pending], record, params.cluster,
+                folder=Path(plan.folder), threads=train.threads, gpu=train.gpu, at_once=workers,
+            )  # fmt: skip
+            return record.failures
+        for cell in pending:
+            record.start({"cell": cell.key})
+            reason = ""
             try:
                 train_cell(plan, cell)
             except ValueError as error:
-                failures[cell.title] = str(error).splitlines()[0]
-            else:
-                _tell(plan, cell)
-        return failures
-    from fer.stages.tune import TUNE_ENVIRONMENT
-
-    for name, value in TUNE_ENVIRONMENT.items():
-        set_environment(name, value)
-    return _run_on_ray(params, plan, cells, workers)
+                reason = str(error).splitlines()[0]
+            record.end({"cell": cell.key}, reason)
+        return record.failures
+    finally:
+        record.close()
 
 
-def _run_on_ray(params: Params, plan: Plan, cells: Sequence[Cell], workers: int | None) -> dict[str, str]:
-    """The cells as a grid of Ray Tune's: on whatever cluster there is, as many at once as it holds."""
-    from fer.cluster.session import connect, require
-
-    with connect(params.cluster, dashboard=True) as found:
-        from ray import tune
-
-        from fer.cluster.search import fit, reason
-
-        require(workers=1, cpus=plan.threads, gpus=int(plan.gpu))
-        room = found.gpus if plan.gpu else found.cpus // plan.threads
-        storage = Path(plan.folder, "ray")
-        shutil.rmtree(storage, ignore_errors=True)
-        failures: dict[str, str] = {}
-        by_key = {cell.key: cell for cell in cells}
-
-        class Listener(tune.Callback):  # type: ignore[misc]
-            """Tells of each cell that ends; runs in the driver."""
-
-            def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-                _tell(plan, by_key[trial.config["cell"]])
-
-            def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-                cell = by_key[trial.config["cell"]]
-                failures[cell.title] = reason(trial)
-                log.warning("%s: %s", cell.title, failures[cell.title])
-
-        tuner = tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(_trial, plan=plan), {"CPU": plan.threads, **({"GPU": 1} if plan.gpu else {})}
-            ),
-            param_space={"cell": tune.grid_search([cell.key for cell in cells])},
-            tune_config=tune.TuneConfig(
-                max_concurrent_trials=max(1, min(workers or room, room, len(cells))),
-                trial_dirname_creator=lambda trial: trial.config["cell"],
-            ),
-            run_config=tune.RunConfig(
-                name=f"study-{time.time_ns()}",
-                storage_path=str(storage),
-                verbose=0,
-                callbacks=[Listener()],
-                failure_config=tune.FailureConfig(max_failures=1),
-            ),
-        )
-        fit(tuner, threading.Event())
-    shutil.rmtree(storage, ignore_errors=True)
-    return failures
+def _train_one(plan: Plan, key: str) -> None:
+    train_cell(plan, plan.distinct[key])
 
 
-def _trial(config: Mapping[str, Any], plan: Plan) -> None:
-    """One cell, in a Ray actor."""
-    from ray import tune
+class CellLog:
+    """Cells as they run: for each a log line, and an MLflow run below that of the study; all calls are in the driver.
 
-    from fer import processes
+    Attributes:
+        failures: by title of the cell.
+    """
 
-    processes.quiet_libraries()
-    (cell,) = (cell for cell in plan.cells if cell.key == config["cell"])
-    train_cell(plan, cell)
-    tune.report({"done": 1})
+    def __init__(self, params: Params, plan: Plan, parent: Run, experiment: str) -> None:
+        self._params, self._plan, self._parent, self._experiment = params, plan, parent, experiment
+        self._runs: dict[str, Run] = {}
+        self._lock = threading.RLock()
+        self._closed = False
+        self.failures: dict[str, str] = {}
+
+    def start(self, values: Mapping[str, Any]) -> None:
+        """A cell begins, or begins again after its worker was lost."""
+        cell, recipe = self._plan.distinct[values["cell"]], self._plan.distinct[values["cell"]].job.recipe
+        settings = {"recipe": recipe.model_dump(mode="json"), "seed": cell.job.seed, "fold": cell.fold}
+        with self._lock:
+            if not self._closed and cell.key not in self._runs:
+                self._runs[cell.key] = open_run(
+                    self._params.tracking, self._params.home, checkout=self._params.root,
+                    experiment=self._experiment, run_name=cell.title, key=cell.key, params=settings,
+                    tags={"fer.kind": "cell", "row": cell.row, "model": recipe.last.model}, parent=self._parent,
+                )  # fmt: skip
+
+    def report(self, values: Mapping[str, Any], record: Mapping[str, float]) -> None:
+        """A cell has a result, which it has written."""
+
+    def end(self, values: Mapping[str, Any], reason: str = "") -> None:
+        """A cell has ended; with a reason where it failed."""
+        cell = self._plan.distinct[values["cell"]]
+        with self._lock:
+            if self._closed:
+                return
+            run, result = self._runs.pop(cell.key), self._plan.result(cell)
+            if reason or result is None:
+                self.failures[cell.title] = reason or "it has written no result"
+                log.warning("%s: %s", cell.title, self.failures[cell.title])
+                run.finish("FAILED")
+                return
+            self._finish(run, cell, result)
+            log.info(
+                "%s: validation %.4f, test %.4f, epoch %d, %.0f s",
+                cell.title,
+                *(result[name] for name in ("val_accuracy", "test_accuracy", "best_epoch", "seconds")),
+            )
+
+    def hopeless(self) -> bool:
+        """Every cell is tried."""
+        return False
+
+    def catch_up(self) -> None:
+        """Records the cells that were done before, and that no driver lived to record."""
+        for cell in self._plan.distinct.values():
+            result = self._plan.result(cell)
+            if result is not None and not Path(cell.job.work_dir, _RECORDED).is_file():
+                self.start({"cell": cell.key})
+                self._finish(self._runs.pop(cell.key), cell, result)
+
+    def close(self) -> None:
+        """No run is left open, whatever happened."""
+        with self._lock:
+            self._closed = True
+            for run in self._runs.values():
+                run.finish("KILLED")
+
+    def _finish(self, run: Run, cell: Cell, result: Mapping[str, Any]) -> None:
+        about = ("seed", "fold")
+        run.log_metrics({k: float(v) for k, v in result.items() if isinstance(v, int | float) and k not in about})
+        run.finish("FINISHED")
+        if run.active:
+            write_json(Path(cell.job.work_dir, _RECORDED), {"run_id": run.run_id})
 
 
-def _tell(plan: Plan, cell: Cell) -> None:
-    if found := plan.result(cell):
-        log.info(
-            "%s: validation %.4f, test %.4f, epoch %d, %.0f s",
-            cell.title,
-            found["val_accuracy"],
-            found["test_accuracy"],
-            found["best_epoch"],
-            found["seconds"],
-        )
-
-
-def _record(params: Params, plan: Plan, study: Study, results: Sequence[Mapping[str, Any]]) -> None:
-    """Each cell as an MLflow run, below one of the study."""
-    from fer.tracking import open_run
-
-    experiment = f"study {Path(plan.name).stem}"
-    whole = hashlib.sha256("".join(cell.key for cell in plan.cells).encode()).hexdigest()
-    with open_run(
-        params.tracking, params.home, checkout=params.root,
-        experiment=experiment, run_name=study.title, key=whole,
-        params={"source": study.source}, tags={"fer.kind": "study"},
-    ) as parent:  # fmt: skip
-        if not parent.active:
-            return
-        for cell, result in zip(plan.cells, results, strict=True):
-            with open_run(
-                params.tracking, params.home, checkout=params.root,
-                experiment=experiment, run_name=cell.title, key=cell.key,
-                params={"recipe": cell.recipe.model_dump(mode="json"), "seed": cell.seed, "fold": cell.fold},
-                tags={"fer.kind": "cell", "row": cell.row, "model": cell.recipe.last.model}, parent=parent,
-            ) as run:  # fmt: skip
-                numbers = {k: v for k, v in result.items() if isinstance(v, int | float) and k not in ("seed", "fold")}
-                run.log_metrics({key: float(value) for key, value in numbers.items()})
+def _read(path: Path) -> Any:
+    return read_json(path) if path.is_file() else None

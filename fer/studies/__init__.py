@@ -1,4 +1,4 @@
-"""The ablation tables of the papers as data: which trainings make a table, and what was printed for each row.
+"""The ablation tables of the papers as data: which runs make a table, and what was printed for each row.
 
 One file a table, `<name>.yaml`, run by `fer study <name>`. A row is the study's recipe with other values of some keys.
 """
@@ -12,9 +12,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from fer.config import Config, ConfigError, nearest, parse, read_yaml
-
-Tta = Literal["none", "flip", "lhc"]
-"""Test-time augmentations, see `fer.evaluation.tta`."""
+from fer.evaluation.config import TtaName
 
 
 class Row(Config):
@@ -34,7 +32,7 @@ class Row(Config):
 
 
 class Smoke(Config):
-    """The same table in minutes, on the synthetic faces: shows that every row runs, and says nothing else."""
+    """The same table in minutes, on the synthetic faces: shows that every row runs, and nothing else."""
 
     dataset: str = "synthetic"
     datasets: dict[str, str] = Field(default_factory=dict, description="in place of the dataset of a row")
@@ -43,8 +41,8 @@ class Smoke(Config):
 
 
 Kind = Literal["table", "lhc_sets", "lhc_blocks", "noise"]
-"""What a study's trainings are read as: rows beside a baseline; LHC-Net's sets of runs; its blocks, switched off and
-reset after the training; or series of models over levels of label noise."""
+"""How the runs of a study are read: rows beside a baseline; LHC-Net's sets of runs; its blocks, switched off and
+reset after training; or series of models over levels of label noise."""
 
 
 class Study(Config):
@@ -58,7 +56,7 @@ class Study(Config):
     set: dict[str, Any] = Field(default_factory=dict, description="keys of the recipe, for all rows")
     baseline: str | None = Field(None, description="row that the others are compared with")
     folds: int | None = Field(None, ge=2, le=100, description="cross-validation over so many folds; null: none")
-    tta: Tta = Field("none", description="a second figure, with test-time augmentation")
+    tta: TtaName = Field("none", description="reports test accuracy with this test-time augmentation too")
     note: str | None = None
     rows: list[Row] = Field(min_length=1)
     smoke: Smoke
@@ -69,7 +67,7 @@ class Study(Config):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"rows that occur twice: {', '.join(twice)}")
         if self.baseline is not None and self.baseline not in names:
-            raise ValueError(f"baseline {self.baseline!r} is no row{nearest(self.baseline, names)}")
+            raise ValueError(f"baseline {self.baseline!r}: not a row{nearest(self.baseline, names)}")
         return self
 
     @model_validator(mode="after")
@@ -95,7 +93,7 @@ class Study(Config):
 
 
 class StudyOptions(Config):
-    """What a person may say to `fer study`; None leaves it to the study."""
+    """Options of `fer study`; None leaves it to the study."""
 
     smoke: bool = False
     dataset: str | None = None
@@ -104,11 +102,11 @@ class StudyOptions(Config):
     folds: int | None = None
     rows: tuple[str, ...] | None = None
     set: dict[str, Any] = Field(default_factory=dict)
-    tta: Tta | None = None
+    tta: TtaName | None = None
     workers: int | None = None
 
     def chosen(self, study: Study) -> list[Row]:
-        """The rows that are asked for; ConfigError where one does not exist."""
+        """The requested rows; ConfigError where one does not exist."""
         if self.rows is None:
             return study.rows
         names = [row.row for row in study.rows]
@@ -119,13 +117,13 @@ class StudyOptions(Config):
         return [row for row in study.rows if row.row in self.rows]
 
     def departure(self, study: Study) -> str | None:
-        """What a person changed of the study, so that the published figures are of another training; None: nothing."""
+        """What a person changed of the study, so that the published results are of another run; None: nothing."""
         own = {"dataset": study.dataset, "recipe": study.recipe}
         changes = [f"{key} {value}" for key in own if (value := getattr(self, key)) not in (None, own[key])]
         changes += [f"{key} = {value}" for key, value in self.set.items()]
         if self.smoke or not changes:
             return None
-        return f"Trained here with {', '.join(changes)}; the published figures are those of the source."
+        return f"Trained here with {', '.join(changes)}; the published results are those of the source."
 
     def dataset_of(self, study: Study, row: Row) -> str:
         """Key in params.yaml of what a row is trained on; ConfigError for one dataset where rows have their own."""

@@ -1,28 +1,37 @@
-"""A cell of a study: one training, its test split opened once, and what is kept of it.
+"""A cell of a study: one training run, its test split opened once, and what is kept of it.
 
 plan.json                the cells of the study as it was last started
-<cell>/result.json       its figures
+<cell>/result.json       its metrics
 <cell>/predictions.npz   `labels` and `predicted` (int8), one a row of the test split, in its order
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from fer.config import ConfigError
+from fer.evaluation.config import TtaName
+from fer.evaluation.protocols import both_protocols
+from fer.evaluation.tta import WithViews
 from fer.io.files import read_json, write_atomic, write_json
 from fer.studies import Kind, Row, Study, StudyOptions
+from fer.studies.lhc_analysis import probe
+from fer.training.data import open_data
+from fer.training.distributed import Distributed
+from fer.training.job import TrainJob
+from fer.training.loop import build_model, compute_logits, train
+from fer.training.metrics import classification_metrics
 from fer.training.recipe import Recipe, load_recipe, vary
-from fer.weights.parts import PartSource
-
-if TYPE_CHECKING:
-    from fer.evaluation.tta import TtaName
+from fer.training.state import TrainState, saved_states
 
 RESULT = "result.json"
 PREDICTIONS = "predictions.npz"
@@ -32,28 +41,34 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One training of a study; picklable.
+    """One training run of a study; picklable.
 
     Attributes:
-        row: of the table. key: identity of the training; names its folder.
-        dataset, shards, labels: what it is trained on; the folder is absolute.
-        recipe, seed, pretrained: as in a training.
+        row: of the table.
+        dataset: key in params.yaml.
+        fold: that is held out; None without cross-validation.
+        job: what it trains, in the folder of the cell, whose name is its fingerprint.
     """
 
     row: str
-    key: str
     dataset: str
-    shards: str
-    labels: tuple[str, ...]
-    recipe: Recipe
-    seed: int
     fold: int | None
-    pretrained: tuple[PartSource, ...]
+    job: TrainJob
+
+    @property
+    def key(self) -> str:
+        """Identity of the run; rows with the same recipe share it."""
+        return self.job.fingerprint
 
     @property
     def title(self) -> str:
         """For people."""
-        return f"{self.row}, seed {self.seed}" + ("" if self.fold is None else f", fold {self.fold}")
+        return f"{self.row}, seed {self.job.seed}" + ("" if self.fold is None else f", fold {self.fold}")
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What tells the cell from the others, as in plan.json and results.json."""
+        return {"row": self.row, "seed": self.job.seed, "fold": self.fold, "key": self.key}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,27 +79,29 @@ class Plan:
     kind: Kind
     tta: TtaName
     folder: str
-    threads: int
     gpu: bool
-    checkpoint_every_steps: int
     cells: tuple[Cell, ...]
-    accept_versions: bool = False
+
+    @cached_property
+    def distinct(self) -> Mapping[str, Cell]:
+        """The first cell of each key, in the order of the cells."""
+        found: dict[str, Cell] = {}
+        for cell in self.cells:
+            found.setdefault(cell.key, cell)
+        return found
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
-        """The figures of a finished cell, with what tells it from the others. Rows that are alike share a training."""
-        path = Path(self.folder, cell.key, RESULT)
-        if not path.is_file():
-            return None
-        return {"row": cell.row, "seed": cell.seed, "fold": cell.fold, "key": cell.key, **read_json(path)}
+        """The metrics of a finished cell, with what tells it from the others."""
+        path = Path(cell.job.work_dir, RESULT)
+        return {**cell.about, **read_json(path)} if path.is_file() else None
 
     def write(self) -> None:
-        """Leaves plan.json in the folder, for the report: what the study as it was last started is made of."""
-        cells = [{"row": cell.row, "seed": cell.seed, "fold": cell.fold, "key": cell.key} for cell in self.cells]
-        write_json(Path(self.folder, PLAN), {"study": self.name, "cells": cells})
+        """Writes plan.json into the folder, for the report."""
+        write_json(Path(self.folder, PLAN), {"study": self.name, "cells": [cell.about for cell in self.cells]})
 
     def predictions(self, cell: Cell) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Labels and predicted classes of a finished cell, int64 (N,) each, in the order of the test split."""
-        with np.load(Path(self.folder, cell.key, PREDICTIONS)) as arrays:
+        with np.load(Path(cell.job.work_dir, PREDICTIONS)) as arrays:
             return arrays["labels"].astype(np.int64), arrays["predicted"].astype(np.int64)
 
 
@@ -105,41 +122,17 @@ def row_recipe(study: Study, row: Row, options: StudyOptions, root: Path) -> Rec
 
 
 def train_cell(plan: Plan, cell: Cell) -> None:
-    """Trains a cell, or goes on with it, opens the test split, and writes its predictions and its result."""
-    import torch
-
-    from fer.evaluation.protocols import both_protocols
-    from fer.evaluation.tta import WithViews
-    from fer.training.data import open_data
-    from fer.training.distributed import Distributed
-    from fer.training.job import TrainJob
-    from fer.training.loop import build_model, compute_logits, train
-    from fer.training.metrics import classification_metrics
-
-    work = Path(plan.folder, cell.key)
+    """Trains a cell, or resumes it, opens the test split, and writes its predictions and its result."""
+    job, recipe, device = cell.job, cell.job.recipe.last, "cuda:0" if plan.gpu else "cpu"
+    work = Path(job.work_dir)
     work.mkdir(parents=True, exist_ok=True)
     _inherit(plan, cell)
-    job = TrainJob(
-        shards=cell.shards,
-        work_dir=str(work),
-        recipe=cell.recipe,
-        labels=cell.labels,
-        seed=cell.seed,
-        threads=plan.threads,
-        checkpoint_every_steps=plan.checkpoint_every_steps,
-        fingerprint=cell.key,
-        pretrained=cell.pretrained,
-        command=f"fer study {plan.name}",
-        accept_versions=plan.accept_versions,
-    )
-    device = "cuda:0" if plan.gpu else "cpu"
     state = train(job, device=device)
     model = build_model(job)
     model.load_state_dict(state.best_model)
     model.to(device)
-    recipe = cell.recipe.last
     data = open_data(
-        cell.shards, recipe, model, seed=cell.seed, distributed=Distributed(), threads=plan.threads, test=True
+        job.shards, recipe, model, seed=job.seed, distributed=Distributed(), threads=job.threads, test=True
     )
     assert data.test is not None
     more: dict[str, Any] = {}
@@ -149,13 +142,11 @@ def train_cell(plan: Plan, cell: Cell) -> None:
             found = classification_metrics(*compute_logits(WithViews(model, plan.tta), data.test, recipe, device)[:2])
             more |= {f"test_tta_{name}": value for name, value in found.items()}
         if plan.kind == "lhc_blocks":
-            from fer.studies.lhc_analysis import probe
-
-            more["probes"] = probe(model, data.test, recipe, device, seed=cell.seed)
+            more["probes"] = probe(model, data.test, recipe, device, seed=job.seed)
     finally:
         data.close()
     best = state.history[state.best_epoch - 1]
-    if protocols := both_protocols(state.history, cell.recipe, len(targets), CONFIDENCE):
+    if protocols := both_protocols(state.history, job.recipe, len(targets), CONFIDENCE):
         more["protocols"] = protocols
     buffer = io.BytesIO()
     labels, predicted = (values.to(torch.int8).numpy() for values in (targets, logits.argmax(1)))
@@ -177,23 +168,22 @@ def train_cell(plan: Plan, cell: Cell) -> None:
 
 
 def _inherit(plan: Plan, cell: Cell) -> None:
-    """Starts a training in stages from a finished one of the same study that is the same up to a stage.
+    """Starts a run in stages from a finished one of the same study that is the same up to a stage.
 
     Both are functions of the seed: the result has the bits that it would have had, without the first stages' hours.
     """
-    from fer.training.state import TrainState, saved_states
-
-    work, stages = Path(plan.folder, cell.key), cell.recipe.in_stages
-    if len(stages) == 1 or saved_states(work):
+    job, stages = cell.job, cell.job.recipe.in_stages
+    if len(stages) == 1 or saved_states(Path(job.work_dir)):
         return
     nearest = 0
     for other in plan.cells:
-        theirs, folder = other.recipe.in_stages, Path(plan.folder, other.key)
-        alike = replace(other, row=cell.row, key=cell.key, recipe=cell.recipe) == cell
-        if not alike or not nearest < len(theirs) < len(stages) or theirs != stages[: len(theirs)]:
+        theirs, folder = other.job.recipe.in_stages, Path(other.job.work_dir)
+        alike = replace(other.job, recipe=job.recipe, work_dir=job.work_dir, fingerprint=job.fingerprint) == job
+        if not alike or other.fold != cell.fold or not nearest < len(theirs) < len(stages):
             continue
-        if (folder / RESULT).is_file() and (state := TrainState.load(folder)) is not None:
-            state.fingerprint, nearest = cell.key, len(theirs)
-            state.save(work)
-            for older in saved_states(work)[1:]:
+        is_done = theirs == stages[: len(theirs)] and (folder / RESULT).is_file()
+        if is_done and (state := TrainState.load(folder)) is not None:
+            state.fingerprint, nearest = job.fingerprint, len(theirs)
+            state.save(Path(job.work_dir))
+            for older in saved_states(Path(job.work_dir))[1:]:
                 older.unlink()

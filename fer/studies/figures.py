@@ -18,15 +18,15 @@ def noise(report: Mapping[str, Any], title: str) -> Figure:
     figure, (upper, lower) = blank(6.4, 6.4, panels=2, heights=(1.7, 1.0))
     levels = [line["level"] for line in report["levels"]]
     nudge = 0.01 * (max(levels) - min(levels) or 1)
-    for key, name, colour, shift in zip(
+    for key, name, color, shift in zip(
         ("one", "other"), report["series"], (VALIDATION, ACCENT), (-nudge, nudge), strict=True
     ):
         spreads = [line[key] for line in report["levels"]]
         places = [level + shift for level in levels]
-        upper.plot(places, [100 * value["mean"] for value in spreads], color=colour, marker="o", ms=4, label=name)
+        upper.plot(places, [100 * value["mean"] for value in spreads], color=color, marker="o", ms=4, label=name)
         for place, value in zip(places, spreads, strict=True):
             if value["low"] is not None:
-                upper.plot([place, place], [100 * value["low"], 100 * value["high"]], color=colour, linewidth=1.4)
+                upper.plot([place, place], [100 * value["low"], 100 * value["high"]], color=color, linewidth=1.4)
     upper.set(ylabel="test accuracy, %")
     upper.set_xticks(levels)
     upper.set_title(title)
@@ -48,17 +48,17 @@ def noise(report: Mapping[str, Any], title: str) -> Figure:
 def lhc_break_even(
     blocks: Sequence[Mapping[str, Any]], heads: Sequence[int], curves: Sequence[Sequence[float]], title: str
 ) -> Figure:
-    """Equations 21 to 26: below which share of global heads' gain local heads are no longer the more efficient.
+    """Equations 21 to 26: below which fraction of global heads' gain local heads are no longer more efficient.
 
     Args:
         blocks: `name`, and `heads` and `value` of the block as published.
-        heads: numbers of heads. curves: of each block, the share at each of them.
+        heads: numbers of heads. curves: of each block, the fraction at each of them.
     """
     figure, axes = blank(6.6, 4.2)
-    colours = (VALIDATION, ACCENT, INK, TRAIN, MUTED)
-    for block, curve, colour in zip(blocks, curves, colours, strict=False):
-        axes.plot(heads, curve, color=colour, linewidth=1.8, label=block["name"])
-        axes.plot(block["heads"], block["value"], "o", color=colour, markersize=6)
+    colors = (VALIDATION, ACCENT, INK, TRAIN, MUTED)
+    for block, curve, color in zip(blocks, curves, colors, strict=False):
+        axes.plot(heads, curve, color=color, linewidth=1.8, label=block["name"])
+        axes.plot(block["heads"], block["value"], "o", color=color, markersize=6)
     axes.axhline(0.26, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
     axes.text(heads[-1], 0.27, "printed: 0.26", ha="right", color=MUTED, fontsize=9)
     axes.set(xlim=(1, heads[-1]), ylim=(0, 1.02), xlabel="heads n, each of d = HW / 2n")
@@ -75,10 +75,10 @@ def lhc_sets(lines: Sequence[Mapping[str, Any]], title: str) -> Figure:
     for place, line in enumerate(lines):
         accuracies = [100 * value for value in line["accuracies"]]
         axes.plot(accuracies, [place] * len(accuracies), "o", color=VALIDATION, alpha=0.5, markersize=5)
-        for key, colour, label in (("mean", INK, "mean of all"), ("Top 40%", ACCENT, "mean of the best 40 %")):
+        for key, color, label in (("mean", INK, "mean of all"), ("Top 40%", ACCENT, "mean of the best 40 %")):
             if line[key] is not None:
                 axes.plot(
-                    [100 * line[key]] * 2, [place - 0.25, place + 0.25], color=colour, linewidth=1.8,
+                    [100 * line[key]] * 2, [place - 0.25, place + 0.25], color=color, linewidth=1.8,
                     label=None if place else label,
                 )  # fmt: skip
     axes.set_yticks(range(len(lines)), [line["row"] for line in lines])
@@ -93,14 +93,14 @@ def lhc_sets(lines: Sequence[Mapping[str, Any]], title: str) -> Figure:
 
 @styled
 def lhc_blocks(plain: float, probes: Mapping[str, Mapping[str, float]], title: str) -> Figure:
-    """Test accuracy without each block, and with each drawn anew; dashed, of the whole network."""
+    """Test accuracy without each block, and with each re-initialized; dashed, of the whole network."""
     names = list(probes["off"])
     figure, axes = blank(7.6, 1.6 + 0.5 * len(names))
-    kinds = ((-0.18, "off", VALIDATION, "switched off"), (0.18, "reset", TRAIN, "drawn anew"))
-    for offset, key, colour, label in kinds:
+    kinds = ((-0.18, "off", VALIDATION, "switched off"), (0.18, "reset", TRAIN, "re-initialized"))
+    for offset, key, color, label in kinds:
         axes.barh(
             [place + offset for place in range(len(names))], [100 * probes[key][name] for name in names], height=0.34,
-            color=colour, label=label,
+            color=color, label=label,
         )  # fmt: skip
     axes.axvline(100 * plain, color=ACCENT, linewidth=1.2, linestyle=(0, (4, 3)), label="whole network")
     axes.set_yticks(range(len(names)), [f"block {name}" for name in names])

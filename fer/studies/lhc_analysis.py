@@ -1,8 +1,8 @@
 """What LHC-Net's paper does with its trained networks: sets of runs, blocks taken away, heads compared, cost of heads.
 
 Paper: Pecoraro, Basile, Bono, "Local Multi-Head Channel Self-Attention for Facial Expression Recognition", Information
-13(9):419, 2022, sections 2.2 and 3 and the table of Results 1. Where its wording was not at hand the reading is ours
-and the docstring says so.
+13(9):419, 2022, sections 2.2 and 3 and the table of Results 1. Where its wording was not available the interpretation
+is ours, and the docstring says so.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fer.evaluation.aggregate import markdown_table, percent
 from fer.models import FerModel
-from fer.models.lhc_net import LHCBlock, LHCNet
+from fer.models.lhc_net import PUBLISHED, LHCBlock, LHCNet
 from fer.shards.read import EvalBatches, normalise
 from fer.training.loop import compute_logits
 from fer.training.metrics import classification_metrics
 from fer.training.recipe import Recipe
 
 LOSS_MARGIN = 0.10
-"""A run is kept while its training loss is below that of its host by less than this share more (section 3)."""
-SHARES = {"Top 40%": 0.40, "Top 25%": 0.25}
+"""A run is kept while its training loss is below that of its host plus this fraction (section 3)."""
+TOP_FRACTIONS = {"Top 40%": 0.40, "Top 25%": 0.25}
 """Of the runs, ranked on the test set: the columns of Results 1."""
 _CORRELATED_IMAGES = 64
 
@@ -38,14 +39,14 @@ def is_kept(train_loss: float, host_loss: float, margin: float = LOSS_MARGIN) ->
     return train_loss < host_loss * (1 + margin)
 
 
-def top_mean(accuracies: Sequence[float], share: float, *, with_best: bool = True) -> float | None:
-    """Mean of the best `share` of the runs, the best one among them or left out.
+def top_mean(accuracies: Sequence[float], fraction: float, *, with_best: bool = True) -> float | None:
+    """Mean of the best `fraction` of the runs, the best one among them or left out.
 
     The number of runs is rounded to the nearest, half upwards, and is at least one; None where leaving out the best
     leaves none. How the paper rounds is not printed. Ranked on the test set, such a mean is above what a new run is to
     be expected to reach, the more so the more runs there are.
     """
-    count = max(1, math.floor(share * len(accuracies) + 0.5))
+    count = max(1, math.floor(fraction * len(accuracies) + 0.5))
     best = sorted(accuracies, reverse=True)[:count][0 if with_best else 1 :]
     return fmean(best) if best else None
 
@@ -70,9 +71,9 @@ def set_summary(runs: Sequence[Mapping[str, Any]], hosts: Mapping[Any, Mapping[s
     accuracies = [run["test_accuracy"] for run in kept]
     line: dict[str, Any] = {"runs": len(runs), "rejected": rejected, "accuracies": accuracies}
     line["mean"] = fmean(accuracies) if accuracies else None
-    for name, share in SHARES.items():
-        line[name] = top_mean(accuracies, share) if accuracies else None
-        line[f"{name} w/o best"] = top_mean(accuracies, share, with_best=False) if accuracies else None
+    for name, fraction in TOP_FRACTIONS.items():
+        line[name] = top_mean(accuracies, fraction) if accuracies else None
+        line[f"{name} w/o best"] = top_mean(accuracies, fraction, with_best=False) if accuracies else None
     line["Best"] = max(accuracies, default=None)
     line["differences"] = [
         run["test_accuracy"] - hosts[run["seed"]]["test_accuracy"] for run in kept if run["seed"] in hosts
@@ -84,14 +85,14 @@ def set_summary(runs: Sequence[Mapping[str, Any]], hosts: Mapping[Any, Mapping[s
 
 
 def probe(model: FerModel, batches: EvalBatches, recipe: Recipe, device: str, *, seed: int) -> dict[str, Any]:
-    """A trained LHC-Net without some of its blocks, with some drawn anew, and how alike its heads are.
+    """A trained LHC-Net without some of its blocks, with some re-initialized, and how alike its heads are.
 
-    Nothing is trained again. The paper finds the first two blocks necessary (section 2.2); what is printed of how it
+    No further training. The paper finds the first two blocks necessary (section 2.2); what is printed of how it
     found out is only that.
 
     Args:
-        batches: the split that is opened.
-        seed: of the weights drawn anew.
+        batches: the split that is evaluated.
+        seed: of the new weights.
 
     Returns:
         `off` and `reset`: accuracy by the numbers of the blocks, counted from 1, as "1", "3+4+5"; `heads`: of each
@@ -111,7 +112,7 @@ def probe(model: FerModel, batches: EvalBatches, recipe: Recipe, device: str, *,
     found: dict[str, Any] = {"off": {}, "reset": {}}
     for numbers in chosen:
         found["off"][name[numbers]] = accuracy(switched_off(model, numbers))
-        found["reset"][name[numbers]] = accuracy(drawn_anew(model, numbers, seed=seed))
+        found["reset"][name[numbers]] = accuracy(reinitialized(model, numbers, seed=seed))
     images = next(iter(batches)).images[:_CORRELATED_IMAGES].to(device)
     found["heads"] = head_correlation(model, normalise(images, model.mean, model.std))
     return found
@@ -125,7 +126,7 @@ def switched_off(model: LHCNet, numbers: Sequence[int]) -> LHCNet:
     return changed
 
 
-def drawn_anew(model: LHCNet, numbers: Sequence[int], *, seed: int) -> LHCNet:
+def reinitialized(model: LHCNet, numbers: Sequence[int], *, seed: int) -> LHCNet:
     """A copy whose blocks of these numbers, counted from 1, have the attention weights of an untrained one."""
     changed = copy.deepcopy(model).cpu()
     with torch.random.fork_rng(devices=[]):
@@ -138,12 +139,12 @@ def drawn_anew(model: LHCNet, numbers: Sequence[int], *, seed: int) -> LHCNet:
 def head_correlation(model: LHCNet, images: Tensor) -> list[dict[str, float | int | None]]:
     """How alike the attention of the heads of each block is.
 
-    Pearson's correlation between the attention weights (C x C) of two heads on the same picture, averaged over the
-    pictures; then the mean and the highest over the pairs of heads. The paper prints 63 % for LHC-Net, and up to 93 %
+    Pearson's correlation between the attention weights (C x C) of two heads on the same image, averaged over the
+    images; then the mean and the highest over the pairs of heads. The paper prints 63 % for LHC-Net, and up to 93 %
     for language models, without the formula.
 
     Args:
-        images: (B, 3, S, S), normalised.
+        images: (B, 3, S, S), normalized.
     """
     taken: dict[int, Tensor] = {}
     hooks = [
@@ -174,7 +175,7 @@ def head_correlation(model: LHCNet, images: Tensor) -> list[dict[str, float | in
 
 
 def correlations(weights: Tensor) -> list[float]:
-    """Of each pair of heads, averaged over the pictures: (B, n, C, C) -> n (n - 1) / 2 numbers in -1 .. 1."""
+    """Of each pair of heads, averaged over the images: (B, n, C, C) -> n (n - 1) / 2 numbers in -1 .. 1."""
     flat = weights.flatten(2).double()
     flat = flat - flat.mean(dim=2, keepdim=True)
     flat = torch.nn.functional.normalize(flat, dim=2)
@@ -185,36 +186,20 @@ def correlations(weights: Tensor) -> list[float]:
 # ------------------------------------------------------------------------------------------------ equations 21 to 26
 
 
-def embedding_cost(size: int, channels: int, heads: int, dim: int, *, local: bool, kernel: int = 3) -> int:
-    """Multiply-accumulates of a block's queries, keys and values: what local and global heads differ in.
-
-    Local: each head embeds its own band of HW/n positions, for queries and for keys, 2 C (HW/n) d a head. Global: each
-    head embeds all of HW. The values are a convolution of the whole map, kernel^2 C^2 HW, either way.
-
-    Args:
-        size: H = W of the map.
-    """
-    positions = size * size
-    seen = positions // heads if local else positions
-    return 2 * heads * channels * seen * dim + kernel**2 * channels**2 * positions
-
-
-def efficiency(gain: float, cost: float) -> float:
-    """What a block adds by what it costs: A / C_local of local heads, B / C_global of global ones."""
-    return gain / cost
-
-
 def break_even(size: int, channels: int, heads: int, dim: float | None = None, *, kernel: int = 3) -> float:
     """The r of "local heads are the more efficient ones where A > r B": C_local / C_global (equations 21 to 26).
+
+    C are multiply-accumulates of queries, keys and values. A local head embeds its own band of HW/n positions for
+    queries and for keys, 2 C (HW/n) d; a global one all of HW. The values are a convolution of the map, k^2 C^2 HW.
 
     A is what a block with local heads adds to the accuracy, B what it would add with as many global heads. In full
 
         r = (2 d + k^2 C) / (2 n d + k^2 C),  and with d = HW / 2n:  r = (HW / n + k^2 C) / (HW + k^2 C)
 
     The paper prints r = 0.26 for the first two blocks, with d = HW / 2n and n = 8: (392 + 576) / (3136 + 576) = 0.2608.
-    Its equations themselves were not at hand, and one figure does not settle them: this account gives it, and others of
-    the same terms may. With the products of the scores
-    and of the values in it, r would be 0.279 (values cut into bands) or 0.250 (each head attends to whole maps).
+    The equations themselves were not available, and one number does not determine them: these terms give it, and others
+    may. With the products of the scores and of the values, r would be 0.279 (values cut into bands) or 0.250 (each head
+    attends to whole maps).
 
     Args:
         dim: d; None for HW / 2n.
@@ -223,3 +208,98 @@ def break_even(size: int, channels: int, heads: int, dim: float | None = None, *
     d = positions / (2 * heads) if dim is None else dim
     values = kernel**2 * channels
     return (2 * d + values) / (2 * heads * d + values)
+
+
+# ------------------------------------------------------------------------------------------------ for people
+
+
+def published_efficiency() -> list[dict[str, Any]]:
+    """Equations 21 to 26 for the published network's blocks: `block`, `heads`, `dim`, `break_even` of each."""
+    setup = zip(PUBLISHED.host.levels(), PUBLISHED.num_heads, PUBLISHED.head_dims, strict=True)
+    return [
+        {"block": number, "heads": heads, "dim": dim, "break_even": break_even(size, channels, heads, dim)}
+        for number, ((channels, size), heads, dim) in enumerate(setup, start=1)
+    ]
+
+
+def efficiency_curves(heads: Sequence[int]) -> tuple[list[dict[str, Any]], list[list[float]]]:
+    """`blocks` and `curves` of `fer.studies.figures.lhc_break_even`, but for block 2, which equals block 1."""
+    setup = zip(published_efficiency(), PUBLISHED.host.levels(), strict=True)
+    levels = [(one, level) for one, level in setup if one["block"] != 2]
+    blocks = [
+        {
+            "name": f"block {one['block']}: {channels} maps of {size} x {size}",
+            "heads": one["heads"],
+            "value": one["break_even"],
+        }
+        for one, (channels, size) in levels
+    ]
+    return blocks, [[break_even(size, channels, n) for n in heads] for _, (channels, size) in levels]
+
+
+def without_blocks(probes: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Test accuracy by block, once for blocks switched `off`, once for re-initialized ones (`reset`).
+
+    Args:
+        probes: of each seed of a row; the accuracies are means over them.
+    """
+    return {
+        kind: {block: fmean(one[kind][block] for one in probes) for block in probes[0][kind]}
+        for kind in ("off", "reset")
+    }
+
+
+def block_tables(
+    without: Mapping[str, Mapping[str, Mapping[str, float]]],
+    probes: Mapping[str, Sequence[Mapping[str, Any]]],
+    efficiency: Sequence[Mapping[str, Any]],
+) -> list[str]:
+    """Lines of markdown: the accuracy without each block, how alike its heads are, and where local heads pay.
+
+    Args:
+        without: of each row, `without_blocks` of its probes. probes: of each row, one of each seed.
+        efficiency: `published_efficiency()`.
+    """
+
+    def mean(seeds: Sequence[Mapping[str, Any]], key: str) -> str:
+        # A block of one head has nothing to be correlated with.
+        return "-" if seeds[0][key] is None else f"{percent(fmean(one[key] for one in seeds))} %"
+
+    return [
+        "## Blocks switched off, or re-initialized, in the trained networks",
+        "",
+        "Test accuracy in %, mean over seeds, without further training.",
+        "",
+        *markdown_table(
+            ("row", "block", "switched off", "re-initialized"),
+            (
+                (row, block, percent(off), percent(means["reset"][block]))
+                for row, means in without.items()
+                for block, off in means["off"].items()
+            ),
+        ),
+        "",
+        "## Correlation between heads",
+        "",
+        *markdown_table(
+            ("row", "block", "heads", "mean", "highest"),
+            (
+                (row, str(seeds[0]["block"]), str(seeds[0]["heads"]), mean(seeds, "mean"), mean(seeds, "highest"))
+                for row, found in probes.items()
+                for seeds in zip(*(one["heads"] for one in found), strict=True)
+            ),
+        ),
+        "",
+        "Printed (section 2.2): 63 % for LHC-Net, up to 93 % for language models.",
+        "",
+        "## Efficiency of local heads (equations 21 to 26)",
+        "",
+        "Local heads add more for their cost than global ones where A > r B; A and B are what either adds.",
+        "",
+        *markdown_table(
+            ("block", "heads", "d", "r"),
+            ((f"{one['block']}", f"{one['heads']}", f"{one['dim']}", f"{one['break_even']:.3f}") for one in efficiency),
+        ),
+        "",
+        "Printed for the first two blocks: 0.26. The equations are reconstructed: `fer.studies.lhc_analysis`.",
+    ]

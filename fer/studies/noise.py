@@ -1,57 +1,54 @@
-"""Which of two models stands label noise better: paired by seed and by test face, with an interval and the power."""
+"""Which of two models is more robust to label noise: paired by seed and test image, with an interval and the power."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fer.evaluation.aggregate import detectable_difference, pairs_needed, percent, spread
+from fer.evaluation.aggregate import detectable_difference, markdown_table, pairs_needed, percent, spread
 from fer.evaluation.metrics import Interval, paired_bootstrap
-
-Right = npt.NDArray[np.bool_]
-"""(S, N): whether the training of each seed has each test face right."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
-    """The trainings of one series at one level.
+class Correctness:
+    """The runs of one series at one level.
 
     Attributes:
         seeds: (S,), rising.
-        labels: (N,) of the test faces. right: (S, N).
+        labels: int64 (N,) of the test images.
+        correct: bool (S, N), whether the run of each seed classifies each image correctly.
     """
 
     seeds: tuple[int, ...]
     labels: npt.NDArray[np.int64]
-    right: Right
+    correct: npt.NDArray[np.bool_]
 
 
-def compare(one: Answers, other: Answers) -> dict[str, Any]:
+def compare(one: Correctness, other: Correctness) -> dict[str, Any]:
     """Two series at one level: `accuracy` of each as a spread over seeds, and `other` minus `one`, over seeds of both.
 
     Returns:
         `one`, `other`: spreads; `difference`: its mean and standard deviation over seeds, Student's interval, the
-        bootstrap's over faces and seeds and over faces alone, and `detectable`: the true difference that this number
-        of seeds finds with a power of 80 %; None where a single seed says nothing of the spread.
+        bootstrap's over images and seeds and over images alone, and `detectable`: the true difference that this number
+        of seeds finds with a power of 80 %; None for a single seed, which has no spread. `faces`: N.
 
     Raises:
-        ValueError: the test faces are not the same, or no seed is there for both.
+        ValueError: the test images are not the same, or no seed is there for both.
     """
     if not np.array_equal(one.labels, other.labels):
         raise ValueError("the two series were not tested on the same faces")
-    both = [seed for seed in one.seeds if seed in other.seeds]
-    if not both:
+    if not set(one.seeds) & set(other.seeds):
         raise ValueError("no seed was trained for both series: differences are paired by seed")
     differences = paired(one, other)
     over_seeds = spread(differences.mean(axis=1).tolist())
     std = over_seeds.std
     return {
-        "one": asdict(spread(one.right.mean(axis=1).tolist())),
-        "other": asdict(spread(other.right.mean(axis=1).tolist())),
+        "one": asdict(spread(one.correct.mean(axis=1).tolist())),
+        "other": asdict(spread(other.correct.mean(axis=1).tolist())),
         "difference": {
             **asdict(over_seeds),
             "bootstrap": asdict(paired_bootstrap(differences)),
@@ -62,22 +59,21 @@ def compare(one: Answers, other: Answers) -> dict[str, Any]:
     }
 
 
-def paired(one: Answers, other: Answers) -> npt.NDArray[np.int8]:
+def paired(one: Correctness, other: Correctness) -> npt.NDArray[np.int8]:
     """`other` minus `one` for the seeds of both, (S, N) of -1, 0, 1."""
     both = [seed for seed in one.seeds if seed in other.seeds]
-    rows = [[answers.seeds.index(seed) for seed in both] for answers in (one, other)]
-    difference: npt.NDArray[np.int8] = other.right[rows[1]].astype(np.int8) - one.right[rows[0]].astype(np.int8)
+    mine, theirs = (runs.correct[[runs.seeds.index(seed) for seed in both]].astype(np.int8) for runs in (one, other))
+    difference: npt.NDArray[np.int8] = theirs - mine
     return difference
 
 
-def growth(low: tuple[Answers, Answers], high: tuple[Answers, Answers]) -> dict[str, Any] | None:
+def growth(low: tuple[Correctness, Correctness], high: tuple[Correctness, Correctness]) -> dict[str, Any] | None:
     """How much better the second series does, against the first, at the highest level than at the lowest.
 
-    None where the two levels were not tested on the same faces under the same seeds.
+    None where the two levels were not tested on the same images under the same seeds.
     """
-    same = np.array_equal(low[0].labels, high[0].labels)
-    seeds = {answers.seeds for answers in (*low, *high)}
-    if not same or len(seeds) > 1:
+    seeds = {runs.seeds for runs in (*low, *high)}
+    if not np.array_equal(low[0].labels, high[0].labels) or len(seeds) > 1:
         return None
     differences = paired(*high) - paired(*low)
     over_seeds = spread(differences.mean(axis=1).tolist())
@@ -85,10 +81,10 @@ def growth(low: tuple[Answers, Answers], high: tuple[Answers, Answers]) -> dict[
 
 
 def interval(difference: Mapping[str, Any]) -> Interval:
-    """What an answer rests on: the union of Student's interval over seeds and the bootstrap's over faces and seeds.
+    """What a verdict rests on: the union of Student's interval over seeds and the bootstrap's over images and seeds.
 
     The bootstrap's is too narrow where seeds are few; Student's where they happen to be alike, for it knows nothing of
-    other faces.
+    other images.
 
     Args:
         difference: of `compare` or `growth`.
@@ -98,10 +94,10 @@ def interval(difference: Mapping[str, Any]) -> Interval:
 
 
 def verdict(line: Mapping[str, Any], one: str, other: str) -> str:
-    """What a level's difference says, either way, in points."""
+    """What a level's difference shows, either way, in points."""
     found = line["difference"]
     if found["count"] < 2:
-        return "one seed: nothing can be said of other trainings"
+        return "one seed: nothing can be said of other runs"
     ends = interval(found)
     if ends.low > 0 or ends.high < 0:
         better, by = (other, found["mean"]) if ends.low > 0 else (one, -found["mean"])
@@ -109,29 +105,30 @@ def verdict(line: Mapping[str, Any], one: str, other: str) -> str:
     return f"no difference found; one of {100 * found['detectable']:.2f} points would have been, four times in five"
 
 
-def markdown(title: str, source: str, notes: Sequence[str], report: Mapping[str, Any]) -> str:
+def markdown(report: Mapping[str, Any]) -> str:
     """The table for people. `report`: `series` (two names), `levels`: [{level, **compare(...)}], `growth`."""
     one, other = report["series"]
-    lines = [f"# {title}", "", f"{source}.", *(line for note in notes for line in ("", note)), ""]
-    lines += [
-        f"| wrong labels, % | {one}, % | {other}, % | seeds | {other} minus {one}, points | 95 % | "
-        "sd of the pairs | found 4 times in 5 from | says |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    header = [
+        "wrong labels, %", f"{one}, %", f"{other}, %", "seeds", f"{other} minus {one}, points", "95 %",
+        "sd of the pairs", "found 4 times in 5 from", "verdict",
+    ]  # fmt: skip
+    rows = []
     for line in report["levels"]:
         found = line["difference"]
-        cells = [
-            f"{line['level']:g}",
-            *(_spread(line[key]) for key in ("one", "other")),
-            str(found["count"]),
-            f"{100 * found['mean']:+.2f}",
-            _interval(found),
-            percent(found["std"]),
-            percent(found["detectable"]),
-            verdict(line, one, other),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += [
+        rows.append(
+            [
+                f"{line['level']:g}",
+                *(_spread(line[key]) for key in ("one", "other")),
+                str(found["count"]),
+                f"{100 * found['mean']:+.2f}",
+                _interval(found),
+                percent(found["std"]),
+                percent(found["detectable"]),
+                verdict(line, one, other),
+            ]
+        )
+    lines = [
+        *markdown_table(header, rows),
         "",
         f"{report['levels'][0]['faces']:,} test faces with right labels; ± is the standard deviation over seeds. "
         "95 %: the union of Student's interval over seeds and the paired bootstrap's over faces and seeds.",

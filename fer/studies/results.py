@@ -1,4 +1,4 @@
-"""What is made of a study's trainings: table and figures, each kind of study its own."""
+"""What is made of the runs of a study: a table and figures, each kind of study its own."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fer.config import ConfigError
-from fer.evaluation.aggregate import Spread, percent, spread
-from fer.studies import Kind, Study, StudyOptions
+from fer.evaluation.aggregate import Spread, markdown_table, percent, spread
+from fer.studies import Kind, Study, StudyOptions, lhc_analysis, noise
+from fer.studies import figures as study_figures
 from fer.studies.cell import Plan
 
 if TYPE_CHECKING:
@@ -20,9 +21,15 @@ if TYPE_CHECKING:
 Results = Sequence[Mapping[str, Any]]
 _SMOKE = "**Smoke run: small models on synthetic faces. It shows that every row runs, and nothing else.**"
 _PUBLISHED_PROTOCOL = (
-    "Test accuracy is that of the epoch which the test split chose (protocol: published), above what the model reaches "
-    "on other pictures; beside it the test accuracy of the epoch that validation would have chosen."
+    "Test accuracy is that of the epoch selected on the test split (protocol: published), above what the model reaches "
+    "on other images; beside it the validation-selected test accuracy."
 )
+_SET_NOTE = (
+    "In brackets: as printed. The columns rank the runs on the test set, as the paper does, so that they are above "
+    "what one more run would reach; the mean of all, and the last column, are not. Left out: runs whose training loss "
+    "is not below that of their host plus 10 %."
+)
+_SET_COLUMNS = ("Top 40%", "Top 40% w/o best", "Top 25%", "Top 25% w/o best", "Best")
 
 
 @dataclass(frozen=True)
@@ -48,13 +55,14 @@ def read(study: Study, options: StudyOptions, plan: Plan, results: Results) -> R
 
 
 def _table(study: Study, options: StudyOptions, plan: Plan, results: Results) -> Report:
-    table = summarise(study, options, results)
-    spreads = ("test", "validation", "honest", "tta", "tta_gain")
-    rows = [row | {name: asdict(row[name]) for name in spreads if name in row} for row in table]
-    return Report(markdown(study, options, table), {"rows": rows})
+    table = summarize(study, options, results)
+    plain = [
+        {key: asdict(value) if isinstance(value, Spread) else value for key, value in row.items()} for row in table
+    ]
+    return Report(markdown(study, options, table), {"rows": plain})
 
 
-def summarise(study: Study, options: StudyOptions, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summarize(study: Study, options: StudyOptions, results: Results) -> list[dict[str, Any]]:
     """A line for each row with results: spreads over its cells, their difference to the baseline's pair by pair."""
     by_row = {row.row: [one for one in results if one["row"] == row.row] for row in options.chosen(study)}
     base = {(one["seed"], one["fold"]): one["test_accuracy"] for one in by_row.get(study.baseline or "", [])}
@@ -76,7 +84,8 @@ def summarise(study: Study, options: StudyOptions, results: Sequence[Mapping[str
             }
         )
         if all("protocols" in one for one in cells):
-            lines[-1]["honest"] = spread([one["protocols"]["validation"]["accuracy"] for one in cells])
+            accuracies = [one["protocols"]["validation"]["accuracy"] for one in cells]
+            lines[-1]["validation_selected"] = spread(accuracies)
         if augmented:
             gains = [value - one["test_accuracy"] for value, one in zip(augmented, cells, strict=True)]
             lines[-1] |= {"tta": spread(augmented), "tta_gain": spread(gains)}
@@ -93,8 +102,10 @@ def markdown(study: Study, options: StudyOptions, table: Sequence[Mapping[str, A
         "validation, %": lambda line: _mean(line["validation"]),
         "against the baseline, points": lambda line: _against(line["difference"]),
     }
-    if any("honest" in line for line in table):
-        columns["test at validation's epoch, %"] = lambda line: _mean(line["honest"]) if "honest" in line else "-"
+    if on_test := any("validation_selected" in line for line in table):
+        columns["validation-selected test, %"] = lambda line: (
+            _mean(line["validation_selected"]) if "validation_selected" in line else "-"
+        )
     if study.tta != "none":
         columns |= {
             f"test with {study.tta} views, %": lambda line: _mean(line["tta"]),
@@ -106,11 +117,8 @@ def markdown(study: Study, options: StudyOptions, table: Sequence[Mapping[str, A
         "published, %": lambda line: "-" if line["published"] is None else f"{line['published']:g}",
     }
     lines = _heading(study, options)
-    lines += ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(text(line) for text in columns.values()) + " |" for line in table]
-    if any("honest" in line for line in table):
-        lines += ["", _PUBLISHED_PROTOCOL]
-    return "\n".join(lines) + "\n"
+    lines += markdown_table(columns, ([text(line) for text in columns.values()] for line in table))
+    return "\n".join([*lines, *(("", _PUBLISHED_PROTOCOL) if on_test else ())]) + "\n"
 
 
 def _heading(study: Study, options: StudyOptions) -> list[str]:
@@ -137,22 +145,23 @@ def _against(value: Mapping[str, Any] | None) -> str:
     return f"{100 * value['mean']:+.2f}{interval}"
 
 
-# ------------------------------------------------------------------------------------------------ label noise
+def _titled(title: str, options: StudyOptions) -> str:
+    return f"{title} (smoke run)" if options.smoke else title
+
+
+# ------------------------------------------------------------------------------------------------ other kinds
 
 
 def _noise(study: Study, options: StudyOptions, plan: Plan, results: Results) -> Report:
-    from fer.studies import figures as study_figures
-    from fer.studies import noise
-
-    found: dict[tuple[str, float], noise.Answers] = {}
+    found: dict[tuple[str, float], noise.Correctness] = {}
     for row in options.chosen(study):
         assert row.series is not None
         assert row.level is not None
-        cells = sorted((cell for cell in plan.cells if cell.row == row.row), key=lambda cell: cell.seed)
-        answers = [plan.predictions(cell) for cell in cells]
-        right = np.stack([labels == predicted for labels, predicted in answers])
-        seeds = tuple(cell.seed for cell in cells)
-        found[row.series, row.level] = noise.Answers(seeds=seeds, labels=answers[0][0], right=right)
+        cells = sorted((cell for cell in plan.cells if cell.row == row.row), key=lambda cell: cell.job.seed)
+        predictions = [plan.predictions(cell) for cell in cells]
+        correct = np.stack([labels == predicted for labels, predicted in predictions])
+        seeds = tuple(cell.job.seed for cell in cells)
+        found[row.series, row.level] = noise.Correctness(seeds=seeds, labels=predictions[0][0], correct=correct)
     one, other = study.series()
     whole = [level for level in study.levels() if (one, level) in found and (other, level) in found]
     if not whole:
@@ -163,82 +172,49 @@ def _noise(study: Study, options: StudyOptions, plan: Plan, results: Results) ->
         "levels": [{"level": level, **noise.compare(*pair)} for level, pair in zip(whole, pairs, strict=True)],
         "growth": noise.growth(pairs[0], pairs[-1]) if len(whole) > 1 else None,
     }
-    text = noise.markdown(study.title, study.source, _notes(study, options), report)
+    text = "\n".join([*_heading(study, options), noise.markdown(report)])
     return Report(text, report, {"noise": study_figures.noise(report, _titled("Label noise", options))})
 
 
-# ------------------------------------------------------------------------------------------------ LHC-Net
-
-
-_SET_COLUMNS = ("Top 40%", "Top 40% w/o best", "Top 25%", "Top 25% w/o best", "Best")
-
-
 def _lhc_sets(study: Study, options: StudyOptions, plan: Plan, results: Results) -> Report:
-    from fer.studies import figures as study_figures
-    from fer.studies.lhc_analysis import set_summary
-
     hosts = {one["seed"]: one for one in results if one["row"] == study.baseline}
-    lines = []
-    text = _heading(study, options)
-    text += [
-        "| set | runs | left out | mean, % | " + " | ".join(f"{name}, %" for name in _SET_COLUMNS) + " | "
-        "against the host at equal seeds, points |",
-        "|" + "---|" * (len(_SET_COLUMNS) + 5),
-    ]
+    lines, rows = [], []
     for row in options.chosen(study):
         runs = [one for one in results if one["row"] == row.row]
-        line = {"row": row.row, "printed": row.printed, **set_summary(runs, hosts)}
+        line = {"row": row.row, "printed": row.printed, **lhc_analysis.set_summary(runs, hosts)}
         lines.append(line)
         differences = line["differences"] if row.row != study.baseline else []
-        cells = [
-            row.row,
-            str(line["runs"]),
-            str(len(line["rejected"])),
-            percent(line["mean"]),
-            *(f"{percent(line[name])} [{row.printed.get(name, '-')}]" for name in _SET_COLUMNS),
-            _against(asdict(spread(differences)) if differences else None),
-        ]
-        text.append("| " + " | ".join(cells) + " |")
-    text += [
-        "",
-        "In brackets: as printed. The columns rank the runs on the test set, as the paper does, so that they are above "
-        "what one more run would reach; the mean of all, and the last column, are not. Left out: runs whose training "
-        "loss is not below that of their host plus 10 %.",
-    ]
+        rows.append(
+            [
+                *(row.row, str(line["runs"]), str(len(line["rejected"])), percent(line["mean"])),
+                *(f"{percent(line[name])} [{row.printed.get(name, '-')}]" for name in _SET_COLUMNS),
+                _against(asdict(spread(differences)) if differences else None),
+            ]
+        )
+    header = ["set", "runs", "left out", "mean, %", *(f"{name}, %" for name in _SET_COLUMNS)]
+    text = [*_heading(study, options), *markdown_table([*header, "against the host at equal seeds, points"], rows)]
     figure = study_figures.lhc_sets(lines, _titled("LHC-Net: sets of runs", options))
-    return Report("\n".join(text) + "\n", {"sets": lines}, {"sets": figure})
+    return Report("\n".join([*text, "", _SET_NOTE]) + "\n", {"sets": lines}, {"sets": figure})
 
 
 def _lhc_blocks(study: Study, options: StudyOptions, plan: Plan, results: Results) -> Report:
-    from fer.studies import figures as study_figures
-    from fer.studies import lhc_tables
-
     base = _table(study, options, plan, results)
     probes: dict[str, list[Mapping[str, Any]]] = {}
     for row in options.chosen(study):
         found = [one["probes"] for one in results if one["row"] == row.row]
         if found and found[0]["off"]:  # a network without blocks has nothing to switch off
             probes[row.row] = found
-    without = {row: lhc_tables.without_blocks(found) for row, found in probes.items()}
-    efficiency = lhc_tables.published_efficiency()
-    text = [
-        base.markdown,
-        *lhc_tables.without_blocks_table(without),
-        *lhc_tables.heads_table(probes),
-        *lhc_tables.efficiency_table(efficiency),
-    ]
+    without = {row: lhc_analysis.without_blocks(found) for row, found in probes.items()}
+    efficiency = lhc_analysis.published_efficiency()
+    text = [base.markdown, *lhc_analysis.block_tables(without, probes, efficiency)]
     heads = range(1, 17)
-    blocks, curves = lhc_tables.efficiency_curves(heads)
+    blocks, curves = lhc_analysis.efficiency_curves(heads)
     figures = {"efficiency": study_figures.lhc_break_even(blocks, heads, curves, "LHC-Net: where local heads pay")}
     if probes:
         first = next(iter(probes))
         plain = fmean(one["test_accuracy"] for one in results if one["row"] == first)
         figures["blocks"] = study_figures.lhc_blocks(plain, without[first], _titled(first, options))
     return Report("\n".join(text) + "\n", {**base.content, "break_even": efficiency}, figures)
-
-
-def _titled(title: str, options: StudyOptions) -> str:
-    return f"{title} (smoke run)" if options.smoke else title
 
 
 _KINDS: dict[Kind, Callable[[Study, StudyOptions, Plan, Results], Report]] = {

@@ -18,7 +18,7 @@ import jsonschema
 import pytest
 import yaml_text
 
-from fer.commands.job_request import EXCLUDES
+from fer.commands.jobs import EXCLUDES
 
 INFRA = Path(__file__).resolve().parents[2] / "infra"
 FILES = sorted(path for path in INFRA.rglob("*") if path.is_file() and path.name not in (".gitignore", ".env"))

@@ -1,4 +1,4 @@
-"""`fer submit` against a real `ray start --head` that asks for a token."""
+"""`fer submit` against a real `ray start --head` that requires a token."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def _wait_for_line(process: subprocess.Popen[str], text: str) -> str:
     raise AssertionError(f"{text!r} never came:\n{read}")
 
 
-def test_the_stages_own_exit_code_comes_back_and_its_log_is_streamed(project: Path, head: Head) -> None:
+def test_exit_code_log_and_error_of_the_stage_are_returned(project: Path, head: Head) -> None:
     code, output = _submit(project, head, "exit3")
     assert code == 3, output
     assert f"stage exit3 in {project}" in output
@@ -161,9 +161,6 @@ def test_the_stages_own_exit_code_comes_back_and_its_log_is_streamed(project: Pa
     assert line.endswith(f"'{project}' python -m pipelines.train --dataset tiny --model exit3")
     assert len(line.replace(str(project), "")) < 200, "the log begins with what runs, not with how it is prepared"
     assert "failed with exit code 3" in output
-
-
-def test_a_users_mistake_in_the_stage_comes_back_as_1_with_its_message(project: Path, head: Head) -> None:
     code, output = _submit(project, head, "wrong")
     assert code == 1
     assert "a mistake" in output
@@ -181,9 +178,7 @@ def test_outputs_land_in_the_project_folder_where_dvc_looks_and_workers_import_t
     assert "dvc commit --force train@tiny-cluster" in output
 
 
-def test_upload_brings_the_code_to_shared_storage_and_leaves_data_behind(
-    project: Path, head: Head, tmp_path: Path
-) -> None:
+def test_upload_copies_code_to_shared_storage_and_no_data(project: Path, head: Head, tmp_path: Path) -> None:
     (project / "data").mkdir()
     (project / "data" / "large.bin").write_bytes(b"0" * 1000)
     (project / "tuned").mkdir()
@@ -203,13 +198,12 @@ def test_upload_brings_the_code_to_shared_storage_and_leaves_data_behind(
     assert not (project / "trained").exists()
 
 
-def test_a_folder_that_the_cluster_does_not_see_is_named(project: Path, head: Head) -> None:
+def test_an_unseen_folder_and_one_with_another_params_file_are_rejected(
+    project: Path, head: Head, tmp_path: Path
+) -> None:
     code, output = _submit(project, head, "cluster", project_dir="/nowhere/fer")
     assert code == 1
     assert "/nowhere/fer: the head node sees no such folder" in output
-
-
-def test_another_params_file_in_the_shared_folder_is_refused(project: Path, head: Head, tmp_path: Path) -> None:
     shutil.copytree(project, tmp_path / "old", symlinks=True)
     (tmp_path / "old" / "params.yaml").write_text("seed: 1\n")
     code, output = _submit(project, head, "cluster", project_dir=str(tmp_path / "old"))
@@ -247,7 +241,7 @@ def test_interrupting_the_client_stops_the_job_and_leaves_no_process(
         process.send_signal(signum)  # an impatient user
     output, _ = process.communicate(timeout=patience(100))
     assert process.returncode == expected, output
-    assert line is None or "stopped; nothing half-written was left" in output
+    assert line is None or "stopped; no partial output was left" in output
     deadline = time.monotonic() + patience(5)
     while left := _stages_that_sleep():
         assert time.monotonic() < deadline, left
@@ -275,7 +269,7 @@ def _stages_that_sleep() -> list[int]:
     ]
 
 
-def test_a_detached_job_goes_on_and_the_same_command_follows_it(project: Path, head: Head) -> None:
+def test_a_detached_job_runs_on_and_the_same_command_follows_it(project: Path, head: Head) -> None:
     code, output = _submit(project, head, "brief", detach=True)
     assert code == 0, output
     first = re.search(r"job (fer-train-tiny-brief-\d+): submitted", output)
@@ -288,15 +282,19 @@ def test_a_detached_job_goes_on_and_the_same_command_follows_it(project: Path, h
 
 
 def test_missing_and_wrong_token_and_wrong_address_name_the_variable_to_set(project: Path, head: Head) -> None:
-    code, output = _submit(project, head, "exit0", environment={})
-    assert code == 1
-    assert "RAY_AUTH_MODE=token" in output
-    code, output = _submit(project, head, "exit0", environment={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64})
-    assert code == 1
-    assert "refuses the token" in output
-    assert "RAY_AUTH_TOKEN" in output
-    code, output = _submit(project, Head(f"http://127.0.0.1:{_free_port()}", head.token), "exit0")
-    assert code == 1
-    assert "--address" in output
-    assert "Traceback" not in output
-    assert head.token not in output
+    token, wrong = (
+        {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": head.token},
+        Head(f"http://127.0.0.1:{_free_port()}", ""),
+    )
+    cases: list[tuple[Head, dict[str, str], tuple[str, ...]]] = [
+        (head, {}, ("requires a token", "RAY_AUTH_MODE=token")),
+        (head, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}, ("refuses the token", "RAY_AUTH_TOKEN")),
+        (head, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/nowhere"}, ("RAY_AUTH_TOKEN_PATH",)),
+        (Head(wrong, head.token), token, ("does not answer", "--address")),
+    ]
+    for cluster, variables, words in cases:
+        code, output = _submit(project, cluster, "exit0", environment=variables)
+        assert code == 1
+        assert all(word in output for word in words), output
+        assert "Traceback" not in output
+        assert head.token not in output

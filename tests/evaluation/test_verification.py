@@ -1,4 +1,4 @@
-"""Verification: figures that are right where they can be counted by hand, pairs that share nobody across folds."""
+"""Verification: metrics as counted by hand, pairs that share nobody across folds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_pairs_match_their_labels_and_no_person_is_in_two_folds() -> None:
 
 
 def test_too_few_people_are_rejected_with_the_remedy() -> None:
-    with pytest.raises(ValueError, match=r"19 people with two pictures.*raise the dataset's test_fraction"):
+    with pytest.raises(ValueError, match=r"19 people with two images.*raise the dataset's test_fraction"):
         draw_pairs(np.concatenate([np.repeat(np.arange(19), 2), np.arange(100, 200)]), 100, seed=0)
 
 

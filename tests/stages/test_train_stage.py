@@ -1,4 +1,4 @@
-"""The train stage in this process: no Ray, and no resume under other library versions without a word."""
+"""The train stage: what it publishes and records, no Ray in this process, no resume under other library versions."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from builders.projects import TOY, environment, make_project
+from builders.projects import NANO, TOY, environment, make_project, start_training
+from builders.runs import run_child, run_stage
+from builders.shards import LABELS
 
 from fer.params import Params, load
-from fer.stages.study import run_study
+from fer.stages import study
 from fer.stages.train import run_training
 from fer.studies import StudyOptions
 from fer.training import job, loop
+from fer.training.recipe import load_recipe
 from fer.training.state import TrainState, VersionsError, saved_states
 
 STUDY = """
@@ -102,17 +105,17 @@ def test_a_checkpoint_tells_its_versions(interrupted: Params) -> None:
 def test_a_study_resumes_under_other_versions_only_where_they_are_accepted(params: Params) -> None:
     (params.root / "own.yaml").write_text(STUDY)
     options = StudyOptions(workers=0)
-    killed_under_another_torch(lambda: run_study(params, "own.yaml", options))
+    killed_under_another_torch(lambda: study.run(params, "own.yaml", options))
     command = r"`fer study own\.yaml --accept-versions`.*`fer study own\.yaml --restart`"
     with pytest.raises(ValueError, match=rf"torch 1\.0 -> .*{command}"):
-        run_study(params, "own.yaml", options)
-    assert (run_study(params, "own.yaml", options, accept_versions=True) / "table.md").is_file()
+        study.run(params, "own.yaml", options)
+    assert (study.run(params, "own.yaml", options, accept_versions=True) / "table.md").is_file()
 
 
 def test_a_restarted_study_begins_anew(params: Params) -> None:
     (params.root / "own.yaml").write_text(STUDY)
-    killed_under_another_torch(lambda: run_study(params, "own.yaml", StudyOptions(workers=0)))
-    assert (run_study(params, "own.yaml", StudyOptions(workers=0), restart=True) / "table.md").is_file()
+    killed_under_another_torch(lambda: study.run(params, "own.yaml", StudyOptions(workers=0)))
+    assert (study.run(params, "own.yaml", StudyOptions(workers=0), restart=True) / "table.md").is_file()
 
 
 def test_training_in_one_process_imports_no_ray(tmp_path: Path) -> None:
@@ -127,3 +130,60 @@ def test_training_in_one_process_imports_no_ray(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert (root / "trained" / "tiny" / "toy" / "train.json").is_file()
+
+
+def test_the_published_folder_describes_its_run(tmp_path: Path) -> None:
+    from fer.weights.store import load_model
+
+    root = make_project(tmp_path, epochs=1)
+    stale = root / "trained" / "tiny" / "toy"
+    stale.mkdir(parents=True)
+    (stale / "train.json").write_text("of an earlier version")
+    child = start_training(root)
+    output, _ = child.communicate(timeout=200)
+    assert child.returncode == 0, output
+    names = {path.name for path in stale.iterdir()}
+    assert names == {"history.csv", "model.safetensors", "run.json", "train.json", "val.json"}
+    _, info = load_model(stale / "model.safetensors", labels=LABELS)
+    facts = json.loads((stale / "train.json").read_text())
+    assert info.extra["fingerprint"] == facts["fingerprint"]
+    assert facts["recipe"] == load_recipe({**NANO, "epochs": 1}, Path(), "test").model_dump(mode="json")
+    circumstances = json.loads((stale / "run.json").read_text())
+    assert circumstances["versions"]["torch"]
+    assert circumstances["mlflow_run_id"]
+    assert circumstances["train"]["workers"] == 0
+    assert not facts.keys() & circumstances.keys()
+    assert "epoch 1/1: loss" in output
+
+
+def test_a_run_is_ranked_by_its_selected_epoch_and_not_by_its_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = make_project(tmp_path, epochs=3, recipe={**TOY, "learning_rate": 0.05})
+    assert run_child(run_stage, str(root), str(tmp_path / "output.txt")) == 0, (tmp_path / "output.txt").read_text()
+    published = root / "trained" / "tiny" / "toy"
+    best = json.loads((published / "val.json").read_text())
+    assert best["best_epoch"] < 3
+    run_id = json.loads((published / "run.json").read_text())["mlflow_run_id"]
+    metrics = MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}").get_run(run_id).data.metrics
+    for name in ("val_accuracy", "val_balanced_accuracy", "val_loss"):
+        assert metrics[f"best_{name}"] == best[name]
+    assert metrics["best_epoch"] == best["best_epoch"]
+    assert metrics["val_loss"] != best["val_loss"]
+
+
+def test_a_flipped_byte_in_a_shard_stops_before_the_first_step(tmp_path: Path) -> None:
+    root = make_project(tmp_path)
+    part = root / "data" / "shards" / "tiny" / "train-0.parquet"
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+    child = start_training(root)
+    output, _ = child.communicate(timeout=100)
+    assert child.returncode == 1
+    assert "train-0.parquet" in output
+    assert "dvc repro -f shard@tiny" in output
+    assert "Traceback" not in output

@@ -1,4 +1,4 @@
-"""Promises of the figures: they draw any outcome, need no display, and are the same bytes for the same numbers."""
+"""Figures: drawn for any result, without a display, the same bytes for the same numbers."""
 
 import subprocess
 import sys
@@ -31,8 +31,8 @@ def draw_all(summary: dict, folder: Path) -> list[Path]:
         "val_accuracy": [0.2, 0.5, 0.4],
     }
     drawn = {
-        "confusion": figures.confusion(matrix, NAMES, "toy", normalised=False),
-        "confusion_normalised": figures.confusion(matrix, NAMES, "toy", normalised=True),
+        "confusion": figures.confusion(matrix, NAMES, "toy", normalized=False),
+        "confusion_normalised": figures.confusion(matrix, NAMES, "toy", normalized=True),
         "reliability": figures.reliability(summary["calibration"], summary["ece"], "toy"),
         "recall": figures.recalls(summary["per_class"], summary["balanced_accuracy"], "toy"),
         "learning": figures.learning_curves(history, 2, "toy"),
@@ -42,7 +42,7 @@ def draw_all(summary: dict, folder: Path) -> list[Path]:
     return sorted(folder.glob("*.svg"))
 
 
-def test_same_numbers_same_bytes(summary: dict, tmp_path: Path) -> None:
+def test_the_same_numbers_give_the_same_bytes(summary: dict, tmp_path: Path) -> None:
     first, second = (draw_all(summary, tmp_path / name) for name in ("a", "b"))
     assert len(first) == 5
     for one, other in zip(first, second, strict=True):
@@ -50,7 +50,7 @@ def test_same_numbers_same_bytes(summary: dict, tmp_path: Path) -> None:
         assert b"<svg" in one.read_bytes()
 
 
-def test_nothing_interactive_is_loaded(summary: dict, tmp_path: Path) -> None:
+def test_drawing_loads_no_display_and_needs_no_writable_home(summary: dict, tmp_path: Path) -> None:
     code = (
         "import sys; from fer.evaluation import figures; from pathlib import Path; "
         "figure = figures.learning_curves({'epoch': [1], 'val_loss': [1.0]}, None, 't'); "

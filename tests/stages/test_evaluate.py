@@ -1,4 +1,4 @@
-"""Promises of the evaluation: every test row once, the same bits on any number of ranks, nothing by luck."""
+"""The evaluate stage: every test row once, the same bits for any number of ranks, recorded with its training run."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import csv
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from builders.published import LABELS, make_project, publish_training, publish_training_chosen_on_test
 
-from fer.cluster.predict import predict
 from fer.evaluation.predict import Predictions, PredictJob, merge, predict_share
 from fer.io.files import FileError, read_json
 from fer.params import Params
 from fer.shards.manifest import load_manifest
 from fer.shards.read import ShardSet
 from fer.shards.table import read_table
-from fer.stages.evaluate import _tta_difference, numbers, run_evaluation
+from fer.stages.evaluate import _tta_difference, numbers, predict, run_evaluation
 from fer.tracking import Run
 from fer.weights.store import load_model, save_model
 
@@ -43,17 +43,17 @@ def job(project: Params) -> PredictJob:
     )
 
 
-def test_any_world_size_gives_the_same_bits_for_every_row_once(job: PredictJob) -> None:
+def test_any_world_size_predicts_every_row_once_with_the_same_bits(job: PredictJob) -> None:
     alone = merge([predict_share(job)], ROWS)
     assert alone.rows.tolist() == list(range(ROWS))
     for world_size in (2, 3, 7):  # 45 rows are 6 batches of at most 8: the seventh rank has none
-        shares = [predict_share(job, rank, world_size) for rank in reversed(range(world_size))]
-        together = merge(shares, ROWS)
+        parts = [predict_share(job, rank, world_size) for rank in reversed(range(world_size))]
+        together = merge(parts, ROWS)
         assert np.array_equal(together.logits, alone.logits)
         assert np.array_equal(together.labels, alone.labels)
 
 
-def test_views_leave_the_plain_figures_as_they_are_and_come_beside_them(project: Params, job: PredictJob) -> None:
+def test_test_time_augmentation_is_reported_beside_unchanged_plain_metrics(project: Params, job: PredictJob) -> None:
     plain, flipped = predict_share(job), predict_share(replace(job, tta="flip"))
     assert np.array_equal(plain.logits, flipped.logits)
     assert np.array_equal(plain.tta, plain.logits)
@@ -68,11 +68,11 @@ def test_views_leave_the_plain_figures_as_they_are_and_come_beside_them(project:
     assert "tta" not in read_json(run_evaluation(project, "toy", "nano") / "test.json")
 
 
-def test_what_views_change_is_paired_row_by_row(project: Params) -> None:
+def test_the_gain_of_augmentation_is_paired_row_by_row(project: Params) -> None:
     labels = np.arange(100) % 2
-    right, wrong = np.eye(2, dtype=np.float32)[labels], np.eye(2, dtype=np.float32)[1 - labels]
-    plain, views = right.copy(), right.copy()
-    plain[:9], views[9:12] = wrong[:9], wrong[9:12]  # 9 rows gained, 3 lost, 88 right either way
+    correct, wrong = np.eye(2, dtype=np.float32)[labels], np.eye(2, dtype=np.float32)[1 - labels]
+    plain, views = correct.copy(), correct.copy()
+    plain[:9], views[9:12] = wrong[:9], wrong[9:12]  # 9 rows gained, 3 lost, 88 correct either way
     found = _tta_difference(Predictions(np.arange(100), labels, plain, views), project)
     assert (found["gained"], found["lost"]) == (9, 3)
     assert found["value"] == pytest.approx(0.06)
@@ -80,7 +80,7 @@ def test_what_views_change_is_paired_row_by_row(project: Params) -> None:
     assert found["high"] == pytest.approx(0.127, abs=0.03)
 
 
-def test_an_epoch_chosen_on_test_is_told_beside_the_one_that_validation_would_have_chosen(
+def test_an_epoch_selected_on_test_is_reported_beside_the_validation_selected_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fer.console.log.propagate", True)
@@ -96,20 +96,20 @@ def test_an_epoch_chosen_on_test_is_told_beside_the_one_that_validation_would_ha
     assert (
         "chosen on the test split: 0.8000 there, 0.6000 at the epoch that validation would have chosen" in caplog.text
     )
-    told = numbers(summary)
-    assert told["accuracy_published_protocol"] == 0.8
-    assert told["accuracy_validation_protocol"] == 0.6
-    assert told["accuracy_protocol_difference"] == pytest.approx(0.2)
-    assert told["balanced_accuracy_protocol_difference"] == pytest.approx(0.2)
+    logged = numbers(summary)
+    assert logged["accuracy_published_protocol"] == 0.8
+    assert logged["accuracy_validation_protocol"] == 0.6
+    assert logged["accuracy_protocol_difference"] == pytest.approx(0.2)
+    assert logged["balanced_accuracy_protocol_difference"] == pytest.approx(0.2)
 
 
-def test_an_epoch_chosen_on_validation_has_one_figure(project: Params) -> None:
+def test_an_epoch_selected_on_validation_has_one_result(project: Params) -> None:
     summary = read_json(run_evaluation(project, "toy", "nano") / "test.json")
     assert "protocols" not in summary
     assert not [name for name in numbers(summary) if "protocol" in name]
 
 
-def test_a_history_that_lacks_the_test_split_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+def test_a_history_without_the_test_split_is_rejected_before_anything_is_computed(tmp_path: Path) -> None:
     params = make_project(tmp_path)
     folder = publish_training_chosen_on_test(params)
     text = (folder / "history.csv").read_text().replace("test_accuracy", "accuracy_of_test")
@@ -119,15 +119,15 @@ def test_a_history_that_lacks_the_test_split_is_refused_before_anything_is_compu
     assert not (tmp_path / "evaluated").exists()
 
 
-def test_a_row_missing_or_twice_is_never_let_through(job: PredictJob) -> None:
+def test_a_row_missing_or_twice_is_rejected(job: PredictJob) -> None:
     first, second = (predict_share(job, rank, 2) for rank in range(2))
-    for shares in ([first], [first, second, second]):
+    for parts in ([first], [first, second, second]):
         with pytest.raises(AssertionError, match="predictions for 45 rows"):
-            merge(shares, ROWS)
+            merge(parts, ROWS)
 
 
 @pytest.mark.ray
-def test_ray_workers_give_the_bits_of_the_process(project: Params, job: PredictJob) -> None:
+def test_ray_workers_predict_the_same_bits_as_one_process(project: Params, job: PredictJob) -> None:
     here = predict(job, project.evaluate, project.cluster, ROWS)
     config = project.evaluate.model_copy(update={"workers": 2})
     there = predict(job, config, project.cluster.model_copy(update={"cpus": 2}), ROWS)
@@ -135,7 +135,7 @@ def test_ray_workers_give_the_bits_of_the_process(project: Params, job: PredictJ
     assert np.array_equal(here.labels, there.labels)
 
 
-def test_evaluation_leaves_consistent_files(project: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_published_files_are_consistent_and_repeatable(project: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = run_evaluation(project, "toy", "nano")
     summary = read_json(folder / "test.json")
@@ -166,8 +166,14 @@ def test_evaluation_leaves_consistent_files(project: Params, monkeypatch: pytest
     assert {path.name: path.read_bytes() for path in again.iterdir() if path.is_file()} == before
 
 
+def assert_recorded(client: Any, run: Any) -> None:
+    paths = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert paths == {"evaluation", "figures", "test_per_class.json"}
+    assert {item.dataset.name for item in run.inputs.dataset_inputs} == {"toy-train", "toy-validation", "toy-test"}
+
+
 @pytest.mark.parametrize("old", [False, True], ids=["run.json", "train.json alone, as in older projects"])
-def test_evaluation_is_recorded_in_the_run_of_the_training(
+def test_the_evaluation_is_recorded_in_the_training_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool
 ) -> None:
     from mlflow import MlflowClient
@@ -185,17 +191,12 @@ def test_evaluation_is_recorded_in_the_run_of_the_training(
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     run = client.get_run(training.run_id)
     assert run.data.metrics["test_accuracy"] == read_json(folder / "test.json")["accuracy"]
-    assert {item.path for item in client.list_artifacts(training.run_id)} == {
-        "evaluation",
-        "figures",
-        "test_per_class.json",
-    }
-    assert {item.dataset.name for item in run.inputs.dataset_inputs} == {"toy-train", "toy-validation", "toy-test"}
+    assert_recorded(client, run)
     assert len(client.search_runs([run.info.experiment_id])) == 1
 
 
 @pytest.mark.parametrize("trained", ["recorded", "waiting"])
-def test_an_evaluation_waits_for_a_store_that_is_down_and_joins_its_training(
+def test_an_evaluation_waits_for_a_store_that_is_down_and_joins_its_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trained: str
 ) -> None:
     from mlflow import MlflowClient
@@ -226,22 +227,19 @@ def test_an_evaluation_waits_for_a_store_that_is_down_and_joins_its_training(
     summary = read_json(folder / "test.json")
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll"):
         assert run.data.metrics[f"test_{name}"] == pytest.approx(summary[name])
-    assert {item.dataset.name for item in run.inputs.dataset_inputs} == {"toy-train", "toy-validation", "toy-test"}
-    assert {item.path for item in client.list_artifacts(run.info.run_id)} == {
-        "evaluation", "figures", "test_per_class.json"
-    }  # fmt: skip
+    assert_recorded(client, run)
     kept = client.download_artifacts(run.info.run_id, "evaluation/test.json", str(tmp_path))
     assert read_json(Path(kept)) == summary
 
 
-def test_an_evaluation_asks_nothing_of_a_store_that_is_turned_off(project: Params) -> None:
+def test_without_tracking_nothing_is_recorded(project: Params) -> None:
     assert not project.tracking.enabled
     run_evaluation(project, "toy", "nano")
     assert not (project.root / ".work" / "unsent").exists()
     assert not (project.root / "mlflow.db").exists()
 
 
-def test_weights_with_another_label_order_are_refused(tmp_path: Path) -> None:
+def test_weights_for_another_label_order_or_other_data_are_rejected(tmp_path: Path) -> None:
     params = make_project(tmp_path)
     publish_training(params)
     folder = tmp_path / "data/shards/toy"
@@ -249,18 +247,14 @@ def test_weights_with_another_label_order_are_refused(tmp_path: Path) -> None:
     replace(manifest, labels=(manifest.labels[-1], *manifest.labels[1:-1], manifest.labels[0])).save(folder)
     with pytest.raises(ValueError, match=r"label"):
         run_evaluation(params, "toy", "nano")
+    replace(manifest, seed=1).save(folder)
+    with pytest.raises(ValueError, match=r"train\.json: .*dvc repro train@toy-nano"):
+        run_evaluation(params, "toy", "nano")
     assert not (tmp_path / "evaluated").exists()
 
 
-def test_weights_trained_on_other_data_are_refused(tmp_path: Path) -> None:
-    params = make_project(tmp_path)
-    publish_training(params, data_digest="0" * 64)
-    with pytest.raises(ValueError, match=r"trained on other data.*dvc repro train@toy-nano"):
-        run_evaluation(params, "toy", "nano")
-
-
 @pytest.mark.parametrize("text", ["[]", "null", "{", "{}", '{"data_digest": 5, "recipe": {}}', '{"data_digest": "x"}'])
-def test_a_train_json_that_no_training_wrote_is_refused_with_the_remedy(text: str, tmp_path: Path) -> None:
+def test_a_train_json_that_no_stage_wrote_is_rejected_with_the_remedy(text: str, tmp_path: Path) -> None:
     params = make_project(tmp_path)
     (publish_training(params) / "train.json").write_text(text)
     with pytest.raises(FileError, match=r"train\.json: .*: dvc repro -sf train@toy-nano"):
@@ -268,7 +262,7 @@ def test_a_train_json_that_no_training_wrote_is_refused_with_the_remedy(text: st
     assert not (tmp_path / "evaluated").exists()
 
 
-def test_weights_that_are_no_finite_numbers_are_refused_by_file_and_tensor(tmp_path: Path) -> None:
+def test_non_finite_weights_are_rejected_by_file_and_tensor(tmp_path: Path) -> None:
     params = make_project(tmp_path)
     path = publish_training(params) / "model.safetensors"
     model, info = load_model(path)
@@ -281,21 +275,17 @@ def test_weights_that_are_no_finite_numbers_are_refused_by_file_and_tensor(tmp_p
     assert not (tmp_path / "evaluated").exists()
 
 
-def test_missing_weights_and_unknown_keys_say_what_to_do(project: Params) -> None:
+def test_missing_weights_and_unknown_keys_name_the_remedy(project: Params) -> None:
     with pytest.raises(ValueError, match=r"dvc repro train@toy-other"):
         run_evaluation(project, "toy", "other")
     with pytest.raises(ValueError, match=r"did you mean 'nano'"):
         run_evaluation(project, "toy", "nanno")
 
 
-def test_gpu_that_is_not_there_is_an_error(project: Params, job: PredictJob) -> None:
+def test_a_missing_gpu_is_an_error(project: Params, job: PredictJob) -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(ValueError, match=r"evaluate\.gpu"):
-        predict(job, replace_config(project, gpu=True), project.cluster, ROWS)
-
-
-def replace_config(params: Params, **fields: object):
-    return replace(params, evaluate=params.evaluate.model_copy(update=fields)).evaluate
+        predict(job, project.evaluate.model_copy(update={"gpu": True}), project.cluster, ROWS)

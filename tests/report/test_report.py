@@ -1,4 +1,4 @@
-"""Promises of the report: complete, honest about what is missing or synthetic, and one file that needs nothing else."""
+"""The report: complete, clear about what is missing or synthetic, and one file that needs nothing else."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from fer import published
 from fer.io.files import FileError, read_json, write_json
 from fer.params import Params, load
 from fer.report import charts, rejects
-from fer.report.build import class_lines, duration, percent, points, render, run_report
 from fer.report.collect import collect
+from fer.report.page import class_lines, duration, percent, points, render
 from fer.shards.manifest import load_manifest
 from fer.sources.fer2013 import Fer2013Config
+from fer.stages import report
 from fer.stages.evaluate import run_evaluation
 
 FER = Path(rejects.__file__).parents[1]
@@ -38,10 +39,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Params:
 
 @pytest.fixture(scope="module")
 def page(project: Params) -> str:
-    return run_report(project).read_text(encoding="utf-8")
+    return report.run(project).read_text(encoding="utf-8")
 
 
-def test_page_is_one_well_formed_file_without_requests(page: str) -> None:
+def test_the_page_is_one_well_formed_file_without_requests(page: str) -> None:
     outline = Outline(page)
     assert outline.open == []
     assert len(outline.ids) == len(set(outline.ids))
@@ -57,9 +58,6 @@ def test_summary_and_details_show_every_result(page: str) -> None:
         "89,919",
         "7 / 8",
         "1 min 13 s",
-    ):
-        assert text in page
-    for text in (
         "epoch 7, by accuracy on the validation split",
         "2 Ray workers",
         "interrupted and resumed 1 time",
@@ -68,10 +66,10 @@ def test_summary_and_details_show_every_result(page: str) -> None:
         assert text in page
 
 
-def test_every_reason_for_a_refusal_is_counted_and_explained(project: Params, page: str, tmp_path: Path) -> None:
+def test_every_reject_reason_is_counted_and_explained(project: Params, page: str, tmp_path: Path) -> None:
     assert '<tr><th>no face</th><td class="n">3</td><td class="n">4.29</td><td>the dataset annotates no face' in page
     assert '<tr><th>truncated</th><td class="n">1</td><td class="n">1.43</td><td>the file ends early' in page
-    assert "4, 5.7 % of the pictures and faces" in page
+    assert "4, 5.7 % of the images and faces" in page
     params = make_project(tmp_path)
     faces = tmp_path / "data" / "faces" / "toy"
     about = {
@@ -91,9 +89,7 @@ def test_every_reason_for_a_refusal_is_counted_and_explained(project: Params, pa
     [("trained/toy/nano/train.json", "train"), ("trained/toy/nano/val.json", "train"),
      ("evaluated/toy/nano/test.json", "evaluate")],
 )  # fmt: skip
-def test_what_no_stage_wrote_is_refused_by_file_with_the_command_that_makes_it(
-    name: str, stage: str, tmp_path: Path
-) -> None:
+def test_a_damaged_file_is_rejected_with_the_command_that_makes_it_again(name: str, stage: str, tmp_path: Path) -> None:
     params = make_project(tmp_path)
     publish_training(params)
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -102,19 +98,19 @@ def test_what_no_stage_wrote_is_refused_by_file_with_the_command_that_makes_it(
         collect(params)
 
 
-def test_reasons_of_refusals_have_a_meaning_in_words() -> None:
+def test_every_decoding_error_has_a_meaning_in_words() -> None:
     decoding = re.findall(
         r'(?:ImageError|JpegError)\(\s*"(\w+)"',
-        "".join((FER / name).read_text() for name in ("pictures.py", "jpeg.py")),
+        "".join((FER / name).read_text() for name in ("io/images.py", "io/jpeg.py")),
     )
     assert {"empty", "truncated", "damaged"} <= set(decoding)
-    assert not set(decoding) - set(rejects._PICTURES)
+    assert not set(decoding) - set(rejects._IMAGES)
 
 
-def test_synthetic_data_carries_its_banner_and_real_data_does_not(page: str, tmp_path: Path) -> None:
+def test_only_synthetic_data_has_the_banner(page: str, tmp_path: Path) -> None:
     assert page.count(BANNER) == 2, "in the summary, where nothing else is shown, and in the section"
     real = make_project(tmp_path, dataset="fer2013", synthetic=False)
-    assert "SYNTHETIC" not in run_report(real).read_text()
+    assert "SYNTHETIC" not in report.run(real).read_text()
 
 
 def charts_of(page: str, heading: str) -> list[str]:
@@ -133,7 +129,7 @@ def charts_of(page: str, heading: str) -> list[str]:
          "cross-entropy; then sum of three cross-entropies, labels smoothed by 0.1"),
     ],
 )  # fmt: skip
-def test_a_training_loss_that_is_not_the_validations_has_its_own_axis_and_name(
+def test_a_training_loss_other_than_validations_has_its_own_axis_and_name(
     changes: dict[str, Any], heading: str, tmp_path: Path
 ) -> None:
     params = make_project(tmp_path)
@@ -155,11 +151,11 @@ def test_a_training_loss_that_is_the_validations_shares_its_axis(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "words"),
     [({}, None), ({"epochs": 3, "learning_rate": 0.5}, "besides the model, in epochs (3, 7), learning rate. Their")],
 )
-def test_figures_of_different_recipes_do_not_claim_to_rank_the_models(
-    changes: dict[str, Any], told: str | None, tmp_path: Path
+def test_results_of_different_recipes_do_not_rank_the_models(
+    changes: dict[str, Any], words: str | None, tmp_path: Path
 ) -> None:
     params = make_project(tmp_path)
     recipe = params.recipe("nano").model_dump(mode="json")
@@ -168,8 +164,8 @@ def test_figures_of_different_recipes_do_not_claim_to_rank_the_models(
     page = render(collect(params))
     summary = page[page.index('id="summary"') : page.index('<h2 id="toy">')]
     assert "let models be compared" not in page
-    assert ("do not rank the models" in summary) == (told is not None)
-    assert told is None or told in summary
+    assert ("do not rank the models" in summary) == (words is not None)
+    assert words is None or words in summary
 
 
 def test_lineage_names_commit_data_and_parameters(project: Params, page: str) -> None:
@@ -179,20 +175,20 @@ def test_lineage_names_commit_data_and_parameters(project: Params, page: str) ->
     assert "0123456789ab with uncommitted changes" in page
 
 
-def test_published_figures_stand_beside_ours_with_the_rows_they_are_on(tmp_path: Path) -> None:
+def test_published_results_are_beside_ours_with_their_number_of_rows(tmp_path: Path) -> None:
     params = make_project(tmp_path, dataset="fer2013", synthetic=False)
     params = replace(params, datasets={"fer2013": Fer2013Config(source="fer2013")})
     publish_training(params, "fer2013")
     run_evaluation(params, "fer2013", "nano")
     page = render(collect(params))
-    assert "In print the test split has 3,589 rows; here 45 were used, so the figures are not on the same rows" in page
+    assert "The published test split has 3,589 rows; here 45 were used, so the results are not on the same rows" in page
     for model in ("LHC-NetC", "Human [2]", "mini-Xception"):
         assert model in page
     assert page.count('class="ours"') == 1
-    assert "lower published figures are not shown" in page
+    assert "lower published results are not shown" in page
 
 
-def test_both_protocols_and_what_lies_between_stand_on_the_page(tmp_path: Path) -> None:
+def test_both_protocols_and_their_difference_are_on_the_page(tmp_path: Path) -> None:
     params = make_project(tmp_path, dataset="fer2013", synthetic=False)
     params = replace(params, datasets={"fer2013": Fer2013Config(source="fer2013")})
     publish_training_chosen_on_test(params, "fer2013")
@@ -202,40 +198,40 @@ def test_both_protocols_and_what_lies_between_stand_on_the_page(tmp_path: Path) 
     section = page[page.index('<article id="fer2013-nano">') : page.index('<h2 id="studies">')]
     table = section[section.index("Both protocols") : section.index("Confusion")]
     lines = [re.sub(r"<[^>]+>", "|", line) for line in re.findall("<tr>.*?</tr>", table, re.DOTALL)[1:]]
-    published, honest, difference = ([cell for cell in re.split(r"\|+", line) if cell.strip()] for line in lines)
-    assert published[:3] == ["published: the test split chose the epoch; optimistic", "7", "80.00"]
-    assert honest[:3] == ["honest: the epoch that validation would have chosen", "8", "60.00"]
-    assert difference[:2] == ["difference, published minus honest", "+20.00 points"]
-    assert "epoch 7, by accuracy on the test split, as the published code does it: optimistic" in section
+    published, selected, difference = ([cell for cell in re.split(r"\|+", line) if cell.strip()] for line in lines)
+    assert published[:3] == ["published: epoch selected on the test split; optimistic", "7", "80.00"]
+    assert selected[:3] == ["validation-selected: the epoch that validation would have chosen", "8", "60.00"]
+    assert difference[:2] == ["difference, published minus validation-selected", "+20.00 points"]
+    assert "epoch 7, by accuracy on the test split, as the published code does: optimistic" in section
     assert section.count('class="line c"') == 2, "the test curve, in both charts"
     assert "test rows, seen after every epoch" in section
     summary = page[page.index('<h2 id="summary"') : page.index('<h2 id="fer2013">')]
-    assert "CHOSEN ON TEST" in summary
-    assert "honest <small> +20.0 points for choosing on test" in summary
-    ladder_ = page[page.index("Beside the published figures") : page.index('<article id="fer2013-nano">')]
-    assert "nano, honest" in ladder_
+    assert "SELECTED ON TEST" in summary
+    assert "validation-selected <small> +20.0 points for selecting on test" in summary
+    ladder_ = page[page.index("Beside the published results") : page.index('<article id="fer2013-nano">')]
+    assert "nano, validation-selected" in ladder_
     assert ladder_.count("optimistic") == 1
-    assert "epoch 8, which validation would have chosen" in ladder_
-    assert "For 1 of them the test split chose the epoch" in page
-    assert "opened once, after validation had chosen the epoch.</p>" not in page
+    assert "epoch 8" in ladder_
+    assert "For 1 of them the epoch was selected on the test split" in page
+    assert "For each model the test split was opened once" not in page
 
 
-def test_a_training_that_validation_chose_has_one_figure_and_no_badge(page: str) -> None:
-    for text in ("CHOSEN ON TEST", "Both protocols", "optimistic", "honest", "chosen on test"):
+def test_a_validation_selected_run_has_one_result_and_no_badge(page: str) -> None:
+    for text in ("SELECTED ON TEST", "Both protocols", "optimistic", "validation-selected", "selected on test"):
         assert text not in page
 
 
-def test_an_evaluation_that_does_not_know_of_the_protocol_is_out_of_date(tmp_path: Path) -> None:
+def test_an_evaluation_without_the_protocols_is_out_of_date(tmp_path: Path) -> None:
     params = make_project(tmp_path)
     publish_training_chosen_on_test(params)
     path = run_evaluation(params, "toy", "nano") / "test.json"
     write_json(path, {name: value for name, value in read_json(path).items() if name != "protocols"})
     page = render(collect(params))
-    assert "the evaluation does not say what validation would have chosen: dvc repro -sf evaluate@toy-nano" in page
-    assert "CHOSEN ON TEST" in page
+    assert "the evaluation has no validation-selected result: dvc repro -sf evaluate@toy-nano" in page
+    assert "SELECTED ON TEST" in page
 
 
-def test_the_metric_of_the_last_stage_is_the_one_that_chose(tmp_path: Path) -> None:
+def test_the_selection_metric_is_that_of_the_last_stage(tmp_path: Path) -> None:
     params = make_project(tmp_path)
     recipe = params.recipe("nano").model_dump(mode="json")
     recipe["stages"] = [{"epochs": 2}, {"epochs": 6, "selection_metric": "balanced_accuracy"}]
@@ -245,7 +241,7 @@ def test_the_metric_of_the_last_stage_is_the_one_that_chose(tmp_path: Path) -> N
     assert "2 stages, of which each changes some of:" in page
 
 
-def test_views_stand_beside_the_plain_figures_with_their_difference(tmp_path: Path) -> None:
+def test_augmented_results_are_beside_the_plain_ones_with_their_difference(tmp_path: Path) -> None:
     params = make_project(tmp_path, dataset="fer2013", synthetic=False)
     params = replace(params, datasets={"fer2013": Fer2013Config(source="fer2013")})
     params = replace(params, evaluate=params.evaluate.model_copy(update={"tta": "flip"}))
@@ -258,13 +254,13 @@ def test_views_stand_beside_the_plain_figures_with_their_difference(tmp_path: Pa
     low, high = (percent(augmented["intervals"][0][end]) for end in ("low", "high"))
     assert f"{percent(augmented['accuracy'], 2)}<br><small>{low} – {high}</small>" in re.sub(r"\n", "", table)
     assert f">{points(difference['value'], 2)}<br><small>{points(difference['low'], 2)}" in table
-    assert f"turn {difference['gained']} wrong answer" in table
+    assert f"correct {difference['gained']} prediction" in table
     assert "paired percentile bootstrap over rows" in table
     assert page.count("with the flip views") == 2, "in the summary, and as a tile"
-    assert "nano, flip views" in page, "beside the published figures"
+    assert "nano, flip views" in page, "beside the published results"
 
 
-def test_pages_without_views_say_nothing_of_them(page: str) -> None:
+def test_a_page_without_augmentation_does_not_mention_it(page: str) -> None:
     assert "Test-time augmentation" not in page
     assert "flip" not in page.partition('<h2 id="reading">')[0]
 
@@ -278,11 +274,11 @@ def test_outdated_results_are_marked(tmp_path: Path) -> None:
     folder = tmp_path / "data/shards/toy"
     replace(load_manifest(folder), seed=1).save(folder)
     page = render(collect(params))
-    assert "Out of date: the data has changed since the training" in page
+    assert "Out of date: the data has changed since the model was trained" in page
     assert "Out of date: the model has been trained again since the evaluation" in page
 
 
-def test_a_training_of_an_older_project_is_told_with_its_time_and_machine(tmp_path: Path) -> None:
+def test_a_run_of_an_older_project_shows_its_time_and_machine(tmp_path: Path) -> None:
     params = make_project(tmp_path)
     publish_training(params, old=True)
     page = render(collect(params))
@@ -297,10 +293,10 @@ def test_results_outside_the_run_section_are_shown_too(tmp_path: Path) -> None:
     assert names == ["other", "nano"]
 
 
-def test_report_on_nothing_says_what_to_run(tmp_path: Path) -> None:
+def test_a_report_on_nothing_names_the_next_command(tmp_path: Path) -> None:
     params = make_project(tmp_path)
     shutil.rmtree(tmp_path / "data")
-    page = run_report(params).read_text()
+    page = report.run(params).read_text()
     assert "not sharded yet: dvc repro shard@toy" in page
     assert "0 of 2 results" in page
 
@@ -327,40 +323,35 @@ def test_ticks_are_round_and_span_the_data() -> None:
 
 def test_curves_with_one_epoch_or_diverged_values_are_drawn() -> None:
     assert "polyline" in charts.lines(
-        {"epoch": [1], "train_loss": [2.0], "val_loss": [float("nan")]}, "loss", 1, share=False
+        {"epoch": [1], "train_loss": [2.0], "val_loss": [float("nan")]}, "loss", 1, fraction=False
     )
-    assert charts.lines({"epoch": [1], "val_loss": [float("nan")]}, "loss", 1, share=False) == ""
-    assert charts.lines({}, "loss", None, share=False) == ""
+    assert charts.lines({"epoch": [1], "val_loss": [float("nan")]}, "loss", 1, fraction=False) == ""
+    assert charts.lines({}, "loss", None, fraction=False) == ""
 
 
-def test_durations_read_well() -> None:
-    assert [duration(value) for value in (None, 0.4, 59.6, 3599, 7260)] == [
-        "–",
-        "0 s",
-        "1 min 0 s",
-        "59 min 59 s",
-        "2 h 1 min",
-    ]
+def test_durations_are_readable() -> None:
+    expected = {None: "–", 0.4: "0 s", 59.6: "1 min 0 s", 3599: "59 min 59 s", 7260: "2 h 1 min"}
+    assert {value: duration(value) for value in expected} == expected
 
 
 def test_differences_carry_their_sign() -> None:
     assert [points(value) for value in (None, 0.0123, -0.0123, 0.0)] == ["–", "+1.2", "−1.2", "+0.0"]
 
 
-def test_class_shares() -> None:
+def test_class_fractions() -> None:
     lines = class_lines(("a", "b"), {"train": (1, 3), "test": (0, 0)})
-    assert lines[1]["splits"]["train"] == {"rows": 3, "share": 0.75, "of_largest": 1.0}
-    assert lines[0]["splits"]["test"] == {"rows": 0, "share": 0.0, "of_largest": 0.0}
+    assert lines[1]["splits"]["train"] == {"rows": 3, "fraction": 0.75, "of_largest": 1.0}
+    assert lines[0]["splits"]["test"] == {"rows": 0, "fraction": 0.0, "of_largest": 0.0}
 
 
-def test_published_figures_are_plausible_and_attributed() -> None:
+def test_published_results_are_plausible_and_attributed() -> None:
     for dataset in ("FER2013", "RAF-DB", "AffectNet-7", "AffectNet-8", "CAER-S", "AI-Hub"):
-        figures = published.figures(dataset)
-        assert figures
-        assert all(0.5 < figure.value < 1 and figure.work and figure.table for figure in figures)
-        assert figures == sorted(figures, key=lambda figure: -figure.value)
+        works = published.figures(dataset)
+        assert works
+        assert all(0.5 < one.value < 1 and one.work and one.table for one in works)
+        assert works == sorted(works, key=lambda one: -one.value)
     assert published.test_rows("FER2013") == 3589
-    human = next(figure for figure in published.figures("FER2013") if figure.model.startswith("Human"))
+    human = next(one for one in published.figures("FER2013") if one.model.startswith("Human"))
     assert (human.value, human.margin) == (0.65, 0.05)
     assert published.dataset_name("affectnet", 8) == "AffectNet-8"
     assert published.dataset_name("synthetic", 7) is None

@@ -1,4 +1,4 @@
-"""The parts of `fer submit` that need no cluster: the line that starts a job, and a job server that fails."""
+"""`fer submit` without a cluster: the line that starts a job, a job server that fails, and code that is uploaded."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pytest
 from fer.cluster import jobs as job_client
 from fer.cluster.jobs import JobServer
 from fer.commands import jobs
-from fer.commands.job_request import entrypoint, free_id, job_name, running_job, runtime_environment
-from fer.io.files import sha256
+from fer.commands.jobs import entrypoint, free_id, job_name, running_job, runtime_environment
+from fer.commands.place import LIST_NAME, place
+from fer.io.files import sha256, write_json
 
 
 def start(command: list[str], folder: Path, digest: str, *, upload: bool = False) -> tuple[int, str]:
@@ -28,44 +29,44 @@ def start(command: list[str], folder: Path, digest: str, *, upload: bool = False
     return done.returncode, done.stdout + done.stderr
 
 
-def test_line_becomes_the_stage_in_the_folder_with_the_validated_parameters(tmp_path: Path) -> None:
+def test_the_line_becomes_the_stage_in_the_folder_with_the_validated_parameters(tmp_path: Path) -> None:
     folder = tmp_path / "it's a $HOME \\n folder"
     folder.mkdir()
     (folder / "params.yaml").write_text("seed: 0\n")
     digest = sha256(folder / "params.yaml")
     assert start(["sh", "-c", "pwd -P; exit 7"], folder, digest) == (7, f"{folder}\n")
-    code, said = start(["pwd"], folder, "0" * 64)
+    code, output = start(["pwd"], folder, "0" * 64)
     assert code == 1
-    assert f"error: {folder}/params.yaml: not the one this job was submitted with" in said
-    code, said = start(["pwd"], tmp_path / "nowhere", digest)
+    assert f"error: {folder}/params.yaml: not the one this job was submitted with" in output
+    code, output = start(["pwd"], tmp_path / "nowhere", digest)
     assert code == 1
-    assert f"error: {tmp_path}/nowhere: the head node sees no such folder" in said
+    assert f"error: {tmp_path}/nowhere: the head node sees no such folder" in output
 
 
-def test_upload_that_fails_tells_its_own_reason_and_no_other(tmp_path: Path) -> None:
+def test_a_failed_upload_reports_its_own_reason_and_no_other(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("seed: 0\n")
     assert start(["false", "ran"], tmp_path, sha256(tmp_path / "params.yaml"), upload=True) == (1, "")
 
 
-def test_ids_count_on_and_a_job_of_the_same_name_with_other_parameters_is_refused() -> None:
+def test_ids_are_numbered_and_a_running_job_with_other_parameters_is_rejected() -> None:
     name = job_name("train", ["--dataset", "tiny", "--model", "a model"])
     assert name == "fer-train-tiny-a_model-"
-    asked = {"name": name, "fer.params_sha256": "1"}
+    metadata = {"name": name, "fer.params_sha256": "1"}
     known = [
-        SimpleNamespace(submission_id=f"{name}9", status="FAILED", metadata=asked),
-        SimpleNamespace(submission_id=f"{name}10", status="RUNNING", metadata=asked),
+        SimpleNamespace(submission_id=f"{name}9", status="FAILED", metadata=metadata),
+        SimpleNamespace(submission_id=f"{name}10", status="RUNNING", metadata=metadata),
         SimpleNamespace(submission_id=f"{name}other-30", status="RUNNING", metadata={"name": f"{name}other-"}),
     ]
     assert free_id(name, known) == f"{name}11"
     assert free_id(name, []) == f"{name}1"
-    assert running_job(known, name, asked) == f"{name}10"
-    assert running_job(known[:1], name, asked) is None
+    assert running_job(known, name, metadata) == f"{name}10"
+    assert running_job(known[:1], name, metadata) is None
     with pytest.raises(ValueError, match=f"ray job stop {name}10"):
-        running_job(known, name, asked | {"fer.params_sha256": "2"})
+        running_job(known, name, metadata | {"fer.params_sha256": "2"})
 
 
 class Client:
-    """A job server of Ray's, as its client shows it: knows the job after some requests to stop it, or never."""
+    """A client of Ray's job server, which knows the job after some requests to stop it, or never."""
 
     def __init__(self, unknown: float) -> None:
         self.unknown, self.stopped = unknown, False
@@ -96,13 +97,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> JobServer:
     return JobServer.__new__(JobServer)  # without a connection
 
 
-def test_job_that_arrives_while_its_submission_is_interrupted_is_stopped_too(server: JobServer) -> None:
+def test_a_job_that_arrives_while_its_submission_is_interrupted_is_stopped_too(server: JobServer) -> None:
     server._client = Client(unknown=2)
     server.stop("fer-train-1")
     assert server._client.stopped
 
 
-def test_job_that_cannot_be_stopped_is_said_aloud_and_takes_no_exceptions_place(
+def test_a_job_that_cannot_be_stopped_is_reported_without_an_exception(
     server: JobServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server._client = Client(unknown=float("inf"))
@@ -111,18 +112,18 @@ def test_job_that_cannot_be_stopped_is_said_aloud_and_takes_no_exceptions_place(
     assert "does not exist" in caplog.text
 
 
-def test_cluster_that_goes_away_while_a_job_is_followed_leaves_a_hint(
+def test_a_cluster_that_is_lost_while_a_job_is_followed_leaves_a_hint(
     server: JobServer, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     server._client = Client(unknown=float("inf"))
-    with pytest.raises(ValueError, match="fer-train-1 may go on; the same command follows it again"):
+    with pytest.raises(ValueError, match="fer-train-1 may still run; the same command follows it again"):
         server.follow("fer-train-1")
     assert capsys.readouterr().out == "a line\n"
     assert "no websocket here" in caplog.text
 
 
 class Cluster(Client):
-    """One that takes a job, while its user changes his mind."""
+    """One that takes a job while its user interrupts."""
 
     def __init__(self) -> None:
         super().__init__(unknown=0)
@@ -139,7 +140,7 @@ class Cluster(Client):
         raise KeyboardInterrupt
 
 
-def test_interruption_while_the_job_is_submitted_stops_the_job(
+def test_an_interruption_while_the_job_is_submitted_stops_the_job(
     server: JobServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "params.yaml").write_text("seed: 0\n")
@@ -153,3 +154,42 @@ def test_interruption_while_the_job_is_submitted_stops_the_job(
     assert taken["runtime_env"]["env_vars"]["PYTHONPATH"] == str(tmp_path)
     assert taken["metadata"]["fer.project_dir"] == str(tmp_path)
     assert server._client.stopped
+
+
+# ------------------------------------------------------------------------------------------------ uploaded code
+
+
+def test_uploaded_code_is_updated_and_other_files_stay(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    (source / "a.py").write_text("1")
+    (source / "b.py").write_text("1")
+    assert place(source, target) == 2
+    (target / "results.txt").write_text("mine")
+    (source / "a.py").unlink()
+    (source / "b.py").write_text("2")
+    assert place(source, target) == 1
+    assert {path.name: path.read_text() for path in target.iterdir() if path.name != LIST_NAME} == {
+        "b.py": "2",
+        "results.txt": "mine",
+    }
+
+
+@pytest.mark.parametrize("name", ["../precious", "/precious", "link/precious"])
+def test_a_list_that_names_a_file_outside_removes_nothing(name: str, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    (tmp_path / "precious").write_text("mine")
+    (target / "link").symlink_to(tmp_path)
+    write_json(target / LIST_NAME, [str(tmp_path / "precious") if name.startswith("/") else name])
+    with pytest.raises(ValueError, match="outside"):
+        place(source, target)
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_a_folder_of_the_users_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"mine: .*files of no upload"):
+        place(tmp_path, tmp_path / "mine")

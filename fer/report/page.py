@@ -1,32 +1,13 @@
-"""The report stage: reports/index.html, one file that needs nothing else, online or off."""
+"""The page: reports/index.html, one file that needs nothing else, online or off."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from fer.console import log
-from fer.io.files import write_atomic
-from fer.params import Params
 from fer.report import charts
-from fer.report.collect import Content, Dataset, Result, collect
+from fer.report.collect import Content, Dataset, Result
 from fer.shards.schema import SPLITS
-
-
-def run_report(params: Params) -> Path:
-    """Writes reports/index.html from data/shards, trained, evaluated, and studies where there are; returns its path."""
-    content = collect(params)
-    path = params.root / "reports" / "index.html"
-    write_atomic(path, render(content))
-    done = sum(1 for result in content.results if not result.missing)
-    log.info(f"report: {done} of {len(content.results)} results -> {path.relative_to(params.root)}")
-    for result in content.results:
-        for trouble in (*([result.missing] if result.missing else []), *result.stale):
-            log.warning("%s on %s: %s", result.model, result.dataset, trouble)
-    for trouble in content.studies.troubles:
-        log.warning("left out of the report: %s", trouble)
-    return path
 
 
 def render(content: Content) -> str:
@@ -57,9 +38,9 @@ def render(content: Content) -> str:
     )
 
 
-def percent(share: float | None, digits: int = 1) -> str:
+def percent(fraction: float | None, digits: int = 1) -> str:
     """0.6571 -> 65.7; a dash for nothing."""
-    return "–" if share is None else f"{100 * share:.{digits}f}"
+    return "–" if fraction is None else f"{100 * fraction:.{digits}f}"
 
 
 def points(difference: float | None, digits: int = 1) -> str:
@@ -90,13 +71,13 @@ def short(digest: str | None) -> str:
 
 
 def class_lines(labels: Sequence[str], histogram: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
-    """Each class with its rows, its share of every split, and that share as a part of the largest one in the split."""
+    """Each class with its rows, its fraction of every split, and that relative to the largest class of the split."""
     lines: list[dict[str, Any]] = []
     for index, label in enumerate(labels):
         splits = {
             split: {
                 "rows": counts[index],
-                "share": counts[index] / max(1, sum(counts)),
+                "fraction": counts[index] / max(1, sum(counts)),
                 "of_largest": counts[index] / max(1, *counts),
             }
             for split, counts in histogram.items()
@@ -106,23 +87,23 @@ def class_lines(labels: Sequence[str], histogram: Mapping[str, Sequence[int]]) -
 
 
 def ladder(dataset: Dataset) -> list[dict[str, Any]]:
-    """Our results and the published figures of a dataset on one scale, the best first.
+    """Our results and the published ones of a dataset on one scale, the best first.
 
-    Each line has name, value, low, high (a margin or interval, or None), ours, where and note. A training whose epoch
-    the test split chose has a line for each protocol, one that was judged by several views a line with them.
+    Each line has name, value, low, high (a margin or interval, or None), ours, where and note. A run whose
+    epoch was selected on the test split has a line for each protocol, one with test-time augmentation a line for that.
     """
     lines = [line for result in dataset.results if result.test for line in _ours(result)]
-    for figure in dataset.published:
-        margin = figure.margin
+    for work in dataset.published:
+        margin = work.margin
         lines.append(
             {
-                "name": figure.model,
-                "value": figure.value,
-                "low": figure.value - margin if margin else None,
-                "high": figure.value + margin if margin else None,
+                "name": work.model,
+                "value": work.value,
+                "low": work.value - margin if margin else None,
+                "high": work.value + margin if margin else None,
                 "ours": False,
-                "where": f"{figure.work}, {figure.table}",
-                "note": "; ".join(text for text in (figure.setting, figure.note) if text),
+                "where": f"{work.work}, {work.table}",
+                "note": "; ".join(text for text in (work.setting, work.note) if text),
             }
         )
     return sorted(lines, key=lambda line: -line["value"])
@@ -131,18 +112,18 @@ def ladder(dataset: Dataset) -> list[dict[str, Any]]:
 def _ours(result: Result) -> list[dict[str, Any]]:
     """The lines of one of our results."""
     rows = f"{result.test['rows']:,} test rows"
-    chosen = "epoch chosen on the test split, as published code does: optimistic"
+    optimistic = "epoch selected on the test split, as published code does: optimistic"
     found = [(result.model, result.test["accuracy"], result.interval("accuracy"), "epoch selected on validation")]
-    if result.chosen_on_test:
-        found[0] = (*found[0][:3], chosen)
+    if result.selected_on_test:
+        found[0] = (*found[0][:3], optimistic)
     if result.protocols:
-        honest = result.protocols["validation"]
-        name, note = f"{result.model}, honest", f"epoch {honest['epoch']}, which validation would have chosen"
-        found.append((name, honest["accuracy"], result.protocol_interval("validation"), note))
+        chosen = result.protocols["validation"]
+        name, note = f"{result.model}, validation-selected", f"epoch {chosen['epoch']}"
+        found.append((name, chosen["accuracy"], result.protocol_interval("validation"), note))
     if result.tta:
         name, note = f"{result.model}, {result.tta['name']} views", "test-time augmentation"
-        if result.chosen_on_test:
-            note += f"; {chosen}"
+        if result.selected_on_test:
+            note += f"; {optimistic}"
         found.append((name, result.tta["accuracy"], result.tta_interval("accuracy"), note))
     return [
         {

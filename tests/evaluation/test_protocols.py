@@ -1,4 +1,4 @@
-"""Promises of both protocols: what each split would have chosen, by the metric and the patience of the last stage."""
+"""Both protocols: which epoch each split would have selected, by the metric and the patience of the last stage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def recipe(**keys: Any) -> Recipe:
 def history(
     test: list[float], val: list[float], *, stage: int = 1, first: int = 1, name: str = "accuracy"
 ) -> list[dict]:
-    """Epochs whose other figures are all 0.5."""
+    """Epochs whose other metrics are all 0.5."""
     plain = {f"{part}_{what}": 0.5 for part in ("test", "val") for what in ("accuracy", "balanced_accuracy", "loss")}
     return [
         {"epoch": float(first + place), "stage": float(stage), **plain, f"test_{name}": one, f"val_{name}": other}
@@ -32,7 +32,7 @@ def history(
     ]
 
 
-def test_the_figure_of_either_choice_and_their_difference() -> None:
+def test_either_selection_and_their_difference_are_reported() -> None:
     found = both_protocols(history([0.5, 0.8, 0.7, 0.6], [0.4, 0.6, 0.9, 0.9]), recipe(), 50, 0.9)
     assert found is not None
     assert found["published"] == {"epoch": 2, "accuracy": 0.8, "balanced_accuracy": 0.5, "nll": 0.5}
@@ -45,11 +45,11 @@ def test_the_figure_of_either_choice_and_their_difference() -> None:
     json.dumps(found, allow_nan=False)
 
 
-def test_nothing_is_invented_where_validation_chose() -> None:
+def test_a_validation_selected_run_has_one_result() -> None:
     assert both_protocols(history([0.5], [0.4]), recipe(protocol="validation"), 50, 0.95) is None
 
 
-def test_a_loss_chooses_by_its_least_and_may_cost_accuracy() -> None:
+def test_the_lowest_loss_is_selected_and_may_cost_accuracy() -> None:
     epochs = history([0.9, 0.2, 0.4], [0.3, 0.5, 0.1], name="loss")
     for row, accuracy in zip(epochs, (0.5, 0.6, 0.8), strict=True):
         row["test_accuracy"] = accuracy
@@ -58,11 +58,11 @@ def test_a_loss_chooses_by_its_least_and_may_cost_accuracy() -> None:
     assert (found["published"]["epoch"], found["validation"]["epoch"]) == (2, 3)
     assert found["published"]["nll"] == 0.2
     assert found["difference"]["accuracy"] == pytest.approx(-0.2), (
-        "chosen by loss, the honest epoch is the more accurate"
+        "by loss, the validation-selected epoch is the more accurate"
     )
 
 
-def test_balanced_accuracy_chooses_by_itself() -> None:
+def test_balanced_accuracy_selects_by_itself() -> None:
     epochs = history([0.4, 0.6], [0.7, 0.5], name="balanced_accuracy")
     found = both_protocols(epochs, recipe(selection_metric="balanced_accuracy"), 10, 0.95)
     assert found is not None
@@ -77,35 +77,35 @@ def test_only_the_last_stage_counts_with_its_own_metric() -> None:
     assert found is not None
     assert found["selection_metric"] == "loss"
     assert (found["published"]["epoch"], found["validation"]["epoch"]) == (3, 4)
-    assert "chosen on it under either protocol" in found["notes"][0]
+    assert "selected on it under either protocol" in found["notes"][0]
 
 
-def test_validations_own_patience_ends_its_choice_and_what_it_was_not_given_is_told() -> None:
+def test_validation_selects_within_its_own_patience_and_a_note_says_what_it_did_not_see() -> None:
     patient = recipe(patience=1, epochs=4)
     found = both_protocols(history([0.1, 0.2, 0.3, 0.4], [0.6, 0.5, 0.9, 0.9]), patient, 10, 0.95)
     assert found is not None
-    assert found["validation"]["epoch"] == 1, "under its own protocol the training would have ended after epoch 2"
+    assert found["validation"]["epoch"] == 1, "under its own protocol the run would have ended after epoch 2"
     assert found["notes"] == []
     cut = both_protocols(history([0.2, 0.1], [0.5, 0.6]), patient, 10, 0.95)
     assert cut is not None
     assert cut["validation"]["epoch"] == 2
-    assert "The test split ended the training after 2 of 4 epochs (patience 1)" in cut["notes"][0]
+    assert "The test split ended the run after 2 of 4 epochs (patience 1)" in cut["notes"][0]
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "loss"])
-def test_the_choice_is_that_of_a_real_training(tmp_path: Path, metric: str) -> None:
+def test_the_selection_is_that_of_a_real_run(tmp_path: Path, metric: str) -> None:
     keys = {"selection_metric": metric, "ema_decay": None, "patience": 2, "epochs": 5}
-    chosen_on_test = train(make_job(tmp_path, protocol="published", **keys))
-    published = both_protocols(chosen_on_test.history, recipe(**keys), 8, 0.95)
+    on_test = train(make_job(tmp_path, protocol="published", **keys))
+    published = both_protocols(on_test.history, recipe(**keys), 8, 0.95)
     assert published is not None
-    assert published["published"]["epoch"] == chosen_on_test.best_epoch
-    honest = train(elsewhere(make_job(tmp_path, **keys), tmp_path / "honest"))
-    assert chosen_epoch(honest.history, f"val_{metric}", 2) + 1 == honest.best_epoch
+    assert published["published"]["epoch"] == on_test.best_epoch
+    on_validation = train(elsewhere(make_job(tmp_path, **keys), tmp_path / "validation"))
+    assert chosen_epoch(on_validation.history, f"val_{metric}", 2) + 1 == on_validation.best_epoch
     if not published["notes"]:  # the same bits up to where either protocol ends
-        assert published["validation"]["epoch"] == honest.best_epoch
+        assert published["validation"]["epoch"] == on_validation.best_epoch
 
 
-def test_what_is_no_number_is_told_as_none() -> None:
+def test_a_metric_that_is_not_a_number_is_none() -> None:
     epochs = history([math.nan, 0.4], [0.2, 0.3], name="loss")
     found = both_protocols(epochs, recipe(), 10, 0.95)
     assert found is not None
@@ -113,7 +113,7 @@ def test_what_is_no_number_is_told_as_none() -> None:
     assert found["difference"]["nll"] is None
 
 
-def test_a_history_without_the_test_split_is_refused() -> None:
+def test_a_history_without_the_test_split_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"no column test_accuracy, test_balanced_accuracy, test_loss"):
         both_protocols([{"epoch": 1.0, "val_accuracy": 0.5}], recipe(), 10, 0.95)
     with pytest.raises(ValueError, match="no epoch of stage 1"):

@@ -1,4 +1,4 @@
-"""Promises of the report's studies: all that is there is told, by results.json, and no file there costs the page."""
+"""Studies in the report: all results are shown, and no damaged or unknown file prevents the page."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from fer.config import parse
 from fer.evaluation.figures import save
 from fer.io.files import write_json
 from fer.params import Params
-from fer.report.build import render, run_report
 from fer.report.collect import collect
+from fer.report.page import render
+from fer.stages import report
 from fer.studies import Study, StudyOptions, noise
 from fer.studies import figures as study_figures
+from fer.studies import results as study_results
 from fer.studies.cell import Plan
-from fer.studies.results import read
 
 TABLE: dict[str, Any] = {
     "title": "A table of two <b>rows</b>",
@@ -41,32 +42,32 @@ def key(number: int) -> str:
 
 
 def cells(accuracies: Mapping[str, Sequence[float]], **more: float) -> list[dict[str, Any]]:
-    """One training a figure, by seed; `more` of its figures."""
+    """One run per accuracy, by seed; `more` of its metrics."""
     made = []
     for row, values in accuracies.items():
         for seed, accuracy in enumerate(values):
-            figures = {"test_accuracy": accuracy, "val_accuracy": accuracy + 0.01, "train_loss": 1 - accuracy}
+            metrics = {"test_accuracy": accuracy, "val_accuracy": accuracy + 0.01, "train_loss": 1 - accuracy}
             about = {"row": row, "seed": seed, "fold": None, "key": key(len(made)), "parameters": 89919}
-            made.append({**about, **figures, "seconds": 2.0, **more})
+            made.append({**about, **metrics, "seconds": 2.0, **more})
     return made
 
 
 def write_study(root: Path, name: str, keys: Mapping[str, Any] = TABLE, **options: Any) -> Path:
-    """studies/<name>, as `fer study` leaves it, of trainings with ACCURACIES."""
+    """studies/<name>, as `fer study` leaves it, of runs with ACCURACIES."""
     study = parse(Study, keys, name)
     asked = parse(StudyOptions, {"rows": list(ACCURACIES), "seeds": [0, 1, 2], **options}, name)
     names = [row.row for row in asked.chosen(study)]
     views = {} if study.tta == "none" else {"test_tta_accuracy": 0.8}
     results = cells({name: values for name, values in ACCURACIES.items() if name in names}, **views)
     plan = cast(Plan, None)  # of kinds that read no predictions
-    report = read(study, asked, plan, results)
+    made = study_results.read(study, asked, plan, results)
     folder = root / "studies" / name
     folder.mkdir(parents=True)
-    (folder / "table.md").write_text(report.markdown)
-    for figure, drawn in report.figures.items():
+    (folder / "table.md").write_text(made.markdown)
+    for figure, drawn in made.figures.items():
         save(drawn, folder / f"{figure}.svg")
-    told = {"study": study.model_dump(mode="json"), "options": asked.model_dump(mode="json"), "cells": results}
-    write_json(folder / "results.json", {**told, **report.content})
+    about = {"study": study.model_dump(mode="json"), "options": asked.model_dump(mode="json"), "cells": results}
+    write_json(folder / "results.json", {**about, **made.content})
     return folder
 
 
@@ -85,9 +86,9 @@ def params(tmp_path: Path) -> Params:
     return make_project(tmp_path)
 
 
-def test_a_table_stands_with_its_spread_its_interval_and_what_was_published(params: Params) -> None:
+def test_a_table_shows_spread_interval_and_published_result(params: Params) -> None:
     write_study(params.root, "own")
-    page = run_report(params).read_text(encoding="utf-8")
+    page = report.run(params).read_text(encoding="utf-8")
     outline = Outline(page)
     assert outline.open == []
     assert outline.addresses == []
@@ -102,20 +103,20 @@ def test_a_table_stands_with_its_spread_its_interval_and_what_was_published(para
     assert other[-1] == "91.50"
     text = section(page)
     assert "A table of two &lt;b&gt;rows&lt;/b&gt;" in text
-    assert "6 trainings: 2 rows, 3 seeds" in text
+    assert "6 runs: 2 rows, 3 seeds" in text
     assert "Not trained, so not in the table: third." in text
     assert "Not here yet" not in text
     assert render(collect(params)) == page
 
 
-def test_a_cross_validation_names_its_folds_and_what_is_missing_of_them(params: Params) -> None:
+def test_a_cross_validation_names_its_folds_and_missing_runs(params: Params) -> None:
     write_study(params.root, "folds", folds=10)
     text = section(render(collect(params)))
     assert "3 seeds, 10 folds" in text
-    assert "Not finished: 6 of 60 trainings." in text
+    assert "Not finished: 6 of 60 runs." in text
 
 
-def test_the_figures_with_views_stand_beside_the_plain_ones(params: Params) -> None:
+def test_augmented_results_are_beside_the_plain_ones_of_a_study(params: Params) -> None:
     write_study(params.root, "views", {**TABLE, "tta": "flip"})
     page = render(collect(params))
     assert "with the flip views %" in section(page)
@@ -124,30 +125,30 @@ def test_the_figures_with_views_stand_beside_the_plain_ones(params: Params) -> N
     assert plain[6:8] == ["80.00 ± 0.00  80.00 – 80.00", "+8.00  +3.03 to +12.97"]
 
 
-def test_a_smoke_run_says_that_it_says_nothing(params: Params) -> None:
+def test_a_smoke_run_is_marked(params: Params) -> None:
     write_study(params.root, "own-smoke", smoke=True)
     text = section(render(collect(params)))
     assert "Smoke run: small models on synthetic faces." in text
     assert "SYNTHETIC" in text
 
 
-def test_rows_whose_recipe_chooses_on_test_are_marked(params: Params) -> None:
+def test_rows_whose_recipe_selects_on_test_are_marked(params: Params) -> None:
     rows = [TABLE["rows"][0], {**TABLE["rows"][1], "set": {"protocol": "published"}}]
     write_study(params.root, "own", {**TABLE, "rows": rows})
     page = render(collect(params))
-    assert "CHOSEN ON TEST" not in cells_of(page, "plain")[0]
-    assert "CHOSEN ON TEST" in cells_of(page, "without heads")[0]
-    assert "the figure at the epoch that validation would have chosen stands beside it" in section(page)
+    assert "SELECTED ON TEST" not in cells_of(page, "plain")[0]
+    assert "SELECTED ON TEST" in cells_of(page, "without heads")[0]
+    assert "the validation-selected result is beside it" in section(page)
 
 
-def test_a_recipe_that_is_gone_is_told_and_the_figures_stay(params: Params) -> None:
+def test_a_removed_recipe_is_reported_and_the_results_stay(params: Params) -> None:
     write_study(params.root, "own", {**TABLE, "recipe": "gone/away"})
     page = render(collect(params))
     assert cells_of(page, "plain")[1] == "72.00 ± 2.00"
-    assert "cannot be told any more of: plain, without heads" in section(page)
+    assert "unknown for: plain, without heads" in section(page)
 
 
-def test_sets_of_runs_stand_beside_the_printed_ones_with_their_figure_in_the_page(params: Params) -> None:
+def test_sets_of_runs_are_beside_the_printed_ones_with_their_figure(params: Params) -> None:
     printed = {"Top 40%": 72.69, "Top 40% w/o best": 72.65, "Top 25%": 72.75, "Best": 72.81}
     rows = [{"row": "plain", "published": 72.81, "printed": printed}, {"row": "without heads", "printed": printed}]
     write_study(params.root, "sets", {**TABLE, "kind": "lhc_sets", "rows": rows})
@@ -161,7 +162,7 @@ def test_sets_of_runs_stand_beside_the_printed_ones_with_their_figure_in_the_pag
     assert "against the host at equal seeds" in section(page)
 
 
-def test_label_noise_is_told_level_by_level_with_its_verdict(params: Params) -> None:
+def test_label_noise_is_shown_by_level_with_its_verdict(params: Params) -> None:
     rows = [
         {"row": f"{series}, {level} %", "series": series, "level": level, "published": 60.0 + level}
         for level in (0, 30) for series in ("A", "B")
@@ -170,19 +171,19 @@ def test_label_noise_is_told_level_by_level_with_its_verdict(params: Params) -> 
     random = np.random.default_rng(0)
     labels = np.zeros(400, np.int64)
 
-    def drawn(accuracy: float) -> noise.Answers:
-        return noise.Answers(seeds=(0, 1, 2), labels=labels, right=random.random((3, 400)) < accuracy)
+    def drawn(accuracy: float) -> noise.Correctness:
+        return noise.Correctness(seeds=(0, 1, 2), labels=labels, correct=random.random((3, 400)) < accuracy)
 
     levels = [{"level": level, **noise.compare(drawn(0.6), drawn(0.9))} for level in (0.0, 30.0)]
     folder = params.root / "studies" / "noise"
-    told = {"series": ["A", "B"], "levels": levels, "growth": None}
+    found = {"series": ["A", "B"], "levels": levels, "growth": None}
     content = {
         "study": study.model_dump(mode="json"),
         "options": StudyOptions(seeds=(0, 1, 2)).model_dump(mode="json"),
         "cells": [{"row": row["row"], "key": key(n)} for n, row in enumerate(rows * 3)],
     }
-    write_json(folder / "results.json", content | told)
-    save(study_figures.noise(told, "Noise"), folder / "noise.svg")
+    write_json(folder / "results.json", content | found)
+    save(study_figures.noise(found, "Noise"), folder / "noise.svg")
     page = render(collect(params))
     first, second = cells_of(page, "A, 30 %"), cells_of(page, "B, 30 %")
     assert first[4] == "–"
@@ -191,10 +192,10 @@ def test_label_noise_is_told_level_by_level_with_its_verdict(params: Params) -> 
     assert second[5] == "90.00"
     assert second[6].startswith("B is better, by ")
     assert section(page).count("<img ") == 1
-    assert not collect(params).studies.troubles
+    assert not collect(params).studies.problems
 
 
-def test_trainings_that_stand_in_no_table_are_counted(params: Params) -> None:
+def test_runs_that_are_in_no_table_are_counted(params: Params) -> None:
     write_study(params.root, "own")
     work = params.root / ".work"
     for number in (0, 1):  # in the table
@@ -205,23 +206,23 @@ def test_trainings_that_stand_in_no_table_are_counted(params: Params) -> None:
     (work / "study-noise-89abcdef" / key(79)).mkdir()
     (work / "study-noise-89abcdef" / "ray").mkdir()
     text = section(render(collect(params)))
-    assert "<b>own</b>: 1 training finished; in no table yet" in text
-    assert "<b>noise</b>: 1 training finished, 1 begun; in no table yet" in text
+    assert "<b>own</b>: 1 run finished; in no table yet" in text
+    assert "<b>noise</b>: 1 run finished, 1 begun; in no table yet" in text
 
 
-def test_an_unfinished_study_says_how_many_trainings_it_is_made_of(params: Params) -> None:
+def test_an_unfinished_study_shows_its_number_of_runs(params: Params) -> None:
     work = params.root / ".work" / "study-noise-89abcdef"
     for number in (1, 2, 3):
         write_json(work / key(number) / "result.json", {})  # the third is of an earlier start with other options
     write_json(work / "plan.json", {"study": "noise", "cells": [{"key": key(number)} for number in (1, 2, 4, 5)]})
     (work / key(4)).mkdir()
-    assert "<b>noise</b>: 2 of 4 trainings finished, 1 begun; in no table yet" in section(render(collect(params)))
+    assert "<b>noise</b>: 2 of 4 runs finished, 1 begun; in no table yet" in section(render(collect(params)))
     (work / "plan.json").write_text('{"cells": 3}')
-    assert "plan.json: cells = 3" in " ".join(collect(params).studies.troubles)
+    assert "plan.json: cells = 3" in " ".join(collect(params).studies.problems)
 
 
 def test_no_study_is_needed(params: Params) -> None:
-    page = run_report(params).read_text()
+    page = report.run(params).read_text()
     assert "Not here yet – <code>fer study</code>" in section(page)
     assert not (params.root / "studies").exists()
 
@@ -237,7 +238,7 @@ BROKEN = {
     "not JSON": ("{", r"results\.json: not valid JSON"),
     "a list": ([], "expected the results of a study, found list"),
     "another thing": ({"accuracy": 1}, r"results\.json: .*study"),
-    "no row": (_change(rows=[]), "rows: empty or not there, for a study of kind table"),
+    "no row": (_change(rows=[]), "rows: empty or missing, for a study of kind table"),
     "no cell": (_change(cells=[]), r"results\.json: .*cells"),
     "no number": (_change(rows=[{"row": "plain", "test": {"mean": "high"}}]), r"results\.json: .*rows"),
     "NaN": (lambda content: json.dumps(content).replace('"low": 0.', '"low": NaN, "was": 0.', 1), r"rows.*low"),
@@ -250,7 +251,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_study_is_left_out_and_told_and_the_others_stay(
+def test_a_broken_study_is_left_out_and_reported_and_the_others_stay(
     params: Params, name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fer.console.log.propagate", True)
@@ -262,17 +263,17 @@ def test_a_broken_study_is_left_out_and_told_and_the_others_stay(
         path.write_bytes(content)
     else:
         path.write_text(content if isinstance(content, str) else json.dumps(content))
-    page = run_report(params).read_text()
-    (trouble,) = collect(params).studies.troubles
-    assert re.search(message, trouble), trouble
-    assert trouble.startswith("studies/broken/results.json"), trouble
+    page = report.run(params).read_text()
+    (problem,) = collect(params).studies.problems
+    assert re.search(message, problem), problem
+    assert problem.startswith("studies/broken/results.json"), problem
     assert str(params.root) not in page
     assert section(page).count('class="stale"') == 1
     assert [study.name for study in collect(params).studies.results] == ["whole"]
     assert "left out of the report: studies/broken" in caplog.text
 
 
-def test_foreign_files_are_told_and_notes_are_not(params: Params) -> None:
+def test_unknown_files_are_reported_and_notes_are_not(params: Params) -> None:
     folder = write_study(params.root, "whole")
     studies = folder.parent
     for name in ("README.md", "mine.yaml", ".gitignore"):
@@ -286,24 +287,24 @@ def test_foreign_files_are_told_and_notes_are_not(params: Params) -> None:
     (folder / "folder.svg").mkdir()
     found = collect(params).studies
     assert [study.name for study in found.results] == ["whole"]
-    told = sorted(trouble.partition(":")[0] for trouble in found.troubles)
-    assert told == [
+    named = sorted(problem.partition(":")[0] for problem in found.problems)
+    assert named == [
         "studies/empty", "studies/folder/results.json", "studies/nowhere", "studies/weights.bin",
         "studies/whole/broken.svg", "studies/whole/folder.svg", "studies/whole/half.svg",
     ]  # fmt: skip
     assert "Left out: studies/empty: no results.json in it" in render(collect(params))
 
 
-def test_names_and_figures_that_mean_mischief_stay_text(params: Params) -> None:
+def test_malicious_names_and_figures_stay_text(params: Params) -> None:
     folder = write_study(params.root, "a <b> & 'c'")
     (folder / "x.svg").write_text("<svg><script>alert(1)</script></svg>")
-    page = run_report(params).read_text()
+    page = report.run(params).read_text()
     assert Outline(page).open == []
     assert "<script" not in page
     assert "../studies/a%20%3Cb%3E%20%26%20%27c%27/table.md" in page
 
 
-def test_a_file_for_the_folder_of_studies_is_told(params: Params) -> None:
+def test_a_file_in_place_of_the_studies_folder_is_reported(params: Params) -> None:
     (params.root / "studies").write_text("")
-    assert collect(params).studies.troubles == ("studies: Not a directory",)
+    assert collect(params).studies.problems == ("studies: Not a directory",)
     assert "Left out: studies: Not a directory." in section(render(collect(params)))

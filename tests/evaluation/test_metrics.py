@@ -1,4 +1,4 @@
-"""Promises of the metrics: the published definitions, sound edges, intervals that cover."""
+"""Metrics: the published definitions, edge cases, intervals that cover."""
 
 import json
 
@@ -20,7 +20,7 @@ def random_case(rows: int = 400, classes: int = 7, seed: int = 0) -> tuple[np.nd
     return labels, logits
 
 
-def test_published_worked_example() -> None:
+def test_accuracies_of_a_published_worked_example() -> None:
     labels = np.array([0, 0, 1, 1, 1, 2, 2, 2, 2, 3])
     predicted = np.array([0, 1, 1, 1, 2, 2, 2, 2, 0, 3])
     confusion = metrics.confusion_matrix(labels, predicted, 4)
@@ -30,7 +30,7 @@ def test_published_worked_example() -> None:
     assert float(metrics.balanced_accuracy(confusion)) == pytest.approx(0.7291666666666666)
 
 
-def test_agrees_with_scikit_learn() -> None:
+def test_metrics_agree_with_scikit_learn() -> None:
     sklearn = pytest.importorskip("sklearn.metrics")
     labels, logits = random_case()
     summary = metrics.summarise(labels, logits, [str(i) for i in range(7)], CONFIG, seed=0)
@@ -46,7 +46,7 @@ def test_agrees_with_scikit_learn() -> None:
         assert [line["precision"], line["recall"], line["f1"], line["rows"]] == pytest.approx(expected)
 
 
-def test_absent_class_is_left_out_of_the_means_and_named() -> None:
+def test_an_absent_class_is_left_out_of_the_means_and_named() -> None:
     labels = np.array([0, 0, 1, 1])
     logits = np.eye(4, dtype=np.float32)[[0, 3, 1, 1]] * 5
     summary = metrics.summarise(labels, logits, NAMES, CONFIG, seed=0)
@@ -59,26 +59,26 @@ def test_absent_class_is_left_out_of_the_means_and_named() -> None:
     assert summary["per_class"][3]["precision"] == 0.0
 
 
-def test_single_row_has_every_figure() -> None:
+def test_a_single_row_has_every_metric() -> None:
     summary = metrics.summarise(np.array([2]), np.array([[0.0, 0.0, 9.0, 0.0]]), NAMES, CONFIG, seed=0)
     assert summary["rows"] == 1
     assert summary["accuracy"] == summary["balanced_accuracy"] == summary["macro_f1"] == 1.0
     json.dumps(summary, allow_nan=False)
 
 
-def test_calibration_error_by_hand() -> None:
+def test_calibration_error_is_as_computed_by_hand() -> None:
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.3, 0.7]])
     labels = np.array([0, 1, 0, 1])
-    diagram = metrics.reliability(labels, probabilities, bins=10)
-    assert diagram.counts.sum() == 4
-    assert diagram.counts[[5, 6, 8]].tolist() == [1, 1, 2], "bins are (lower, upper]: 0.6 lies in the sixth"
-    assert diagram.error == pytest.approx((0.4 * 1 + 0.3 * 1 + 0.4 * 2) / 4)
+    lines, error = metrics.reliability(labels, probabilities, bins=10)
+    rows = {number: line["rows"] for number, line in enumerate(lines) if line["rows"]}
+    assert rows == {5: 1, 6: 1, 8: 2}, "bins are (from, to]: 0.6 lies in the sixth"
+    assert error == pytest.approx((0.4 * 1 + 0.3 * 1 + 0.4 * 2) / 4)
 
 
-def test_perfectly_calibrated_and_certain_edges() -> None:
+def test_certain_predictions_are_calibrated_when_correct() -> None:
     certain = np.array([[1.0, 0.0], [0.0, 1.0]])
-    assert metrics.reliability(np.array([0, 1]), certain, 15).error == 0.0
-    assert metrics.reliability(np.array([1, 0]), certain, 15).error == 1.0
+    assert metrics.reliability(np.array([0, 1]), certain, 15)[1] == 0.0
+    assert metrics.reliability(np.array([1, 0]), certain, 15)[1] == 1.0
 
 
 def test_huge_logits_stay_finite() -> None:
@@ -96,7 +96,7 @@ def test_wilson_matches_published_values(right: int, rows: int, low: float, high
     assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-4)
 
 
-def test_bootstrap_is_seeded_and_brackets_the_figure() -> None:
+def test_the_bootstrap_is_seeded_and_contains_the_metric() -> None:
     labels, logits = random_case()
     confusion = metrics.confusion_matrix(labels, logits.argmax(axis=1), 7)
     first, second = (metrics.bootstrap(confusion, 500, 0.95, seed=3) for _ in range(2))
@@ -107,7 +107,7 @@ def test_bootstrap_is_seeded_and_brackets_the_figure() -> None:
     assert 0.05 < interval.high - interval.low < 0.15
 
 
-def test_bootstrap_of_cells_is_bootstrap_of_rows() -> None:
+def test_the_bootstrap_of_confusion_cells_is_that_of_rows() -> None:
     labels, logits = random_case(rows=150)
     predicted = logits.argmax(axis=1)
     confusion = metrics.confusion_matrix(labels, predicted, 7)
@@ -120,7 +120,7 @@ def test_bootstrap_of_cells_is_bootstrap_of_rows() -> None:
     assert (interval.low, interval.high) == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.01)
 
 
-def test_summary_shows_dvc_the_headline_figures_only() -> None:
+def test_only_the_main_metrics_are_plain_numbers_for_dvc() -> None:
     labels, logits = random_case(50)
     summary = metrics.summarise(labels, logits, [str(i) for i in range(7)], CONFIG, seed=0)
     assert [key for key, value in summary.items() if not isinstance(value, list)] == [

@@ -1,0 +1,135 @@
+"""Every touch of Ray that its documentation does not promise: one function each, with the versions it was seen with.
+
+`tests/cluster/test_compat.py` holds a canary for each, which fails where a new version of Ray behaves otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+TokenProblem = Literal["unreadable", "refused", "missing"]
+
+
+def show_worker_logs(shown: bool) -> None:
+    """Whether the driver prints what Ray's processes log; without a raylet, these are dumps of its state.
+
+    Ray 2.60: `ray._private.worker._worker_logs_enabled`, read at every message.
+    """
+    worker: Any = import_module("ray._private.worker")
+    worker._worker_logs_enabled = shown
+
+
+def start_local_cluster(folder: Path, *, cpus: int | None, object_store_bytes: int, dashboard: bool) -> Any:
+    """Starts a cluster for this machine alone, which needs no network and keeps all its files in a folder.
+
+    Ray 2.60: the private options `_temp_dir` and `_node_ip_address` of `ray.init`.
+    """
+    import ray
+
+    return ray.init(
+        address="local",
+        num_cpus=cpus,
+        object_store_memory=object_store_bytes,
+        include_dashboard=dashboard,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=str(folder),
+        _node_ip_address="127.0.0.1",
+    )
+
+
+def is_startup_timeout(error: Exception) -> bool:
+    """Whether a local cluster did not start within the 30 s that Ray grants, which no setting raises.
+
+    Ray 2.60: a bare `Exception` of `ray._private.node`, known by its text.
+    """
+    return "timed out during startup" in str(error)
+
+
+def forget_token() -> None:
+    """Makes Ray read its token again: it keeps the first answer of this process, even that there is none.
+
+    Ray 2.60: `ray._raylet.AuthenticationTokenLoader`.
+    """
+    import_module("ray._raylet").AuthenticationTokenLoader.instance().reset_cache()
+
+
+def token_state() -> tuple[bool, bool]:
+    """Whether RAY_AUTH_MODE asks for a token, and whether Ray finds one, in the environment or the home folder.
+
+    Ray 2.60: `ray._raylet.AuthenticationTokenLoader` and `get_authentication_mode`.
+    """
+    from ray.exceptions import AuthenticationError
+
+    native = import_module("ray._raylet")  # compiled
+    found = False
+    with suppress(AuthenticationError):  # RAY_AUTH_TOKEN_PATH names a file that cannot be read
+        found = bool(native.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
+    return native.get_authentication_mode() == native.AuthenticationMode.TOKEN, found
+
+
+def token_problem(error: Exception) -> TokenProblem:
+    """What an `AuthenticationError` of Ray means.
+
+    Ray 2.60: one exception type for all three, told apart by its text.
+    """
+    if "cannot be opened" in str(error):
+        return "unreadable"
+    return "refused" if "nvalid" in str(error) else "missing"
+
+
+def dead_processes() -> dict[str, tuple[int, str]]:
+    """Pid and end of those processes of this process's own local cluster that have ended, by name.
+
+    Names: "gcs_server" is the head, "raylet" starts and holds the workers.
+    Ray 2.60: `ray._private.worker._global_node.dead_processes()`.
+    """
+    node = import_module("ray._private.worker")._global_node
+    return {
+        name: (process.pid, _ended(process.returncode)) for name, process in (node.dead_processes() if node else ())
+    }
+
+
+def _ended(code: int) -> str:
+    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def placement_failure(error: BaseException) -> str | None:
+    """Why Ray Train could not place its workers, in one line; None where that was not what failed.
+
+    Ray 2.60: `controller_failure` of `ray.train.ControllerError`, of a private type.
+    """
+    failure = getattr(error, "controller_failure", None)
+    if type(failure).__name__ not in ("WorkerGroupStartupTimeoutError", "InsufficientClusterResourcesError"):
+        return None
+    return str(failure).partition(" Potential causes")[0].splitlines()[0]
+
+
+def worker_errors(error: BaseException) -> dict[int, tuple[BaseException, str]]:
+    """What each failed worker of Ray Train raised, by rank, and the last line of its traceback.
+
+    Ray 2.60: `worker_failures` of `ray.train.WorkerGroupError` wraps an exception with its traceback as text, and
+    holds the exception as `_base_exc`.
+    """
+    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
+    return {
+        rank: (getattr(one, "_base_exc", one), str(one).strip().splitlines()[-1])
+        for rank, one in sorted(failures.items())
+    }
+
+
+def trial_error(trial: Any) -> str:
+    """The last line of the traceback of a failed trial of Ray Tune, which is on disk before its callback is called.
+
+    Ray 2.60: `ray.tune.experiment.Trial.error_file`.
+    """
+    text = ""
+    with suppress(OSError, TypeError):
+        text = Path(trial.error_file).read_text(encoding="utf-8").strip()
+    return text.splitlines()[-1].strip() if text else "its process was lost"

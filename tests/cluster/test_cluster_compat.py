@@ -1,0 +1,121 @@
+"""A canary for each thing that we use of Ray without its promise: which one has changed, where a new version breaks it.
+
+The start of a local cluster is in `test_session.py`, and what its head says of tokens in `test_jobs.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import subprocess
+import sys
+import time
+from importlib import import_module
+from types import SimpleNamespace
+
+import pytest
+from builders.limits import patience
+
+from fer.cluster import compat, session
+from fer.cluster.config import ClusterConfig
+from fer.console import log
+
+CHANGED = "this version of Ray differs from 2.60: see fer/cluster/compat.py"
+
+
+def test_ray_prints_the_logs_of_its_processes_for_debugging_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = import_module("ray._private.worker")
+    dump = {"lines": ["Raylet is terminated. [state-dump] NodeManager:"], "pid": "raylet", "is_err": False}
+    with monkeypatch.context() as debug:
+        debug.setattr(log, "isEnabledFor", lambda level: True)
+        session._quiet()
+        worker.print_to_stdstream(dump, ignore_prefix=False)
+    assert "[state-dump]" in capsys.readouterr().out, CHANGED
+    session._quiet()
+    worker.print_to_stdstream(dump, ignore_prefix=False)
+    assert capsys.readouterr() == ("", ""), CHANGED
+
+
+def test_ray_says_by_text_alone_that_a_local_cluster_started_too_slowly() -> None:
+    source = inspect.getsource(import_module("ray._private.node"))
+    assert '"The current node timed out during startup.' in source.replace("\n", " "), CHANGED
+    assert compat.is_startup_timeout(Exception("The current node timed out during startup. This could happen because"))
+    assert not compat.is_startup_timeout(Exception("no memory"))
+
+
+TOKENS = """
+import os
+from fer.cluster import compat
+states = [compat.token_state()]
+os.environ["RAY_AUTH_TOKEN"] = "0" * 64
+compat.forget_token()
+states.append(compat.token_state())
+del os.environ["RAY_AUTH_TOKEN"]
+os.environ["RAY_AUTH_TOKEN_PATH"] = os.devnull + "/nowhere"
+compat.forget_token()
+states.append(compat.token_state())
+print(states)
+"""
+
+
+@pytest.mark.parametrize(("mode", "asked"), [("token", True), ("disabled", False)])
+def test_ray_tells_whether_a_token_is_required_and_found(mode: str, asked: bool, tmp_path: object) -> None:
+    variables = {"RAY_AUTH_MODE": mode, "HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path), "PATH": "/bin"}
+    done = subprocess.run([sys.executable, "-c", TOKENS], env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{CHANGED}\n{done.stderr}"
+    assert done.stdout == f"{[(asked, False), (asked, True), (asked, False)]}\n", CHANGED
+
+
+@pytest.mark.ray
+def test_ray_lists_the_processes_of_its_own_cluster_that_have_ended() -> None:
+    import psutil
+
+    assert compat.dead_processes() == {}
+    with session.connect(ClusterConfig(cpus=1, object_store_mb=100)) as cluster:
+        assert compat.dead_processes() == {}
+        (monitor,) = [
+            one for one in psutil.Process().children(recursive=True) if "log_monitor.py" in str(one.cmdline())
+        ]
+        monitor.kill()
+        deadline = time.monotonic() + patience(30)
+        while not (dead := compat.dead_processes()):
+            assert time.monotonic() < deadline, CHANGED
+        assert dead == {"log_monitor": (monitor.pid, "ended by SIGKILL")}, CHANGED
+        assert cluster.watch.loss() is None, "a part that the work can be without"
+
+
+def test_ray_train_names_the_failure_to_place_workers() -> None:
+    from ray.train import ControllerError
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    reason = compat.placement_failure(ControllerError(WorkerGroupStartupTimeoutError(2)))
+    assert reason is not None, CHANGED
+    assert "waiting for 2 workers" in reason, CHANGED
+    assert "\n" not in reason
+    assert compat.placement_failure(ControllerError(RuntimeError("another"))) is None
+
+
+def test_ray_train_holds_the_exception_of_a_worker_and_its_traceback() -> None:
+    from ray.train import WorkerGroupError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+    one, other = ValueError("a mistake"), RuntimeError("gone")
+    failure = UserExceptionWithTraceback(one, "a traceback\nits last line")
+    error = pickle.loads(pickle.dumps(WorkerGroupError("two failed", {1: failure, 0: other})))
+    found = compat.worker_errors(error)
+    assert [rank for rank, _ in found.items()] == [0, 1], CHANGED
+    assert (repr(found[0][0]), repr(found[1][0]), found[1][1]) == (repr(other), repr(one), "its last line"), CHANGED
+
+
+def test_ray_tune_leaves_the_traceback_of_a_trial_in_a_file(tmp_path: object) -> None:
+    from ray.tune.experiment import Trial
+
+    assert isinstance(Trial.error_file, property), CHANGED
+    path = f"{tmp_path}/error.txt"
+    with open(path, "w") as file:
+        file.write("Traceback\n  ValueError: no\n")
+    assert compat.trial_error(SimpleNamespace(error_file=path)) == "ValueError: no"
+    for missing in (None, path + ".not"):
+        assert compat.trial_error(SimpleNamespace(error_file=missing)) == "its process was lost"
