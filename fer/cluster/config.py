@@ -11,7 +11,7 @@ from fer.io.yaml12 import brief
 from fer.training.recipe import Recipe, vary
 
 _NOT_SEARCHED = ("epochs", "pretrained", "protocol", "cross_validation", "stages")
-"""Keys of a recipe that are alike for all trials: of the first, `tune.epochs` is the value."""
+"""Keys of a recipe that are equal for all trials: `tune.epochs` is the value of the first."""
 
 
 class ClusterConfig(Config):
@@ -66,7 +66,7 @@ class TuneConfig(Config):
     trials: int = Field(default=8, ge=1, le=100_000, description="how many sets of parameters are tried")
     epochs: int = Field(default=6, ge=1, le=10_000, description="epochs of a trial that is not stopped")
     grace_epochs: int = Field(default=2, ge=1, le=10_000, description="epochs before a trial may be stopped")
-    reduction_factor: int = Field(default=3, ge=2, le=100, description="one in so many trials goes on at each rung")
+    reduction_factor: int = Field(default=3, ge=2, le=100, description="one in so many trials continues at each rung")
     workers_per_trial: int = Field(default=1, description="training workers of one trial; 1")
     max_concurrent: int | None = Field(
         default=None, ge=1, le=4096, description="trials at once; null: as many as the CPUs hold"
@@ -113,7 +113,7 @@ class TuneConfig(Config):
 
 
 def check_space(recipe: Recipe, config: TuneConfig, where: str) -> None:
-    """ConfigError where a key of `tune.space` is none of a recipe, or some value of its range is refused there."""
+    """ConfigError where a key of `tune.space` is unknown to a recipe, or a value of its range is rejected there."""
     for name, span in config.space.items():
         low, high = float(span.low or 0), float(span.high or 0)
         # Somewhere between the ends, so that no whole number is met where only whole numbers are right.

@@ -43,8 +43,8 @@ class Observer(Protocol):
     def end(self, values: Values, reason: str = "") -> object:
         """A trial has ended; with a reason where it failed."""
 
-    def hopeless(self) -> bool:
-        """Whether the others need not be tried."""
+    def all_failed(self) -> bool:
+        """Whether so many trials failed, and no other ended, that the rest are not started."""
 
 
 def search(plan: TrialPlan, config: TuneConfig, cluster: ClusterConfig, record: TrialLog) -> None:
@@ -76,7 +76,7 @@ def search(plan: TrialPlan, config: TuneConfig, cluster: ClusterConfig, record: 
     at_once = min(config.max_concurrent or config.trials, config.trials)
     task, job = partial(run_trial, plan=plan), plan.job
     _run(task, record, tune_options, None, cluster, Path(job.work_dir), job.threads, plan.gpu, at_once)
-    if record.hopeless():
+    if record.all_failed():
         reasons = "\n".join(f"trial {trial.number}: {trial.reason}" for trial in record.trials.values() if trial.reason)
         raise ValueError(f"the first trials all failed, the search was ended:\n{reasons}")
 
@@ -161,7 +161,7 @@ def _trainable(config: Values, task: Callable[[Values, Callable[[Mapping[str, fl
 
 
 class _Driver(tune.Callback, Stopper):  # type: ignore[misc]
-    """Hands Tune's events to the observer, and ends all trials on request or where they are hopeless."""
+    """Hands Tune's events to the observer, and ends all trials on request or where the first all failed."""
 
     def __init__(self, observer: Observer | None, stop: threading.Event | None) -> None:
         self._observer, self._stop = observer, stop
@@ -173,7 +173,7 @@ class _Driver(tune.Callback, Stopper):  # type: ignore[misc]
         return False
 
     def stop_all(self) -> bool:
-        return bool(self._stop and self._stop.is_set()) or bool(self._observer and self._observer.hopeless())
+        return bool(self._stop and self._stop.is_set()) or bool(self._observer and self._observer.all_failed())
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         if self._observer:

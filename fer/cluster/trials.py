@@ -30,7 +30,7 @@ from fer.training.progress import FILE_NAME as PROGRESS
 from fer.training.recipe import Recipe, vary
 
 NUMBER = "trial"
-HOPELESS_TRIALS = 3  # that fail before any other ends: then the search is ended
+MIN_FAILED_TRIALS = 3  # that fail before any other ends: then the search is ended
 _DIVERGED = "diverged.txt"  # in a trial's folder: why it must not be trained again
 _ENDED = ("finished", "stopped early", "failed")
 Values = dict[str, Any]
@@ -239,10 +239,10 @@ class TrialLog:
         sign = 1 if self.higher_is_better else -1
         return max(rated, key=lambda trial: (sign * (trial.best or 0.0), -trial.number), default=None)
 
-    def hopeless(self) -> bool:
+    def all_failed(self) -> bool:
         """Whether the first trials all failed."""
         ended = self._ended()
-        return len(ended) >= HOPELESS_TRIALS and all(trial.status == "failed" for trial in ended)
+        return len(ended) >= MIN_FAILED_TRIALS and all(trial.status == "failed" for trial in ended)
 
     def _ended(self) -> list[Trial]:
         return [trial for trial in self.trials.values() if trial.status != "running"]

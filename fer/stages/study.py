@@ -269,8 +269,8 @@ class CellLog:
                 *(result[name] for name in ("val_accuracy", "test_accuracy", "best_epoch", "seconds")),
             )
 
-    def hopeless(self) -> bool:
-        """Every cell is tried."""
+    def all_failed(self) -> bool:
+        """Never: every cell is tried."""
         return False
 
     def catch_up(self) -> None:

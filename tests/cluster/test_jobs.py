@@ -282,10 +282,7 @@ def test_a_detached_job_runs_on_and_the_same_command_follows_it(project: Path, h
 
 
 def test_missing_and_wrong_token_and_wrong_address_name_the_variable_to_set(project: Path, head: Head) -> None:
-    token, wrong = (
-        {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": head.token},
-        Head(f"http://127.0.0.1:{_free_port()}", ""),
-    )
+    token, wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": head.token}, f"http://127.0.0.1:{_free_port()}"
     cases: list[tuple[Head, dict[str, str], tuple[str, ...]]] = [
         (head, {}, ("requires a token", "RAY_AUTH_MODE=token")),
         (head, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}, ("refuses the token", "RAY_AUTH_TOKEN")),

@@ -137,10 +137,10 @@ def test_a_trial_is_ranked_by_its_best_epoch_and_a_search_by_its_best_trial(plan
 def test_a_search_ends_where_its_first_trials_all_fail(plan: TrialPlan) -> None:
     record, _ = _log(plan)
     for number in (1, 2, 3):
-        assert not record.hopeless()
+        assert not record.all_failed()
         record.start(_config(number))
         record.end(_config(number), reason="ValueError: no")
-    assert record.hopeless()
+    assert record.all_failed()
     assert record.best() is None
 
 

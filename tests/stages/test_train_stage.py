@@ -162,7 +162,7 @@ def test_a_run_is_ranked_by_its_selected_epoch_and_not_by_its_last(
     from mlflow import MlflowClient
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    root = make_project(tmp_path, epochs=3, recipe={**TOY, "learning_rate": 0.05})
+    root = make_project(tmp_path, epochs=3, recipe={**TOY, "learning_rate": 0.1})
     assert run_child(run_stage, str(root), str(tmp_path / "output.txt")) == 0, (tmp_path / "output.txt").read_text()
     published = root / "trained" / "tiny" / "toy"
     best = json.loads((published / "val.json").read_text())
