@@ -17,18 +17,18 @@ LABELS = SPACES["basic7"].labels
 ROWS_PER_GROUP = 512
 
 
-def images(size: int, *, grey: bool, seed: int = 0) -> Iterator[bytes]:
-    """Endlessly: smooth shades with some grain, as skin. Colour as JPEG q95 4:4:4 (9 KB at 112 px), grey as PNG."""
+def images(size: int, *, gray: bool, seed: int = 0) -> Iterator[bytes]:
+    """Endlessly: smooth shades with some grain, as skin. Color as JPEG q95 4:4:4 (9 KB at 112 px), gray as PNG."""
     random = np.random.default_rng(seed)
     yy, xx = np.mgrid[0:size, 0:size].astype(np.float32) / size
-    shape = (size, size) if grey else (size, size, 3)
+    shape = (size, size) if gray else (size, size, 3)
     while True:
-        coarse = random.normal(128, 50, (7, 7) if grey else (7, 7, 3)).astype(np.float32)
+        coarse = random.normal(128, 50, (7, 7) if gray else (7, 7, 3)).astype(np.float32)
         image = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
         oval = ((xx - 0.5) ** 2 / 0.16 + (yy - 0.5) ** 2 / 0.22 < 1).astype(np.float32) * 40
-        image = image + (oval if grey else oval[..., None]) + random.normal(0, 4, shape)
+        image = image + (oval if gray else oval[..., None]) + random.normal(0, 4, shape)
         pixels = np.clip(image, 0, 255).astype(np.uint8)
-        if grey:
+        if gray:
             yield cv2.imencode(".png", pixels)[1].tobytes()
         else:
             quality = [
@@ -40,22 +40,22 @@ def images(size: int, *, grey: bool, seed: int = 0) -> Iterator[bytes]:
             yield cv2.imencode(".jpg", pixels, quality)[1].tobytes()
 
 
-def made_up(rows: int, size: int, *, grey: bool = False) -> list[tuple[bytes, int]]:
+def made_up(rows: int, size: int, *, gray: bool = False) -> list[tuple[bytes, int]]:
     """Images with random labels; a thousand different images are repeated."""
-    pool = list(islice(images(size, grey=grey), min(rows, 1000)))
+    pool = list(islice(images(size, gray=gray), min(rows, 1000)))
     labels = np.random.default_rng(1).integers(0, len(LABELS), rows).tolist()
     return [(pool[row % len(pool)], label) for row, label in enumerate(labels)]
 
 
 def write_shards(
-    folder: Path, *, rows: int, size: int, grey: bool = False, held_out: int = 512, parts: int = 2
+    folder: Path, *, rows: int, size: int, gray: bool = False, held_out: int = 512, parts: int = 2
 ) -> Path:
     """A folder of shards with `rows` training rows in `parts`, and `held_out` rows each of validation and test.
 
     Returns:
         The folder.
     """
-    samples = made_up(rows + 2 * held_out, size, grey=grey)
+    samples = made_up(rows + 2 * held_out, size, gray=gray)
     return write_samples(folder, samples, size=size, held_out=held_out, train_parts=parts)
 
 

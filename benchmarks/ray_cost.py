@@ -28,7 +28,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> BenchResult:
     """Trains the same thing twice through the train stage, in this process and in one Ray worker.
 
-    A first short run finds how many rows make an epoch of the wanted length. Data and outputs are in a temporary
+    A first short run finds how many rows make an epoch of the given length. Data and outputs are in a temporary
     folder; the recipe is that of params.yaml.
     """
     from benchmarks.data import write_shards

@@ -22,7 +22,7 @@ _BATCH = 128
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=112, help="side of the images and of the model's input in px (112)")
-    parser.add_argument("--grey", action="store_true", help="grey PNG, as FER2013, instead of colour JPEG")
+    parser.add_argument("--gray", "--grey", action="store_true", help="gray PNG, as FER2013, instead of color JPEG")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads to measure (1 2)")
     parser.add_argument("--rows", type=int, default=8192, help="images (8192)")
     parser.add_argument(
@@ -37,10 +37,10 @@ def run(args: argparse.Namespace) -> BenchResult:
     from fer.shards.dataset import ShardSet
 
     with tempfile.TemporaryDirectory(prefix="fer-bench-") as folder:
-        shards = write_shards(Path(folder) / "bench", rows=args.rows, size=args.size, grey=args.grey)
+        shards = write_shards(Path(folder) / "bench", rows=args.rows, size=args.size, gray=args.gray)
         split = ShardSet.open(shards).split("train")
         rows = [row for threads in args.threads for row in _measure(split, args.size, threads, args.rounds)]
-    kind = "grey PNG" if args.grey else "JPEG q95"
+    kind = "gray PNG" if args.gray else "JPEG q95"
     names = ", ".join(f"{spec['name']} p={spec['p']}" for spec in _AUGMENT)
     return BenchResult(
         title=f"{args.rows} images of {args.size} px ({kind}), batches of {_BATCH}, median of {args.rounds} rounds",
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> BenchResult:
             "albumentations: the same transforms by that library itself, an image at a time",
             "cached: a later epoch of a split whose pixels fit into memory",
         ],
-        settings=options(args, ("size", "grey", "rows", "rounds")) | {"augment": _AUGMENT},
+        settings=options(args, ("size", "gray", "rows", "rounds")) | {"augment": _AUGMENT},
     )
 
 

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> BenchResult:
         raise ValueError(f"--batch {batch}: an even number from 4 on is needed, two workers share it")
     for name in (*args.convolutional, args.accuracy_of) if "bf16" in args.parts else ():
         with torch.device("meta"):
-            create_model(name)  # a name that is not registered is told before anything is measured
+            create_model(name)  # an unknown name is reported before anything is measured
     threads = torch.get_num_threads()
     budget = args.seconds / len(args.parts)
     rows: list[dict[str, Any]] = []

@@ -24,7 +24,7 @@ from typing import NoReturn
 
 from fer import console
 from fer.environment import environment
-from fer.io.files import explained, is_of_the_disk, naming
+from fer.io.files import is_storage_error, name_in_errors, storage_error_message
 
 _PR_SET_PDEATHSIG = 1
 _RAISE_AGAIN_SECONDS = 1.0
@@ -113,8 +113,8 @@ def _code_after(error: Interrupted | Exception) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     debug, unchanged = console.log.isEnabledFor(logging.DEBUG), "existing outputs are unchanged"
-    if is_of_the_disk(error):
-        console.log.error("%s; %s", explained(error), unchanged, exc_info=debug)
+    if is_storage_error(error):
+        console.log.error("%s; %s", storage_error_message(error), unchanged, exc_info=debug)
     elif isinstance(error, ValueError | FileNotFoundError | PermissionError | LostError):
         console.log.error("%s", error, exc_info=debug)
     elif isinstance(error, OSError):
@@ -228,7 +228,7 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
     """
     with _locked(path, wait) as handle:
         handle.truncate(0)
-        with naming(path):
+        with name_in_errors(path):
             handle.write(str(os.getpid()).encode())
         try:
             yield

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.baselines import MEAN, STD, Batches, Job, Sample, by_sample, loader
-from fer.shards.read import normalise
+from fer.shards.read import normalize
 
 
 def prepare(samples: Sequence[Sample], folder: Path) -> None:
@@ -45,6 +45,6 @@ def epochs(job: Job, *, tuned: bool = False) -> Callable[[int], Batches]:
 
     def epoch(number: int) -> Batches:
         for images_BCHW, labels in batches:
-            yield normalise(images_BCHW.permute(0, 2, 3, 1), MEAN, STD), torch.as_tensor(labels)
+            yield normalize(images_BCHW.permute(0, 2, 3, 1), MEAN, STD), torch.as_tensor(labels)
 
     return epoch if tuned else lambda number: iter(batches)

@@ -9,7 +9,7 @@ from benchmarks.baselines import AUGMENT, MEAN, STD, Batches, Job, Sample
 from benchmarks.data import write_samples
 from fer.models.base import Resize
 from fer.shards.pixels import decode
-from fer.shards.read import ShardSet, TrainBatches, normalise
+from fer.shards.read import ShardSet, TrainBatches, normalize
 from fer.transforms.reference import Augmenter, AugmentSpec
 
 _SMALL = 112
@@ -40,7 +40,7 @@ def epochs(job: Job, *, cache_bytes: int = 0) -> Callable[[int], Batches]:
 
     def epoch(number: int) -> Batches:
         for batch in batches.epoch(number):
-            yield normalise(batch.images, MEAN, STD), batch.targets
+            yield normalize(batch.images, MEAN, STD), batch.targets
             del batch  # its memory serves the next one
 
     return epoch

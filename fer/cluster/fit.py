@@ -14,7 +14,7 @@ from fer.cluster.config import ClusterConfig
 from fer.cluster.nodes import answering_nodes, max_workers, require, require_paths
 from fer.cluster.session import connect, run_in_thread
 from fer.console import log
-from fer.io.files import is_of_the_disk
+from fer.io.files import is_storage_error
 from fer.processes import LostError, with_environment
 from fer.training.job import TrainJob
 from fer.training.loop import DivergedError, train
@@ -149,7 +149,7 @@ def _explained(error: Exception) -> BaseException:
     for cause, _ in failures.values():
         if isinstance(cause, ValueError):
             return ValueError(str(cause))
-        if is_of_the_disk(cause):  # as full for the next worker
+        if is_storage_error(cause):  # as full for the next worker
             return cause
     if not isinstance(error, TrainingFailedError):
         return error

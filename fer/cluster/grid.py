@@ -32,7 +32,7 @@ _CELL = "cell"
 
 
 class Observer(Protocol):
-    """Is told of the trials, in the driver, by their values; the calls come from another thread than the main one."""
+    """Follows the trials, in the driver, by their values; the calls come from another thread than the main one."""
 
     def start(self, values: Values) -> object:
         """A trial begins, or begins again after its worker was lost."""
@@ -51,7 +51,7 @@ def search(plan: TrialPlan, config: TuneConfig, cluster: ClusterConfig, record: 
     """Runs a search to its end.
 
     Args:
-        record: is told of everything.
+        record: follows every trial.
 
     Raises:
         ValueError: the cluster is too small or out of reach, or the first trials all failed.
@@ -123,7 +123,7 @@ def _run(
     at_once: int,
 ) -> None:
     """Runs the trials in `folder/ray`; each trial calls `task(values, report)` in a process of its own."""
-    # Tune prints the traceback of every failed trial; the observer is told the reason.
+    # Tune prints the traceback of every failed trial; the observer gets the reason.
     logging.getLogger("ray.tune").setLevel(logging.ERROR if log.isEnabledFor(logging.DEBUG) else logging.CRITICAL)
     with connect(cluster, dashboard=True) as session:
         require(workers=1, cpus=threads, gpus=int(gpu))

@@ -39,11 +39,11 @@ class Authentication:
     """How a connection to a cluster would be made from here.
 
     Attributes:
-        wanted: RAY_AUTH_MODE is `token`.
+        required: RAY_AUTH_MODE is `token`.
         token: one is there, in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
     """
 
-    wanted: bool
+    required: bool
     token: bool
 
 

@@ -33,6 +33,7 @@ from fer.cluster.health import Watch, end_all_of
 from fer.cluster.nodes import living_nodes
 from fer.console import log
 from fer.environment import environment
+from fer.io.files import process_is_alive
 
 T = TypeVar("T")
 
@@ -229,17 +230,7 @@ def _private_folder() -> Path:
         parent = Path("/tmp")
     for left in parent.glob("fer-ray-*-*"):
         owner = left.name.split("-")[2]
-        if owner.isdecimal() and not _alive(int(owner)):
+        if owner.isdecimal() and not process_is_alive(int(owner)):
             end_all_of(left)
             shutil.rmtree(left, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"fer-ray-{os.getpid()}-", dir=parent))
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True

@@ -134,16 +134,16 @@ def check_token() -> Iterator[Finding]:
     from fer.cluster.health import authentication
 
     now, address = authentication(), environment().ray_address
-    if now.wanted and not now.token:
+    if now.required and not now.token:
         remedy = "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds it"
         yield Finding("fail" if address else "warn", "Ray token", "RAY_AUTH_MODE=token, and there is none", remedy)
-    elif now.token and not now.wanted and address:
+    elif now.token and not now.required and address:
         remedy = "set RAY_AUTH_MODE=token for a cluster that requires it"
         yield Finding("warn", "Ray token", "there is one, and it would not be sent", remedy)
-    elif address and not now.wanted:
+    elif address and not now.required:
         yield Finding("ok", "Ray token", "none; right for a cluster without authentication")
     else:
-        yield Finding("ok", "Ray token", "set" if now.wanted else "not needed: local clusters create their own")
+        yield Finding("ok", "Ray token", "set" if now.required else "not needed: local clusters create their own")
 
 
 # ------------------------------------------------------------------------------------------------ machine

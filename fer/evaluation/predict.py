@@ -18,7 +18,7 @@ import torch
 from fer.evaluation.config import TtaName
 from fer.evaluation.tta import predict_views, views
 from fer.models.arcface import ArcFace
-from fer.shards.read import EvalBatches, ModelInput, ShardSet, ShardSplit, normalise
+from fer.shards.read import EvalBatches, ModelInput, ShardSet, ShardSplit, normalize
 from fer.weights.store import load_model
 
 
@@ -82,7 +82,7 @@ def predict_share(job: PredictJob, rank: int = 0, world_size: int = 1, device: s
     weighted = views(job.tta, model.input_size)
     with closing(batches), torch.inference_mode():
         for batch in batches:
-            images = normalise(batch.images.to(device), model.mean, model.std, memory_format=torch.channels_last)
+            images = normalize(batch.images.to(device), model.mean, model.std, memory_format=torch.channels_last)
             plain, together = predict_views(model, images, weighted)
             logits.append(plain.cpu().numpy())
             tta.append((plain if job.tta == "none" else together).cpu().numpy())
@@ -115,7 +115,7 @@ def embed_split(
     )
     with closing(batches), torch.inference_mode():
         found = [
-            model.embed(normalise(batch.images, model.mean, model.std, memory_format=torch.channels_last)).numpy()
+            model.embed(normalize(batch.images, model.mean, model.std, memory_format=torch.channels_last)).numpy()
             for batch in batches
         ]
     return np.concatenate(found), split.labels()

@@ -16,7 +16,7 @@ from typing import Any
 
 from fer.faces.config import CropConfig
 from fer.faces.crop import FaceCrop, Unreadable, crop_samples, finder
-from fer.io.files import FileError, naming, read_json, sha256, write_json
+from fer.io.files import FileError, name_in_errors, read_json, sha256, write_json
 from fer.sources.base import Block, Reject, Source
 
 MOST_ATTEMPTS = 4
@@ -142,7 +142,7 @@ def forget_attempts(out: Path) -> None:
 def _begin(out: Path, block: Block) -> Path:
     """Counts an attempt at a block: one byte each in a file, which is removed when the block is finished."""
     path = (out / _file_name(block)).with_suffix(".attempts")
-    with naming(path), open(path, "ab") as handle:
+    with name_in_errors(path), open(path, "ab") as handle:
         if handle.tell() == MOST_ATTEMPTS:
             raise RuntimeError(
                 f"{block.file}, rows {block.start} to {block.stop - 1}: given up, {MOST_ATTEMPTS} workers died of it; "

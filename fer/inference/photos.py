@@ -29,9 +29,9 @@ from fer.io.files import FileError
 from fer.io.images import ImageError, read_bytes
 from fer.models import FerModel
 from fer.models.inference import for_inference
-from fer.shards.pixels import ModelInput, Pixels, decode, normalise, resize
+from fer.shards.pixels import ModelInput, Pixels, decode, normalize, resize
 from fer.sources.base import AnnotatedFace, RawSample, Reject
-from fer.sources.layout import PICTURE_ENDINGS
+from fer.sources.layout import IMAGE_ENDINGS
 from fer.weights.store import WeightsInfo, load_model
 
 Tta = Literal["none", "flip"]
@@ -114,7 +114,7 @@ class Classifier:
         return logits_BN.numpy()
 
     def _logits(self, images_BHWC: torch.Tensor) -> torch.Tensor:
-        x = normalise(images_BHWC, self._model.mean, self._model.std, memory_format=torch.channels_last)
+        x = normalize(images_BHWC, self._model.mean, self._model.std, memory_format=torch.channels_last)
         logits: torch.Tensor = self._model(x).float()
         return logits
 
@@ -184,7 +184,7 @@ def find_photos(paths: Iterable[Path]) -> Iterator[Path]:
         for folder, inside, names in os.walk(path):
             inside[:] = sorted(name for name in inside if not name.startswith("."))
             for name in sorted(names):
-                if name.lower().endswith(PICTURE_ENDINGS) and not name.startswith("."):
+                if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith("."):
                     yield Path(folder) / name
 
 

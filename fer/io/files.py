@@ -62,7 +62,7 @@ def fsync_directory(path: Path) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def name_in_errors(path: Path) -> Iterator[None]:
     """Adds `path` to a disk-full error: for a write to an open file, the OSError names no file."""
     try:
         yield
@@ -247,13 +247,13 @@ def process_is_alive(pid: int) -> bool:
 # ------------------------------------------------------------------------------------------------ disks
 
 
-def is_of_the_disk(error: object) -> TypeGuard[OSError]:
+def is_storage_error(error: object) -> TypeGuard[OSError]:
     """Whether an error is due to the disk, a limit or a permission, and not to a defect of the program."""
     return isinstance(error, OSError) and error.errno in _REMEDIES
 
 
-def explained(error: OSError) -> str:
-    """One line of path, cause and remedy for an error that `is_of_the_disk`."""
+def storage_error_message(error: OSError) -> str:
+    """One line of path, cause and remedy for an error that `is_storage_error`."""
     assert error.errno is not None
     path = error.filename2 or error.filename  # of the two paths of a rename, the second is the one written
     where = f"{path.decode(errors='replace') if isinstance(path, bytes) else path}: " if path is not None else ""

@@ -236,7 +236,7 @@ def _fetch(source: str, part: Part, name: str, patience: Patience) -> None:
             wait = min(patience.wait * 2 ** (failures - 1), patience.longest_wait)
             if broken.wait is not None:
                 if broken.wait > patience.longest_wait:
-                    raise FileError(f"{name}: {broken}, and asks to come back in {broken.wait:.0f} s") from None
+                    raise FileError(f"{name}: {broken}, and asks for a wait of {broken.wait:.0f} s") from None
                 wait = broken.wait
             log.warning("%s: %s; again in %g s (attempt %d of %d)", name, broken, wait, failures + 1, patience.attempts)
             time.sleep(wait)

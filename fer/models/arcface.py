@@ -103,7 +103,7 @@ class ArcFace(FerModel):
         nn.init.normal_(self.people, std=0.01)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Pictures -> (B,E) of length 1, in at least float32: those of one person lie close together."""
+        """Images -> (B,E) of length 1, in at least float32: those of one person lie close together."""
         maps: Any = self.features(x)
         embedding: Tensor = self.head(maps if isinstance(maps, Tensor) else maps[-1])
         return F.normalize(at_least_float32(embedding))

@@ -38,7 +38,7 @@ class Figure:
 
 
 def dataset_name(source: str, classes: int) -> str | None:
-    """The name under which a source of pictures is known in print, None for one that nobody has published on."""
+    """The name under which a source of images is known in print, None for one that nobody has published on."""
     return f"AffectNet-{classes}" if source == "affectnet" else _SOURCES.get(source)
 
 

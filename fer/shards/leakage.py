@@ -128,7 +128,7 @@ def _rows_alike(
 
 
 def label_conflicts(faces: Sequence[Face], split_of: Mapping[int, Split], duplicates: Duplicates) -> dict[str, int]:
-    """Pictures that bear several labels though their pixels are equal: of "train", ... and "between splits".
+    """Images that have several labels though their pixels are equal: of "train", ... and "between splits".
 
     An image counts for a split where its rows there disagree, else between the splits.
     """

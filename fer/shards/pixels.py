@@ -68,7 +68,7 @@ def resize(image: Pixels, target: ModelInput) -> Pixels:
     return cv2.resize(image, side, interpolation=_OPENCV[target.resize.kernel]).astype(np.uint8, copy=False)
 
 
-def normalise(
+def normalize(
     images_BHWC: Tensor,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],

@@ -21,13 +21,13 @@ from torch import Tensor
 from fer.models.base import Resize
 from fer.shards.dataset import Int64Array, RowGroups, ShardSet, ShardSplit
 from fer.shards.order import balanced_weights, epoch_order, occurrences, rank_slice
-from fer.shards.pixels import ModelInput, PixelCache, Pixels, decode, normalise, resize
+from fer.shards.pixels import ModelInput, PixelCache, Pixels, decode, normalize, resize
 from fer.shards.prefetch import BufferPool, Prefetcher, Sequencer
 from fer.shards.schema import ShardError
 from fer.transforms.draws import sample_keys
 from fer.transforms.reference import Apply, Augmenter
 
-__all__ = ["Batch", "EvalBatches", "ModelInput", "SampleError", "ShardSet", "ShardSplit", "TrainBatches", "normalise"]
+__all__ = ["Batch", "EvalBatches", "ModelInput", "SampleError", "ShardSet", "ShardSplit", "TrainBatches", "normalize"]
 
 CACHE_BYTES = 256 << 20
 

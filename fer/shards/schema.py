@@ -61,8 +61,8 @@ _FACE = (
 )
 _REJECT = "sample_id string!, reason string!, detail string!, origin string!"
 _PREDICTION = "sample_id string!, label int8!, predicted int8!, probabilities float32[]!, correct bool!"
-_PICTURE = "key string!, path string!, split string, image binary, is_crop bool, faces, reason string, detail string"
-_PICTURE_FACE = f"box float32[], landmarks float32[], label int32, clean_label int32, {_KNOWN_OF_FACE}"
+_IMAGE = "key string!, path string!, split string, image binary, is_crop bool, faces, reason string, detail string"
+_IMAGE_FACE = f"box float32[], landmarks float32[], label int32, clean_label int32, {_KNOWN_OF_FACE}"
 _SCENE = "index int64!, split string!, image binary!, faces!"
 _SCENE_FACE = (
     "label int8, clean_label int8, subject string, box float32[], landmarks float32[], pose float32[], aus float32[]"
@@ -99,14 +99,14 @@ def prediction_schema() -> pa.Schema:
     return _schema(_PREDICTION)
 
 
-def picture_schema() -> pa.Schema:
+def image_schema() -> pa.Schema:
     """Columns of data/raw/<dataset>/pictures-*.parquet: a published image as it is, and what is published of it.
 
     key: the sample's, without the dataset's name. path: of the image in the public layout. reason, detail: why there
     is no image, else null. is_crop: whether it shows a face alone. faces: box in px of the upright image, null where
     the face has to be found; landmarks: five x, y in the same px.
     """
-    return _schema(_PICTURE, _PICTURE_FACE)
+    return _schema(_IMAGE, _IMAGE_FACE)
 
 
 def scene_schema() -> pa.Schema:

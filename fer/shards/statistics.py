@@ -86,13 +86,13 @@ def _pair(manifest: Manifest, faces: Sequence[Face], pair: Pair) -> tuple[str | 
 def _summarize(faces: Sequence[Face]) -> dict[str, Any]:
     """Numbers of some faces; what is not known of any of them is left out.
 
-    rows; subjects; grey: fraction of images with one channel; height, width in px; mean, std of red, green and blue,
+    rows; subjects; gray (key "grey"): fraction of images with one channel; height, width in px; mean, std of red, green and blue,
     0 .. 1; yaw in degrees; score of the detector. Ranges are given as lowest, median and highest.
     """
     mean, std = mean_std(faces)
     summary: dict[str, Any] = {
         "rows": len(faces),
-        "grey": round(sum(face.grey for face in faces) / len(faces), 4),
+        "grey": round(sum(face.gray for face in faces) / len(faces), 4),
         "height": _range([face.size[0] for face in faces]),
         "width": _range([face.size[1] for face in faces]),
         "mean": dict(zip(("red", "green", "blue"), (round(value, 4) for value in mean), strict=True)),

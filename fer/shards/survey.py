@@ -33,7 +33,7 @@ class Face:
         split: the published one.
         subject, yaw, score: None where unknown; yaw in degrees, the score is the detector's.
         size: (height, width) in px.
-        grey: one channel.
+        gray: one channel.
         pixels: digest of the decoded image: equal for equal pixels, whatever the encoding.
         sums: number of pixels, then sum and sum of squares of red, green, blue, 0 .. 255: exact.
         print: for the search for near duplicates.
@@ -46,7 +46,7 @@ class Face:
     yaw: float | None
     score: float | None
     size: tuple[int, int]
-    grey: bool
+    gray: bool
     pixels: bytes
     sums: tuple[int, ...]
     print: Fingerprint
@@ -109,7 +109,7 @@ def _measure(record: dict[str, Any]) -> Face:
         yaw=record["pose"] and record["pose"][0],
         score=record["score"],
         size=image.shape[:2],
-        grey=image.ndim == 2,
+        gray=image.ndim == 2,
         pixels=digest,
         sums=tuple(sums),
         print=fingerprint(image),

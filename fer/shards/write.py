@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from fer.io.files import naming, sha256
+from fer.io.files import name_in_errors, sha256
 from fer.shards.manifest import Part
 from fer.shards.schema import Split, shard_schema
 from fer.shards.table import TableReader
@@ -22,7 +22,7 @@ class RowStore:
     def __init__(self, path: Path, files: Iterable[Path]) -> None:
         self._path = path
         names = shard_schema().names
-        with naming(path), pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, shard_schema()) as writer:
+        with name_in_errors(path), pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, shard_schema()) as writer:
             for file in files:
                 for batch in TableReader(file).batches(names):
                     columns = [batch[name] for name in names]

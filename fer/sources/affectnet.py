@@ -28,7 +28,7 @@ from fer.sources.archives import open_nested
 from fer.sources.base import Box, Entry, Landmarks, Reject, hashed_split, one_face
 from fer.sources.csvfile import Record, fold, read_header, read_records
 from fer.sources.layout import (
-    PICTURE_ENDINGS,
+    IMAGE_ENDINGS,
     ListedImages,
     class_folders,
     find_layout,
@@ -350,7 +350,7 @@ def _read_npy_release(tree: Path, files: Sequence[str], reading: _Reading) -> No
     """
     images = {
         (file.rpartition("/images/")[0], stem(file)): file
-        for file in list_files(tree, PICTURE_ENDINGS)
+        for file in list_files(tree, IMAGE_ENDINGS)
         if "/images/" in f"/{file}"
     }
     if not images or not all(_split_of(file.rpartition("/")[0]) for file in files):
@@ -394,7 +394,7 @@ def _npy_landmarks(path: Path) -> Landmarks | None:
 
 def _read_lists(tree: Path, lists: Sequence[str], reading: _Reading) -> None:
     """POSTER's lists (train_set/train_annotations_7class.txt): a crop's name and its number in AffectNet's order."""
-    images = list_files(tree, PICTURE_ENDINGS)
+    images = list_files(tree, IMAGE_ENDINGS)
     for file in lists:
         folder, _, name = file.rpartition("/")
         match = _LIST.fullmatch(name)
@@ -419,7 +419,7 @@ def _read_kaggle(tree: Path, files: Sequence[str], reading: _Reading) -> None:
     if len(files) > 1:
         raise FileError(f"{tree}: several labels.csv ({', '.join(files)}); set `path` to the folder of one")
     file = files[0]
-    images = list_files(tree, PICTURE_ENDINGS)
+    images = list_files(tree, IMAGE_ENDINGS)
     by_tail = {_tail(path): path for path in images}
     if len(by_tail) < len(images):
         raise FileError(f"{tree}: images of one name and folder are in several places; keep one copy")

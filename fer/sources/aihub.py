@@ -38,7 +38,7 @@ from fer.shards.schema import Split
 from fer.sources.archives import open_nested
 from fer.sources.base import Box, Entry, Reject, hashed_split, nfc, one_face
 from fer.sources.csvfile import RowError
-from fer.sources.layout import PICTURE_ENDINGS, ListedImages, in_order, list_files
+from fer.sources.layout import IMAGE_ENDINGS, ListedImages, in_order, list_files
 from fer.sources.tree import Catalogue, Published, TreeConfig, TreeSource
 
 CLASS_NAMES = DATASET_LABELS["aihub82"]
@@ -118,7 +118,7 @@ def read_json_records(path: Path) -> list[Any]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:  # a ValueError too for numbers of thousands of digits
-        raise FileError(f"{path}: not valid JSON ({str(error)[:100]}): truncated? unpack it anew") from None
+        raise FileError(f"{path}: not valid JSON ({str(error)[:100]}): truncated? extract it again") from None
     if isinstance(found, dict) and "filename" not in found:
         inner = [value for value in found.values() if isinstance(value, list)]
         found = inner[0] if len(inner) == 1 else None
@@ -350,7 +350,7 @@ def _images(tree: Path) -> dict[str, str]:
         FileError: two of a name.
     """
     found: dict[str, str] = {}
-    for file in list_files(tree, PICTURE_ENDINGS):
+    for file in list_files(tree, IMAGE_ENDINGS):
         name = korean(file.rpartition("/")[2]).lower()
         if found.setdefault(name, file) != file:
             raise FileError(f"{tree}: {name} is there twice, as {found[name]} and as {file}: remove one of them")

@@ -73,7 +73,7 @@ def open_tree(path: str | Sequence[str], cache: Path, *, sha256_hex: str | None 
 
 
 def open_nested(
-    tree: Path, cache: Path, *, wanted: Callable[[str], bool] = lambda _: True, encoding: str | None = None
+    tree: Path, cache: Path, *, opens: Callable[[str], bool] = lambda _: True, encoding: str | None = None
 ) -> Path:
     """A folder as if the archives in it were extracted in place, each into a folder of its name.
 
@@ -81,7 +81,7 @@ def open_nested(
     rest. Archives within these archives are opened too. An archive beside a folder of its name counts as extracted.
 
     Args:
-        wanted: which archives to open, by their paths.
+        opens: which archives to open, by their paths.
         encoding: of the names in archives that do not state it; None: `fer.io.archives.extract` detects it.
 
     Returns:
@@ -96,7 +96,7 @@ def open_nested(
     for level in ("outer", "inner"):
         extracted: dict[str, Path] = {}
         for archive in list_files(opened, _ENDINGS):
-            if not wanted(archive) or (opened / _stem(archive)).is_dir():
+            if not opens(archive) or (opened / _stem(archive)).is_dir():
                 continue
             about = (opened / archive).stat()
             target = cache / f"unpacked-{stable_hash(archive, about.st_size, about.st_mtime_ns):016x}"

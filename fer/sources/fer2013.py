@@ -30,7 +30,7 @@ from fer.sources.archives import fetch, open_tree
 from fer.sources.base import BLOCK_ROWS, AnnotatedFace, Block, Entry, RawSample, Reject, one_face, read_description
 from fer.sources.csvfile import RowError
 from fer.sources.fer2013_rows import SIDE, USAGES, Line, Row, form_of, read_rows
-from fer.sources.layout import PICTURE_ENDINGS, find_layout, folders, list_files, split_named
+from fer.sources.layout import IMAGE_ENDINGS, find_layout, folders, list_files, split_named
 from fer.sources.tree import Catalogue, Published, TreeConfig, TreeSource
 
 CLASS_NAMES = DATASET_LABELS["fer2013"]
@@ -206,7 +206,7 @@ def fetch_rows(path: str, cache: Path, *, sha256_hex: str | None) -> Path:
 
 @contextmanager
 def keep_only_good(cache: Path) -> Iterator[None]:
-    """Empties the cache where the fetched file turns out to be unusable, so that another attempt fetches it anew."""
+    """Empties the cache where the fetched file turns out to be unusable, so that another attempt fetches it again."""
     try:
         yield
     except FileError:
@@ -278,7 +278,7 @@ class Fer2013Source(RowsSource):
                         "`source: folders`, whose key `classes` maps each folder to a label"
                     )
                 faces = one_face(self.label_space.index(label))
-                for path in (folder / name for name in list_files(folder, PICTURE_ENDINGS)):
+                for path in (folder / name for name in list_files(folder, IMAGE_ENDINGS)):
                     in_name = _split_in_name(path, split)
                     all_named &= in_name is not None
                     key, inside = path.relative_to(root).as_posix(), path.relative_to(tree).as_posix()

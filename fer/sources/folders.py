@@ -19,7 +19,7 @@ from fer.io.files import FileError
 from fer.labels import named, space
 from fer.shards.schema import Split
 from fer.sources.base import Entry, LabelSpaceName, Reject, hashed_split, nfc, one_face
-from fer.sources.layout import PICTURE_ENDINGS, folders, list_files, split_named
+from fer.sources.layout import IMAGE_ENDINGS, folders, list_files, split_named
 from fer.sources.tree import Catalogue, TreeConfig, TreeSource
 
 LEFT_OUT = "none"
@@ -86,7 +86,7 @@ class FoldersSource(TreeSource):
             if label == LEFT_OUT:
                 continue
             faces = one_face(self.label_space.index(label))
-            names = list_files(folder, PICTURE_ENDINGS)
+            names = list_files(folder, IMAGE_ENDINGS)
             for name in names:
                 self._refuse_class_within(folder, name, label)
                 key = nfc((folder / name).relative_to(root).as_posix())

@@ -31,7 +31,7 @@ from fer.io.files import FileError
 from fer.labels import LabelSpace, identities, space
 from fer.shards.schema import SPLITS, Split
 from fer.sources.base import Block, Entry, RawSample, Reject, hashed_split, nfc, one_face, read_description
-from fer.sources.layout import PICTURE_ENDINGS, folders, list_files
+from fer.sources.layout import IMAGE_ENDINGS, folders, list_files
 from fer.sources.recordio import holds_records, images, read_image, read_index, read_label, read_property
 from fer.sources.tree import Catalogue, TreeConfig, TreeSource
 
@@ -107,10 +107,10 @@ class IdentitiesSource(TreeSource):
             notes={"label_space": self._space.name, "people": list(people), "people_left_out": len(few)},
         )
 
-    def read_picture(self, tree: Path, entry: Entry) -> bytes:
+    def read_image(self, tree: Path, entry: Entry) -> bytes:
         """A file, or what a record holds."""
         if not isinstance(entry, _Record):
-            return super().read_picture(tree, entry)
+            return super().read_image(tree, entry)
         with (tree / entry.path).open("rb") as handle:
             return read_image(handle, entry.offset)
 
@@ -182,7 +182,7 @@ class IdentitiesSource(TreeSource):
 
 def _holds_people(folder: Path) -> bool:
     """Whether at least two folders in it hold images."""
-    held = (any(path.suffix.lower() in PICTURE_ENDINGS for path in inner.iterdir()) for inner in folders(folder))
+    held = (any(path.suffix.lower() in IMAGE_ENDINGS for path in inner.iterdir()) for inner in folders(folder))
     return sum(islice(filter(None, held), 2)) == 2
 
 
@@ -194,6 +194,6 @@ def _folders(root: Path, tree: Path) -> dict[str, list[_Found]]:
         if name in people:
             raise FileError(f"{root}: two folders are named {name!r}, in two encodings of accents: join them")
         inside = folder.relative_to(tree)
-        files = list_files(folder, PICTURE_ENDINGS)
+        files = list_files(folder, IMAGE_ENDINGS)
         people[name] = [_Found(nfc(f"{name}/{file}"), (inside / file).as_posix()) for file in files]
     return people

@@ -21,7 +21,7 @@ from fer.shards.schema import SPLITS, Split
 from fer.sources.base import Entry, Reject, nfc
 from fer.sources.csvfile import read_rows
 
-PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 _JUNK = ("__macosx", "thumbs.db", "desktop.ini", "@eadir")  # left behind by macOS, Windows and Synology
 _LARGEST_NPY = 1 << 16
@@ -66,8 +66,8 @@ def walk(tree: Path) -> Iterator[tuple[str, os.DirEntry[str], bool]]:
 
 def list_files(tree: Path, endings: Sequence[str]) -> list[str]:
     """Paths below `tree` whose lower-case names end in one of `endings`, with "/", in natural order; see `walk`."""
-    wanted = tuple(endings)
-    found = (path for path, _, is_folder in walk(tree) if not is_folder and path.lower().endswith(wanted))
+    lowered = tuple(endings)
+    found = (path for path, _, is_folder in walk(tree) if not is_folder and path.lower().endswith(lowered))
     return sorted(found, key=natural)
 
 
@@ -154,7 +154,7 @@ def class_folders(tree: Path) -> tuple[dict[tuple[Split, str], list[str]], list[
     """
     found: defaultdict[tuple[Split, str], list[str]] = defaultdict(list)
     others = []
-    for file in list_files(tree, PICTURE_ENDINGS):
+    for file in list_files(tree, IMAGE_ENDINGS):
         parts = file.split("/")
         if len(parts) > 2 and (split := split_named(parts[-3])):
             found[split, parts[-2]].append(file)

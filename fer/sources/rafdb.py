@@ -23,7 +23,7 @@ from fer.shards.schema import Split
 from fer.sources.archives import open_nested
 from fer.sources.base import Entry, Reject, nfc, one_face
 from fer.sources.layout import (
-    PICTURE_ENDINGS,
+    IMAGE_ENDINGS,
     ListedImages,
     class_folders,
     in_order,
@@ -90,8 +90,8 @@ class RafDbSource(TreeSource):
     def prepare(self, tree: Path, cache: Path) -> Path:
         """RAF-DB comes as archives in an archive; only those are opened whose files are read."""
         kinds = ("aligned",) if self.config.images == "aligned" else ("original", "manual", "boundingbox")
-        wanted = re.compile("|".join(("basic", *kinds)), re.IGNORECASE)
-        return open_nested(tree, cache, wanted=lambda archive: bool(wanted.search(archive.rpartition("/")[2])))
+        pattern = re.compile("|".join(("basic", *kinds)), re.IGNORECASE)
+        return open_nested(tree, cache, opens=lambda archive: bool(pattern.search(archive.rpartition("/")[2])))
 
     def scan(self, tree: Path) -> Catalogue:
         """The label list where there is one, else class folders; see `TreeSource.scan`."""
@@ -134,7 +134,7 @@ class RafDbSource(TreeSource):
         unlisted = listed.unlisted().items()
         entries += [Reject(key, "no_label", "the label list does not name it", path) for key, path in unlisted]
         return Catalogue(
-            form=f"label list, {self.config.images} pictures",
+            form=f"label list, {self.config.images} images",
             entries=in_order([*entries, *listed.rejects]),
             excluded=listed.excluded,
         )
@@ -255,7 +255,7 @@ def _images(tree: Path, *, aligned: bool) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     home = "/aligned/" if aligned else "/original/"
-    for file in list_files(tree, PICTURE_ENDINGS):
+    for file in list_files(tree, IMAGE_ENDINGS):
         key = _key(stem(file))
         if key is None or stem(file).lower().endswith("_aligned") != aligned:
             continue

@@ -90,7 +90,7 @@ class TreeSource(ABC):
     """A reader of layouts; see `fer.sources.base.Source`. Picklable where its configuration is.
 
     A new one gives `title`, `generator`, `how_to_get` and `scan`; and, where the defaults do not fit, `label_space`,
-    `published`, `prepare` and `read_picture`.
+    `published`, `prepare` and `read_image`.
     """
 
     title: ClassVar[str]
@@ -137,7 +137,7 @@ class TreeSource(ABC):
         are not published. Empty where nothing is published."""
         return {}
 
-    def read_picture(self, tree: Path, entry: Entry) -> bytes:
+    def read_image(self, tree: Path, entry: Entry) -> bytes:
         """An image as published; OSError or ValueError where there is none. Readers of layouts that keep many in one
         file find it there."""
         return (tree / entry.path).read_bytes()
@@ -188,7 +188,7 @@ class TreeSource(ABC):
         found = self._count(catalogue.entries)
         published = self.published(catalogue)
         self._compare(found, published, catalogue)
-        blocks, rejects = pack(catalogue.entries, partial(self.read_picture, tree), out, self.title)
+        blocks, rejects = pack(catalogue.entries, partial(self.read_image, tree), out, self.title)
         self._judge(rejects, len(catalogue.entries))
         return {
             "form": catalogue.form,
@@ -208,10 +208,10 @@ class TreeSource(ABC):
 
     def read(self, raw: Path, block: Block) -> Iterator[RawSample | Reject]:
         """Every packed image of a block, or why there is none."""
-        from fer.shards.schema import picture_schema
+        from fer.shards.schema import image_schema
         from fer.shards.table import TableReader
 
-        for row in TableReader(raw / block.file, picture_schema(), remedy=fetch_again(raw)):
+        for row in TableReader(raw / block.file, image_schema(), remedy=fetch_again(raw)):
             key = f"{self.generator}/{row['key']}"
             if row["reason"] is not None:
                 yield Reject(key, row["reason"], row["detail"], row["path"])
@@ -292,7 +292,7 @@ def pack(
     Returns:
         name and number of rows of each file, and what could not be packed.
     """
-    from fer.shards.schema import picture_schema
+    from fer.shards.schema import image_schema
     from fer.shards.table import write_table
 
     blocks: list[tuple[str, int]] = []
@@ -300,7 +300,7 @@ def pack(
     with progress(len(entries), f"pack {title}", "image") as bar:
         for number, rows in enumerate(_files(_packed(entry, read) for entry in entries)):
             file = f"pictures-{number:05d}.parquet"
-            write_table(out / file, rows, picture_schema(), rows_per_group=64)
+            write_table(out / file, rows, image_schema(), rows_per_group=64)
             blocks.append((file, len(rows)))
             rejects += [Reject(r["key"], r["reason"], r["detail"], r["path"]) for r in rows if r["reason"] is not None]
             bar.update(len(rows))
@@ -322,7 +322,7 @@ def _files(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def _packed(entry: Entry | Reject, read: Callable[[Entry], bytes]) -> dict[str, Any]:
-    """A row of `fer.shards.schema.picture_schema`."""
+    """A row of `fer.shards.schema.image_schema`."""
     empty = dict.fromkeys(("split", "image", "is_crop", "faces", "reason", "detail"))
     if isinstance(entry, Reject):
         said = {"reason": entry.reason, "detail": nfc(entry.detail)}

@@ -118,7 +118,7 @@ def crop_dataset(
 
 
 def fingerprint(source_digest: str, settings: dict[str, Any], code_digest: str) -> str:
-    """Hex SHA-256 of all that the files of faces depend on but for the processor; other versions start anew.
+    """Hex SHA-256 of all that the files of faces depend on but for the processor. New versions start over.
 
     Args:
         source_digest: of the downloaded dataset's description.

@@ -67,7 +67,7 @@ def run_evaluation(params: Params, dataset: str, model_key: str) -> Path:
     if is_identities(shards.label_space):
         raise ValueError(
             f"{dataset}: its test split holds people who were never trained on, so that none of them can be named; "
-            f"`fer verify trained/{dataset}/{model_key} {dataset}` measures whether they are told apart"
+            f"`fer verify trained/{dataset}/{model_key} {dataset}` measures whether they are distinguished"
         )
     weights = (trained / "model.safetensors").resolve()
     facts = _training_facts(trained, weights, shards, f"{dataset}-{model_key}")
@@ -256,7 +256,7 @@ def _draw(folder: Path, summary: dict[str, Any], history: dict[str, list[float]]
     names = [line["class"] for line in summary["per_class"]]
     drawn = {
         "confusion": figures.confusion(matrix, names, title, normalized=False),
-        "confusion_normalised": figures.confusion(matrix, names, title, normalized=True),
+        "confusion_normalized": figures.confusion(matrix, names, title, normalized=True),
         "reliability": figures.reliability(summary["calibration"], summary["ece"], title),
         "recall": figures.recalls(summary["per_class"], summary["balanced_accuracy"], title),
     }

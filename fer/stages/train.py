@@ -145,7 +145,7 @@ def _own_device(gpu: bool) -> str:
 
 
 def _announce(title: str, job: TrainJob, stage: TrainStageConfig) -> None:
-    """Says what will be done; a damaged checkpoint is told here, before any worker starts."""
+    """Says what will be done; a damaged checkpoint is reported here, before any worker starts."""
     where = f"{stage.workers} Ray workers" if stage.workers else "this process"
     epochs = " + ".join(str(part.epochs) for part in job.recipe.in_stages)
     log.info(f"{title}: {epochs} epochs in {where}, {stage.threads} thread(s) each")
@@ -198,7 +198,7 @@ class Follower:
             return
         content = read_json(self._path)
         records = content.pop("records")
-        if self._last_epoch is None:  # epochs that an earlier run has told of
+        if self._last_epoch is None:  # epochs that an earlier process has reported
             self._last_epoch = content["epoch"] if content["step"] else max(0, content["epoch"] - 1)
         for record in records[self._last_epoch :]:
             self.on_epoch(record)

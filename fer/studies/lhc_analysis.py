@@ -20,7 +20,7 @@ from torch import Tensor
 from fer.evaluation.aggregate import markdown_table, percent
 from fer.models import FerModel
 from fer.models.lhc_net import PUBLISHED, LHCBlock, LHCNet
-from fer.shards.read import EvalBatches, normalise
+from fer.shards.read import EvalBatches, normalize
 from fer.training.loop import compute_logits
 from fer.training.metrics import classification_metrics
 from fer.training.recipe import Recipe
@@ -114,7 +114,7 @@ def probe(model: FerModel, batches: EvalBatches, recipe: Recipe, device: str, *,
         found["off"][name[numbers]] = accuracy(switched_off(model, numbers))
         found["reset"][name[numbers]] = accuracy(reinitialized(model, numbers, seed=seed))
     images = next(iter(batches)).images[:_CORRELATED_IMAGES].to(device)
-    found["heads"] = head_correlation(model, normalise(images, model.mean, model.std))
+    found["heads"] = head_correlation(model, normalize(images, model.mean, model.std))
     return found
 
 

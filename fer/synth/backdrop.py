@@ -76,7 +76,7 @@ def _noise_tile(side: int) -> NDArray[np.int16]:
     return np.asarray(tile, np.int16)
 
 
-def finish(canvas: Canvas, stream: Stream, config: SceneConfig, *, grey: bool) -> Canvas:
+def finish(canvas: Canvas, stream: Stream, config: SceneConfig, *, gray: bool) -> Canvas:
     """Canvas -> scene (S, S, 3): lens, exposure and sensor."""
     size = config.scene_size
     image = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
@@ -97,6 +97,6 @@ def finish(canvas: Canvas, stream: Stream, config: SceneConfig, *, grey: bool) -
     window = _noise_tile(size + 97)[y : y + size, x : x + size]
     grain = cv2.multiply(window, sigma / 64)  # type: ignore[call-overload]  # the stub has no scalars
     image = cv2.add(image, grain, dtype=cv2.CV_8U)
-    if grey:
+    if gray:
         image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return np.asarray(image, np.uint8)

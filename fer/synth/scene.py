@@ -76,7 +76,7 @@ class Scene:
     """"train" or "test"."""
     index: int
     seed: int
-    grey: bool
+    gray: bool
     """The three channels are equal; stored with one."""
     quality: int
     """JPEG quality of the stored file, 70 .. 95."""
@@ -126,14 +126,14 @@ def render(seed: int, index: int, config: SceneConfig = DEFAULT) -> Scene:
             scale = actor.geometry.pose.scale
             paint_occluder(canvas, actor.occluder, actor.parts, actor.who.skin, actor.tint, scale)
     store = Stream(seed, index, "store")
-    grey, quality, broken = store.chance(config.grey_probability), 70 + store.integer(26), store.unit()
+    gray, quality, broken = store.chance(config.grey_probability), 70 + store.integer(26), store.unit()
     return Scene(
-        image=finish(canvas, Stream(seed, index, "camera"), config, grey=grey),
+        image=finish(canvas, Stream(seed, index, "camera"), config, gray=gray),
         faces=tuple(actor.face for actor in cast),
         split=split,
         index=index,
         seed=seed,
-        grey=grey,
+        gray=gray,
         quality=quality,
         broken=broken < config.broken_fraction,
     )
@@ -142,7 +142,7 @@ def render(seed: int, index: int, config: SceneConfig = DEFAULT) -> Scene:
 def encode(scene: Scene) -> bytes:
     """The stored file: JPEG, one channel where the scene is gray; or, where `scene.broken`, bytes no decoder
     accepts."""
-    stored = scene.image[..., 0] if scene.grey else cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR)
+    stored = scene.image[..., 0] if scene.gray else cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR)
     done, buffer = cv2.imencode(".jpg", stored, (cv2.IMWRITE_JPEG_QUALITY, scene.quality))
     assert done
     data = buffer.tobytes()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fer.console import log
-from fer.io.files import FileError, naming
+from fer.io.files import FileError, name_in_errors
 
 MAX_FILE_BYTES = 16 << 20
 
@@ -91,7 +91,7 @@ class Journal:
         return copy.relative_to(self.path.parent).as_posix()
 
     def _write(self, value: Any) -> None:
-        with naming(self.path):
+        with name_in_errors(self.path):
             self._file.write(json.dumps(value) + "\n")
             self._file.flush()
 

@@ -19,7 +19,7 @@ _DECISIVE = ("torch", "numpy", "opencv-python-headless", "pyarrow", "albumentati
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
-    """One run of training, as every rank is told of it; picklable.
+    """One run of training, as every rank gets it; picklable.
 
     Attributes:
         shards: folder of the sharded dataset, absolute.
@@ -92,7 +92,7 @@ def fingerprint(
     """Hex SHA-256 of what decides the result of training: a run, a search or a cell of a study.
 
     Not of the machine: ranks, threads and processor. Nor of the libraries' versions: where they change, resuming is
-    refused (`TrainState.check`) and nothing is lost; another fingerprint would start anew without a word.
+    refused (`TrainState.check`) and nothing is lost; another fingerprint would start over silently.
     """
     parts = {
         "data": data_digest,

@@ -178,7 +178,7 @@ def carry_over(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def data_parallel(model: FerModel, device: str) -> DistributedDataParallel:
     """The model with its gradients averaged over the ranks.
 
-    After its first backward pass DDP sorts its buckets anew, and from three ranks on another layout rounds the sums
+    After its first backward pass DDP sorts its buckets again, and from three ranks on another layout rounds the sums
     differently: the first step after a resume would not be that of an uninterrupted run. Where it looks for unused
     parameters it keeps its first layout; so it does on the CPU, where the same bits are promised.
 

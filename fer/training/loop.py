@@ -19,7 +19,7 @@ from torch import Tensor
 from fer.console import log
 from fer.hashing import stable_hash
 from fer.models import FerModel, create_model
-from fer.shards.read import Batch, EvalBatches, normalise
+from fer.shards.read import Batch, EvalBatches, normalize
 from fer.training.data import Data, open_data
 from fer.training.distributed import Distributed
 from fer.training.job import TrainJob
@@ -195,7 +195,7 @@ def build_model(job: TrainJob, stage: int = -1) -> FerModel:
 def prepare(images: Tensor, model: FerModel, recipe: Recipe, device: str) -> Tensor:
     """uint8 (B, H, W, 3) -> what the model takes, float32 (B, 3, H, W), on the device."""
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    return normalise(images.to(device), model.mean, model.std, memory_format=layout)
+    return normalize(images.to(device), model.mean, model.std, memory_format=layout)
 
 
 @torch.no_grad()

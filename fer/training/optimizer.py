@@ -52,7 +52,7 @@ class Ema(Generic[Model]):
         self.updates = 0
 
     def restart(self, model: Model) -> None:
-        """Begins anew from these weights."""
+        """Starts over from these weights."""
         self.model.load_state_dict(model.state_dict())
         self.updates = 0
 

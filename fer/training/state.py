@@ -34,7 +34,7 @@ class StateError(ValueError):
 
 
 class VersionsError(StateError):
-    """A checkpoint that other versions of the libraries wrote; the message names both, and the commands to go on."""
+    """A checkpoint that other versions of the libraries wrote; the message names both, and the commands to continue."""
 
 
 @dataclass

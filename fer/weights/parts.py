@@ -89,13 +89,13 @@ def load_part(model: FerModel, source: PartSource) -> None:
     donor = DONORS[type(module)]
     ours = path.suffix == ".safetensors" and has_description(path)
     whole = load_model(path)[0] if ours else load_published(donor, path)
-    state, wanted = branch_state(module, whole.state_dict()), module.state_dict()
-    faults = [f"missing: {key}" for key in wanted.keys() - state.keys()]
-    faults += [f"unexpected: {key}" for key in state.keys() - wanted.keys()]
+    state, expected = branch_state(module, whole.state_dict()), module.state_dict()
+    faults = [f"missing: {key}" for key in expected.keys() - state.keys()]
+    faults += [f"unexpected: {key}" for key in state.keys() - expected.keys()]
     faults += [
-        f"{key}: shape {tuple(state[key].shape)}, {part} has {tuple(wanted[key].shape)}"
-        for key in wanted.keys() & state.keys()
-        if state[key].shape != wanted[key].shape
+        f"{key}: shape {tuple(state[key].shape)}, {part} has {tuple(expected[key].shape)}"
+        for key in expected.keys() & state.keys()
+        if state[key].shape != expected[key].shape
     ]
     if faults:
         listing = "\n  ".join(sorted(faults)[:8])
@@ -115,9 +115,9 @@ def branch_state(module: nn.Module, donor: Mapping[str, Tensor]) -> dict[str, Te
         children = tuple(f"{name}." for name, _ in module.named_children())
         state = {key: tensor for key, tensor in state.items() if key.startswith(children)}
     if isinstance(module, ClassTokenTransformer):
-        wanted = module.state_dict()
+        expected = module.state_dict()
         blocks = {key for key in state if key.startswith("blocks.")}
-        state = {key: tensor for key, tensor in state.items() if key not in blocks or key in wanted}
-        if "positions" in wanted and state["positions"].shape != wanted["positions"].shape:
-            state["positions"] = wanted["positions"]
+        state = {key: tensor for key, tensor in state.items() if key not in blocks or key in expected}
+        if "positions" in expected and state["positions"].shape != expected["positions"].shape:
+            state["positions"] = expected["positions"]
     return state

@@ -112,12 +112,12 @@ def find(name: str, *, folder: Path | None = None) -> Path:
     Raises:
         FileError: not fetched, or not completely; it names the command.
     """
-    wanted = entry(name).files
+    listed = entry(name).files
     folder = folder or cache_folder() / name
-    for file in wanted:
+    for file in listed:
         if not (folder / file.name).is_file():
             raise FileError(f"{folder / file.name}: not there; run `fer weights pull {name}`")
-    return folder / wanted[0].name
+    return folder / listed[0].name
 
 
 def pull(name: str, *, given: Path | None = None, to: Path | None = None) -> list[Path]:
@@ -130,22 +130,22 @@ def pull(name: str, *, given: Path | None = None, to: Path | None = None) -> lis
     Raises:
         FileError: it cannot be fetched, or its checksum is wrong; the message says how to proceed by hand.
     """
-    wanted = entry(name).files
+    listed = entry(name).files
     folder = to or cache_folder() / name
     if given is not None and not given.exists():
         raise FileError(f"{given}: no such file or folder")
-    for file in wanted:
+    for file in listed:
         target = folder / file.name
         expected = file.sha256 or _recorded(folder).get(file.name)
         if target.is_file() and (expected is None or sha256(target) == expected):
             continue
         near = [cache_folder() / name / file.name] if to else []
         if given is not None:
-            near += [given] if given.is_file() and len(wanted) == 1 else sorted(given.rglob(file.name))
+            near += [given] if given.is_file() and len(listed) == 1 else sorted(given.rglob(file.name))
         _fetch(name, file, target, [path for path in near if path.is_file()])
         if to is None:
             write_json(folder / _RECORD, _recorded(folder) | {file.name: sha256(target)})
-    return [folder / file.name for file in wanted]
+    return [folder / file.name for file in listed]
 
 
 def _fetch(name: str, file: PublishedFile, target: Path, near: list[Path]) -> None:
@@ -183,8 +183,8 @@ def verify() -> Iterator[Finding]:
         if not path.is_file() or path.name == _RECORD or path.name.startswith("."):  # a broken transfer's part
             continue
         name = path.relative_to(folder).parts[0]
-        wanted = register()[name].files if name in register() else []
-        published = {folder / name / file.name: file.sha256 for file in wanted}
+        listed = register()[name].files if name in register() else []
+        published = {folder / name / file.name: file.sha256 for file in listed}
         expected = published.get(path) or _recorded(path.parent).get(path.name)
         if path not in published or expected is None:
             yield Finding(path, "unknown")

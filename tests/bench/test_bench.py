@@ -74,7 +74,7 @@ def test_a_model_that_cannot_be_measured_is_refused(words: list[str], message: s
 
 
 def test_the_data_of_benchmarks_are_whole_shards(tmp_path: Path) -> None:
-    shards = ShardSet.open(write_shards(tmp_path / "bench", rows=700, size=16, grey=True, held_out=20))
+    shards = ShardSet.open(write_shards(tmp_path / "bench", rows=700, size=16, gray=True, held_out=20))
     assert [shards.split(name).rows for name in ("train", "validation", "test")] == [700, 20, 20]
 
 

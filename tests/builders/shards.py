@@ -29,9 +29,9 @@ def label_of(row: int) -> int:
     return (0, 0, 0, 1, 1, 2)[row % 6]
 
 
-def picture(row: int, size: int, *, grey: bool = False) -> npt.NDArray[np.uint8]:
+def picture(row: int, size: int, *, gray: bool = False) -> npt.NDArray[np.uint8]:
     """(size, size) or (size, size, 3) RGB: noise that belongs to the row."""
-    shape = (size, size) if grey else (size, size, 3)
+    shape = (size, size) if gray else (size, size, 3)
     return np.random.default_rng(row).integers(0, 256, shape, dtype=np.uint8)
 
 
@@ -91,13 +91,13 @@ def write_manifest(folder: Path, parts: Sequence[Part], size: int, **values: Any
 
 
 def write_split(
-    folder: Path, *, rows: int = 100, size: int = 12, grey: bool = False, broken: dict[int, bytes] | None = None
+    folder: Path, *, rows: int = 100, size: int = 12, gray: bool = False, broken: dict[int, bytes] | None = None
 ) -> ShardSplit:
     """Rows 0 .. rows - 1 in two parts, without a manifest; row r holds `picture(r, size)` and has `label_of(r)`.
 
     broken: bytes to store in place of a row's image.
     """
-    pictures = {row: png(picture(row, size, grey=grey)) for row in range(rows)} | (broken or {})
+    pictures = {row: png(picture(row, size, gray=gray)) for row in range(rows)} | (broken or {})
     cut = rows * 2 // 3
     parts = [
         write_part(folder, "train-f0-0.parquet", "train", {row: pictures[row] for row in range(cut)}),

@@ -147,7 +147,7 @@ def test_dead_server_is_reported_without_its_password(params: Params, required: 
 def test_missing_token_is_reported_with_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     from fer.cluster import health as cluster
 
-    monkeypatch.setattr(cluster, "authentication", lambda: cluster.Authentication(wanted=True, token=False))
+    monkeypatch.setattr(cluster, "authentication", lambda: cluster.Authentication(required=True, token=False))
     monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
     (finding,) = doctor.check_token()
     assert finding.level == "fail"

@@ -32,7 +32,7 @@ def draw_all(summary: dict, folder: Path) -> list[Path]:
     }
     drawn = {
         "confusion": figures.confusion(matrix, NAMES, "toy", normalized=False),
-        "confusion_normalised": figures.confusion(matrix, NAMES, "toy", normalized=True),
+        "confusion_normalized": figures.confusion(matrix, NAMES, "toy", normalized=True),
         "reliability": figures.reliability(summary["calibration"], summary["ece"], "toy"),
         "recall": figures.recalls(summary["per_class"], summary["balanced_accuracy"], "toy"),
         "learning": figures.learning_curves(history, 2, "toy"),

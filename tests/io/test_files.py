@@ -131,6 +131,6 @@ def test_process_is_alive_until_it_ends() -> None:
 @pytest.mark.parametrize("number", sorted(files._REMEDIES))
 def test_disk_errors_name_path_cause_and_remedy(number: int) -> None:
     error = OSError(number, "in other words", "from", None, "to/file")
-    assert files.is_of_the_disk(error)
+    assert files.is_storage_error(error)
     assert files.explained(error).startswith(f"to/file: {os.strerror(number)}; ")
-    assert not files.is_of_the_disk(ValueError(number))
+    assert not files.is_storage_error(ValueError(number))

@@ -26,7 +26,7 @@ from fer.models.ddamfn import attention_loss
 from fer.models.layers.attention import countable
 from fer.models.layers.routing import RoutingAttention, route
 from fer.models.lhc_net import LHCBlock, LHCNet
-from fer.shards.pixels import ModelInput, normalise, resize
+from fer.shards.pixels import ModelInput, normalize, resize
 from fer.weights.layouts import LAYOUTS
 from fer.weights.layouts.lhc import LHC_NET
 from fer.weights.tensorflow import read_checkpoint
@@ -58,7 +58,7 @@ def test_attention_of_every_block_is_the_published_codes(fixture: str) -> None:
         for block, x, (where, expected) in zip(blocks, inputs, entries.items(), strict=True):
             steps = block_steps(block, x)
             steps["attention A"] = steps["attention A"].flatten(2).unflatten(2, (block.num_heads, -1)).transpose(1, 2)
-            for name in ("scores S", "T", "normalised scores N", "weights W", "attention A"):
+            for name in ("scores S", "T", "normalized scores N", "weights W", "attention A"):
                 key = next(key for key in expected if key.startswith(name))
                 assert_summary(steps[name], expected[key], f"{where}: {key}", relative=1e-5)
 
@@ -94,7 +94,7 @@ def block_steps(block: LHCBlock, x: Tensor) -> dict[str, Tensor]:
         "q": q,
         "scores S": scores,
         "T": T,
-        "normalised scores N": normalized,
+        "normalized scores N": normalized,
         "weights W": normalized.softmax(-1),
         "attention A": block.attention(x),
     }
@@ -176,7 +176,7 @@ def test_input_is_pixels_as_the_published_code_resizes_them(name: str) -> None:
     with torch.device("meta"):
         model = create_model(name)
     assert (model.input_size, model.mean, model.resize) == (224, (0.0, 0.0, 0.0), Resize(antialias=False))
-    white = normalise(torch.full((1, 1, 1, 3), 255, dtype=torch.uint8), model.mean, model.std)
+    white = normalize(torch.full((1, 1, 1, 3), 255, dtype=torch.uint8), model.mean, model.std)
     assert_close(white, 255.0, 1e-4, "a white pixel")
 
 

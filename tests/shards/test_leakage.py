@@ -31,7 +31,7 @@ def face(sample_id: str, split: Split = "train", label: int = 0, pixels: bytes =
         yaw=None,
         score=None,
         size=(8, 8),
-        grey=True,
+        gray=True,
         pixels=pixels or sample_id.encode(),
         sums=(64, 0, 0, 0, 0, 0, 0),
         print=EMPTY,

@@ -11,12 +11,12 @@ from builders.shards import picture, png
 from PIL import Image
 
 from fer.models.base import IMAGENET_MEAN, IMAGENET_STD, Resize
-from fer.shards.pixels import ModelInput, PixelCache, decode, normalise, resize
+from fer.shards.pixels import ModelInput, PixelCache, decode, normalize, resize
 
 
 def test_decoding_gives_rgb_or_gray_as_stored() -> None:
-    for grey in (True, False):
-        image = picture(1, 9, grey=grey)
+    for gray in (True, False):
+        image = picture(1, 9, gray=gray)
         assert (decode(np.frombuffer(png(image), np.uint8)) == image).all()
     red = np.zeros((16, 16, 3), np.uint8)
     red[..., 0] = 250
@@ -59,10 +59,10 @@ def test_normalize_is_the_arithmetic_of_the_published_transforms(memory_format: 
     images = torch.randint(0, 256, (3, 5, 4, 3), dtype=torch.uint8)
     x = images.permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    result = normalise(images, IMAGENET_MEAN, IMAGENET_STD, memory_format=memory_format)
+    result = normalize(images, IMAGENET_MEAN, IMAGENET_STD, memory_format=memory_format)
     assert torch.equal(result, (x - mean) / std)
     assert result.is_contiguous(memory_format=memory_format)
-    assert normalise(images, IMAGENET_MEAN, IMAGENET_STD, torch.bfloat16).dtype == torch.bfloat16
+    assert normalize(images, IMAGENET_MEAN, IMAGENET_STD, torch.bfloat16).dtype == torch.bfloat16
 
 
 def test_cache_keeps_the_smaller_form_and_stays_within_its_limit() -> None:

@@ -164,7 +164,7 @@ def test_evaluation_reads_every_row_once_on_any_world_size(split: ShardSplit, ba
 
 
 def test_gray_images_are_replicated_and_resized_as_color_is(tmp_path: Path) -> None:
-    split = write_split(tmp_path, rows=20, grey=True)
+    split = write_split(tmp_path, rows=20, gray=True)
     for antialias in (True, False):
         batches = EvalBatches(split, model_input=(20, Resize(antialias=antialias)), batch_size=20)
         for _ in range(2):  # decoded, then from the cache

@@ -32,8 +32,8 @@ from fer.stages import shard
 Row = dict[str, Any]
 
 
-def png(seed: int, grey: bool = False) -> bytes:
-    return encoded(picture(seed, 8, grey=grey))
+def png(seed: int, gray: bool = False) -> bytes:
+    return encoded(picture(seed, 8, gray=gray))
 
 
 def face(index: int, **changes: object) -> Row:
@@ -254,7 +254,7 @@ def test_bytes_do_not_depend_on_time_zone_locale_hash_seed_or_working_folder(
 
 
 def test_mean_and_std_are_exactly_those_of_the_train_split(tmp_path: Path) -> None:
-    rows = [*ROWS, *(face(400 + index, image=png(400 + index, grey=True), channels=1) for index in range(20))]
+    rows = [*ROWS, *(face(400 + index, image=png(400 + index, gray=True), channels=1) for index in range(20))]
     folder, manifest = make(tmp_path, rows)
     train = [image for file in manifest.splits["train"] for image in read_table(folder / file, ["image"])["image"]]
     values = np.concatenate([decode_image(image).reshape(-1, 3).astype(np.float64) / 255 for image in train])

@@ -158,7 +158,7 @@ def test_the_published_files_are_consistent_and_repeatable(project: Params, monk
         }
     )
     assert sorted(path.stem for path in (folder / "figures").iterdir()) == [
-        "confusion", "confusion_normalised", "learning_curves", "recall", "reliability"
+        "confusion", "confusion_normalized", "learning_curves", "recall", "reliability"
     ]  # fmt: skip
 
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}

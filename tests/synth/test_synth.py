@@ -245,7 +245,7 @@ def test_stored_scenes_decode_and_gray_ones_have_one_channel():
         scene = render(0, index, config)
         data = np.frombuffer(encode(scene), np.uint8)
         stored = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-        assert stored.ndim == (2 if scene.grey else 3)
+        assert stored.ndim == (2 if scene.gray else 3)
         decoded = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
         assert np.abs(decoded.astype(float) - scene.image).mean() < 12
         assert 70 <= scene.quality <= 95
