@@ -86,8 +86,8 @@ def _pair(manifest: Manifest, faces: Sequence[Face], pair: Pair) -> tuple[str | 
 def _summarize(faces: Sequence[Face]) -> dict[str, Any]:
     """Numbers of some faces; what is not known of any of them is left out.
 
-    rows; subjects; gray (key "grey"): fraction of images with one channel; height, width in px; mean, std of red, green and blue,
-    0 .. 1; yaw in degrees; score of the detector. Ranges are given as lowest, median and highest.
+    rows; subjects; "grey", the fraction of images with one channel; height, width in px; mean, std of red, green and
+    blue, 0 .. 1; yaw in degrees; score of the detector. Ranges are given as lowest, median and highest.
     """
     mean, std = mean_std(faces)
     summary: dict[str, Any] = {
