@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> BenchResult:
         title="Files of each stage: executed in a run, and such that an edit makes it run again",
         rows=rows,
         notes=[
-            "executed: a function of the file was called beneath the stage's script, not beneath a file that is left out",
+            "executed: a function of the file was called beneath the stage's script and beneath nothing left out",
             "left out: in LEFT_OUT of fer/stages/closure.py, each with its reason",
             *(f"{name} runs again, and did not execute: {', '.join(files)}" for name, files in unused.items() if files),
         ],
