@@ -159,7 +159,7 @@ def _announce(title: str, job: TrainJob, stage: TrainStageConfig) -> None:
 
 
 class Follower:
-    """One line an epoch, a bar on terminals, and the curves in MLflow; called by the loop, or fed by the file it writes."""
+    """One line an epoch, a bar on terminals, and the curves in MLflow; fed by the loop, or by the file it writes."""
 
     def __init__(self, title: str, work: Path, epochs: int, run: Run) -> None:
         self._title, self._path, self._epochs, self._run = title, work / PROGRESS, epochs, run
