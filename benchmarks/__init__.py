@@ -28,7 +28,7 @@ def main(args: argparse.Namespace) -> int:
     """Runs one benchmark, prints its table, and writes it as JSON where asked for."""
     if args.list or args.benchmark is None:
         for name, entry in sorted(REGISTRY.items()):
-            print(f"{name:<12}{entry.help}")
+            print(f"{name:<14}{entry.help}")
         return 0
     result = REGISTRY[args.benchmark].run(args)
     print(result.table())
