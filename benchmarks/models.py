@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> BenchResult:
         rows=rows,
         notes=[
             "published: a plain eager transcription of the published code in float32, channels first, which gives the "
-            "published logits (tests/models/test_references.py); what the code computes for nothing is computed",
+            "published logits (tests/models/test_reference_models.py); what the code computes for nothing is computed",
             "ours: evaluation through fer.models.inference.for_inference; channels last; train: no optimizer step",
             "all of a row in turn, round by round; medians, and the median of the rounds' ratios",
             "GMAC/s: by the published code's arithmetic; % of dense: of the rate of a dense 3x3 convolution (256 "

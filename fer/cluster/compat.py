@@ -1,6 +1,6 @@
 """Every touch of Ray that its documentation does not promise: one function each, with the versions it was seen with.
 
-`tests/cluster/test_compat.py` holds a canary for each, which fails where a new version of Ray behaves otherwise.
+`tests/cluster/test_cluster_compat.py` holds a canary for each, which fails where a new version of Ray behaves otherwise.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Every use of a private part of Pillow or of the standard library, one function each.
 
-"Seen with" names the versions that were tried; tests/io/test_compat.py has a test for each, which fails first when
+"Seen with" names the versions that were tried; tests/io/test_io_compat.py has a test for each, which fails first when
 another version changes one of them.
 """
 

@@ -67,6 +67,7 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {
     },
     "report": {
         "fer/training": "trains; the report shows what is left of it",
+        "fer/transforms": "augments; the report shows the values of recipes",
         "fer/weights": "loads weights, of which the report shows none",
     },
     "study": {

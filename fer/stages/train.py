@@ -131,7 +131,7 @@ def _run(params: Params, job: TrainJob, follower: Follower) -> None:
         if params.train.workers:
             from fer.cluster.fit import train_on_ray
 
-            train_on_ray(job, params.train, params.cluster, follower.look)
+            train_on_ray(job, params.train, params.cluster, follower.poll)
         else:
             train(job, device=_own_device(params.train.gpu), on_epoch=follower.on_epoch, on_step=follower.on_step)
 
@@ -145,7 +145,7 @@ def _own_device(gpu: bool) -> str:
 
 
 def _announce(title: str, job: TrainJob, stage: TrainStageConfig) -> None:
-    """Says what will be done; a damaged checkpoint is reported here, before any worker starts."""
+    """Logs what will be done; a damaged checkpoint is reported here, before any worker starts."""
     where = f"{stage.workers} Ray workers" if stage.workers else "this process"
     epochs = " + ".join(str(part.epochs) for part in job.recipe.in_stages)
     log.info(f"{title}: {epochs} epochs in {where}, {stage.threads} thread(s) each")
@@ -155,11 +155,11 @@ def _announce(title: str, job: TrainJob, stage: TrainStageConfig) -> None:
         log.info(f"{title}: resuming after {state.epoch} epochs and {state.step} updates")
 
 
-# ------------------------------------------------------------------------------------------------ what people see of it
+# ------------------------------------------------------------------------------------------------ progress
 
 
 class Follower:
-    """One line an epoch, a bar on terminals, and the curves in MLflow; told by the loop, or by the file it writes."""
+    """One line an epoch, a bar on terminals, and the curves in MLflow; fed by the loop, or by the file it writes."""
 
     def __init__(self, title: str, work: Path, epochs: int, run: Run) -> None:
         self._title, self._path, self._epochs, self._run = title, work / PROGRESS, epochs, run
@@ -174,7 +174,7 @@ class Follower:
             self._bar.close()
 
     def on_epoch(self, record: Record) -> None:
-        """Tells of a finished epoch."""
+        """Logs a finished epoch."""
         log_record(self._run, record)
         line = (
             f"epoch {record['epoch']}/{self._epochs}: loss {record['train_loss']:.4f}, "
@@ -192,13 +192,13 @@ class Follower:
             self._bar = progress(now.epochs * now.steps, self._title, "step", done)
         self._bar.update(done - self._bar.n)
 
-    def look(self) -> None:
-        """Reads what rank 0 wrote since the last look."""
+    def poll(self) -> None:
+        """Reads what rank 0 wrote since the last call."""
         if not self._path.exists():
             return
         content = read_json(self._path)
         records = content.pop("records")
-        if self._last_epoch is None:  # epochs that an earlier process has reported
+        if self._last_epoch is None:  # epochs that an earlier process has logged
             self._last_epoch = content["epoch"] if content["step"] else max(0, content["epoch"] - 1)
         for record in records[self._last_epoch :]:
             self.on_epoch(record)
@@ -211,11 +211,11 @@ def log_record(run: Run, record: Record) -> None:
     run.log_metrics({key: value for key, value in record.items() if key != "epoch"}, step=int(record["epoch"]))
 
 
-# ------------------------------------------------------------------------------------------------ what is left of it
+# ------------------------------------------------------------------------------------------------ results
 
 
 def _circumstances(params: Params, state: TrainState, run: Run) -> dict[str, Any]:
-    """How and with what it was trained; differs between two runs of the same training."""
+    """How and with what it was trained; differs between two equal runs."""
     made_by = lineage(params.root)
     rates = [timing["images_per_second"] for timing in state.timings]
     return {

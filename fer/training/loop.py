@@ -254,7 +254,9 @@ def _resume(job: TrainJob, distributed: Distributed) -> TrainState:
         return TrainState(
             fingerprint=job.fingerprint, seed=job.seed, world_size=distributed.world_size, threads=job.threads
         )
-    found.check(job, distributed.world_size, warn=log.warning if distributed.is_main else None)
+    warn = log.warning if distributed.is_main else None
+    found.check(job, distributed.world_size, warn=warn)
+    found.check_versions(job, warn=warn)
     found.resumes += 1
     return found
 

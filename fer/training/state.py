@@ -128,7 +128,6 @@ class TrainState:
 
         Raises:
             StateError: it is the state of another run.
-            VersionsError: other versions of the libraries wrote it, and `job.accept_versions` is false.
         """
         if self.fingerprint != job.fingerprint:
             raise StateError(f"the checkpoint belongs to run {self.fingerprint[:16]}, this is {job.fingerprint[:16]}")
@@ -138,6 +137,13 @@ class TrainState:
                 f"{world_size} of {job.threads}: the same samples in the same order, but sums are rounded differently"
             )
         self.world_size, self.threads = world_size, job.threads
+
+    def check_versions(self, job: TrainJob, *, warn: Callable[[str], object] | None) -> None:
+        """Whether the libraries here are those that wrote it; asked where the run computes, not where it is driven.
+
+        Raises:
+            VersionsError: they are others, and `job.accept_versions` is false.
+        """
         now = decisive_versions()
         changed = {
             name: f"{self.versions.get(name)} -> {now[name]}" for name in now if self.versions.get(name) != now[name]

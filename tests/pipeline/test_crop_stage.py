@@ -1,4 +1,4 @@
-"""The crop stage over real photographs and hostile files: every picture is a face or a counted reject, in order."""
+"""The crop stage over real photographs and hostile files: every image is a face or a counted reject, in order."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fer.stages.download import download_dataset
 HERE = ClusterConfig(crop_workers=0)
 PHOTOS = (
     "ageitgey_examples_two_people.jpg",  # two faces
-    "ageitgey_tests_test_images_obama_partial_face.jpg",  # one, half beyond the picture
+    "ageitgey_tests_test_images_obama_partial_face.jpg",  # one, half beyond the image
     "deepface_img12.jpg",  # one
     "pyfeat_free-mountain-vector-01.jpg",  # none
     "pyfeat_multi_face.jpg",  # five
@@ -45,7 +45,7 @@ def dataset(root: Path) -> FoldersConfig:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, test_data: Path) -> Path:
-    """A downloaded dataset of whole pictures: photographs, and hostile files of every kind."""
+    """A downloaded dataset of whole images: photographs, and hostile files of every kind."""
     root = tmp_path_factory.mktemp("project")
     for folder, files in (
         ("happy", [test_data / "photos" / name for name in PHOTOS]),
@@ -71,7 +71,7 @@ def cropped(project: Path, test_data: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in crop(project, test_data).iterdir()}
 
 
-def pictures(folder: Path) -> tuple[list[str], dict[str, str]]:
+def images(folder: Path) -> tuple[list[str], dict[str, str]]:
     """Ids of the faces in their order, and the reason of every reject by id."""
     about = read_json(folder / "faces.json")
     faces = [one for entry in about["files"] for one in read_table(folder / entry["file"])["sample_id"]]
@@ -79,10 +79,10 @@ def pictures(folder: Path) -> tuple[list[str], dict[str, str]]:
     return faces, dict(zip(rejects["sample_id"], rejects["reason"], strict=True))
 
 
-def test_every_picture_is_a_face_or_a_counted_reject_and_the_order_is_theirs(project: Path, test_data: Path) -> None:
+def test_every_image_is_a_face_or_a_counted_reject_in_order(project: Path, test_data: Path) -> None:
     folder = crop(project, test_data, faces="all")
     about = read_json(folder / "faces.json")
-    faces, rejects = pictures(folder)
+    faces, rejects = images(folder)
     described = read_json(project / "data" / "raw" / "photos" / "source.json")
     in_order = [
         f"folders/{key}"
@@ -106,7 +106,7 @@ def test_every_picture_is_a_face_or_a_counted_reject_and_the_order_is_theirs(pro
     assert str(test_data) not in (folder / "faces.json").read_text()
 
 
-def test_a_picture_gives_the_same_rows_whatever_stands_beside_it_and_however_many_threads_decode(
+def test_rows_of_an_image_depend_neither_on_its_neighbors_nor_on_threads(
     project: Path, cropped: dict[str, bytes], test_data: Path, tmp_path: Path
 ) -> None:
     config = CropConfig(detector="yunet", max_bad_fraction=1.0)
@@ -122,7 +122,7 @@ def test_a_picture_gives_the_same_rows_whatever_stands_beside_it_and_however_man
 def test_policies_for_several_faces_are_applied_and_counted(
     project: Path, test_data: Path, policy: str, several: int, refused: set[str]
 ) -> None:
-    faces, rejects = pictures(crop(project, test_data, faces=policy, min_face_size=40))
+    faces, rejects = images(crop(project, test_data, faces=policy, min_face_size=40))
     assert len([name for name in faces if PHOTOS[0] in name or PHOTOS[4] in name]) == several
     assert not [name for name in faces if "#" in name]
     assert {reason for reason in rejects.values() if reason == "several_faces"} == refused
@@ -136,12 +136,12 @@ def test_labels_without_a_box_need_a_detector_before_any_work(project: Path, tes
     assert list((project / ".work").rglob("*")) == before
 
 
-def test_missing_weights_are_told_with_the_command_that_brings_them(project: Path, tmp_path: Path) -> None:
+def test_missing_weights_name_the_command_that_pulls_them(project: Path, tmp_path: Path) -> None:
     with pytest.raises(FileError, match="fer weights pull yunet_2023mar"):
         crop(project, tmp_path)
 
 
-def test_too_many_broken_pictures_fail_the_stage_with_examples_and_leave_the_last_result(
+def test_too_many_broken_images_fail_the_stage_with_examples_and_keep_the_last_result(
     project: Path, cropped: dict[str, bytes], test_data: Path
 ) -> None:
     folder = crop(project, test_data)

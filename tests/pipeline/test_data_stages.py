@@ -105,7 +105,7 @@ def test_no_output_names_the_folder_of_the_project(finished: Path) -> None:
         assert str(finished).encode() not in data, name
 
 
-def test_other_parameters_than_the_downloaded_ones_are_told(finished: Path, repo_root: Path) -> None:
+def test_crop_refuses_data_downloaded_with_other_parameters(finished: Path, repo_root: Path) -> None:
     text = (finished / "params.yaml").read_text()
     try:
         (finished / "params.yaml").write_text(text.replace("scenes: 60", "scenes: 61"))
@@ -125,7 +125,7 @@ def test_other_parameters_than_the_downloaded_ones_are_told(finished: Path, repo
         ("shard", "missing", "dvc repro crop@missing"),
     ],
 )
-def test_a_user_s_mistake_is_told_without_a_traceback(
+def test_user_error_ends_without_a_traceback(
     tmp_path: Path, repo_root: Path, stage: str, dataset: str, said: str
 ) -> None:
     done = run(project(tmp_path), repo_root, stage, dataset)
@@ -135,7 +135,7 @@ def test_a_user_s_mistake_is_told_without_a_traceback(
     assert not list(tmp_path.glob("data/*/*"))
 
 
-def test_two_at_once_are_refused(tmp_path: Path, repo_root: Path) -> None:
+def test_second_process_at_the_same_stage_is_refused(tmp_path: Path, repo_root: Path) -> None:
     root = project(tmp_path)
     with processes.lock(root / ".work" / "locks" / "download@small"):
         done = run(root, repo_root, "download")

@@ -35,7 +35,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in kept if path.is_file()}
 
 
-def test_a_name_with_a_command_in_it_reaches_no_shell(project: Project, tmp_path: Path) -> None:
+def test_name_with_a_shell_command_reaches_no_shell(project: Project, tmp_path: Path) -> None:
     name = "a;touch PWNED;"
     project.set("datasets", {name: {"source": "synthetic", "scenes": 20}})
     project.set("run.datasets", [name])
@@ -48,7 +48,7 @@ def test_a_name_with_a_command_in_it_reaches_no_shell(project: Project, tmp_path
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_a_folder_of_the_users_is_not_removed_for_an_output(project: Project, tmp_path: Path) -> None:
+def test_folder_of_the_user_is_not_removed_for_an_output(project: Project, tmp_path: Path) -> None:
     own = project.root / "data" / "raw" / "mine"
     own.mkdir(parents=True)
     (own / "years of work.txt").write_text("mine")

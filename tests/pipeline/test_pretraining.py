@@ -1,4 +1,4 @@
-"""From a folder of people to a backbone, and from the backbone to a training on expressions: every stage on the way."""
+"""From a folder of people to a backbone, and from the backbone to a run on expressions: every stage on the way."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ tune: {}
 
 
 @pytest.mark.slow
-def test_people_become_a_backbone_that_a_training_on_expressions_starts_from(
+def test_people_become_a_backbone_that_a_run_on_expressions_starts_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     random = np.random.default_rng(0)

@@ -129,9 +129,9 @@ def test_resuming_under_other_versions_is_refused_unless_they_are_accepted() -> 
     state.versions = {**now, "torch": "1.0"}
     change = f"torch 1.0 -> {now['torch']}"
     with pytest.raises(VersionsError, match=rf"\.work/x.*{change}.*train it --accept-versions.*train it --restart"):
-        state.check(a_job(), 1, warn=None)
+        state.check_versions(a_job(), warn=None)
     assert state.versions["torch"] == "1.0"
-    state.check(a_job(accept_versions=True), 1, warn=None)
+    state.check_versions(a_job(accept_versions=True), warn=None)
     assert state.versions == now
     assert state.accepted == [{"epoch": 0, "changed": {"torch": f"1.0 -> {now['torch']}"}}]
 
