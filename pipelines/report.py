@@ -1,6 +1,6 @@
 """Stage report: one page for every dataset and model of `run` in params.yaml, beside the published results.
 
-Reads data/shards/, trained/, evaluated/ and, where `fer study` left any, studies/; writes reports/index.html.
+Reads data/shards/, trained/, evaluated/ and, where `fer study` left any, reports/studies/; writes reports/index.html.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The studies that `fer study` left, for the page: their tables and figures, and what is unfinished or damaged.
 
-    studies/<name>/results.json, table.md, *.svg   written when all runs of a study are done
+    reports/studies/<name>/results.json, table.md, *.svg   written when all runs of a study are done
     .work/study-<name>-<digest>/<cell>/            the runs, one by one, of finished and unfinished studies
 
 Nothing is trained or computed again. Whoever wrote a file here, the page is made: what cannot be used is left out, and
@@ -73,11 +73,13 @@ class Studies:
 
 
 def collect_studies(params: Params) -> Studies:
-    """The contents of studies/ and, of unfinished ones, of .work/; empty where there is nothing."""
+    """The contents of reports/studies/ and, of unfinished ones, of .work/; empty where there is nothing."""
     results: list[StudyResult] = []
     problems: list[str] = []
     in_tables: set[str] = set()
-    for path in _entries(params.home / "studies", params.home, problems):
+    for old in sorted((params.home / "studies").glob(f"*/{RESULTS}")):
+        problems.append(f"{_shown(old.parent, params.home)}: of an earlier version; move it to reports/studies")
+    for path in _entries(params.home / "reports" / "studies", params.home, problems):
         if _NO_STUDY.fullmatch(path.name):
             continue
         where = _shown(path, params.home)
@@ -113,7 +115,7 @@ def _result(params: Params, path: Path, file: StudyFile, figures: Sequence[tuple
         planned=len(chosen) * len(file.options.seeds) * (file.folds or 1),
         left_out=tuple(row.row for row in file.study.rows if row not in chosen),
         figures=tuple(figures),
-        links=tuple((name, f"../studies/{quote(os.fsencode(path.name))}/{name}") for name in there),
+        links=tuple((name, f"studies/{quote(os.fsencode(path.name))}/{name}") for name in there),
         digest=sha256(path / RESULTS),
     )
 

@@ -2,8 +2,8 @@
 
     .work/study-<name>-<digest>/plan.json which cells it is made of
     .work/study-<name>-<digest>/<cell>/   what a stopped study resumes from; a finished one keeps result and predictions
-    studies/<name>/results.json           every cell, and what was made of them; written last
-    studies/<name>/table.md, *.svg        the table, and the figures of studies that have some
+    reports/studies/<name>/results.json   every cell, and what was made of them; written last
+    reports/studies/<name>/table.md, *.svg  the table, and the figures of studies that have some
 
 A cell is a row under one seed and, in a cross-validation, one fold. Its epoch is chosen as its recipe says, on
 validation unless it says otherwise; then the test split is opened, once a cell. Each cell has an MLflow run of its own,
@@ -91,7 +91,7 @@ def run(
         study = study.model_copy(update={"tta": options.tta})
     plan = make_plan(params, name, study, options, accept_versions=accept_versions)
     stem = check_name(Path(name).stem, "fer study")
-    final = params.root / "studies" / (stem + ("-smoke" if options.smoke else ""))
+    final = params.root / "reports" / "studies" / (stem + ("-smoke" if options.smoke else ""))
     work, whole = Path(plan.folder), hashlib.sha256("".join(cell.key for cell in plan.cells).encode()).hexdigest()
     with lock(work / "lock"):
         if restart:

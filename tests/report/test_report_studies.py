@@ -53,7 +53,7 @@ def cells(accuracies: Mapping[str, Sequence[float]], **more: float) -> list[dict
 
 
 def write_study(root: Path, name: str, keys: Mapping[str, Any] = TABLE, **options: Any) -> Path:
-    """studies/<name>, as `fer study` leaves it, of runs with ACCURACIES."""
+    """reports/reports/studies/<name>, as `fer study` leaves it, of runs with ACCURACIES."""
     study = parse(Study, keys, name)
     asked = parse(StudyOptions, {"rows": list(ACCURACIES), "seeds": [0, 1, 2], **options}, name)
     names = [row.row for row in asked.chosen(study)]
@@ -61,7 +61,7 @@ def write_study(root: Path, name: str, keys: Mapping[str, Any] = TABLE, **option
     results = cells({name: values for name, values in ACCURACIES.items() if name in names}, **views)
     plan = cast(Plan, None)  # of kinds that read no predictions
     made = study_results.read(study, asked, plan, results)
-    folder = root / "studies" / name
+    folder = root / "reports" / "studies" / name
     folder.mkdir(parents=True)
     (folder / "table.md").write_text(made.markdown)
     for figure, drawn in made.figures.items():
@@ -93,7 +93,7 @@ def test_a_table_shows_spread_interval_and_published_result(params: Params) -> N
     assert outline.open == []
     assert outline.addresses == []
     assert [link for link in outline.links if not link.startswith("#")] == [
-        "../studies/own/table.md", "../studies/own/results.json"
+        "studies/own/table.md", "studies/own/results.json"
     ]  # fmt: skip
     assert {link.removeprefix("#") for link in outline.links if link.startswith("#")} <= set(outline.ids)
     plain, other = cells_of(page, "plain"), cells_of(page, "without heads")
@@ -175,7 +175,7 @@ def test_label_noise_is_shown_by_level_with_its_verdict(params: Params) -> None:
         return noise.Correctness(seeds=(0, 1, 2), labels=labels, correct=random.random((3, 400)) < accuracy)
 
     levels = [{"level": level, **noise.compare(drawn(0.6), drawn(0.9))} for level in (0.0, 30.0)]
-    folder = params.root / "studies" / "noise"
+    folder = params.root / "reports" / "studies" / "noise"
     found = {"series": ["A", "B"], "levels": levels, "growth": None}
     content = {
         "study": study.model_dump(mode="json"),
@@ -224,7 +224,7 @@ def test_an_unfinished_study_shows_its_number_of_runs(params: Params) -> None:
 def test_no_study_is_needed(params: Params) -> None:
     page = report.run(params).read_text()
     assert "Not here yet – <code>fer study</code>" in section(page)
-    assert not (params.root / "studies").exists()
+    assert not (params.root / "reports" / "studies").exists()
 
 
 def _change(**keys: Any) -> Any:
@@ -266,11 +266,11 @@ def test_a_broken_study_is_left_out_and_reported_and_the_others_stay(
     page = report.run(params).read_text()
     (problem,) = collect(params).studies.problems
     assert re.search(message, problem), problem
-    assert problem.startswith("studies/broken/results.json"), problem
+    assert problem.startswith("reports/studies/broken/results.json"), problem
     assert str(params.root) not in page
     assert section(page).count('class="stale"') == 1
     assert [study.name for study in collect(params).studies.results] == ["whole"]
-    assert "left out of the report: studies/broken" in caplog.text
+    assert "left out of the report: reports/studies/broken" in caplog.text
 
 
 def test_unknown_files_are_reported_and_notes_are_not(params: Params) -> None:
@@ -289,10 +289,10 @@ def test_unknown_files_are_reported_and_notes_are_not(params: Params) -> None:
     assert [study.name for study in found.results] == ["whole"]
     named = sorted(problem.partition(":")[0] for problem in found.problems)
     assert named == [
-        "studies/empty", "studies/folder/results.json", "studies/nowhere", "studies/weights.bin",
-        "studies/whole/broken.svg", "studies/whole/folder.svg", "studies/whole/half.svg",
+        "reports/studies/empty", "reports/studies/folder/results.json", "reports/studies/nowhere", "reports/studies/weights.bin",
+        "reports/studies/whole/broken.svg", "reports/studies/whole/folder.svg", "reports/studies/whole/half.svg",
     ]  # fmt: skip
-    assert "Left out: studies/empty: no results.json in it" in render(collect(params))
+    assert "Left out: reports/studies/empty: no results.json in it" in render(collect(params))
 
 
 def test_malicious_names_and_figures_stay_text(params: Params) -> None:
@@ -301,10 +301,17 @@ def test_malicious_names_and_figures_stay_text(params: Params) -> None:
     page = report.run(params).read_text()
     assert Outline(page).open == []
     assert "<script" not in page
-    assert "../studies/a%20%3Cb%3E%20%26%20%27c%27/table.md" in page
+    assert "studies/a%20%3Cb%3E%20%26%20%27c%27/table.md" in page
 
 
 def test_a_file_in_place_of_the_studies_folder_is_reported(params: Params) -> None:
-    (params.root / "studies").write_text("")
-    assert collect(params).studies.problems == ("studies: Not a directory",)
-    assert "Left out: studies: Not a directory." in section(render(collect(params)))
+    (params.root / "reports").mkdir()
+    (params.root / "reports" / "studies").write_text("")
+    assert collect(params).studies.problems == ("reports/studies: Not a directory",)
+    assert "Left out: reports/studies: Not a directory." in section(render(collect(params)))
+
+
+def test_results_of_earlier_versions_are_named_with_their_new_place(params: Params) -> None:
+    (params.root / "studies" / "own").mkdir(parents=True)
+    (params.root / "studies" / "own" / "results.json").write_text("{}")
+    assert collect(params).studies.problems == ("studies/own: of an earlier version; move it to reports/studies",)

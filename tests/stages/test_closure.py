@@ -196,7 +196,7 @@ def test_every_reader_is_followed_by_its_dataset_alone(code: Code) -> None:
 
 def test_a_detector_is_followed_by_its_name_alone(code: Code) -> None:
     found = {name: set(code.closure("crop", detector=name)) for name in ("annotated", "retinaface", "yunet")}
-    assert {"fer/faces/retinaface.py", "fer/faces/retinaface_network.py", "fer/models/layers/fold.py"} <= (
+    assert {"fer/faces/retinaface.py", "fer/faces/retinaface_network.py", "fer/models/layers/conv.py"} <= (
         found["retinaface"] - found["annotated"] - found["yunet"]
     )
     assert found["yunet"] - found["annotated"] == {"fer/faces/yunet.py"}
@@ -252,7 +252,7 @@ EVERY_MODEL = BTN | {"train-mine-ddamfn_nano", "evaluate-mine-ddamfn_nano"}
     ("file", "expected"),
     [
         ("fer/models/btn.py", BTN),
-        ("fer/models/layers/gather.py", BTN),
+        ("fer/models/layers/attention.py", BTN),
         ("fer/sources/folders.py", {"download-mine", "crop-mine"}),
         ("fer/synth/paint.py", {"download-synthetic", "crop-synthetic"}),
         ("fer/sources/rafdb.py", set()),

@@ -208,7 +208,7 @@ def test_each_finished_cell_of_a_stopped_study_is_in_mlflow_with_its_duration(
     assert done["start"] - 1 <= written <= done["end"] + 1, "opened before the cell wrote anything"
     assert result.stat().st_mtime_ns / 1e6 <= done["end"] + 1
     assert {one["status"] for one in runs.values()} == {"KILLED"}
-    assert not (params.root / "studies").exists()
+    assert not (params.root / "reports" / "studies").exists()
 
     for _ in range(2):  # resumed, and read again
         run(params, "own.yaml", options)
@@ -226,7 +226,7 @@ def test_a_failed_cell_is_reported_and_the_others_are_kept_and_recorded_even_aft
     (params.root / "own.yaml").write_text(OWN.replace("options.num_heads: 0", "options.num_heads: -1"))
     with pytest.raises(ValueError, match=r"1 of 2 cells failed:\n  without heads, seed 0: .*num_heads"):
         run(params, "own.yaml", StudyOptions(smoke=True, workers=0))
-    assert not (params.root / "studies").exists()
+    assert not (params.root / "reports" / "studies").exists()
     statuses = {name: one["status"] for name, one in _runs(params).items()}
     assert statuses == {"A table of two": "FAILED", "plain, seed 0": "FINISHED", "without heads, seed 0": "FAILED"}
     (result,) = (params.root / ".work").glob("study-*/*/result.json")
@@ -317,7 +317,7 @@ def test_rows_may_have_their_own_datasets(params: Params) -> None:
         cells = {(cell["row"][0], cell["seed"]): cell["test_accuracy"] for cell in there}
         by_seed = [cells["B", seed] - cells["A", seed] for seed in (0, 1)]
         assert line["difference"]["mean"] == pytest.approx(sum(by_seed) / 2)
-    assert (params.root / "studies" / "noise" / "noise.svg").is_file()
+    assert (params.root / "reports" / "studies" / "noise" / "noise.svg").is_file()
     plan = make_plan(noisy, "noise.yaml", study, StudyOptions(seeds=(0, 1)))
     labels, predicted = plan.predictions(plan.cells[0])
     assert (labels == predicted).mean() == pytest.approx(results["cells"][0]["test_accuracy"])
