@@ -1,6 +1,6 @@
 """Every touch of Ray that its documentation does not promise: one function each, with the versions it was seen with.
 
-`tests/cluster/test_cluster_compat.py` holds a canary for each, which fails where a new version of Ray behaves otherwise.
+`tests/cluster/test_cluster_compat.py` has a canary for each: it says which of them a new version breaks.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fer.models.compat import has_onednn, onednn_conv, onednn_pack
 from fer.models.layers.conv import fold_conv_bn
 
 STRIDES = (8, 16, 32)
@@ -226,16 +227,12 @@ class FusedConv(nn.Conv2d):
 
     def pack(self) -> None:
         """Reorders the weights, which must not change any more, for oneDNN, where torch has it."""
-        if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-            geometry = list(self.padding), list(self.stride), list(self.dilation), self.groups
-            weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight.detach(), *geometry, [])
-            after = ("leaky_relu", [_SLOPE]) if self.leaky else ("none", [])
-            self._packed = weight, self.bias, *geometry, *after, ""
+        if has_onednn():
+            self._packed = onednn_pack(self, leaky=_SLOPE if self.leaky else None)
 
     def forward(self, x: Tensor) -> Tensor:
         if self._packed is not None:
-            y: Tensor = torch.ops.mkldnn._convolution_pointwise.default(x, *self._packed)
-            return y
+            return onednn_conv(x, self._packed)
         y = super().forward(x)
         return F.leaky_relu_(y, _SLOPE) if self.leaky else y
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fer.models.base import FerModel
+from fer.models.compat import BatchNorm, DispatchMode
 from fer.models.layers.attention import countable
 
 
@@ -102,7 +102,7 @@ def measure(model: FerModel) -> Cost:
 
 
 _STATISTICS = ("running_mean", "running_var")
-_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.PReLU)
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, BatchNorm, nn.LayerNorm, nn.PReLU)
 
 
 def _of_layer(module: nn.Module, parameter: str) -> bool:
@@ -113,7 +113,7 @@ def _count(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Counter(DispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations within it, by the kinds of `Operations`."""
 
     def __init__(self) -> None:

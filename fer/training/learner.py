@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fer.hashing import stable_hash
 from fer.models import FerModel
+from fer.models.compat import BatchNorm
 from fer.training.optimizer import Ema, build_optimizer, trainable
 from fer.training.recipe import Recipe
 from fer.training.recompute import recompute_activations
@@ -68,7 +69,7 @@ class Learner:
         self.parallel.train()
         if self.recipe.trainable is not None:
             for module in self.model.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm) and _is_frozen(module):
+                if isinstance(module, BatchNorm) and _is_frozen(module):
                     module.eval()
 
     def backward(

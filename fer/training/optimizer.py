@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import nn, optim
 
+from fer.models.compat import lerp_all_
 from fer.training.recipe import Recipe
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -61,7 +62,7 @@ class Ema(Generic[Model]):
         """Takes in the weights after one update of the optimizer."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+        lerp_all_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
         for kept, new in zip(self.model.buffers(), model.buffers(), strict=True):
             kept.copy_(new)
 

@@ -14,6 +14,8 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from fer.models.compat import BatchNorm
+
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
 
 
@@ -70,9 +72,7 @@ def _statistics_unmoved(unit: nn.Module) -> Iterator[None]:
     norms = [
         (module, module.momentum, module.num_batches_tracked, module.num_batches_tracked.clone())
         for module in unit.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        and module.training
-        and module.num_batches_tracked is not None
+        if isinstance(module, BatchNorm) and module.training and module.num_batches_tracked is not None
     ]
     for norm, *_ in norms:
         norm.momentum = 0.0

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from fer.models.compat import BatchNorm, add_all_, multiply_all, scale_all_
 from fer.training.recipe import SamConfig
 
 _EPSILON = 1e-12
@@ -48,15 +49,15 @@ class Sam:
         moved = [parameter for parameter in self._parameters if parameter.grad is not None]
         gradients = [parameter.grad for parameter in moved if parameter.grad is not None]
         if self.config.adaptive:
-            norm = get_total_norm(torch._foreach_mul(gradients, torch._foreach_abs(moved)))
-            gradients = list(torch._foreach_mul(gradients, torch._foreach_mul(moved, moved)))
+            norm = get_total_norm(multiply_all(gradients, [weights.abs() for weights in moved]))
+            gradients = multiply_all(gradients, multiply_all(moved, moved))
         else:
             norm = get_total_norm(gradients)
         if not norm.isfinite():
             return norm
         self._kept = [(parameter, parameter.clone()) for parameter in moved]
-        torch._foreach_mul_(gradients, self.config.rho / (norm + _EPSILON))
-        torch._foreach_add_(moved, gradients)
+        scale_all_(gradients, self.config.rho / (norm + _EPSILON))
+        add_all_(moved, gradients)
         for parameter in moved:
             parameter.grad = None
         return norm
@@ -75,7 +76,7 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
     norms = [
         module
         for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.track_running_stats
+        if isinstance(module, BatchNorm) and module.training and module.track_running_stats
     ]
     for norm in norms:
         norm.track_running_stats = False

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fer.models.compat import has_onednn, onednn_linear
+
 
 class ScaledLinear(nn.Linear):
     """A linear layer followed by a learned factor per channel (LayerScale, arXiv:2103.17239)."""
@@ -64,9 +66,7 @@ class FusedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if self._is_onednns(x):
-            after = "gelu" if self.gelu else "none"
-            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, after, [], "none")
-            return y
+            return onednn_linear(x, self.weight, self.bias, gelu=self.gelu)
         y = super().forward(x)
         return F.gelu(y) if self.gelu else y
 
@@ -74,7 +74,7 @@ class FusedLinear(nn.Linear):
         return (
             x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
-            and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+            and has_onednn()
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
             and not (torch.is_grad_enabled() and x.requires_grad)
