@@ -288,10 +288,9 @@ def test_unknown_files_are_reported_and_notes_are_not(params: Params) -> None:
     found = collect(params).studies
     assert [study.name for study in found.results] == ["whole"]
     named = sorted(problem.partition(":")[0] for problem in found.problems)
-    assert named == [
-        "reports/studies/empty", "reports/studies/folder/results.json", "reports/studies/nowhere", "reports/studies/weights.bin",
-        "reports/studies/whole/broken.svg", "reports/studies/whole/folder.svg", "reports/studies/whole/half.svg",
-    ]  # fmt: skip
+    names = ("empty", "folder/results.json", "nowhere", "weights.bin")
+    names += ("whole/broken.svg", "whole/folder.svg", "whole/half.svg")
+    assert named == [f"reports/studies/{name}" for name in names]
     assert "Left out: reports/studies/empty: no results.json in it" in render(collect(params))
 
 
