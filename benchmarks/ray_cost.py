@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> BenchResult:
 def _train(params: "Params", root: Path, args: argparse.Namespace, *, workers: int, epochs: int) -> tuple[float, float]:
     """Seconds of a whole run, and of its epochs alone as the loop takes them."""
     from fer.io.files import read_json
-    from fer.stages.train import run_training
+    from fer.stages.train import run as run_training
 
     recipe = params.recipe(args.model)
     warmup = recipe.schedule.model_copy(update={"warmup_epochs": 0.0})

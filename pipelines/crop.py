@@ -12,12 +12,9 @@ from pipelines import run_stage
 def main() -> None:
     """Runs the stage."""
     with run_stage("crop", __doc__, "dataset") as (params, args):
-        from fer.stages.crop import crop_dataset
+        from fer.stages import crop
 
-        crop_dataset(
-            args.dataset, params.dataset(args.dataset), params.crop, params.cluster,
-            seed=params.seed, root=params.root, parent=params.parent,
-        )  # fmt: skip
+        crop.run(params, args.dataset)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from pipelines import run_stage
 def main() -> None:
     """Runs the stage."""
     with run_stage("evaluate", __doc__, "dataset", "model") as (params, args):
-        from fer.stages.evaluate import run_evaluation
+        from fer.stages import evaluate
 
-        run_evaluation(params, args.dataset, args.model)
+        evaluate.run(params, args.dataset, args.model)
 
 
 if __name__ == "__main__":

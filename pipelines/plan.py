@@ -12,9 +12,9 @@ from pipelines import run_stage
 def main() -> None:
     """Runs the stage."""
     with run_stage("plan", __doc__) as (params, _):
-        from fer.stages.plan import run_plan
+        from fer.stages import plan
 
-        run_plan(params)
+        plan.run(params)
 
 
 if __name__ == "__main__":

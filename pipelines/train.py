@@ -13,10 +13,10 @@ from pipelines import run_stage
 def main() -> None:
     """Runs the stage."""
     with run_stage("train", __doc__, "dataset", "model", add_arguments=add_resume_options) as (params, args):
-        from fer.stages.train import run_training
+        from fer.stages import train
 
         choice = {"accept_versions": args.accept_versions, "restart": args.restart}
-        run_training(params, args.dataset, args.model, **choice)
+        train.run(params, args.dataset, args.model, **choice)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from fer.faces.config import CropConfig
 from fer.io.files import FileError, sha256, write_json
 from fer.lineage import versions
 from fer.outputs import FACES
+from fer.params import Params
 from fer.processes import HeldError, lock, remove_held
 from fer.sources.base import Reject, Source, describe
 from fer.sources.registry import DatasetConfig, get_source
@@ -37,6 +38,14 @@ FORMAT = 1
 _SHOWN_EXAMPLES = 8
 _DECODING_THREADS = 2
 """Where there is one process alone; the crop workers of a cluster have one CPU each."""
+
+
+def run(params: Params, dataset: str) -> Path:
+    """Crops every face of `datasets.<dataset>`; see `crop_dataset`."""
+    return crop_dataset(
+        dataset, params.dataset(dataset), params.crop, params.cluster,
+        seed=params.seed, root=params.root, parent=params.parent,
+    )  # fmt: skip
 
 
 def crop_dataset(

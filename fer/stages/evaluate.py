@@ -49,7 +49,7 @@ SPLIT: Split = "test"
 _HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll")
 
 
-def run_evaluation(params: Params, dataset: str, model_key: str) -> Path:
+def run(params: Params, dataset: str, model_key: str) -> Path:
     """Evaluates trained/<dataset>/<model_key>/ on the test split and publishes evaluated/<dataset>/<model_key>/.
 
     Returns:

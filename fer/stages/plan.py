@@ -42,7 +42,7 @@ def checked_items(params: Params) -> list[tuple[str, ...]]:
     return items
 
 
-def run_plan(params: Params) -> Path:
+def run(params: Params) -> Path:
     """Checks where the stages of `params.run` write, and writes what they depend on.
 
     Returns:

@@ -78,7 +78,7 @@ def run(
     """Runs a study, or resumes it.
 
     Args:
-        accept_versions, restart: as in `fer.stages.train.run_training`.
+        accept_versions, restart: as in `fer.stages.train.run`.
 
     Returns:
         the folder with results.json and table.md.

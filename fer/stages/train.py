@@ -35,9 +35,7 @@ from fer.training.state import Record, TrainState
 from fer.weights.parts import locate
 
 
-def run_training(
-    params: Params, dataset: str, model_key: str, *, accept_versions: bool = False, restart: bool = False
-) -> Path:
+def run(params: Params, dataset: str, model_key: str, *, accept_versions: bool = False, restart: bool = False) -> Path:
     """Trains `models.<model_key>` on a dataset, or resumes it, and publishes `trained/<dataset>/<model_key>/`.
 
     Args:

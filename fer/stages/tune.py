@@ -77,7 +77,7 @@ def run(
 
     Args:
         config: section `tune` of params.yaml, with the command's options in place of its own.
-        accept_versions, restart: as in `fer.stages.train.run_training`.
+        accept_versions, restart: as in `fer.stages.train.run`.
 
     Returns:
         The written recipe.

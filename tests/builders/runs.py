@@ -160,7 +160,7 @@ def write_output_to(path: str) -> None:
 def run_stage(root: str, output: str, code: str = "") -> None:
     """The train stage without Ray, for `child`: it starts at once, and has the toy model. Its output goes to a file."""
     from fer import params
-    from fer.stages.train import run_training
+    from fer.stages.train import run as run_training
 
     write_output_to(output)
     exec(code, {})

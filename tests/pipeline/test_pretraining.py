@@ -17,8 +17,8 @@ from fer.shards.read import ShardSet
 from fer.stages import shard
 from fer.stages.crop import crop_dataset
 from fer.stages.download import download_dataset
-from fer.stages.evaluate import run_evaluation
-from fer.stages.train import run_training
+from fer.stages.evaluate import run as run_evaluation
+from fer.stages.train import run as run_training
 from fer.weights.parts import load_part, locate
 from fer.weights.store import load_model, read_info
 

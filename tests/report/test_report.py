@@ -22,7 +22,7 @@ from fer.report.page import class_lines, duration, percent, points, render
 from fer.shards.manifest import load_manifest
 from fer.sources.fer2013 import Fer2013Config
 from fer.stages import report
-from fer.stages.evaluate import run_evaluation
+from fer.stages.evaluate import run as run_evaluation
 
 FER = Path(rejects.__file__).parents[1]
 BANNER = "SYNTHETIC: says nothing about accuracy on people."

@@ -18,7 +18,8 @@ from fer.params import Params
 from fer.shards.manifest import load_manifest
 from fer.shards.read import ShardSet
 from fer.shards.table import read_table
-from fer.stages.evaluate import _tta_difference, numbers, predict, run_evaluation
+from fer.stages.evaluate import _tta_difference, numbers, predict
+from fer.stages.evaluate import run as run_evaluation
 from fer.tracking import Run
 from fer.weights.store import load_model, save_model
 

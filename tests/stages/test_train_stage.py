@@ -15,7 +15,7 @@ from builders.shards import LABELS
 
 from fer.params import Params, load
 from fer.stages import study
-from fer.stages.train import run_training
+from fer.stages.train import run as run_training
 from fer.studies import StudyOptions
 from fer.training import job, loop
 from fer.training.recipe import load_recipe
@@ -121,7 +121,7 @@ def test_a_restarted_study_begins_anew(params: Params) -> None:
 def test_training_in_one_process_imports_no_ray(tmp_path: Path) -> None:
     root = make_project(tmp_path, epochs=1)
     script = (
-        "import sys\nfrom fer.params import load\nfrom fer.stages.train import run_training\n"
+        "import sys\nfrom fer.params import load\nfrom fer.stages.train import run as run_training\n"
         "run_training(load(), 'tiny', 'toy')\n"
         "sys.exit('ray was imported' if 'ray' in sys.modules else 0)"
     )
