@@ -132,5 +132,5 @@ def test_process_is_alive_until_it_ends() -> None:
 def test_disk_errors_name_path_cause_and_remedy(number: int) -> None:
     error = OSError(number, "in other words", "from", None, "to/file")
     assert files.is_storage_error(error)
-    assert files.explained(error).startswith(f"to/file: {os.strerror(number)}; ")
+    assert files.storage_error_message(error).startswith(f"to/file: {os.strerror(number)}; ")
     assert not files.is_storage_error(ValueError(number))

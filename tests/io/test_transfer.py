@@ -262,7 +262,7 @@ def test_waits_double_unless_the_server_names_one(site: Site, target: Path, wait
 
 def test_server_that_asks_for_an_hour_is_not_waited_for(site: Site, target: Path, waits: list[float]) -> None:
     site.faults, site.headers = [429], {"Retry-After": "Fri, 20 Nov 2099 10:00:00 GMT"}
-    with pytest.raises(FileError, match=r"answered 429, and asks to come back in \d+ s"):
+    with pytest.raises(FileError, match=r"answered 429, and asks for a wait of \d+ s"):
         download(f"{site.url}/a", target)
     assert waits == []
 

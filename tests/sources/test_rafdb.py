@@ -115,7 +115,7 @@ def test_images_are_packed_as_published_and_equally_wherever_the_folder_is(tmp_p
     assert (one.is_crop, one.faces[0].box, one.origin) == (True, None, "Image/aligned/train_00003_aligned.jpg")
     assert one.image == (tmp_path / "basic" / one.origin).read_bytes()
     assert decode_image(one.image).shape == (6, 6, 3)
-    assert about(raw)["form"] == "label list, aligned pictures"
+    assert about(raw)["form"] == "label list, aligned images"
     other = fetch(tmp_path / "b", RafDbConfig, published(tmp_path / "other" / "deep" / "basic"))
     assert {path.name: path.read_bytes() for path in raw.iterdir()} == {
         path.name: path.read_bytes() for path in other.iterdir()
