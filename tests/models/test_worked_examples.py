@@ -58,7 +58,7 @@ def test_attention_of_every_block_is_the_published_codes(fixture: str) -> None:
         for block, x, (where, expected) in zip(blocks, inputs, entries.items(), strict=True):
             steps = block_steps(block, x)
             steps["attention A"] = steps["attention A"].flatten(2).unflatten(2, (block.num_heads, -1)).transpose(1, 2)
-            for name in ("scores S", "T", "normalized scores N", "weights W", "attention A"):
+            for name in ("scores S", "T", "normalised scores N", "weights W", "attention A"):
                 key = next(key for key in expected if key.startswith(name))
                 assert_summary(steps[name], expected[key], f"{where}: {key}", relative=1e-5)
 
@@ -94,7 +94,7 @@ def block_steps(block: LHCBlock, x: Tensor) -> dict[str, Tensor]:
         "q": q,
         "scores S": scores,
         "T": T,
-        "normalized scores N": normalized,
+        "normalised scores N": normalized,
         "weights W": normalized.softmax(-1),
         "attention A": block.attention(x),
     }
