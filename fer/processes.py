@@ -260,13 +260,18 @@ def _locked(path: Path, wait: bool) -> FileIO:
         handle.close()  # its last holder has removed it, and the next one would lock a new file
 
 
-def remove_held(folder: Path) -> None:
-    """Removes a folder of unfinished work whose `lock` this process holds; a waiting process creates a new one."""
+def empty_held(folder: Path) -> None:
+    """Removes what is in a folder of unfinished work, except for its `lock`, which this process holds."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name != "lock":
             path.unlink()
+
+
+def remove_held(folder: Path) -> None:
+    """Removes a folder of unfinished work whose `lock` this process holds; a waiting process creates a new one."""
+    empty_held(folder)
     (folder / "lock").unlink()
     with suppress(OSError):  # not empty: another process uses it or a sibling
         folder.rmdir()

@@ -79,10 +79,9 @@ WEAK_REFERENCE = """
 """
 UP = "print('up', flush=True); time.sleep(60)"
 SWALLOWED = f"""
-    try:
+    from contextlib import suppress
+    with suppress(BaseException):
         {UP}
-    except BaseException:
-        pass
 """
 CLEAN_UP = "finally:\n        for number in (2, 15): os.kill(os.getpid(), number)\n"
 CLEAN_UP += "        time.sleep(1.5); print('cleaned')"  # no further signal breaks it

@@ -200,7 +200,7 @@ class TrialLog:
             if epoch > trial.epochs:
                 trial.epochs = epoch
                 trial.seconds += float(record.get("seconds", 0.0))
-            self._runs[trial.number].log_metrics({k: v for k, v in record.items() if k != "epoch"}, step=epoch)
+            self._runs[trial.number].log_epoch(record)
 
     def end(self, values: Values, reason: str = "") -> None:
         """A trial has ended; with a reason where it failed."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-from pathlib import Path
 
 
 def add_resume_options(parser: argparse.ArgumentParser) -> None:
@@ -14,12 +12,3 @@ def add_resume_options(parser: argparse.ArgumentParser) -> None:
         "--accept-versions", action="store_true", help="resume checkpoints that other versions of the libraries wrote"
     )
     either.add_argument("--restart", action="store_true", help="remove the checkpoints of this run, and start over")
-
-
-def remove_progress(work: Path) -> None:
-    """Removes all that an interrupted run left in its work folder, but for the lock, which the caller holds."""
-    for path in work.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != "lock":
-            path.unlink()

@@ -66,15 +66,16 @@ def plan(params: Params, items: list[tuple[str, ...]], code: Code) -> Iterator[t
     from fer.sources.registry import get_source
 
     for stage, *names in items:
-        config = params.dataset(names[0])
-        reader = type(get_source(config, params.seed)).__module__
-        content: dict[str, Any] = {}
-        if stage == "download":
-            content = {"code": code.digest(stage, reader=reader)}
-            content["origin"] = origin_digest(names[0], config, params.root, params.home)
-        elif stage == "crop":
-            content = {"code": code.digest(stage, reader=reader, detector=params.crop.detector)}
-            content["detector"] = _detector_digest(params.crop.detector)
+        content: dict[str, Any]
+        if stage in ("download", "crop"):
+            config = params.dataset(names[0])
+            reader = type(get_source(config, params.seed)).__module__
+            if stage == "download":
+                content = {"code": code.digest(stage, reader=reader)}
+                content["origin"] = origin_digest(names[0], config, params.root, params.home)
+            else:
+                content = {"code": code.digest(stage, reader=reader, detector=params.crop.detector)}
+                content["detector"] = _detector_digest(params.crop.detector)
         elif stage == "shard":
             content = {"code": code.digest(stage)}
         else:

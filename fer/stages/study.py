@@ -31,8 +31,8 @@ from fer.io import yaml12
 from fer.io.files import read_json, write_atomic, write_json
 from fer.names import check_name
 from fer.params import Params
-from fer.processes import lock
-from fer.stages import add_resume_options, remove_progress
+from fer.processes import empty_held, lock
+from fer.stages import add_resume_options
 from fer.studies import Study, StudyOptions, list_studies, load_study
 from fer.studies.cell import Cell, Plan, row_recipe, train_cell
 from fer.studies.results import read
@@ -95,7 +95,7 @@ def run(
     work, whole = Path(plan.folder), hashlib.sha256("".join(cell.key for cell in plan.cells).encode()).hexdigest()
     with lock(work / "lock"):
         if restart:
-            remove_progress(work)
+            empty_held(work)
         plan.write()
         experiment, recorded = f"study {stem}", {"key": whole}
         with open_run(
@@ -237,7 +237,8 @@ class CellLog:
 
     def start(self, values: Mapping[str, Any]) -> None:
         """A cell begins, or begins again after its worker was lost."""
-        cell, recipe = self._plan.distinct[values["cell"]], self._plan.distinct[values["cell"]].job.recipe
+        cell = self._plan.distinct[values["cell"]]
+        recipe = cell.job.recipe
         settings = {"recipe": recipe.model_dump(mode="json"), "seed": cell.job.seed, "fold": cell.fold}
         with self._lock:
             if not self._closed and cell.key not in self._runs:

@@ -19,9 +19,8 @@ from fer.io.files import read_json
 from fer.lineage import hardware, lineage, versions
 from fer.outputs import TRAINED
 from fer.params import Params
-from fer.processes import lock, remove_held
+from fer.processes import empty_held, lock, remove_held
 from fer.shards.read import ShardSet
-from fer.stages import remove_progress
 from fer.stages.closure import code
 from fer.tracking import Run, open_run
 from fer.training.job import TrainJob
@@ -93,23 +92,23 @@ def run(params: Params, dataset: str, model_key: str, *, accept_versions: bool =
             key=job.fingerprint,
             params=settings | stage,
             tags=tags,
-        ) as run,
+        ) as tracked,
     ):
         if restart:
-            remove_progress(work)
+            empty_held(work)
         _announce(title, job, params.train)
-        _run(params, job, Follower(title, work, sum(stage.epochs for stage in recipe.in_stages), run))
+        _run(params, job, Follower(title, work, sum(stage.epochs for stage in recipe.in_stages), tracked))
         state = TrainState.load(work)
         assert state is not None, "a run that ended well left its last state"
         assert state.stage_is_over(recipe.last.epochs, recipe.last.patience), "a run ends at its end"
         for record in state.records():  # what a killed driver could not log; points are logged once
-            log_record(run, record)
+            tracked.log_epoch(record)
         best = state.history[state.best_epoch - 1]
-        run.log_metrics({**best_metrics(best), "checkpoint_fallbacks": state.fallbacks}, step=state.epoch)
+        tracked.log_metrics({**best_metrics(best), "checkpoint_fallbacks": state.fallbacks}, step=state.epoch)
         facts |= settings | {"decisive_versions": state.versions}
-        publish(published, model, job, state, facts, stage | _circumstances(params, state, run))
+        publish(published, model, job, state, facts, stage | _circumstances(params, state, tracked))
         for name in ("history.csv", "train.json", "run.json"):
-            run.log_artifact(published / name, "training")
+            tracked.log_artifact(published / name, "training")
         remove_held(work)
     log.info(
         f"{title}: best epoch {state.best_epoch} of {state.epoch}, validation accuracy {best['val_accuracy']:.4f}, "
@@ -173,7 +172,7 @@ class Follower:
 
     def on_epoch(self, record: Record) -> None:
         """Logs a finished epoch."""
-        log_record(self._run, record)
+        self._run.log_epoch(record)
         line = (
             f"epoch {record['epoch']}/{self._epochs}: loss {record['train_loss']:.4f}, "
             f"accuracy {record['train_accuracy']:.4f}; "
@@ -202,11 +201,6 @@ class Follower:
             self.on_epoch(record)
         self._last_epoch = max(self._last_epoch, len(records))
         self.on_step(Progress(**content))
-
-
-def log_record(run: Run, record: Record) -> None:
-    """Logs one epoch's row; what the run has already is not logged twice."""
-    run.log_metrics({key: value for key, value in record.items() if key != "epoch"}, step=int(record["epoch"]))
 
 
 # ------------------------------------------------------------------------------------------------ results

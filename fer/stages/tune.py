@@ -24,8 +24,8 @@ from fer.io import yaml12
 from fer.io.files import FileError, read_json, sha256, write_atomic, write_json
 from fer.io.yaml12 import brief
 from fer.params import Params
-from fer.processes import lock
-from fer.stages import add_resume_options, remove_progress
+from fer.processes import empty_held, lock
+from fer.stages import add_resume_options
 
 if TYPE_CHECKING:
     from fer.cluster.trials import Trial, TrialLog, TrialPlan
@@ -99,7 +99,7 @@ def run(
     refuse_edited(written)
     with lock(work / "lock"):
         if restart:
-            remove_progress(work)
+            empty_held(work)
         if _is_done(done, written, config):
             log.info("this search has ended; change tune, seed or data for another, or extend it with --trials")
             _print_next_step(params, dataset, model_key, written)

@@ -153,6 +153,10 @@ class Run:
         values = {key: float(value) for key, value in metrics.items()}
         self._record("log_metrics", {"metrics": values, "step": step, "at": at or int(time.time() * 1000)})
 
+    def log_epoch(self, record: Mapping[str, float]) -> None:
+        """Record an epoch's row of numbers at its `epoch`; what the run has already is not recorded twice."""
+        self.log_metrics({key: value for key, value in record.items() if key != "epoch"}, step=int(record["epoch"]))
+
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record parameters, nested ones flat (`recipe.epochs`). Recorded ones stay: MLflow's parameters are final."""
         values = {key: redact(value)[:MAX_PARAM_CHARACTERS] for key, value in flatten(params).items()}

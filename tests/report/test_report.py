@@ -175,9 +175,14 @@ def test_lineage_names_commit_data_and_parameters(project: Params, page: str) ->
     assert "0123456789ab with uncommitted changes" in page
 
 
+def make_fer2013(root: Path) -> Params:
+    """A project whose dataset is known in print."""
+    params = make_project(root, dataset="fer2013", synthetic=False)
+    return replace(params, datasets={"fer2013": Fer2013Config(source="fer2013")})
+
+
 def test_published_results_are_beside_ours_with_their_number_of_rows(tmp_path: Path) -> None:
-    params = make_project(tmp_path, dataset="fer2013", synthetic=False)
-    params = replace(params, datasets={"fer2013": Fer2013Config(source="fer2013")})
+    params = make_fer2013(tmp_path)
     publish_training(params, "fer2013")
     run_evaluation(params, "fer2013", "nano")
     page = render(collect(params))
@@ -189,8 +194,7 @@ def test_published_results_are_beside_ours_with_their_number_of_rows(tmp_path: P
 
 
 def test_both_protocols_and_their_difference_are_on_the_page(tmp_path: Path) -> None:
-    params = make_project(tmp_path, dataset="fer2013", synthetic=False)
-    params = replace(params, datasets={"fer2013": Fer2013Config(source="fer2013")})
+    params = make_fer2013(tmp_path)
     publish_training_chosen_on_test(params, "fer2013")
     run_evaluation(params, "fer2013", "nano")
     page = render(collect(params))
@@ -242,8 +246,7 @@ def test_the_selection_metric_is_that_of_the_last_stage(tmp_path: Path) -> None:
 
 
 def test_augmented_results_are_beside_the_plain_ones_with_their_difference(tmp_path: Path) -> None:
-    params = make_project(tmp_path, dataset="fer2013", synthetic=False)
-    params = replace(params, datasets={"fer2013": Fer2013Config(source="fer2013")})
+    params = make_fer2013(tmp_path)
     params = replace(params, evaluate=params.evaluate.model_copy(update={"tta": "flip"}))
     publish_training(params, "fer2013")
     summary = read_json(run_evaluation(params, "fer2013", "nano") / "test.json")
