@@ -23,6 +23,8 @@ FOLDER_CONTEMPT = 499
 _DROPS_ZEROS = ("poster_v2",)
 """Works that print 86.90 as 86.9: their accuracies have two decimals."""
 
+_EXTREMES = ("Disgust", "Happiness")
+
 _MEANS_OF_RUNS = ("Top 40%", "Top 40% w/o best", "Top 25%", "Top 25% w/o best")
 
 
@@ -181,6 +183,14 @@ def _sums() -> Iterator[Finding]:
         )
     )
     yield _sum("sum lhc_net", "FER2013's size is not the sum of its splits", total, parts)
+    classes = [_one("lhc_net", "text Introduction", row, "FER2013", "class_count", "train") for row in _EXTREMES]
+    whole = [sum(split[named(one.row) or ""] for split in table("FER2013").values()) for one in classes]
+    yield Finding(
+        "classes lhc_net",
+        "LHC-Net (2021): the smallest and the largest class of FER2013 are those of its training split",
+        "; ".join(f"{one.row}: {one.printed} of {size:,}" for one, size in zip(classes, whole, strict=True)),
+        tuple(classes),
+    )
     seven, eight = (_one("btn", "text 4.1", f"AffectNet({n}cls)", f"AffectNet-{n}", "total_size") for n in (7, 8))
     contempt = _one("btn", "text 4.1", "Contempt", "AffectNet-8", "class_count", "train")
     tests = [
