@@ -150,7 +150,7 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions, *,
         params.dataset(dataset)
         shards = ShardSet.open((params.root / "data" / "shards" / dataset).resolve())
         recipe = row_recipe(study, row, options, params.root)
-        pretrained = locate(recipe.pretrained, params.root, params.parent)
+        pretrained = locate(recipe.sources, params.root, params.parent)
         for seed in options.seeds:
             for fold in range(folds) if folds else [None]:
                 own = recipe
