@@ -71,7 +71,7 @@ class Weights:
             "weights": self.given,
             "model": self.info.model,
             "kind": "published weights" if "file" in extra else "own weights",
-            "trained_on": extra.get("dataset"),
+            "trained_on": str(extra["dataset"]) if "dataset" in extra else None,
             "protocol": self.facts.get("protocol"),
             "selected_on_test": self.facts.get("recipe", {}).get("protocol") == "published",
         }

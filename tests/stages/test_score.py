@@ -236,10 +236,12 @@ def test_a_damaged_evaluation_costs_no_report(project: Params) -> None:
     evaluate("--matrix")
     path = Path("reports/evaluations/toy/toy-nano/test.json")
     assert "own weights" not in collect(project).evaluations.problems
-    for text in ("[]", "{", '{"about": [], "rows": 1}', "null"):
+    for text in ("[]", "{", '{"about": [], "rows": 1}', "null", '{"about": [1]}'):
         path.write_text(text)
         Path("reports/matrix/matrix.json").write_text(text)
         found = collect(project).evaluations
         assert len(found.problems) == 2
         assert not found.results
         assert "reports/evaluations/toy/toy-nano/test.json" in render(collect(project))
+        with pytest.raises(FileError, match=r"toy-nano/test\.json: .*remove the folder"):
+            evaluate("trained/toy/nano", "--dataset", "toy")
