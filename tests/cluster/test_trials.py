@@ -17,6 +17,7 @@ from fer.cluster.config import SearchRange
 from fer.cluster.trials import Trial, TrialLog, TrialPlan, own_values, run_trial
 from fer.io.files import write_json
 from fer.stages.tune import table
+from fer.tracking import Run
 from fer.training.loop import DivergedError, TrainJob
 from fer.training.recipe import Recipe, load_recipe, vary
 
@@ -76,6 +77,8 @@ class _Run:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         self.metrics.append((step, dict(metrics)))
+
+    log_epoch = Run.log_epoch
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Tags are ignored."""

@@ -99,7 +99,7 @@ def test_damaged_checkpoint_costs_some_steps_and_no_bits(
     assert_same_bits(final_state(damaged), undisturbed)
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_killed_rank_ends_all_and_all_resume_to_the_same_bits(world_size: int, tmp_path: Path) -> None:
     job = make_job(tmp_path, epochs=2, batch_size=12)
     whole, killed = elsewhere(job, tmp_path / "whole"), elsewhere(job, tmp_path / "killed")

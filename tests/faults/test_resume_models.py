@@ -27,7 +27,7 @@ FAMILIES = {
     "lhc_net_nano": {},
     "dynamic_vit_nano": {},
 }
-QUICK = ("ddamfn_nano", "lhc_net_nano")
+QUICK = ("ddamfn_nano",)
 
 
 @pytest.mark.parametrize(

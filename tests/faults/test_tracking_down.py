@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 from builders.limits import patience
 from builders.mlflow_runs import recorded, start
+from builders.places import free_port
 from builders.projects import NANO, environment, finish, make_project, published, start_training
 from builders.runs import child
 
@@ -87,10 +87,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self._folder = folder
+        self._folder, self.port = folder, free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from builders.places import contents
 from builders.projects import write_params
 from builders.shards import LABELS, picture
 from builders.shards import png as encoded
@@ -84,10 +85,6 @@ def ids_of(folder: Path, files: tuple[str, ...]) -> list[str]:
 
 def fold_of_each(folder: Path, manifest: Manifest) -> dict[str, int | None]:
     return {sample: part.fold for part in manifest.parts for sample in ids_of(folder, (part.file,))}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 ROWS = [face(index) for index in range(330)]

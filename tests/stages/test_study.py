@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders.mlflow_runs import give_store
 from builders.projects import make_project
 from builders.shards import make_shards
 
@@ -41,7 +42,7 @@ smoke: {dataset: tiny, recipe: ddamfn/nano, set: {epochs: 1, batch_size: 16, aug
 
 @pytest.fixture
 def params(tmp_path: Path) -> Params:
-    root = make_project(tmp_path)
+    root = give_store(make_project(tmp_path))
     (root / "own.yaml").write_text(OWN)
     return load(root / "params.yaml")
 
@@ -178,7 +179,7 @@ def test_differences_are_paired_by_seed() -> None:
 # ------------------------------------------------------------------------------------------------ in MLflow
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.ray)])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=[pytest.mark.ray, pytest.mark.slow])])
 @pytest.mark.timeout(300)
 def test_each_finished_cell_of_a_stopped_study_is_in_mlflow_with_its_duration(
     params: Params, workers: int, monkeypatch: pytest.MonkeyPatch
@@ -231,7 +232,7 @@ def test_a_failed_cell_is_reported_and_the_others_are_kept_and_recorded_even_aft
     assert statuses == {"A table of two": "FAILED", "plain, seed 0": "FINISHED", "without heads, seed 0": "FAILED"}
     (result,) = (params.root / ".work").glob("study-*/*/result.json")
     (result.parent / study_stage._RECORDED).unlink()  # the driver was killed before it recorded the result
-    (params.root / "mlflow.db").unlink()
+    give_store(params.root)
     run(params, "own.yaml", StudyOptions(smoke=True, workers=0, rows=("plain",)))
     runs = _runs(params)
     assert runs["plain, seed 0"]["metrics"]["test_accuracy"] == read_json(result)["test_accuracy"]
