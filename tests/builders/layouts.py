@@ -51,6 +51,14 @@ def zipped(folder: Path, archive: Path, *, encoding: str = "utf-8") -> Path:
     return archive
 
 
+def in_archives(plain: Path, root: Path) -> Path:
+    """A folder with an archive of each folder of a layout."""
+    root.mkdir()
+    for folder in plain.iterdir():
+        zipped(folder, root / f"{folder.name}.zip")
+    return root
+
+
 def fetch(root: Path, kind: type[TreeConfig], path: Path | list[Path] | None, /, **options: Any) -> Path:
     """Downloads a brought layout as the stage does, and gives the folder in data/raw."""
     name = kind.model_fields["source"].annotation.__args__[0]  # type: ignore[union-attr]

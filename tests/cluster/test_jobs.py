@@ -19,6 +19,7 @@ import psutil
 import pytest
 from builders.limits import patience
 from builders.places import free_port
+from builders.stopping import catches_signals, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -87,11 +88,7 @@ def head() -> Iterator[Head]:
             command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + 60
-        while b"Ray runtime started" not in (folder / "start.log").read_bytes():
-            assert process.poll() is None, (folder / "start.log").read_text()
-            assert time.monotonic() < deadline, (folder / "start.log").read_text()
-            time.sleep(0.2)
+        wait_until(lambda: b"Ray runtime started" in (folder / "start.log").read_bytes(), process)
         yield Head(f"http://127.0.0.1:{dashboard}", token)
     finally:
         family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
@@ -216,7 +213,7 @@ def test_interrupting_the_client_stops_the_job_and_leaves_no_process(
     process = _start(project, head, "sleep")
     line = POINTS[point]
     if line is None:
-        _wait_for_handlers(process)
+        wait_until(lambda: catches_signals(process.pid), process)
     else:
         _wait_for_line(process, line)
     time.sleep(2 if point == "running for a while" else 0)
@@ -227,23 +224,8 @@ def test_interrupting_the_client_stops_the_job_and_leaves_no_process(
     output, _ = process.communicate(timeout=patience(100))
     assert process.returncode == expected, output
     assert line is None or "stopped; no partial output was left" in output
-    deadline = time.monotonic() + patience(5)
-    while left := _stages_that_sleep():
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
+    wait_until(lambda: not _stages_that_sleep(), seconds=5)
     assert not (project / "trained").exists()
-
-
-def _wait_for_handlers(process: subprocess.Popen[str]) -> None:
-    """Until the client hears of signals: Linux lists what a process catches."""
-    caught = (1 << (signal.SIGTERM - 1)) | (1 << (signal.SIGINT - 1))
-    deadline = time.monotonic() + patience(60)
-    while True:
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        if int(re.findall(r"SigCgt:\s*([0-9a-f]+)", status)[0], 16) & caught == caught:
-            return
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def _stages_that_sleep() -> list[int]:

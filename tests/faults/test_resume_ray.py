@@ -26,7 +26,7 @@ from fer.training.state import TrainState
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-EPOCHS = 6
+EPOCHS = 4
 UNDER_SAM = {**NANO, "sam": {"rho": 0.05}}
 
 

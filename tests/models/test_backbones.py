@@ -145,21 +145,14 @@ class TestLandmarkBranch:
         with pytest.raises(ValueError, match="frozen at random weights"):
             model.eval().train()(self.x)
 
-    def test_evaluation_is_always_allowed(self) -> None:
-        assert self.Model().eval()(self.x).shape == (4, 2)
-
-    def test_random_weights_that_are_trained_are_allowed(self) -> None:
+    def test_evaluation_training_of_all_and_training_after_loading_are_allowed(self) -> None:
+        assert self.Model().eval()(self.x).shape == self.loaded()(self.x).shape == (4, 2)
+        model = self.Model()
+        model.branch.load_state_dict(self.Model().branch.state_dict())
+        assert model(self.x).shape == (4, 2), "the branch alone was loaded"
         model = self.Model(frozen=False)
         model(self.x).sum().backward()
         assert all(p.grad is not None for p in model.parameters())
-
-    def test_loading_the_whole_model_allows_training(self) -> None:
-        assert self.loaded()(self.x).shape == (4, 2)
-
-    def test_loading_the_branch_alone_allows_training(self) -> None:
-        model = self.Model()
-        model.branch.load_state_dict(self.Model().branch.state_dict())
-        assert model(self.x).shape == (4, 2)
 
     def test_loading_only_other_parts_does_not_allow_training(self) -> None:
         model = self.Model()

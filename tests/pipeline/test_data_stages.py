@@ -7,11 +7,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from builders.places import contents
+from builders.stopping import wait_until
 
 from fer import processes
 from fer.io.files import read_json
@@ -160,11 +160,7 @@ def test_a_stopped_download_leaves_no_output_and_no_process(
     root = project(tmp_path, scenes=200_000)
     stage = subprocess.Popen(command("download"), cwd=root, env=environment(repo_root), stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
-        while not list(root.glob("data/raw/.small*/scenes-*.parquet")):
-            assert time.monotonic() < deadline, "nothing was rendered"
-            assert stage.poll() is None
-            time.sleep(0.1)
+        wait_until(lambda: list(root.glob("data/raw/.small*/scenes-*.parquet")), stage)
         workers = psutil.Process(stage.pid).children(recursive=True)
         stage.send_signal(number)
         assert stage.wait(60) == code

@@ -115,8 +115,7 @@ def test_a_copy_of_the_checkout_at_another_path_is_up_to_date_and_makes_the_same
     shutil.copytree(project.root, copy.root, symlinks=True)
     for checkout in (project, copy):
         assert changed(checkout) == ["plan"], "which looks for changed data each time"
-    for stage in ("download@small", "crop@small", "shard@small"):
-        copy.dvc("repro", "--force", "--single-item", "--quiet", stage)
+    copy.dvc("repro", "--force", "--single-item", "--quiet", "download@small", "crop@small", "shard@small")
     assert changed(copy) == ["plan"], "forced anew, the shards are the same bytes"
 
 

@@ -74,12 +74,10 @@ def test_the_rows_of_a_study_differ() -> None:
 
 
 def test_a_study_runs_and_resumes_without_repeating_cells(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
-    options = StudyOptions(smoke=True, seeds=(0, 1), workers=0)
+    options = StudyOptions(smoke=True, workers=0)
     folder = run(params, "own.yaml", options)
     results = read_json(folder / "results.json")
-    assert [(cell["row"], cell["seed"]) for cell in results["cells"]] == [
-        ("plain", 0), ("without heads", 0), ("plain", 1), ("without heads", 1),
-    ]  # fmt: skip
+    assert [(cell["row"], cell["seed"]) for cell in results["cells"]] == [("plain", 0), ("without heads", 0)]
     assert all(0 <= cell["test_accuracy"] <= 1 and cell["best_epoch"] == 1 for cell in results["cells"])
     table = (folder / "table.md").read_text()
     assert "Smoke run" in table
@@ -88,9 +86,9 @@ def test_a_study_runs_and_resumes_without_repeating_cells(params: Params, capsys
     assert not list((params.root / ".work").glob("study-*/*/state-*.pt"))
     plan = make_plan(params, "own.yaml", load_study("own.yaml", params.root), options)
     finished = {path: path.stat().st_mtime_ns for path in Path(plan.folder).glob("*/result.json")}
-    run(params, "own.yaml", options.model_copy(update={"seeds": (0, 1, 2)}))
+    run(params, "own.yaml", options.model_copy(update={"seeds": (0, 1)}))
     assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
-    assert len(list(Path(plan.folder).glob("*/result.json"))) == 6
+    assert len(list(Path(plan.folder).glob("*/result.json"))) == 4
 
 
 def test_changes_augmentation_and_both_protocols_of_a_study_are_reported(params: Params) -> None:
@@ -136,7 +134,7 @@ def test_the_weight_of_the_attention_loss_is_named_wherever_its_printed_gain_is(
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_on_ray_the_results_are_the_same(params: Params) -> None:
-    options = StudyOptions(smoke=True, rows=("plain",), seeds=(0, 1))
+    options = StudyOptions(smoke=True, rows=("plain",))
     folder = run(params, "own.yaml", options)
     on_ray = read_json(folder / "results.json")["cells"]
     for result in (params.root / ".work").glob("study-*/*/result.json"):
