@@ -135,7 +135,6 @@ def test_the_mlflow_server_is_of_the_versions_that_were_tested_and_each_is_pinne
 
 def test_the_cluster_file_follows_rays_own_schema() -> None:
     spec = find_spec("ray")
-    assert spec is not None
     assert spec.origin is not None
     schema = json.loads((Path(spec.origin).parent / "autoscaler" / "ray-schema.json").read_text())
     (cluster,) = _documents(INFRA / "ray" / "cluster.yaml")

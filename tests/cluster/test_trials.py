@@ -115,7 +115,6 @@ def test_every_trial_and_its_run_get_a_final_status(plan: TrialPlan) -> None:
     assert [record.trials[n].status for n in (1, 2, 3, 4)] == ["finished", "stopped early", "failed", "interrupted"]
     assert [run.status for run in runs.values()] == ["FINISHED", "FINISHED", "FAILED", "KILLED"]
     best = record.best()
-    assert best is not None
     assert best.number == 2
     assert "*  2" in table(record, "val_accuracy")
     rows = json.loads(Path(plan.job.work_dir, "trials.json").read_text())

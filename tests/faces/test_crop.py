@@ -311,8 +311,6 @@ def test_finder_asks_for_lower_scores_and_creates_its_detector_once(
     assert finder(CONFIG, None) is None
     config = DETECT.model_copy(update={"min_score": 0.7, "detector_side": 320})
     first, second = (finder(config, str(tmp_path / "net")) for _ in range(2))
-    assert first is not None
-    assert second is not None
     assert first.min_score == 0.7
     assert first.detector is second.detector
     assert asked == [("yunet", {"weights": tmp_path / "net", "min_score": 0.35, "longest_side": 320})]

@@ -70,7 +70,6 @@ def kill_all_the_way(folder: str, whole: int) -> None:
 def _expect(work: Path, step: int) -> None:
     left = list(work.glob(".state-*.tmp-*"))
     state = TrainState.load(work)
-    assert state is not None
     assert state.global_step == step
     assert state.fallbacks == 0, "nothing half-written ever had a checkpoint's name"
     assert bool(left) == (step == 1)
@@ -92,7 +91,6 @@ def test_damaged_checkpoint_is_counted_once_even_if_the_next_process_is_killed(t
     path.write_bytes(path.read_bytes()[:-7])
     for _ in range(3):
         state = TrainState.load(tmp_path)
-        assert state is not None
         assert (state.global_step, state.fallbacks) == (1, 1)
     last = saved_states(tmp_path)[0]
     last.write_bytes(b"")

@@ -95,7 +95,6 @@ def over_white(name: str) -> Callable[[Path], Pixels]:
 
     def expected(folder: Path) -> Pixels:
         stored = cv2.imread(str(folder / name), cv2.IMREAD_UNCHANGED)
-        assert stored is not None
         assert stored.shape[2] == 4
         share = stored[:, :, 3:] / 255
         return np.rint(stored[:, :, 2::-1] * share + 255 * (1 - share)).astype(np.uint8)

@@ -392,7 +392,6 @@ def test_duplicates_are_listed_with_their_splits_and_labels(root: Path) -> None:
 
 def test_sheet_has_a_row_a_class_and_the_faces_of_each_split_side_by_side(root: Path) -> None:
     sheet = cv2.imread(str(root / "data/statistics/set/samples.png"))
-    assert sheet is not None
     assert sheet.shape == (7 * 64 + 24, 104 + 3 * (6 * 64 + 8), 3)
     cells = sheet[24:, 104 : 104 + 6 * 64].reshape(7, 64, 6, 64, 3)
     assert (cells.std(axis=(1, 3, 4)) > 10).all(), "each class of train has six faces"

@@ -97,7 +97,6 @@ def test_restart_begins_anew(interrupted: Params) -> None:
 def test_a_checkpoint_tells_its_versions(interrupted: Params) -> None:
     (folder,) = (path.parent for path in interrupted.root.glob(".work/*/lock"))
     state = TrainState.load(folder)
-    assert state is not None
     assert state.versions == {**job.decisive_versions(), "torch": "1.0"}
 
 

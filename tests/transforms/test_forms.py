@@ -69,7 +69,6 @@ def both(specs: list[AugmentSpec], image: np.ndarray) -> Iterator[tuple[np.ndarr
     augment = Augmenter(specs, size)
     assert augment.fast
     pipeline = augment._pipeline
-    assert pipeline is not None
     apply = augment.plan(KEYS)
     numbers = uniforms(KEYS, pipeline._blocks)
     for position in range(len(KEYS)):
