@@ -1,7 +1,5 @@
 """A wrong key, type or value is rejected by name, with the nearest valid key."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

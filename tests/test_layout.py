@@ -1,7 +1,5 @@
 """The rules that keep the flow visible: who may import what. Imports inside functions count as others do."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """params.yaml: complete as shipped; an invalid one ends in one line with file and key, and changes nothing."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

@@ -1,7 +1,5 @@
 """How a process ends: exit codes, signals, no orphans; and the locks that it holds."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Promises of `fer bench`."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Promises of `fer bench ingest`."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

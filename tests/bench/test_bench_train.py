@@ -1,7 +1,5 @@
 """Promises of `fer bench train`."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from builders.limits import patience

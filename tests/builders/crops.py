@@ -1,7 +1,5 @@
 """A dataset of small images in small blocks, and the crop stage over it, stopped where a test wants."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

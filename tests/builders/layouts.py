@@ -1,7 +1,5 @@
 """What the tests of datasets that users bring share: tiny images, packing a layout, reading it back."""
 
-from __future__ import annotations
-
 import unicodedata
 import zipfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Runs that a test opens, and what it finds in an MLflow store."""
 
-from __future__ import annotations
-
 import tempfile
 from functools import cache
 from pathlib import Path

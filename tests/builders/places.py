@@ -1,7 +1,5 @@
 """What a test finds in a folder, and a port for a server of its own."""
 
-from __future__ import annotations
-
 import socket
 from pathlib import Path
 

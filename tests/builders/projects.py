@@ -1,7 +1,5 @@
 """Projects small enough to train in seconds: params.yaml and shards in a folder, and the stages as child processes."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Children that a fault test delays, kills or stops at a known place, and what they leave."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -3,8 +3,6 @@
 The start of a local cluster is in `test_session.py`, and what its head says of tokens in `test_jobs.py`.
 """
 
-from __future__ import annotations
-
 import inspect
 import pickle
 import subprocess

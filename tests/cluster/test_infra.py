@@ -1,7 +1,5 @@
 """The files under infra/: readable, of the shape their tools want, explained, without secrets."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

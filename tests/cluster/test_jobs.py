@@ -1,7 +1,5 @@
 """`fer submit` against a real `ray start --head` that requires a token."""
 
-from __future__ import annotations
-
 import os
 import re
 import secrets

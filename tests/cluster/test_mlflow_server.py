@@ -1,7 +1,5 @@
 """The MLflow server of `infra/mlflow/compose.yaml` without its containers: its own pip line, command and PostgreSQL."""
 
-from __future__ import annotations
-
 import os
 import re
 import secrets

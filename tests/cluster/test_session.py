@@ -1,7 +1,5 @@
 """The Ray session: demand against supply, errors of tasks, order of results. One local cluster for all of it."""
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -1,7 +1,5 @@
 """The trials of a search: proposals, one trial on its own, and the record of all."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Callable, Mapping

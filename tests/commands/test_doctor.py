@@ -1,7 +1,5 @@
 """`fer doctor`: the findings that each fault of a machine and its services must give."""
 
-from __future__ import annotations
-
 import argparse
 import http.server
 import socket

@@ -1,7 +1,5 @@
 """Face crops of images, and the reasons of refusals."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Assignment of labels to faces: every policy, its refusals, and deterministic ties."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

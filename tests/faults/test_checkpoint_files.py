@@ -1,7 +1,5 @@
 """Checkpoint files: killed after any byte, or damaged later, there is always a whole one to resume from."""
 
-from __future__ import annotations
-
 import os
 import resource
 import signal

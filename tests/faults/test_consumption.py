@@ -1,7 +1,5 @@
 """What the ranks were given, as they write it down: nothing twice, nothing left out, whatever was killed."""
 
-from __future__ import annotations
-
 import random
 import signal
 from collections import defaultdict

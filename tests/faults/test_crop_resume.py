@@ -1,7 +1,5 @@
 """A stopped crop stage resumes after its last finished block, to the same bytes, on any number of workers."""
 
-from __future__ import annotations
-
 import random
 import signal
 from pathlib import Path

@@ -2,8 +2,6 @@
 servers and the attacks of archives are in tests/io/test_transfer.py and test_archives.py.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 import signal

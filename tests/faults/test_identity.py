@@ -1,7 +1,5 @@
 """The identity of a run: other data or parameters under the same name are another run; other surroundings are not."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

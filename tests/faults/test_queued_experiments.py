@@ -1,7 +1,5 @@
 """Queued experiments of DVC, which run in folders that are deleted: lasting files are in the project, none is lost."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

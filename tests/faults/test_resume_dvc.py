@@ -1,7 +1,5 @@
 """`dvc repro`, stopped in the middle of a stage: no process survives, nothing looks finished, the next one resumes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import signal

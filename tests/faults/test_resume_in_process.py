@@ -1,7 +1,5 @@
 """A killed run, of one process or of several ranks, resumes to the same bits."""
 
-from __future__ import annotations
-
 import random
 import signal
 import time

@@ -1,7 +1,5 @@
 """Every model family, under SAM, resumes to the same bits wherever it was killed: between SAM's passes too."""
 
-from __future__ import annotations
-
 import random
 import signal
 from pathlib import Path

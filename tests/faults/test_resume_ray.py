@@ -1,7 +1,5 @@
 """Two Ray workers under a driver: whichever process dies, nothing looks finished, and the bits stay the same."""
 
-from __future__ import annotations
-
 import csv
 import os
 import random

@@ -3,8 +3,6 @@
 SIGINT and SIGTERM are in test_signals.py.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path

@@ -1,7 +1,5 @@
 """SIGINT and SIGTERM, at five points of the train stage and of `dvc repro`: nothing looks finished, nobody survives."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """A disk that is full, read-only or forbidden: the stage reports it and fails, and published files stay."""
 
-from __future__ import annotations
-
 import ctypes
 import importlib
 import os

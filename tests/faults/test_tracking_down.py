@@ -3,8 +3,6 @@
 The quick tests of a store that is down are `tests/tracking/test_tracking_journal.py`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sqlite3

@@ -1,7 +1,5 @@
 """A Ray cluster of two nodes, on this machine, loses one of them: the run resumes on the other."""
 
-from __future__ import annotations
-
 import re
 import secrets
 import shutil

@@ -1,7 +1,5 @@
 """An archive is extracted completely or not at all, and never outside its folder."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import os

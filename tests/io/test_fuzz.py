@@ -4,8 +4,6 @@ Files of every kind are written, then corrupted: bits flipped, pieces removed, i
 allowed outcomes are listed; anything else fails. The examples are the same in every run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shutil

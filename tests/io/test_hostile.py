@@ -5,8 +5,6 @@ from, or refused for a reason; `fer.io.images` has the rules. Tables, archives a
 user's own files.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import unicodedata

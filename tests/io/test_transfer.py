@@ -1,7 +1,5 @@
 """A downloaded file is complete and verified, or does not have its final name."""
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import hashlib

@@ -1,7 +1,5 @@
 """ArcFace: the margin of the paper's equation 3 to the last digit, finite gradients, transferable features."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A clone of the repository with its own DVC project, as a newcomer has it."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The crop stage over real photographs and hostile files: every image is a face or a counted reject, in order."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """download, crop and shard as a user runs them: scripts in a project folder, in-process and on a Ray cluster."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -1,7 +1,5 @@
 """The plan stage runs first: a refused name reaches no shell, nobody's folder is removed, changed data is noticed."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

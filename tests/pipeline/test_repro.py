@@ -1,7 +1,5 @@
 """`dvc repro` as a newcomer runs it, small: everything once, then nothing, then only what changed."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

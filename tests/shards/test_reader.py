@@ -1,7 +1,5 @@
 """Promises of the Parquet reader: the same samples whatever reads them, bounded memory, no hang."""
 
-from __future__ import annotations
-
 import threading
 import time
 from pathlib import Path

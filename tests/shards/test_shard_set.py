@@ -1,7 +1,5 @@
 """Opening shards: whatever differs from the manifest is rejected before the first step, with file and remedy."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

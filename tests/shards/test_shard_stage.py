@@ -1,7 +1,5 @@
 """The shard stage: split and fold assignment, the same bytes every time, statistics, and faces that are rejected."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

@@ -1,7 +1,5 @@
 """AffectNet in its releases and in what others make of them: the same numbers, the same splits, or a named error."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """AI-Hub set 82: label rules, boxes, splits by person; Korean names in any encoding."""
 
-from __future__ import annotations
-
 import json
 import os
 import unicodedata

@@ -1,7 +1,5 @@
 """CAER-S however its folders are spelled: the class of every scene, its box where there is a list, or a named error."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path

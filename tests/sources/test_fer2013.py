@@ -1,7 +1,5 @@
 """FER2013's public layouts: every row read, every bad row counted, nothing else taken for the dataset."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """RAF-DB in the layouts that are met: every label read in its published order, or an error that says what is wrong."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The synthetic dataset: rendered once, the same bytes on any number of cores, wrong options refused by name."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

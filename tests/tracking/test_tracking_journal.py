@@ -1,7 +1,5 @@
 """Entries that wait for a tracking store: none is lost, sent twice, or recorded in another run."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A run in the store: one for each training job, no duplicates, true statuses, no credentials, never in the way."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The fast forms give the images of albumentations for the same draws, and draw from its distributions."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from typing import Any
