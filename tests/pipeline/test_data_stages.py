@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from builders.limits import patience
 from builders.places import contents
+from builders.projects import environment
 from builders.stopping import wait_until
 
 from fer import processes
@@ -56,22 +59,22 @@ def command(stage: str, dataset: str = "small") -> list[str]:
     return [sys.executable, "-m", f"pipelines.{stage}", "--dataset", dataset]
 
 
-def environment(repo_root: Path) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {**kept, "PYTHONPATH": str(repo_root), "HOME": "/nonexistent"}
+def outside(root: Path) -> dict[str, Any]:
+    """Where a stage runs: in its project, without a home."""
+    return {"cwd": root, "env": environment() | {"HOME": "/nonexistent"}}
 
 
-def run(root: Path, repo_root: Path, stages: str, dataset: str = "small") -> subprocess.CompletedProcess[str]:
+def run(root: Path, stages: str, dataset: str = "small") -> subprocess.CompletedProcess[str]:
     """Stages in turn, in one process."""
     words = [sys.executable, "-c", IN_TURN, stages, "--dataset", dataset]
-    return subprocess.run(words, cwd=root, env=environment(repo_root), capture_output=True, text=True, timeout=200)
+    return subprocess.run(words, **outside(root), capture_output=True, text=True, timeout=patience(200))
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, repo_root: Path) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project after download, crop and shard, without Ray and with a home folder that does not exist."""
     root = project(tmp_path_factory.mktemp("project"))
-    done = run(root, repo_root, "download,crop,shard")
+    done = run(root, "download,crop,shard")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.findall(r"(\w+)@small: done in", done.stdout) == ["download", "crop", "shard"]
     assert "Traceback" not in done.stderr
@@ -99,9 +102,9 @@ def test_every_scene_is_a_face_or_a_counted_reject(finished: Path) -> None:
     assert summary["splits"]["train"]["rows"] == manifest.rows("train")
 
 
-def test_running_a_stage_again_gives_the_same_bytes(finished: Path, repo_root: Path) -> None:
+def test_running_a_stage_again_gives_the_same_bytes(finished: Path) -> None:
     before = contents(finished / "data")
-    assert run(finished, repo_root, "download,crop,shard").returncode == 0
+    assert run(finished, "download,crop,shard").returncode == 0
     assert contents(finished / "data") == before
 
 
@@ -110,11 +113,11 @@ def test_no_output_names_the_folder_of_the_project(finished: Path) -> None:
         assert str(finished).encode() not in data, name
 
 
-def test_crop_refuses_data_downloaded_with_other_parameters(finished: Path, repo_root: Path) -> None:
+def test_crop_refuses_data_downloaded_with_other_parameters(finished: Path) -> None:
     text = (finished / "params.yaml").read_text()
     try:
         (finished / "params.yaml").write_text(text.replace("scenes: 60", "scenes: 61"))
-        done = run(finished, repo_root, "crop")
+        done = run(finished, "crop")
     finally:
         (finished / "params.yaml").write_text(text)
     assert done.returncode == 1
@@ -130,20 +133,18 @@ def test_crop_refuses_data_downloaded_with_other_parameters(finished: Path, repo
         ("shard", "missing", "dvc repro crop@missing"),
     ],
 )
-def test_user_error_ends_without_a_traceback(
-    tmp_path: Path, repo_root: Path, stage: str, dataset: str, said: str
-) -> None:
-    done = run(project(tmp_path), repo_root, stage, dataset)
+def test_user_error_ends_without_a_traceback(tmp_path: Path, stage: str, dataset: str, said: str) -> None:
+    done = run(project(tmp_path), stage, dataset)
     assert done.returncode == 1
     assert said in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert not list(tmp_path.glob("data/*/*"))
 
 
-def test_second_process_at_the_same_stage_is_refused(tmp_path: Path, repo_root: Path) -> None:
+def test_second_process_at_the_same_stage_is_refused(tmp_path: Path) -> None:
     root = project(tmp_path)
     with processes.lock(root / ".work" / "locks" / "download@small"):
-        done = run(root, repo_root, "download")
+        done = run(root, "download")
     assert done.returncode == 1
     assert str(os.getpid()) in done.stdout
 
@@ -151,12 +152,10 @@ def test_second_process_at_the_same_stage_is_refused(tmp_path: Path, repo_root: 
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
 )
-def test_a_stopped_download_leaves_no_output_and_no_process(
-    tmp_path: Path, repo_root: Path, number: signal.Signals, code: int
-) -> None:
+def test_a_stopped_download_leaves_no_output_and_no_process(tmp_path: Path, number: signal.Signals, code: int) -> None:
     psutil = pytest.importorskip("psutil")
     root = project(tmp_path, scenes=200_000)
-    stage = subprocess.Popen(command("download"), cwd=root, env=environment(repo_root), stdout=subprocess.DEVNULL)
+    stage = subprocess.Popen(command("download"), **outside(root), stdout=subprocess.DEVNULL)
     try:
         wait_until(lambda: list(root.glob("data/raw/.small*/scenes-*.parquet")), stage)
         workers = psutil.Process(stage.pid).children(recursive=True)
@@ -171,9 +170,7 @@ def test_a_stopped_download_leaves_no_output_and_no_process(
 
 
 @pytest.mark.ray
-def test_two_ray_workers_crop_to_the_same_bytes_and_leave_nothing_behind(
-    finished: Path, tmp_path: Path, repo_root: Path
-) -> None:
+def test_two_ray_workers_crop_to_the_same_bytes_and_leave_nothing_behind(finished: Path, tmp_path: Path) -> None:
     root = project(tmp_path / "ray", workers=2)
     (root / "data").mkdir()
     (root / "data" / "raw").symlink_to(finished / "data" / "raw")
@@ -182,7 +179,7 @@ def test_two_ray_workers_crop_to_the_same_bytes_and_leave_nothing_behind(
     stage = subprocess.Popen(
         command("crop"),
         cwd=root,
-        env={**environment(repo_root), "HOME": str(home)},
+        env=environment() | {"HOME": str(home)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
