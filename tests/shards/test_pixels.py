@@ -1,7 +1,5 @@
 """Promises of decoding, resizing and normalising."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import pytest

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders.mlflow_runs import give_store
 from builders.projects import make_project
 from builders.shards import make_shards
 
@@ -42,7 +43,7 @@ smoke: {dataset: tiny, recipe: ddamfn/nano, set: {epochs: 1, batch_size: 16, aug
 
 @pytest.fixture
 def params(tmp_path: Path) -> Params:
-    root = make_project(tmp_path)
+    root = give_store(make_project(tmp_path))
     (root / "own.yaml").write_text(OWN)
     return load(root / "params.yaml")
 
@@ -120,12 +121,10 @@ def test_every_row_with_a_printed_number_finds_it_by_name() -> None:
 
 
 def test_a_study_runs_and_resumes_without_repeating_cells(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
-    options = StudyOptions(smoke=True, seeds=(0, 1), workers=0)
+    options = StudyOptions(smoke=True, workers=0)
     folder = run(params, "own.yaml", options)
     results = read_json(folder / "results.json")
-    assert [(cell["row"], cell["seed"]) for cell in results["cells"]] == [
-        ("plain", 0), ("without heads", 0), ("plain", 1), ("without heads", 1),
-    ]  # fmt: skip
+    assert [(cell["row"], cell["seed"]) for cell in results["cells"]] == [("plain", 0), ("without heads", 0)]
     assert all(0 <= cell["test_accuracy"] <= 1 and cell["best_epoch"] == 1 for cell in results["cells"])
     table = (folder / "table.md").read_text()
     assert "Smoke run" in table
@@ -134,9 +133,9 @@ def test_a_study_runs_and_resumes_without_repeating_cells(params: Params, capsys
     assert not list((params.root / ".work").glob("study-*/*/state-*.pt"))
     plan = make_plan(params, "own.yaml", load_study("own.yaml", params.root), options)
     finished = {path: path.stat().st_mtime_ns for path in Path(plan.folder).glob("*/result.json")}
-    run(params, "own.yaml", options.model_copy(update={"seeds": (0, 1, 2)}))
+    run(params, "own.yaml", options.model_copy(update={"seeds": (0, 1)}))
     assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
-    assert len(list(Path(plan.folder).glob("*/result.json"))) == 6
+    assert len(list(Path(plan.folder).glob("*/result.json"))) == 4
 
 
 def test_changes_augmentation_and_both_protocols_of_a_study_are_reported(params: Params) -> None:
@@ -187,7 +186,7 @@ def test_the_weight_of_the_attention_loss_is_named_wherever_its_printed_gain_is(
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_on_ray_the_results_are_the_same(params: Params) -> None:
-    options = StudyOptions(smoke=True, rows=("plain",), seeds=(0, 1))
+    options = StudyOptions(smoke=True, rows=("plain",))
     folder = run(params, "own.yaml", options)
     on_ray = read_json(folder / "results.json")["cells"]
     for result in (params.root / ".work").glob("study-*/*/result.json"):
@@ -230,7 +229,7 @@ def test_differences_are_paired_by_seed() -> None:
 # ------------------------------------------------------------------------------------------------ in MLflow
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.ray)])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=[pytest.mark.ray, pytest.mark.slow])])
 @pytest.mark.timeout(300)
 def test_each_finished_cell_of_a_stopped_study_is_in_mlflow_with_its_duration(
     params: Params, workers: int, monkeypatch: pytest.MonkeyPatch
@@ -292,7 +291,7 @@ def test_a_failed_cell_is_reported_and_the_others_are_kept_and_recorded_even_aft
     }
     (result,) = (params.root / ".work").glob("study-*/*/result.json")
     (result.parent / study_stage._RECORDED).unlink()  # the driver was killed before it recorded the result
-    (params.root / "mlflow.db").unlink()
+    give_store(params.root)
     run(params, "own.yaml", StudyOptions(smoke=True, workers=0, rows=("plain",)))
     runs = _runs(params)
     assert runs["plain, tiny, seed 0"]["metrics"]["test_accuracy"] == read_json(result)["test_accuracy"]
