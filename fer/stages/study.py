@@ -33,8 +33,8 @@ from fer.names import check_name
 from fer.params import Params
 from fer.processes import empty_held, lock
 from fer.stages import add_resume_options
-from fer.studies import Study, StudyOptions, list_studies, load_study
-from fer.studies.cell import Cell, Plan, row_recipe, train_cell
+from fer.studies import Row, Study, StudyOptions, list_studies, load_study
+from fer.studies.cell import Cell, Plan, link, row_recipe, tidy, train_cell
 from fer.studies.results import read
 from fer.tracking import Run, open_run
 from fer.training.job import TrainJob
@@ -119,9 +119,7 @@ def run(
                 parent.log_artifact(final / file)
         if parent.active:
             write_json(work / _RECORDED, recorded)
-        for cell in plan.cells:
-            for state in Path(cell.job.work_dir).glob("state-*.pt"):
-                state.unlink()
+        tidy(plan)
     print(report.markdown)
     log.info("-> %s", final.relative_to(params.root))
     return final
@@ -144,19 +142,23 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions, *,
     datasets = " ".join(dict.fromkeys(options.dataset_of(study, row) for row in study.rows))
     label = hashlib.sha256(f"{name} {datasets}".encode()).hexdigest()[:8]
     folder = (params.home / ".work" / f"study-{Path(name).stem}-{label}").resolve()
-    folds, cells = options.folds or study.folds, []
+    folds = options.folds or study.folds
+    cells: list[Cell] = []
     for row in options.chosen(study):
         dataset = options.dataset_of(study, row)
         params.dataset(dataset)
         shards = ShardSet.open((params.root / "data" / "shards" / dataset).resolve())
         recipe = row_recipe(study, row, options, params.root)
+        changes = row.set | (row.smoke if options.smoke else {}) | options.set
         pretrained = locate(recipe.pretrained, params.root, params.parent)
-        for seed in options.seeds:
+        for seed in options.seeds_of(row):
             for fold in range(folds) if folds else [None]:
                 own = recipe
                 if folds and fold is not None:
                     held = CrossValidation(folds=folds, fold=fold)
                     own = recipe.model_copy(update={"cross_validation": held})
+                starts, recipes = _sources(study, row, seed, [cell for cell in cells if cell.fold == fold])
+                linked = {name: keys for name, keys in (("starts", starts), ("recipes", recipes)) if keys}
                 job = TrainJob.create(
                     shards,
                     own,
@@ -165,15 +167,37 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions, *,
                     config=params.train,
                     work=folder,
                     pretrained=pretrained,
-                    more={"tta": study.tta, "threads": params.train.threads},
+                    more={"tta": study.tta, "threads": params.train.threads, **linked},
                     command=f"fer study {name}",
                     accept_versions=accept_versions,
                 )
                 key = job.fingerprint[:20]
                 job = replace(job, fingerprint=key, work_dir=str(folder / key))
-                cells.append(Cell(row=row.row, dataset=dataset, fold=fold, job=job))
+                cells.append(
+                    Cell(
+                        row=row.row,
+                        dataset=dataset,
+                        fold=fold,
+                        job=job,
+                        starts=starts,
+                        recipes=recipes,
+                        changes=changes,
+                    )
+                )
+    cells = link(cells)
     cells.sort(key=lambda cell: options.seeds.index(cell.job.seed))  # a study that is stopped has whole comparisons
     return Plan(name=name, kind=study.kind, tta=study.tta, folder=str(folder), gpu=params.train.gpu, cells=tuple(cells))
+
+
+def _sources(study: Study, row: Row, seed: int, cells: Sequence[Cell]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Keys of the `cells`, all planned before, that a run starts from, and whose recipe it takes."""
+    starts: tuple[str, ...] = ()
+    if row.start:
+        found = [cell for cell in cells if cell.row in row.start.rows]
+        starts = tuple(cell.key for cell in found if row.start.run == "best" or cell.job.seed == seed)
+        if not starts:
+            raise ConfigError(f"{study.title}: row {row.row!r}, seed {seed}: no run of {', '.join(row.start.rows)}")
+    return starts, tuple(cell.key for cell in cells if cell.row in row.recipe_of)
 
 
 def _assignments(texts: Sequence[str]) -> dict[str, Any]:
@@ -195,26 +219,34 @@ def _run_cells(params: Params, plan: Plan, record: CellLog, workers: int | None)
     log.info("%s: %d cells, %d of them done", plan.name, len(plan.distinct), len(plan.distinct) - len(pending))
     try:
         record.catch_up()
-        if pending and workers != 0:
-            from fer.cluster import grid
-
-            train = params.train
-            grid.run_all(
-                partial(_train_one, plan), [cell.key for cell in pending], record, params.cluster,
-                folder=Path(plan.folder), threads=train.threads, gpu=train.gpu, at_once=workers,
-            )  # fmt: skip
-            return record.failures
-        for cell in pending:
-            record.start({"cell": cell.key})
-            reason = ""
-            try:
-                train_cell(plan, cell)
-            except ValueError as error:
-                reason = str(error).splitlines()[0]
-            record.end({"cell": cell.key}, reason)
+        while wave := [cell for cell in pending if plan.is_ready(cell)]:
+            _run_wave(params, plan, wave, record, workers)
+            pending = [cell for cell in pending if cell not in wave]
+        record.failures.update({cell.title: "a run that it depends on failed" for cell in pending})
         return record.failures
     finally:
         record.close()
+
+
+def _run_wave(params: Params, plan: Plan, cells: Sequence[Cell], record: CellLog, workers: int | None) -> None:
+    """Trains cells of which none depends on another."""
+    if workers != 0:
+        from fer.cluster import grid
+
+        train = params.train
+        grid.run_all(
+            partial(_train_one, plan), [cell.key for cell in cells], record, params.cluster,
+            folder=Path(plan.folder), threads=train.threads, gpu=train.gpu, at_once=workers,
+        )  # fmt: skip
+        return
+    for cell in cells:
+        record.start({"cell": cell.key})
+        reason = ""
+        try:
+            train_cell(plan, cell)
+        except ValueError as error:
+            reason = str(error).splitlines()[0]
+        record.end({"cell": cell.key}, reason)
 
 
 def _train_one(plan: Plan, key: str) -> None:
@@ -238,7 +270,7 @@ class CellLog:
     def start(self, values: Mapping[str, Any]) -> None:
         """A cell begins, or begins again after its worker was lost."""
         cell = self._plan.distinct[values["cell"]]
-        recipe = cell.job.recipe
+        recipe = self._plan.resolved(cell).job.recipe
         settings = {"recipe": recipe.model_dump(mode="json"), "seed": cell.job.seed, "fold": cell.fold}
         with self._lock:
             if not self._closed and cell.key not in self._runs:

@@ -27,7 +27,11 @@ _PUBLISHED_PROTOCOL = (
 _SET_NOTE = (
     "In brackets: as printed. The columns rank the runs on the test set, as the paper does, so that they are above "
     "what one more run would reach; the mean of all, and the last column, are not. Left out: runs whose training loss "
-    "is not below that of their host plus 10 %."
+    "is not below the host's plus 10 %."
+)
+_VIEWS_NOTE = (
+    "The run of each set with the best validation accuracy, where the paper takes the best on the test set; M: all "
+    "numbers that Keras stores, BatchNorm's statistics among them."
 )
 _SET_COLUMNS = ("Top 40%", "Top 40% w/o best", "Top 25%", "Top 25% w/o best", "Best")
 
@@ -65,12 +69,13 @@ def _table(study: Study, options: StudyOptions, plan: Plan, results: Results) ->
 def summarize(study: Study, options: StudyOptions, results: Results) -> list[dict[str, Any]]:
     """A line for each row with results: spreads over its cells, their difference to the baseline's pair by pair."""
     by_row = {row.row: [one for one in results if one["row"] == row.row] for row in options.chosen(study)}
-    base = {(one["seed"], one["fold"]): one["test_accuracy"] for one in by_row.get(study.baseline or "", [])}
     lines = []
     for row in options.chosen(study):
         if not (cells := by_row[row.row]):
             continue
-        pairs = [one["test_accuracy"] - base[one["seed"], one["fold"]] for one in cells if base]
+        compared = by_row.get(row.against or study.baseline or "", [])
+        base = {(one["seed"], one["fold"]): one["test_accuracy"] for one in compared}
+        pairs = [one["test_accuracy"] - base[place] for one in cells if (place := (one["seed"], one["fold"])) in base]
         augmented = [one["test_tta_accuracy"] for one in cells if "test_tta_accuracy" in one]
         lines.append(
             {
@@ -78,7 +83,7 @@ def summarize(study: Study, options: StudyOptions, results: Results) -> list[dic
                 "published": row.published,
                 "test": spread([one["test_accuracy"] for one in cells]),
                 "validation": spread([one["val_accuracy"] for one in cells]),
-                "difference": asdict(spread(pairs)) if pairs and row.row != study.baseline else None,
+                "difference": asdict(spread(pairs)) if pairs and compared is not cells else None,
                 "parameters": cells[0]["parameters"],
                 "seconds": sum(one["seconds"] for one in cells),
             }
@@ -177,24 +182,56 @@ def _noise(study: Study, options: StudyOptions, plan: Plan, results: Results) ->
 
 
 def _lhc_sets(study: Study, options: StudyOptions, plan: Plan, results: Results) -> Report:
-    hosts = {one["seed"]: one for one in results if one["row"] == study.baseline}
-    lines, rows = [], []
-    for row in options.chosen(study):
-        runs = [one for one in results if one["row"] == row.row]
-        line = {"row": row.row, "printed": row.printed, **lhc_analysis.set_summary(runs, hosts)}
-        lines.append(line)
-        differences = line["differences"] if row.row != study.baseline else []
+    """Sets A, B and C (section 3): B and C are one set, which is compared with A, the first series."""
+    host = max((one for one in results if one["row"] == study.baseline), key=lambda one: float(one["val_accuracy"]))
+    found = {name: study.runs_of(name, results) for name in study.series()}
+    base, *others = study.series()
+    lines, rows, views = [], [], []
+    for name, runs in found.items():
+        if not runs:
+            continue
+        printed = next((row.printed for row in study.rows if row.series == name and row.printed), {})
+        line = lhc_analysis.set_summary(runs, host["train_loss"], found[base] if name in others else ())
+        best = max(runs, key=lambda one: float(one["val_accuracy"]))
+        lines.append({"row": name, "printed": printed, **line})
         rows.append(
             [
-                *(row.row, str(line["runs"]), str(len(line["rejected"])), percent(line["mean"])),
-                *(f"{percent(line[name])} [{row.printed.get(name, '-')}]" for name in _SET_COLUMNS),
-                _against(asdict(spread(differences)) if differences else None),
+                *(name, str(line["runs"]), str(len(line["rejected"])), percent(line["mean"])),
+                *(f"{percent(line[column])} [{printed.get(column, '-')}]" for column in _SET_COLUMNS),
+                _against(asdict(spread(line["differences"])) if line["differences"] else None),
+            ]
+        )
+        views.append(
+            [
+                *(name, percent(best["test_accuracy"]), f"{percent(best.get('test_tta_accuracy'))}"),
+                *(f"[{printed.get(column, '-')}]" for column in ("Best", "TTA")),
+                f"{best['keras_parameters'] / 1e6:.1f} M [{printed.get('params', '-')}]",
+                f"{percent(best['attention_share'])} % [{printed.get('attention', '-')}]",
             ]
         )
     header = ["set", "runs", "left out", "mean, %", *(f"{name}, %" for name in _SET_COLUMNS)]
-    text = [*_heading(study, options), *markdown_table([*header, "against the host at equal seeds, points"], rows)]
+    text = [*_heading(study, options), _origins(host, results), ""]
+    text += markdown_table([*header, f"against {base} at equal seeds, points"], rows)
+    text += ["", _SET_NOTE, "", "## With views (Results 2)", "", _VIEWS_NOTE, ""]
+    names = (
+        "model",
+        "plain, %",
+        f"{study.tta} views, %",
+        "printed plain",
+        "printed with views",
+        "parameters",
+        "attention",
+    )
+    text += markdown_table(names, views)
     figure = study_figures.lhc_sets(lines, _titled("LHC-Net: sets of runs", options))
-    return Report("\n".join([*text, "", _SET_NOTE]) + "\n", {"sets": lines}, {"sets": figure})
+    return Report("\n".join(text) + "\n", {"sets": lines, "host": host["key"]}, {"sets": figure})
+
+
+def _origins(host: Mapping[str, Any], results: Results) -> str:
+    """Which host and which setting were taken, in words."""
+    taken = next((one["recipe_of"] for one in results if "recipe_of" in one), None)
+    text = f"The host: {host['row']}, seed {host['seed']}, {percent(host['test_accuracy'])} % on test."
+    return text + (f" Set C has the setting of {taken}." if taken else " Set C needs a second seed.")
 
 
 def _lhc_blocks(study: Study, options: StudyOptions, plan: Plan, results: Results) -> Report:
@@ -205,16 +242,14 @@ def _lhc_blocks(study: Study, options: StudyOptions, plan: Plan, results: Result
         if found and found[0]["off"]:  # a network without blocks has nothing to switch off
             probes[row.row] = found
     without = {row: lhc_analysis.without_blocks(found) for row, found in probes.items()}
-    efficiency = lhc_analysis.published_efficiency()
-    text = [base.markdown, *lhc_analysis.block_tables(without, probes, efficiency)]
-    heads = range(1, 17)
-    blocks, curves = lhc_analysis.efficiency_curves(heads)
-    figures = {"efficiency": study_figures.lhc_break_even(blocks, heads, curves, "LHC-Net: where local heads pay")}
+    efficiency = lhc_analysis.efficiency()
+    text = [base.markdown, *lhc_analysis.block_tables(without, probes), "", *lhc_analysis.efficiency_tables(efficiency)]
+    figures = {"efficiency": study_figures.lhc_efficiency(efficiency, "LHC-Net: where local heads pay")}
     if probes:
         first = next(iter(probes))
         plain = fmean(one["test_accuracy"] for one in results if one["row"] == first)
         figures["blocks"] = study_figures.lhc_blocks(plain, without[first], _titled(first, options))
-    return Report("\n".join(text) + "\n", {**base.content, "break_even": efficiency}, figures)
+    return Report("\n".join(text) + "\n", {**base.content, "efficiency": efficiency}, figures)
 
 
 _KINDS: dict[Kind, Callable[[Study, StudyOptions, Plan, Results], Report]] = {
