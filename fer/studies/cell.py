@@ -7,6 +7,7 @@ plan.json                the cells of the study as it was last started
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,8 @@ RESULT = "result.json"
 PREDICTIONS = "predictions.npz"
 PLAN = "plan.json"
 CONFIDENCE = 0.95
+_OWN_RESULT: Mapping[Kind, str] = {"lhc_blocks": "probes", "lhc_sets": "keras_parameters"}
+"""What a result has for a study of this kind alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,8 @@ class Cell:
 
     Attributes:
         row: of the table.
-        dataset: key in params.yaml.
+        dataset: key in params.yaml, and column of the table.
+        known_as: the dataset's name in print; None where nobody has published on it.
         fold: that is held out; None without cross-validation.
         job: what it trains, in the folder of the cell, whose name is its fingerprint.
         starts: keys of the cells of which it starts from the best one's weights; empty: from none.
@@ -55,6 +59,7 @@ class Cell:
 
     row: str
     dataset: str
+    known_as: str | None = None
     fold: int | None
     job: TrainJob
     starts: tuple[str, ...] = ()
@@ -70,7 +75,8 @@ class Cell:
     @property
     def title(self) -> str:
         """For people."""
-        return f"{self.row}, seed {self.job.seed}" + ("" if self.fold is None else f", fold {self.fold}")
+        fold = "" if self.fold is None else f", fold {self.fold}"
+        return f"{self.row}, {self.dataset}, seed {self.job.seed}{fold}"
 
     @property
     def after(self) -> set[str]:
@@ -80,7 +86,8 @@ class Cell:
     @property
     def about(self) -> dict[str, Any]:
         """What tells the cell from the others, as in plan.json and results.json."""
-        return {"row": self.row, "seed": self.job.seed, "fold": self.fold, "key": self.key}
+        place = {"row": self.row, "dataset": self.dataset, "known_as": self.known_as}
+        return {**place, "seed": self.job.seed, "fold": self.fold, "key": self.key}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +109,59 @@ class Plan:
             found.setdefault(cell.key, cell)
         return found
 
+    def adopt(self) -> None:
+        """Takes over what other studies trained: a run that stands in several tables is made once.
+
+        One that others start from is taken over where its weights are still there.
+        """
+        sources = {key for cell in self.cells for key in cell.starts}
+        for cell in self.distinct.values():
+            work = Path(cell.job.work_dir)
+            finished = sorted(work.parent.parent.glob(f"study-*/{cell.key}/{RESULT}"))
+            if (work / RESULT) in finished:
+                continue
+            for theirs in finished:
+                states = saved_states(theirs.parent)[:1]
+                lacks = _OWN_RESULT.get(self.kind, "seconds") not in read_json(theirs)
+                if lacks or (cell.key in sources and not states):
+                    continue
+                work.mkdir(parents=True, exist_ok=True)
+                for state in states:
+                    write_atomic(work / state.name, state.read_bytes())
+                for name in (PREDICTIONS, RESULT):  # a cell with a result is finished: that comes last
+                    write_atomic(work / name, (theirs.parent / name).read_bytes())
+                break
+
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """The metrics of a finished cell, with what tells it from the others."""
         path = Path(cell.job.work_dir, RESULT)
         return {**cell.about, **read_json(path)} if path.is_file() else None
+
+    def finished(self) -> Plan:
+        """The cells that have a result; of kinds that compare runs seed by seed those of seeds that have all."""
+        done = [cell for cell in self.cells if Path(cell.job.work_dir, RESULT).is_file()]
+        if self.kind not in ("table", "classes"):
+            partial = {cell.job.seed for cell in self.cells if cell not in done}
+            done = [cell for cell in done if cell.job.seed not in partial]
+        return replace(self, cells=tuple(done))
+
+    def results(self) -> list[dict[str, Any]]:
+        """The metrics of the cells, all of which are finished."""
+        return [result for cell in self.cells if (result := self.result(cell)) is not None]
+
+    def twins(self, same: Mapping[str, str]) -> list[tuple[Cell, Cell]]:
+        """Finished cells of different rows with the same logits, bit by bit: what tells the rows apart had no effect.
+
+        Args:
+            same: row -> the one that it is meant to be the same as.
+        """
+        found, first = [], dict[tuple[Any, ...], Cell]()
+        for cell in self.cells:
+            result = self.result(cell) or {}
+            if cell.row not in same and "logits" in result:
+                other = first.setdefault((cell.dataset, cell.job.seed, cell.fold, result["logits"]), cell)
+                found += [(other, cell)] if other is not cell else []
+        return found
 
     def best(self, keys: Iterable[str]) -> Cell:
         """Of finished cells the one with the highest validation accuracy, the first among equals."""
@@ -138,16 +194,17 @@ class Plan:
             return arrays["labels"].astype(np.int64), arrays["predicted"].astype(np.int64)
 
 
-def row_recipe(study: Study, row: Row, options: StudyOptions, root: Path) -> Recipe:
-    """The complete recipe of a row."""
-    where = f"study row {row.row!r}"
-    base = options.recipe or (study.smoke.recipe if options.smoke else study.recipe)
+def row_recipe(study: Study, row: Row, options: StudyOptions, root: Path, dataset: str | None = None) -> Recipe:
+    """The complete recipe of a row for one of its datasets; None: the first."""
+    where, columns = f"study row {row.row!r}", options.columns(study, row)
+    base = columns[dataset or next(iter(columns))]
     recipe = load_recipe({"recipe": base}, root, where)
-    values = {**study.set, **row.set, **(study.smoke.set | row.smoke if options.smoke else {}), **options.set}
+    smoke = {key: value for key, value in {**study.smoke.set, **row.smoke}.items() if key != "recipe"}
+    values = {**study.set, **row.set, **(smoke if options.smoke else {}), **options.set}
     if "model" in values and "options" not in values:
         values = {"options": {}, **values}  # options are a model's own
     if row.start:
-        values["pretrained"] = {}  # its weights come from another run
+        values |= {"pretrained": {}, "start_from": None}  # its weights come from another run
     made = vary(recipe, values, where)
     if row.stages is None:
         return made
@@ -161,6 +218,8 @@ def train_cell(plan: Plan, cell: Cell) -> None:
     job = plan.resolved(cell).job
     recipe, device, work = job.recipe.last, "cuda:0" if plan.gpu else "cpu", Path(job.work_dir)
     work.mkdir(parents=True, exist_ok=True)
+    if plan.gpu:
+        torch.cuda.reset_peak_memory_stats()  # one process trains several cells
     _begin(plan, cell)
     state = train(job, device=device)
     model = build_model(job)
@@ -190,6 +249,7 @@ def train_cell(plan: Plan, cell: Cell) -> None:
     write_json(
         work / RESULT,
         {
+            "logits": hashlib.sha256(logits.numpy().tobytes()).hexdigest()[:16],
             "best_epoch": state.best_epoch,
             "epochs": state.epoch,
             **{name: value for name, value in best.items() if name.startswith(("train_", "val_"))},
@@ -252,9 +312,14 @@ def _begin(plan: Plan, cell: Cell) -> None:
 
 
 def tidy(plan: Plan) -> None:
-    """Removes the checkpoints of a finished study, but for the weights that later runs start from."""
-    sources = {plan.best(cell.starts).key for cell in plan.cells if cell.starts}
-    for cell in plan.cells:
-        kept = 1 if cell.key in sources and not cell.starts else 0
-        for state in saved_states(Path(cell.job.work_dir))[kept:]:
+    """Removes the checkpoints of finished cells, but for the weights that later runs start from.
+
+    Those are what unfinished cells depend on, and the hosts that runs with other seeds would start from.
+    """
+    done = {key for key, cell in plan.distinct.items() if plan.result(cell) is not None}
+    kept = {key for cell in plan.cells if cell.key not in done for key in cell.after}
+    hosts = [plan.best(cell.starts) for cell in plan.cells if cell.starts and done.issuperset(cell.starts)]
+    kept |= {host.key for host in hosts if not host.starts}
+    for key in done:
+        for state in saved_states(Path(plan.distinct[key].job.work_dir))[1 if key in kept else 0 :]:
             state.unlink()
