@@ -39,7 +39,7 @@ _COMMANDS = {
     "submit": _Command("fer.commands.jobs", "run one stage as a job on a Ray cluster"),
     "ui": _Command("fer.commands.ui", "open MLflow's UI on this project's runs"),
     "bench": _Command("fer.commands.bench", "measure speed, as ratios within one run", parses=False),
-    "synth": _Command("fer.commands.synth", "render sheets of the synthetic faces, measure how hard they are"),
+    "synth": _Command("fer.commands.synth", "draw faces: sheets, published layouts; measure how hard they are"),
     "doctor": _Command("fer.commands.doctor", "check this machine and the services it talks to"),
 }
 
