@@ -36,6 +36,7 @@ _COMMANDS = {
     "predict": _Command("fer.commands.predict", "find the faces in your photos and name their expressions"),
     "tune": _Command("fer.stages.tune", "search the hyperparameters of a model on a dataset"),
     "study": _Command("fer.stages.study", "train the rows of a published table, compare with its results"),
+    "ledger": _Command("fer.commands.ledger", "check every printed number of the papers, or say why it cannot be"),
     "submit": _Command("fer.commands.jobs", "run one stage as a job on a Ray cluster"),
     "ui": _Command("fer.commands.ui", "open MLflow's UI on this project's runs"),
     "bench": _Command("fer.commands.bench", "measure speed, as ratios within one run", parses=False),

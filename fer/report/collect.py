@@ -106,7 +106,7 @@ class Dataset:
     digest: str | None
     results: tuple[Result, ...]
     known_as: str | None
-    published: tuple[published.Figure, ...]
+    published: tuple[published.Number, ...]
     published_left_out: int
     published_rows: int | None
 
@@ -169,7 +169,7 @@ def _dataset(params: Params, key: str, models: list[str]) -> Dataset:
     known_as = None
     if manifest and not manifest.synthetic and key in params.datasets:
         known_as = published.dataset_name(params.datasets[key].source, len(manifest.labels))
-    works = published.figures(known_as) if known_as else []
+    works = published.results(known_as) if known_as else []
     shown = works[: params.report.published_rows or None]
     # References stay whatever the limit: human accuracy, and the baseline whose weights are public.
     shown += [work for work in works if work not in shown and (work.margin or work.table == "weights")]

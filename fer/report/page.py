@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fer.published import WORKS
 from fer.report import charts
 from fer.report.collect import Content, Dataset, Result
 from fer.shards.schema import SPLITS
@@ -97,12 +98,12 @@ def ladder(dataset: Dataset) -> list[dict[str, Any]]:
         margin = work.margin
         lines.append(
             {
-                "name": work.model,
-                "value": work.value,
-                "low": work.value - margin if margin else None,
-                "high": work.value + margin if margin else None,
+                "name": work.row,
+                "value": work.fraction,
+                "low": work.fraction - margin if margin else None,
+                "high": work.fraction + margin if margin else None,
                 "ours": False,
-                "where": f"{work.work}, {work.table}",
+                "where": f"{WORKS[work.work]}, {work.table}",
                 "note": "; ".join(text for text in (work.setting, work.note) if text),
             }
         )

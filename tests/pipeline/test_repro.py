@@ -68,7 +68,7 @@ def test_everything_runs_once_then_nothing_then_only_what_changed(project: Proje
         ("fer/recipes/btn.yaml", "  weight_decay: 0.05\n", "  weight_decay: 0.04\n", {"train@small-second"}),
         ("fer/sources/synthetic.py", "import os\n", "import os\n\nEDITED = 1\n", {"download@small", "crop@small"}),
         ("fer/sources/rafdb.py", "import re\n", "import re\n\nEDITED = 1\n", set()),
-        ("fer/published/figures.csv", "btn,", "btn ,", {"report"}),
+        ("fer/published/numbers.csv", "btn,", "btn ,", {"report"}),
     ],
 )
 @pytest.mark.timeout(600)

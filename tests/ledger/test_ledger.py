@@ -1,0 +1,209 @@
+"""The ledger: every printed number has a line, and what can be checked without data is checked."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from fer import params, published
+from fer.ledger import VERDICTS, Book, Line, audit, build
+from fer.ledger.page import COLUMNS, to_csv, to_html
+from fer.ledger.results import Run
+from fer.ledger.rules import Rule, apply, close, load_map, rule_of
+from fer.published import Number
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SETTINGS = {
+    "learning_rate", "batch_size", "weight_decay", "epochs", "patience", "gamma", "erasing_p", "erasing_scale_min",
+    "erasing_scale_max", "rotation_deg", "shift", "zoom", "lambda_a", "top_k", "heads", "dim", "pool", "scale",
+    "kernel", "drop_path_start", "drop_path_end", "drop_path_steps", "vit_depth", "image_size",
+    "residual_weight_init_before_tanh", "feature_map", "feature_map_channels", "feature_dim",
+    "n_classes", "train_size", "val_size", "test_size",
+    "class_count", "total_size", "lhc_modules", "loss_margin", "shift_px", "rotation_rad", "weight", "positions",
+}  # fmt: skip
+OTHERS = {"annotators", "accuracy_margin", "probability", "head_correlation"}
+"""Metrics that no recipe, model, registry or table of ours has."""
+
+
+@cache
+def book() -> Book:
+    return build(params.load(ROOT / "params.yaml"))
+
+
+def lines(**names: str) -> list[Line]:
+    return [line for line in book().lines if all(getattr(line.number, key) == text for key, text in names.items())]
+
+
+def one(**names: str) -> Line:
+    found = lines(**names)
+    assert len(found) == 1
+    return found[0]
+
+
+def test_every_printed_number_has_one_line_with_a_verdict() -> None:
+    numbers = [number for number in published.numbers() if number.work in published.PAPERS]
+    assert [line.number for line in book().lines] == numbers
+    assert len(numbers) == 956
+    assert {line.outcome.verdict for line in book().lines} <= set(VERDICTS)
+    assert sum(book().counts().values()) == 956
+
+
+def test_what_is_not_run_or_not_ours_says_why() -> None:
+    for line in book().lines:
+        if line.outcome.verdict in ("not run", "cited", "not reproducible"):
+            assert line.outcome.differs, line
+        if line.outcome.verdict == "not run":
+            assert line.number.metric in ("accuracy", "class_accuracy", "mean_accuracy", "head_correlation"), line
+            assert line.command.startswith("fer "), line
+
+
+def test_every_setting_and_cost_of_ours_is_compared() -> None:
+    computed = ("equal", "differs")
+    for line in book().lines:
+        number, outcome = line.number, line.outcome
+        if outcome.verdict not in computed:
+            assert number.metric not in SETTINGS - {"heads", "image_size", "total_size", "n_classes"}, line
+        else:
+            assert outcome.ours, line
+            assert outcome.how or outcome.verdict == "measured", line
+    assert {one.metric for one in published.numbers() if one.work in published.PAPERS} - SETTINGS - OTHERS == {
+        "accuracy", "class_accuracy", "mean_accuracy", "accuracy_gain", "accuracy_loss", "params", "flops",
+        "params_saved", "flops_saved", "attention_share", "heads_share", "local_wins_above_A_over_B",
+    }  # fmt: skip
+    cited = Counter(
+        (line.number.work, line.number.metric)
+        for line in book().lines
+        if line.outcome.verdict == "cited" and line.number.metric in SETTINGS
+    )
+    # The other network's heads; photographs before the crop; the compound set; sizes of what has no basic label.
+    assert cited == {
+        ("lhc_net", "heads"): 3,
+        ("dynamic_attention", "image_size"): 2,
+        ("ddamfn", "n_classes"): 1,
+        ("ddamfn", "total_size"): 1,
+        ("btn", "total_size"): 1,
+        ("poster_v2", "total_size"): 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("work", "metric"),
+    [
+        ("poster_v2", "params"),
+        ("poster_v2", "flops"),
+        ("ddamfn", "params"),
+        ("ddamfn", "flops"),
+        ("dynamic_attention", "flops"),
+    ],
+)
+def test_every_cost_is_reproduced_under_the_convention_of_its_paper(work: str, metric: str) -> None:
+    found = lines(work=work, metric=metric)
+    assert found
+    assert {line.outcome.verdict for line in found} == {"equal"}
+
+
+@pytest.mark.parametrize(
+    ("names", "ours", "verdict"),
+    [
+        ({"work": "btn", "table": "text 4.2", "dataset": "AffectNet-7", "metric": "learning_rate"}, "8e-07", "equal"),
+        ({"work": "btn", "table": "text 4.1", "row": "AffectNet(7cls)"}, "287,401", "equal"),
+        ({"work": "poster_v2", "table": "text 4.1", "metric": "learning_rate"}, "3.5e-05", "differs"),
+        ({"work": "lhc_net", "table": "Setup LHC blocks", "row": "LHC5", "metric": "dim"}, "25", "equal"),
+        ({"work": "lhc_net", "metric": "local_wins_above_A_over_B"}, "0.259259", "equal"),
+        ({"work": "lhc_net", "metric": "positions", "setting": "shift first"}, "25", "equal"),
+        ({"work": "lhc_net", "metric": "heads_share"}, "51.6129", "equal"),
+        ({"work": "ddamfn", "metric": "accuracy_gain", "dataset": "AffectNet-7"}, "0.84", "differs"),
+        ({"work": "ddamfn", "metric": "lambda_a"}, "0.1", "equal"),
+        ({"work": "dynamic_attention", "metric": "flops_saved"}, "72.0798", "equal"),
+        ({"work": "lhc_net", "table": "text Introduction", "metric": "total_size"}, "35887", "differs"),
+    ],
+)
+def test_a_number_is_compared_with_ours(names: dict[str, str], ours: str, verdict: str) -> None:
+    outcome = one(**names).outcome
+    assert (outcome.ours, outcome.verdict) == (ours, verdict)
+
+
+def test_a_rate_of_another_optimizer_differs() -> None:
+    line = one(work="ddamfn", table="text 3.3", metric="learning_rate")
+    assert "ddamfn/published_code_rafdb trains by sgd" in line.outcome.differs
+
+
+def test_findings_are_computed() -> None:
+    found = {finding.name: finding for finding in book().findings}
+    assert len(found) == len(book().findings), "two findings of one name"
+    for name, part in {
+        "off-grid ddamfn 3068": "91.35: 2,802/3,068 = 91.3299 < 2,803/3,068 = 91.3625",
+        "sum btn": "283,901 + 3,750 = 287,651, not 287,568",
+        "sum lhc_net": "= 35,887, printed 35,587",
+        "combinations lhc_net": "of all 44 with A + B <= 8, 12: ",
+        "mean dynamic_attention ViT-16-224 AI-Hub": "= 75.500, printed 75.425",
+        "overall btn BTN AffectNet-8": "2,573/4,000 = 64.325 or 2,572/3,999 = 64.316, printed 64.29",
+        "units poster_v2 flops": "alike: 7.857 and 8.592 GMACs, a saving of -9.4 %, printed 46.5 %",
+        "difference ddamfn 1.06": "91.35 - 90.32 = 1.03",
+    }.items():
+        assert part in found[name].arithmetic
+    marked = one(work="ddamfn", table="Table 5", row="attention loss")
+    assert marked.findings == ("off-grid ddamfn 3068",)
+
+
+def test_numbers_noted_as_off_the_grid_are_those_that_no_count_gives() -> None:
+    noted = [number for number in published.numbers() if "off-grid" in number.note]
+    found = [
+        number for finding in audit.findings() if finding.name.startswith("off-grid") for number in finding.numbers
+    ]
+    assert sorted(map(str, found)) == sorted(map(str, noted))
+
+
+def test_a_number_that_no_rule_fits_is_an_error() -> None:
+    number = Number(
+        work="btn", table="Table 99", row="nobody", dataset="RAF-DB", setting="", metric="speed", printed="1", unit="1",
+        note="", listed=False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="Table 99"):
+        rule_of(number, load_map())
+
+
+@pytest.mark.parametrize(
+    ("printed", "ours", "same"),
+    [("43.7", 43.724, True), ("8.4", 8.482, True), ("8.4", 8.34, False), ("1.54", 1.535, True), ("0.26", 0.2593, True)],
+)
+def test_a_number_is_equal_where_ours_rounds_or_truncates_to_it(printed: str, ours: float, same: bool) -> None:
+    number = next(published.numbers(work="lhc_net"))
+    assert close(Number(**{**vars(number), "printed": printed}), ours) is same
+
+
+def test_runs_fill_the_line_that_they_are_nearest_to() -> None:
+    number = one(work="lhc_net", table="Results 2", row="LHC-Net", metric="accuracy", setting="TTA no").number
+    rule = Rule(check="result", model="lhc_net")
+    small = Run(
+        dataset="FER2013", metric="accuracy", setting="", value=57.7, ends=(56.0, 59.4), where="", model="lhc_net_small"
+    )
+    full = Run(
+        dataset="FER2013", metric="accuracy", setting="", value=73.0, ends=(71.5, 74.5), where="", model="lhc_net"
+    )
+    other = Run(dataset="RAF-DB", metric="accuracy", setting="", value=90.0, where="", model="lhc_net")
+    outcome = apply(number, rule, [small, other])
+    assert (outcome.verdict, outcome.scale, outcome.ours, outcome.differs) == (
+        "measured",
+        "small",
+        "57.70",
+        "model lhc_net_small",
+    )
+    outcome = apply(number, rule, [small, full])
+    assert (outcome.verdict, outcome.scale, outcome.low, outcome.high) == ("equal", "full", 71.5, 74.5)
+    assert apply(number, rule, [other]).verdict == "not run"
+
+
+def test_the_csv_and_the_page_have_every_line() -> None:
+    read = list(csv.DictReader(io.StringIO(to_csv(book()))))
+    assert len(read) == 956
+    assert tuple(read[0]) == COLUMNS
+    page = to_html(book())
+    assert page.count("<details>") == len({(line.number.work, line.number.table) for line in book().lines})
+    assert "&lt;" in page, "arithmetic is escaped"
