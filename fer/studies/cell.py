@@ -7,6 +7,7 @@ plan.json                the cells of the study as it was last started
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -45,13 +46,15 @@ class Cell:
 
     Attributes:
         row: of the table.
-        dataset: key in params.yaml.
+        dataset: key in params.yaml, and column of the table.
+        known_as: the dataset's name in print; None where nobody has published on it.
         fold: that is held out; None without cross-validation.
         job: what it trains, in the folder of the cell, whose name is its fingerprint.
     """
 
     row: str
     dataset: str
+    known_as: str | None = None
     fold: int | None
     job: TrainJob
 
@@ -63,12 +66,14 @@ class Cell:
     @property
     def title(self) -> str:
         """For people."""
-        return f"{self.row}, seed {self.job.seed}" + ("" if self.fold is None else f", fold {self.fold}")
+        fold = "" if self.fold is None else f", fold {self.fold}"
+        return f"{self.row}, {self.dataset}, seed {self.job.seed}{fold}"
 
     @property
     def about(self) -> dict[str, Any]:
         """What tells the cell from the others, as in plan.json and results.json."""
-        return {"row": self.row, "seed": self.job.seed, "fold": self.fold, "key": self.key}
+        place = {"row": self.row, "dataset": self.dataset, "known_as": self.known_as}
+        return {**place, "seed": self.job.seed, "fold": self.fold, "key": self.key}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +95,51 @@ class Plan:
             found.setdefault(cell.key, cell)
         return found
 
+    def adopt(self) -> None:
+        """Takes over what other studies trained: a run that stands in several tables is made once."""
+        for cell in self.distinct.values():
+            work = Path(cell.job.work_dir)
+            finished = sorted(work.parent.parent.glob(f"study-*/{cell.key}/{RESULT}"))
+            if (work / RESULT) in finished:
+                continue
+            for theirs in finished:
+                if self.kind == "lhc_blocks" and "probes" not in read_json(theirs):
+                    continue
+                work.mkdir(parents=True, exist_ok=True)
+                for name in (PREDICTIONS, RESULT):  # a cell with a result is finished: that comes last
+                    write_atomic(work / name, (theirs.parent / name).read_bytes())
+                break
+
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """The metrics of a finished cell, with what tells it from the others."""
         path = Path(cell.job.work_dir, RESULT)
         return {**cell.about, **read_json(path)} if path.is_file() else None
+
+    def finished(self) -> Plan:
+        """The cells that have a result; of kinds that compare runs seed by seed those of seeds that have all."""
+        done = [cell for cell in self.cells if Path(cell.job.work_dir, RESULT).is_file()]
+        if self.kind not in ("table", "classes"):
+            partial = {cell.job.seed for cell in self.cells if cell not in done}
+            done = [cell for cell in done if cell.job.seed not in partial]
+        return replace(self, cells=tuple(done))
+
+    def results(self) -> list[dict[str, Any]]:
+        """The metrics of the cells, all of which are finished."""
+        return [result for cell in self.cells if (result := self.result(cell)) is not None]
+
+    def twins(self, same: Mapping[str, str]) -> list[tuple[Cell, Cell]]:
+        """Finished cells of different rows with the same logits, bit by bit: what tells the rows apart had no effect.
+
+        Args:
+            same: row -> the one that it is meant to be the same as.
+        """
+        found, first = [], dict[tuple[Any, ...], Cell]()
+        for cell in self.cells:
+            result = self.result(cell) or {}
+            if cell.row not in same and "logits" in result:
+                other = first.setdefault((cell.dataset, cell.job.seed, cell.fold, result["logits"]), cell)
+                found += [(other, cell)] if other is not cell else []
+        return found
 
     def write(self) -> None:
         """Writes plan.json into the folder, for the report."""
@@ -105,12 +151,13 @@ class Plan:
             return arrays["labels"].astype(np.int64), arrays["predicted"].astype(np.int64)
 
 
-def row_recipe(study: Study, row: Row, options: StudyOptions, root: Path) -> Recipe:
-    """The complete recipe of a row."""
-    where = f"study row {row.row!r}"
-    base = options.recipe or (study.smoke.recipe if options.smoke else study.recipe)
+def row_recipe(study: Study, row: Row, options: StudyOptions, root: Path, dataset: str | None = None) -> Recipe:
+    """The complete recipe of a row for one of its datasets; None: the first."""
+    where, columns = f"study row {row.row!r}", options.columns(study, row)
+    base = columns[dataset or next(iter(columns))]
     recipe = load_recipe({"recipe": base}, root, where)
-    values = {**study.set, **row.set, **(study.smoke.set | row.smoke if options.smoke else {}), **options.set}
+    smoke = {key: value for key, value in {**study.smoke.set, **row.smoke}.items() if key != "recipe"}
+    values = {**study.set, **row.set, **(smoke if options.smoke else {}), **options.set}
     if "model" in values and "options" not in values:
         values = {"options": {}, **values}  # options are a model's own
     made = vary(recipe, values, where)
@@ -127,6 +174,8 @@ def train_cell(plan: Plan, cell: Cell) -> None:
     work = Path(job.work_dir)
     work.mkdir(parents=True, exist_ok=True)
     _inherit(plan, cell)
+    if plan.gpu:
+        torch.cuda.reset_peak_memory_stats()  # one process trains several cells
     state = train(job, device=device)
     model = build_model(job)
     model.load_state_dict(state.best_model)
@@ -155,6 +204,7 @@ def train_cell(plan: Plan, cell: Cell) -> None:
     write_json(
         work / RESULT,
         {
+            "logits": hashlib.sha256(logits.numpy().tobytes()).hexdigest()[:16],
             "best_epoch": state.best_epoch,
             "epochs": state.epoch,
             **{name: value for name, value in best.items() if name.startswith(("train_", "val_"))},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fer.evaluation.aggregate import Spread
 from fer.evaluation.figures import ACCENT, INK, MUTED, TRAIN, VALIDATION, blank, styled
 from fer.studies.noise import interval
 
@@ -41,6 +42,31 @@ def noise(report: Mapping[str, Any], title: str) -> Figure:
     lower.set_xlim(upper.get_xlim())
     one, other = report["series"]
     lower.set(xlabel="wrong training labels, %", ylabel=f"{other} minus\n{one}, points")
+    return figure
+
+
+@styled
+def curve(points: Sequence[tuple[float, Spread, float | None]], axis: str, title: str) -> Figure:
+    """Test accuracy over an option, with its 95 % interval; hollow, as printed.
+
+    Args:
+        points: place, accuracy in 0 .. 1, and the printed one in % or None; rising.
+        axis: what the place is.
+    """
+    figure, axes = blank(6.0, 4.0)
+    places = [place for place, _, _ in points]
+    axes.plot(places, [100 * ours.mean for _, ours, _ in points], color=ACCENT, marker="o", ms=5, label="here")
+    for place, ours, _ in points:
+        if ours.low is not None and ours.high is not None:
+            axes.plot([place, place], [100 * ours.low, 100 * ours.high], color=ACCENT, linewidth=1.4)
+    printed = [(place, value) for place, _, value in points if value is not None]
+    if printed:
+        style = {"marker": "o", "mfc": "none", "linestyle": (0, (4, 3))}
+        axes.plot(*zip(*printed, strict=True), color=MUTED, label="printed", **style)
+        axes.legend(fontsize=9)
+    axes.set_xticks(places)
+    axes.set(xlabel=axis, ylabel="test accuracy, %")
+    axes.set_title(title)
     return figure
 
 

@@ -64,7 +64,7 @@ def test_loss_is_two_smoothed_and_one_plain_cross_entropy() -> None:
 
 def test_streams_left_out_take_their_parameters_with_them() -> None:
     counts = {streams: sum(p.numel() for p in little(streams=streams).parameters()) for streams in STREAMS}
-    assert counts["both"] > counts["landmark_to_image"] == counts["image_to_landmark"] > counts["none"]
+    assert counts["both"] > counts["landmark_to_image"] == counts["image_to_landmark"]
 
 
 def test_without_streams_no_landmark_is_seen_and_the_image_tokens_attend_to_themselves() -> None:

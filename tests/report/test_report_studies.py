@@ -41,13 +41,21 @@ def key(number: int) -> str:
     return f"{number:020x}"
 
 
-def cells(accuracies: Mapping[str, Sequence[float]], **more: float) -> list[dict[str, Any]]:
+def cells(accuracies: Mapping[str, Sequence[float]], dataset: str, **more: float) -> list[dict[str, Any]]:
     """One run per accuracy, by seed; `more` of its metrics."""
     made = []
     for row, values in accuracies.items():
         for seed, accuracy in enumerate(values):
             metrics = {"test_accuracy": accuracy, "val_accuracy": accuracy + 0.01, "train_loss": 1 - accuracy}
-            about = {"row": row, "seed": seed, "fold": None, "key": key(len(made)), "parameters": 89919}
+            about = {
+                "row": row,
+                "dataset": dataset,
+                "known_as": None,
+                "seed": seed,
+                "fold": None,
+                "key": key(len(made)),
+                "parameters": 89919,
+            }
             made.append({**about, **metrics, "seconds": 2.0, **more})
     return made
 
@@ -58,7 +66,8 @@ def write_study(root: Path, name: str, keys: Mapping[str, Any] = TABLE, **option
     asked = parse(StudyOptions, {"rows": list(ACCURACIES), "seeds": [0, 1, 2], **options}, name)
     names = [row.row for row in asked.chosen(study)]
     views = {} if study.tta == "none" else {"test_tta_accuracy": 0.8}
-    results = cells({name: values for name, values in ACCURACIES.items() if name in names}, **views)
+    (dataset,) = asked.columns(study, study.rows[0])
+    results = cells({name: values for name, values in ACCURACIES.items() if name in names}, dataset, **views)
     plan = cast(Plan, None)  # of kinds that read no predictions
     made = study_results.read(study, asked, plan, results)
     folder = root / "reports" / "studies" / name
@@ -130,6 +139,34 @@ def test_a_smoke_run_is_marked(params: Params) -> None:
     text = section(render(collect(params)))
     assert "Smoke run: small models on synthetic faces." in text
     assert "SYNTHETIC" in text
+
+
+def test_datasets_classes_and_failed_runs_of_a_study_are_shown(params: Params) -> None:
+    rows = [TABLE["rows"][0], {**TABLE["rows"][1], "against": "plain"}]
+    columns = {"people": "ddamfn/nano", "toy": "ddamfn/nano"}
+    folder = write_study(params.root, "own", {**TABLE, "baseline": None, "rows": rows})
+    content = json.loads((folder / "results.json").read_text())
+    content["study"] |= {"datasets": columns, "kind": "classes"}
+    content["rows"] += [{**row, "dataset": "toy", "known_as": "FER2013", "published": 12.3} for row in content["rows"]]
+    test = {"count": 1, "mean": 0.5, "std": None, "low": None, "high": None}
+    places = [(row, dataset, label) for dataset in columns for row in ACCURACIES for label in ("fear", "anger")]
+    content["classes"] = [
+        {"row": row, "dataset": dataset, "label": label, "published": 61.5 if label == "fear" else None, "test": test}
+        for row, dataset, label in places
+    ]
+    content["wrong"] = ["plain, toy, seed 1: <b>out of memory</b>"]
+    write_json(folder / "results.json", content)
+    page = render(collect(params))
+    text = section(page)
+    assert Outline(page).open == []
+    assert "<th>plain <small>people</small>" in text
+    assert "<th>plain <small>FER2013</small>" in text
+    assert "<small>to plain</small>" in text
+    assert '<div class="stale">plain, toy, seed 1: &lt;b&gt;out of memory&lt;/b&gt;.</div>' in text
+    assert "Not finished: 6 of 12 runs." in text
+    assert text.count("Accuracy of every class") == 2
+    assert "50.00 / 61.50" in text
+    assert "12.30" in text
 
 
 def test_rows_whose_recipe_selects_on_test_are_marked(params: Params) -> None:
