@@ -59,7 +59,7 @@ def _off_grid() -> Iterator[Finding]:
     for (work, size), numbers in found.items():
         values = {number.printed: number for number in numbers}
         texts = [f"{printed}: {nearest(number, size)}" for printed, number in values.items()]
-        title = f"{published.WORKS[work]}: {len(numbers)} accuracies are no count of {size:,} test images"
+        title = f"{published.WORKS[work]}: accuracies that are no count of {size:,} test images: {len(numbers)}"
         yield Finding(f"off-grid {work} {size}", title, "; ".join(texts), tuple(numbers))
 
 

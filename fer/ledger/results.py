@@ -10,7 +10,7 @@ version is left out here; the report says so.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -23,10 +23,17 @@ from fer.io.files import read_json
 from fer.labels import named
 from fer.params import FILE_NAME, Params, load
 from fer.published import Number
+from fer.shards.manifest import load_manifest
 from fer.studies import list_studies
 
 _DAMAGED = (ValueError, OSError, LookupError, TypeError, AttributeError)
 """What reading a file raises that is not what a study or an evaluation writes."""
+
+_MEAN = "mean of the classes"
+"""A line of a study of classes."""
+
+_METRICS = {None: "accuracy", _MEAN: "mean_accuracy"}
+"""By the label of a line; others are classes."""
 
 _SIZES = re.compile(r"_(nano|tiny|small|base|large)$")
 
@@ -61,18 +68,20 @@ class Run:
     about: tuple[str, ...] = ()
 
     def nearness(self, number: Number, model: str, ablation: bool) -> int:
-        """0 where it says nothing about the number; the highest for the same row on the same dataset at full size."""
-        if self.metric != number.metric:
+        """0 where it says nothing about the number; the highest for the same line of the same table at full size.
+
+        An evaluated model, or the same row of another table, stands for a main result, never for a line of an ablation.
+        """
+        if self.metric != number.metric or _plain(self.setting) != _plain(number.setting):
             return 0
-        same_dataset = self.dataset == number.dataset
-        if self.table:
-            key = (self.work, self.table, self.row, _plain(self.setting))
-            same = key == (number.work, number.table, number.row, _plain(number.setting))
-            return 0 if not same else 6 if same_dataset and not self.smoke else 1 if self.smoke else 2
-        same = same_dataset and not ablation and _plain(number.setting) == _plain(self.setting)
-        if not same or _family(self.model) != _family(model):
+        here = self.dataset == number.dataset
+        if (self.work, self.table, self.row) == (number.work, number.table, number.row):
+            return 1 if self.smoke else 6 if here else 2
+        if ablation or not here or self.smoke:
             return 0
-        return 5 if self.model == model else 3
+        if self.work:
+            return 4 if (self.work, self.row) == (number.work, number.row) else 0
+        return 0 if _family(self.model) != _family(model) else 5 if self.model == model else 3
 
     def scale(self, model: str) -> str:
         """full, small or nano, by the model that the paper has."""
@@ -100,11 +109,12 @@ def measured(params: Params) -> list[Run]:
 
 
 def commands() -> Callable[[Number], str]:
-    """For a number, the command that would fill its line: the study of its row, or the paper's table."""
+    """For a number, the command that would fill its line: the study of its table, or the paper's preset."""
     covered: dict[tuple[str, str], str] = {}
     for name in list_studies():
         study = read_yaml(resources.files("fer.studies").joinpath(f"{name}.yaml"))
-        covered.setdefault((study.get("work", ""), study.get("table", "")), f"fer study {name}")
+        for place in _places(study):
+            covered.setdefault(place, f"fer study {name}")
 
     def command(number: Number) -> str:
         table, whole = number.table.removeprefix("Table "), f"fer reproduce {number.work}"
@@ -114,59 +124,81 @@ def commands() -> Callable[[Number], str]:
     return command
 
 
+def _places(study: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Work and table of a study; LHC-Net's kinds have theirs."""
+    if study.get("work"):
+        return [(study["work"], study["table"])]
+    tables = {"lhc_sets": ("Results 1", "Results 2"), "lhc_blocks": ("text 2.2",)}
+    return [("lhc_net", table) for table in tables.get(study.get("kind") or "", ())]
+
+
 def _studies(params: Params) -> Iterator[Run]:
     for path in sorted((params.home / "reports" / "studies").glob("*/results.json")):
         with suppress(*_DAMAGED):
             content = read_json(path)
-            study, where = content["study"], f"study {path.parent.name}"
-            rows = {row["row"]: row.get("cite") or {} for row in study["rows"]}
-            shared: dict[str, Any] = {
-                "work": study.get("work") or "lhc_net",
-                "table": study.get("table") or "Results 1",
-                "smoke": bool(content["options"].get("smoke")),
-                "where": where,
-            }
-            for line in (*content.get("rows", ()), *content.get("classes", ())):
-                cite, test, label = rows.get(line["row"], {}), line["test"], line.get("label")
+            study, lines = content["study"], content.get("rows", ())
+            for work, table in _places(study)[:1]:
+                shared: dict[str, Any] = {"work": work, "table": table, "smoke": bool(content["options"]["smoke"])}
+                where = f"study {path.parent.name}"
+                yield from _of_sets(content.get("sets", ()), **shared, where=where)
+                cites = {row["row"]: row.get("cite") or {} for row in study["rows"]}
+                known = {line.get("dataset"): line.get("known_as") for line in lines}
+                for line in (*lines, *content.get("classes", ())):
+                    cite, test, label = cites[line["row"]], line["test"], line.get("label")
+                    yield Run(
+                        **shared,
+                        where=where,
+                        row=cite.get("row") or line["row"],
+                        setting=label or cite.get("setting") or study.get("setting") or "",
+                        dataset=known.get(line.get("dataset")) or str(line.get("dataset")),
+                        metric=_METRICS.get(label, "class_accuracy"),
+                        value=100 * test["mean"],
+                        ends=(_percent(test["low"]), _percent(test["high"])),
+                        seeds=test["count"],
+                        parameters=line.get("parameters"),
+                    )
+
+
+def _of_sets(sets: Iterable[Mapping[str, Any]], **shared: Any) -> Iterator[Run]:
+    """LHC-Net's sets of runs: the printed columns are means of the best of them."""
+    for line in sets:
+        for column in (name for name in line if name.startswith("Top ") or name == "Best"):
+            if line[column] is not None:
                 yield Run(
                     **shared,
-                    row=cite.get("row", line["row"]),
-                    setting=label or cite.get("setting", study.get("setting") or ""),
-                    dataset=line.get("known_as") or str(line.get("dataset", "another dataset")),
-                    metric="class_accuracy" if label else "accuracy",
-                    value=100 * test["mean"],
-                    ends=(_percent(test["low"]), _percent(test["high"])),
-                    seeds=test["count"],
-                    parameters=line.get("parameters"),
+                    row=line["row"],
+                    setting=column,
+                    dataset="FER2013",
+                    metric="accuracy",
+                    value=100 * line[column],
+                    seeds=line["runs"],
+                    about=("ranked on test, as printed",),
                 )
-            for line in content.get("sets", ()):
-                for column in (name for name in line if name.startswith("Top ") or name == "Best"):
-                    if line[column] is not None:
-                        name = line.get("series") or line["row"]
-                        about = (f"of {line['runs']} runs, ranked on test",)
-                        yield Run(
-                            **shared, row=name, setting=column, dataset="FER2013", metric="accuracy",
-                            value=100 * line[column], seeds=line["runs"], about=about,
-                        )  # fmt: skip
 
 
 def _evaluated(params: Params) -> Iterator[Run]:
-    places = (("evaluated", params.root), ("reports/evaluations", params.home))
-    for path in (one for place, root in places for one in sorted((root / place).glob("*/*/test.json"))):
+    places = ((params.root, "evaluated"), (params.home, "reports/evaluations"))
+    for path in (one for root, place in places for one in sorted((root / place).glob("*/*/test.json"))):
         with suppress(*_DAMAGED):
-            test, key = read_json(path), path.parent.parent.name
+            test, key, name = read_json(path), path.parent.parent.name, path.parent.name
             facts = {entry["key"]: entry["value"] for entry in test["about"]}
-            trained = params.root / "trained" / key / path.parent.name / "train.json"
-            train = read_json(trained) if trained.is_file() and "kind" not in facts else {}
+            shards, trained = params.root / "data" / "shards" / key, params.root / "trained" / key / name / "train.json"
+            if (shards / "manifest.json").is_file() and load_manifest(shards).synthetic:
+                continue
+            train = read_json(trained) if "kind" not in facts and trained.is_file() else {}
             dataset = _known(key, params, len(test["per_class"])) or key
-            rows, whole = test["rows"], published.test_rows(dataset)
+            rows, whole, unseen = test["rows"], published.test_rows(dataset), test.get("without_duplicates", {})
             about = [facts["kind"]] if "kind" in facts else []
             about += [f"{rows:,} of {whole:,} test rows"] if whole and rows != whole else []
             about += ["epoch selected on test"] if train.get("recipe", {}).get("protocol") == "published" else []
+            where = "/".join(path.parts[-4:-1])
+            if "accuracy" in unseen:
+                share, size = 100 * unseen["accuracy"], unseen["rows"]
+                where += f" ({share:.2f} % on the {size:,} rows that show no photo of training)"
             shared: dict[str, Any] = {
                 "dataset": dataset,
                 "model": train.get("model") or facts["model"],
-                "where": path.parent.relative_to(params.home).as_posix(),
+                "where": where,
                 "about": tuple(about),
             }
             for views, part in (("", test), ("TTA yes", test.get("tta") or {})):
@@ -176,8 +208,8 @@ def _evaluated(params: Params) -> Iterator[Run]:
                         yield Run(**shared, metric=metric, setting=views, value=100 * part[ours], ends=ends)
             for line in test["per_class"]:
                 if line["recall"] is not None:
-                    name, value = line["class"], 100 * line["recall"]
-                    yield Run(**shared, metric="class_accuracy", setting=name, value=value)
+                    value = 100 * line["recall"]
+                    yield Run(**shared, metric="class_accuracy", setting=line["class"], value=value)
 
 
 def _interval(part: Mapping[str, Any], metric: str) -> tuple[float | None, float | None]:
@@ -198,7 +230,7 @@ def _known(key: str, params: Params, classes: int) -> str | None:
 
 def _plain(setting: str) -> str:
     """A setting without what is said by the metric; classes by our names."""
-    return named(setting) or ("" if setting in ("Avg", "mean over classes", "TTA no") else setting)
+    return named(setting) or ("" if setting in ("Avg", "mean over classes", "TTA no", _MEAN) else setting)
 
 
 def _family(model: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
+import json
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -11,9 +13,12 @@ from pathlib import Path
 import pytest
 
 from fer import params, published
+from fer.commands.ledger import main
+from fer.io.files import FileError
+from fer.labels import DATASET_LABELS
 from fer.ledger import VERDICTS, Book, Line, audit, build
-from fer.ledger.page import COLUMNS, to_csv, to_html
-from fer.ledger.results import Run
+from fer.ledger.page import COLUMNS, is_ledger, to_csv, to_html
+from fer.ledger.results import Run, measured
 from fer.ledger.rules import Rule, apply, close, load_map, rule_of
 from fer.published import Number
 
@@ -198,6 +203,69 @@ def test_runs_fill_the_line_that_they_are_nearest_to() -> None:
     outcome = apply(number, rule, [small, full])
     assert (outcome.verdict, outcome.scale, outcome.low, outcome.high) == ("equal", "full", 71.5, 74.5)
     assert apply(number, rule, [other]).verdict == "not run"
+
+
+def project(tmp_path: Path) -> params.Params:
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    return params.load(tmp_path / "params.yaml")
+
+
+def test_results_of_studies_are_found_by_work_table_and_row(tmp_path: Path) -> None:
+    spread = {"count": 3, "mean": 0.91, "std": 0.002, "low": 0.905, "high": 0.915}
+    study = {
+        "work": "btn",
+        "table": "Table 7",
+        "rows": [{"row": "16 images", "cite": {"row": "BTN", "setting": "batch size 16"}}],
+    }
+    line = {"row": "16 images", "dataset": "rafdb", "known_as": "RAF-DB", "test": spread, "parameters": 58_000_000}
+    place = tmp_path / "reports" / "studies" / "mine"
+    place.mkdir(parents=True)
+    (place / "results.json").write_text(json.dumps({"study": study, "options": {"smoke": False}, "rows": [line]}))
+    broken = tmp_path / "reports" / "studies" / "broken" / "results.json"
+    broken.parent.mkdir()
+    broken.write_text("{")
+    (run,) = measured(project(tmp_path))
+    number = one(work="btn", table="Table 7", dataset="RAF-DB", setting="batch size 16").number
+    outcome = apply(number, Rule(check="result", model="btn", ablation=True), [run])
+    assert (outcome.verdict, outcome.ours, outcome.seeds, outcome.scale) == ("equal", "91.00", 3, "full")
+    other = one(work="btn", table="Table 7", dataset="RAF-DB", setting="batch size 32").number
+    assert apply(other, Rule(check="result", model="btn", ablation=True), [run]).verdict == "not run"
+
+
+def test_evaluated_models_are_found_by_dataset_and_model(tmp_path: Path) -> None:
+    test = {
+        "about": [],
+        "rows": 2981,
+        "accuracy": 0.577,
+        "balanced_accuracy": 0.53,
+        "intervals": [{"metric": "accuracy", "low": 0.56, "high": 0.594}],
+        "per_class": [{"class": name, "recall": 0.5} for name in DATASET_LABELS["fer2013"]],
+        "without_duplicates": {"rows": 2765, "accuracy": 0.56},
+    }
+    for folder, name, content in (
+        ("evaluated", "test.json", test),
+        ("trained", "train.json", {"model": "lhc_net_small", "recipe": {}}),
+    ):
+        place = tmp_path / folder / "fer2013" / "mine"
+        place.mkdir(parents=True)
+        (place / name).write_text(json.dumps(content))
+    number = one(work="lhc_net", table="Results 2", row="LHC-Net", metric="accuracy", setting="TTA no").number
+    outcome = apply(number, Rule(check="result", model="lhc_net"), measured(project(tmp_path)))
+    assert (outcome.verdict, outcome.ours, outcome.scale) == ("measured", "57.70", "small")
+    assert (outcome.low, outcome.high) == (pytest.approx(56.0), pytest.approx(59.4))
+    assert outcome.differs == "model lhc_net_small; 2,981 of 3,589 test rows"
+    assert "56.00 % on the 2,765 rows" in outcome.how
+
+
+def test_another_file_is_not_written_over(tmp_path: Path) -> None:
+    mine, ledger = tmp_path / "mine.csv", tmp_path / "ledger.csv"
+    mine.write_text("a,b\n1,2\n")
+    ledger.write_text(",".join(COLUMNS) + "\n")
+    assert not is_ledger(mine)
+    assert is_ledger(ledger)
+    with pytest.raises(FileError, match=r"mine\.csv"):
+        main(argparse.Namespace(csv=mine, findings=False))
+    assert mine.read_text() == "a,b\n1,2\n"
 
 
 def test_the_csv_and_the_page_have_every_line() -> None:
