@@ -36,6 +36,7 @@ _COMMANDS = {
     "predict": _Command("fer.commands.predict", "find the faces in your photos and name their expressions"),
     "tune": _Command("fer.stages.tune", "search the hyperparameters of a model on a dataset"),
     "study": _Command("fer.stages.study", "train the rows of a published table, compare with its results"),
+    "reproduce": _Command("fer.commands.reproduce", "every table and figure of a paper by one command"),
     "ledger": _Command("fer.commands.ledger", "check every printed number of the papers, or say why it cannot be"),
     "submit": _Command("fer.commands.jobs", "run one stage as a job on a Ray cluster"),
     "ui": _Command("fer.commands.ui", "open MLflow's UI on this project's runs"),

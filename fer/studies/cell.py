@@ -19,19 +19,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fer.config import ConfigError
 from fer.evaluation.config import TtaName
 from fer.evaluation.protocols import both_protocols
 from fer.evaluation.tta import WithViews
 from fer.io.files import read_json, write_atomic, write_json
-from fer.studies import Kind, Row, Study, StudyOptions
+from fer.studies import Kind
 from fer.studies.lhc_analysis import probe
 from fer.training.data import open_data
 from fer.training.distributed import Distributed
 from fer.training.job import TrainJob
 from fer.training.loop import build_model, compute_logits, train
 from fer.training.metrics import classification_metrics
-from fer.training.recipe import Recipe, load_recipe, vary
 from fer.training.state import TrainState, saved_states
 
 RESULT = "result.json"
@@ -149,23 +147,6 @@ class Plan:
         """Labels and predicted classes of a finished cell, int64 (N,) each, in the order of the test split."""
         with np.load(Path(cell.job.work_dir, PREDICTIONS)) as arrays:
             return arrays["labels"].astype(np.int64), arrays["predicted"].astype(np.int64)
-
-
-def row_recipe(study: Study, row: Row, options: StudyOptions, root: Path, dataset: str | None = None) -> Recipe:
-    """The complete recipe of a row for one of its datasets; None: the first."""
-    where, columns = f"study row {row.row!r}", options.columns(study, row)
-    base = columns[dataset or next(iter(columns))]
-    recipe = load_recipe({"recipe": base}, root, where)
-    smoke = {key: value for key, value in {**study.smoke.set, **row.smoke}.items() if key != "recipe"}
-    values = {**study.set, **row.set, **(smoke if options.smoke else {}), **options.set}
-    if "model" in values and "options" not in values:
-        values = {"options": {}, **values}  # options are a model's own
-    made = vary(recipe, values, where)
-    if row.stages is None:
-        return made
-    if row.stages > len(made.stages):
-        raise ConfigError(f"{where}: stages = {row.stages}, the recipe {base!r} has {len(made.stages)}")
-    return vary(made, {"stages": made.stages[: row.stages]}, where)
 
 
 def train_cell(plan: Plan, cell: Cell) -> None:

@@ -22,8 +22,7 @@ from fer.models.ddamfn import attention_loss
 from fer.params import Params, load
 from fer.stages import study as study_stage
 from fer.stages.study import _assignments, make_plan, run
-from fer.studies import Study, StudyOptions, list_studies, load_study
-from fer.studies.cell import row_recipe
+from fer.studies import Study, StudyOptions, list_studies, load_study, row_recipe
 from fer.studies.results import markdown, summarize
 from fer.training.recipe import Recipe, load_recipe
 
