@@ -247,6 +247,7 @@ VALUES: list[tuple[str, Any, str | tuple[str, ...]]] = [
     ("models.nano.trainable", ["nothing.*"], "models.nano: trainable: nothing.*"),
     ("models.nano.pretrained", {"backbonne": "x"}, "pretrained.backbonne"),
     ("models.nano.pretrained", {"features": "mfn_mscelebb"}, "pretrained.features = 'mfn_mscelebb'"),
+    ("models.nano.start_from", "mfn_mscelebb", "start_from = 'mfn_mscelebb'"),
     ("models.nano.stages", [{"epochs": -1}], "models.nano: stages[1]: epochs = -1"),
     ("models.nano.stages", [{}, {"options": {"num_heads": 1}}], "models.nano: stages"),
     ("models.nano.stages", [{"stages": []}], "stages[1]"),

@@ -44,8 +44,8 @@ _SECTIONS = ("shard", "train", "evaluate", "report", "cluster", "tracking")
 """Of the user's params.yaml, taken over as they are."""
 _IGNORED = "/data/\n/drawn/\n/.work/\n/mlflow.db*\n/mlartifacts/\n/downloads\n/pipelines\n"
 _SMOKE_CROP = {"detector": "annotated", "size": 64}
-_SMOKE_IMAGES = 128
-"""Of a layout: fourteen to sixteen training and two or four test images a class."""
+_SMOKE_IMAGES = 480
+"""Of a layout: enough training images for a batch of 256, the largest of a table."""
 
 GPU = "NVIDIA A100"
 FLOPS, DEPTHWISE_FLOPS = 2e13, 4e12
@@ -183,7 +183,7 @@ def _job(
 
 
 def _missing_weights(recipe: Recipe, root: Path) -> Iterator[str]:
-    for source in recipe.pretrained.values():
+    for source in recipe.sources.values():
         try:
             if source not in register() and not below(source, root).is_file():
                 raise FileError(f"{source}: not there")

@@ -176,7 +176,7 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions, *,
         shards = ShardSet.open((params.root / "data" / "shards" / dataset).resolve())
         known_as = None if options.smoke else dataset_name(config.source, len(shards.labels))
         recipe = row_recipe(study, row, options, params.root, dataset)
-        pretrained = locate(recipe.pretrained, params.root, params.parent)
+        pretrained = locate(recipe.sources, params.root, params.parent)
         for seed in options.seeds:
             for fold in range(folds) if folds else [None]:
                 own = recipe
