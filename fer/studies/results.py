@@ -177,31 +177,33 @@ def _classes(study: Study, options: StudyOptions, plan: Plan, results: Results) 
     base = _table(study, options, plan, results)
     rows = {row.row: row for row in options.chosen(study)}
     recalls: dict[tuple[str, str], list[list[float]]] = {}
+    names: dict[str, list[str]] = {}
     for cell in plan.cells:
         labels, predicted = plan.predictions(cell)
-        classes = [float((predicted[labels == one] == one).mean()) for one in range(len(cell.job.labels))]
+        present = np.unique(labels)  # a class without test images has no accuracy
+        classes = [float((predicted[labels == one] == one).mean()) for one in present]
         recalls.setdefault((cell.dataset, cell.row), []).append([*classes, fmean(classes)])
+        names[cell.dataset] = [*(cell.job.labels[one] for one in present), MEAN_OF_CLASSES]
     text, found = [base.markdown], []
-    for dataset in dict.fromkeys(cell.dataset for cell in plan.cells):
-        cell = next(cell for cell in plan.cells if cell.dataset == dataset)
-        names = [*cell.job.labels, MEAN_OF_CLASSES]
+    for dataset, columns in names.items():
+        known_as = next(cell.known_as for cell in plan.cells if cell.dataset == dataset)
         lines = []
         for name, row in rows.items():
             if not (runs := recalls.get((dataset, name))):
                 continue
             texts = [name]
-            for label, accuracies in zip(names, zip(*runs, strict=True), strict=True):
-                ours, printed = spread(accuracies), _printed_class(study, row, cell.known_as, label)
+            for label, accuracies in zip(columns, zip(*runs, strict=True), strict=True):
+                ours, printed = spread(accuracies), _printed_class(study, row, known_as, label)
                 about = {"row": name, "dataset": dataset, "label": label, "published": printed and printed.value}
                 texts.append(_beside({**about, "test": ours}))
                 found.append({**about, "test": asdict(ours)})
             lines.append(texts)
         lines += [
-            [f"{rival}, cited", *("-" if (one := cited.get(label)) is None else f"[{one:g}]" for label in names)]
-            for rival, cited in _cited_classes(study, cell.known_as, names).items()
+            [f"{rival}, cited", *("-" if (value := cited.get(label)) is None else f"[{value:g}]" for label in columns)]
+            for rival, cited in _cited_classes(study, known_as, columns).items()
         ]
-        text += [f"## Accuracy of every class, {cell.known_as or dataset}, % [published]", ""]
-        text += [*markdown_table(["row", *names], lines), ""]
+        text += [f"## Accuracy of every class, {known_as or dataset}, % [published]", ""]
+        text += [*markdown_table(["row", *columns], lines), ""]
     return Report("\n".join(text).rstrip() + "\n", {**base.content, "classes": found}, base.figures)
 
 

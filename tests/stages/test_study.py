@@ -444,9 +444,60 @@ def test_blocks_are_probed_in_the_trained_network(params: Params) -> None:
     assert f"<!-- {whole['row']} -->" in figure
 
 
+CLASSES = """
+title: A whole table
+work: btn
+table: Table 4
+kind: classes
+axis: depth
+datasets: {tiny: ddamfn/nano, noisy: ddamfn/nano}
+set: {epochs: 1, batch_size: 16, augment: [], schedule.warmup_epochs: 0.0}
+rows:
+  - {row: BTN, level: 2}
+  - {row: ours, level: 3, against: BTN, datasets: {tiny: ddamfn/nano}, set: {options.num_heads: 3}}
+smoke: {recipe: ddamfn/nano, dataset: tiny}
+"""
+
+
+def test_a_table_of_two_datasets_has_its_columns_its_classes_and_its_figures(
+    params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(params.root / "data" / "shards" / "tiny")
+    make_shards(params.root / "data" / "shards" / "tiny", test=60)
+    make_shards(params.root / "data" / "shards" / "noisy", seed=1)  # 8 test images: some classes have none
+    several = replace(params, datasets={**params.datasets, "noisy": params.datasets["tiny"]})
+    names = iter(["RAF-DB", None, "RAF-DB", *["RAF-DB"] * 2])
+    monkeypatch.setattr(study_stage, "dataset_name", lambda source, classes: next(names))
+    (params.root / "whole.yaml").write_text(CLASSES)
+    folder = run(several, "whole.yaml", StudyOptions(workers=0))
+    content, table = read_json(folder / "results.json"), (folder / "table.md").read_text()
+    assert [(row["row"], row["dataset"], row["against"]) for row in content["rows"]] == [
+        ("BTN", "tiny", None), ("ours", "tiny", "BTN"), ("BTN", "noisy", None),
+    ]  # fmt: skip
+    assert "| test accuracy, % [published] | RAF-DB | noisy |" in table
+    printed = {(one["row"], one["dataset"], one["label"]): one["published"] for one in content["classes"]}
+    assert len([one for one in printed if one[:2] == ("BTN", "tiny")]) == 8
+    assert len([one for one in printed if one[:2] == ("BTN", "noisy")]) < 8
+    assert printed["BTN", "tiny", "happiness"] == 97.05
+    assert printed["BTN", "tiny", "mean of the classes"] == 87.30
+    assert printed["BTN", "noisy", "mean of the classes"] is None, "a dataset shows no other dataset's numbers"
+    assert printed["ours", "tiny", "happiness"] is None
+    assert "[97.05]" in table
+    assert "| APViT, cited | [92.06] | [97.3] |" in table
+    assert {path.name for path in folder.glob("*.svg")} == {"curve-tiny.svg", "curve-noisy.svg"}
+    cells = make_plan(
+        params, "whole.yaml", load_study("whole.yaml", params.root), StudyOptions(dataset=("tiny",))
+    ).cells
+    assert [(cell.row, cell.dataset) for cell in cells] == [("BTN", "tiny"), ("ours", "tiny")]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        (CLASSES.replace("work: btn", "work: bnt"), "work = 'bnt'"),
+        (CLASSES.replace("work: btn", ""), "source: missing"),
+        (CLASSES.replace("level: 3, ", ""), "axis: each row needs a level"),
+        (CLASSES.replace("against: BTN", "against: BT"), "ours: against 'BT'.*did you mean 'BTN'"),
         (NOISE.replace("B, level: 30", "B, level: 20"), "each with a row at every level"),
         (NOISE.replace("series: B, level: 0", "series: A, level: 0"), "no two the same of both"),
         (SETS.replace("baseline: ResNet34v2\n", ""), "kind lhc_sets: needs a baseline"),
