@@ -4,10 +4,10 @@
     [line for line in book.lines if line.outcome.verdict == "differs"]
     book.findings   # what is wrong in print, each with its arithmetic
 
-`map.yaml` says which rule checks which number; `rules` has them, `results` finds our own runs, `audit` checks the
-papers against themselves. Nothing is trained: settings are compared with recipes and models, costs are counted on
-models without weights, differences and means are computed again from their tables, and accuracies are those of runs
-that exist.
+`map.yaml` says which rule checks which number; `rules` has them, `results` finds our own runs, `printed` says what a
+number says by itself, and `audit` checks the papers against themselves. Nothing is trained: settings are compared with
+recipes and models, costs are counted on models without weights, differences and means are computed again from their
+tables, and accuracies are those of runs that exist.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ arithmetic is part of it. What is said of a table in words ("falls", "every othe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,16 +13,11 @@ from itertools import pairwise
 from fer import published
 from fer.labels import named
 from fer.ledger.counts import table
-from fer.ledger.rules import apply, cells, close, cost_in_full, cost_of, create, decimals, load_map, rule_of
+from fer.ledger.printed import cells, close, correct, decimals, nearest, on_grid, size_of, test_sizes
+from fer.ledger.rules import apply, cost_in_full, cost_of, create, load_map, rule_of
 from fer.published import Number
 
-FOLDER_CONTEMPT = 499
-"""Of AffectNet-8's folder release, in which 500 are printed."""
-
-_DROPS_ZEROS = ("poster_v2",)
-"""Works that print 86.90 as 86.9: their accuracies have two decimals."""
-
-_MEANS_OF_RUNS = ("Top 40%", "Top 40% w/o best", "Top 25%", "Top 25% w/o best")
+_EXTREMES = ("Disgust", "Happiness")
 
 
 @dataclass(frozen=True)
@@ -63,42 +57,12 @@ def _off_grid() -> Iterator[Finding]:
         yield Finding(f"off-grid {work} {size}", title, "; ".join(texts), tuple(numbers))
 
 
-def test_sizes(number: Number) -> tuple[int, ...]:
-    """Test images that an accuracy is of, one number or either of two; () for means of runs and for other metrics."""
-    if number.metric == "class_accuracy":
-        name = named(number.setting)
-        size = table(number.dataset)["test"][name or ""]
-        return (size, FOLDER_CONTEMPT) if name == "contempt" else (size,)
-    whole = sum(table(number.dataset)["test"].values()) if number.dataset else 0
-    if number.metric == "mean_accuracy":  # of equal classes
-        return (whole,) if number.dataset == "AI-Hub" else ()
-    if number.metric != "accuracy" or number.setting in _MEANS_OF_RUNS or number.table == "Table 9":
-        return ()
-    return (whole, whole - 1) if number.dataset == "AffectNet-8" else (whole,)
-
-
-def on_grid(number: Number, size: int) -> bool:
-    """Whether some k / size rounds or truncates to the printed percentage."""
-    near = _correct(number, size)
-    return any(close(number, 100 * k / size, _decimals(number)) for k in range(near - 2, near + 3))
-
-
-def nearest(number: Number, size: int) -> str:
-    """The two fractions around a percentage."""
-    low = math.floor(number.value / 100 * size)
-    return " < ".join(f"{k:,}/{size:,} = {100 * k / size:.4f}" for k in (low, low + 1))
-
-
-def _decimals(number: Number) -> int:
-    return 2 if number.work in _DROPS_ZEROS and number.unit == "%" else decimals(number)
-
-
 def _means() -> Iterator[Finding]:
     """Printed means that are not those of the classes beside them, each class taken for the count that it must be."""
     for number in published.numbers(metric="mean_accuracy"):
         row = cells(number)
-        mean = sum(100 * _correct(one, size) / size for one in row for size in [_size(one)]) / len(row)
-        if not close(number, mean, _decimals(number)):
+        mean = sum(100 * correct(one, size) / size for one in row for size in [size_of(one)]) / len(row)
+        if not close(number, mean):
             text = f"({' + '.join(one.printed for one in row)}) / {len(row)} = {mean:.3f}, printed {number.printed}"
             name = f"mean {number.work} {number.row} {number.dataset}"
             yield Finding(name, _title(number, "is not the mean of its row"), text, (number, *row))
@@ -111,25 +75,14 @@ def _overall() -> Iterator[Finding]:
         stated = list(published.numbers(**name, metric="accuracy", setting=""))
         counted = []
         for last in test_sizes(row[-1]):
-            sizes = [*map(_size, row[:-1]), last]
-            counted.append((sum(map(_correct, row, sizes)), sum(sizes)))
-        wrong = [one for one in stated if not any(close(one, 100 * k / size, _decimals(one)) for k, size in counted)]
+            sizes = [*map(size_of, row[:-1]), last]
+            counted.append((sum(map(correct, row, sizes)), sum(sizes)))
+        wrong = [one for one in stated if not any(close(one, 100 * k / size) for k, size in counted)]
         if wrong:
             texts = " or ".join(f"{k:,}/{size:,} = {100 * k / size:.3f}" for k, size in counted)
             title = _title(wrong[0], f"contradicts the class-wise accuracies of {number.table}")
             text = f"the classes have {texts}, printed {wrong[0].printed}"
             yield Finding(f"overall {' '.join(name.values())}", title, text, (*wrong, *row))
-
-
-def _size(number: Number) -> int:
-    """Test images of a class: of two possible numbers the one that the printed accuracy fits."""
-    sizes = test_sizes(number)
-    return next((size for size in sizes if on_grid(number, size)), sizes[0])
-
-
-def _correct(number: Number, size: int) -> int:
-    """The count of correct images nearest to a printed accuracy."""
-    return round(number.value / 100 * size)
 
 
 # ------------------------------------------------------------------------------------------------ texts and tables
@@ -181,6 +134,14 @@ def _sums() -> Iterator[Finding]:
         )
     )
     yield _sum("sum lhc_net", "FER2013's size is not the sum of its splits", total, parts)
+    classes = [_one("lhc_net", "text Introduction", row, "FER2013", "class_count", "train") for row in _EXTREMES]
+    whole = [sum(split[named(one.row) or ""] for split in table("FER2013").values()) for one in classes]
+    yield Finding(
+        "classes lhc_net",
+        "LHC-Net (2021): the smallest and the largest class of FER2013 are those of its training split",
+        "; ".join(f"{one.row}: {one.printed} of {size:,}" for one, size in zip(classes, whole, strict=True)),
+        tuple(classes),
+    )
     seven, eight = (_one("btn", "text 4.1", f"AffectNet({n}cls)", f"AffectNet-{n}", "total_size") for n in (7, 8))
     contempt = _one("btn", "text 4.1", "Contempt", "AffectNet-8", "class_count", "train")
     tests = [

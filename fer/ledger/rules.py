@@ -27,6 +27,7 @@ from typing import Any, Literal, get_args
 from fer import published
 from fer.config import Config, parse, read_yaml
 from fer.ledger.counts import count
+from fer.ledger.printed import close, decimals, described
 from fer.ledger.results import Run
 from fer.published import Number
 
@@ -124,21 +125,8 @@ def apply(number: Number, rule: Rule, runs: Sequence[Run]) -> Outcome:
     if rule.check == "result":
         return _result(number, rule, runs)
     if rule.check in ("cited", "not reproducible"):
-        mean = _mean(number)
-        return Outcome(verdict=rule.check, differs=rule.why, how=mean)
+        return Outcome(verdict=rule.check, differs=rule.why, how=described(number))
     return _CHECKS[rule.check](number, rule)
-
-
-def close(number: Number, ours: float, digits: int | None = None) -> bool:
-    """Whether a number rounds or truncates to the printed one, of so many digits behind the point."""
-    unit = 10.0 ** -(decimals(number) if digits is None else digits)
-    return -unit / 2 <= round(ours - number.value, 9) < unit
-
-
-def decimals(number: Number) -> int:
-    """Digits behind the point, of 3.50E-05 seven."""
-    mantissa, _, exponent = number.printed.lower().partition("e")
-    return len(mantissa.partition(".")[2]) - int(exponent or 0)
 
 
 def show(value: float | str) -> str:
@@ -308,23 +296,6 @@ def _difference(number: Number, rule: Rule) -> Outcome:
     return Outcome(verdict="equal" if same else "differs", ours=show(round(ours, 6)), how=how)
 
 
-def cells(number: Number) -> list[Number]:
-    """The accuracies, of classes or folds, that a printed mean is of; none for another number."""
-    row = published.numbers(work=number.work, table=number.table, row=number.row, dataset=number.dataset)
-    if number.metric == "mean_accuracy":
-        return [one for one in row if one.metric == "class_accuracy"]
-    return [one for one in row if one.setting.startswith("Fold")] if "folds" in number.setting else []
-
-
-def _mean(number: Number) -> str:
-    """The mean of a row that prints one, in words; empty for another number."""
-    if not (row := cells(number)):
-        return ""
-    mean = sum(one.value for one in row) / len(row)
-    same = "equal" if close(number, mean) else "not equal"
-    return f"mean of the {len(row)} numbers printed beside it: {mean:.3f} ({same})"
-
-
 # ------------------------------------------------------------------------------------------------ functions
 
 
@@ -426,7 +397,7 @@ def _result(number: Number, rule: Rule, runs: Sequence[Run]) -> Outcome:
     """The run nearest to what was printed: of the same table and dataset, of the dataset, of the table."""
     assert rule.model is not None
     ranked = sorted(((one.nearness(number, rule.model, rule.ablation), one) for one in runs), key=lambda pair: -pair[0])
-    how = "; ".join(text for text in (_mean(number), rule.why) if text)
+    how = "; ".join(text for text in (described(number), rule.why) if text)
     if not ranked or ranked[0][0] == 0:
         lacking = (
             "FER2013 and a GPU" if number.dataset == "FER2013" else f"{number.dataset}, which its authors hand out"

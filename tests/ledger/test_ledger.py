@@ -18,8 +18,9 @@ from fer.io.files import FileError
 from fer.labels import DATASET_LABELS
 from fer.ledger import VERDICTS, Book, Line, audit, build
 from fer.ledger.page import COLUMNS, is_ledger, to_csv, to_html
+from fer.ledger.printed import close
 from fer.ledger.results import Run, measured
-from fer.ledger.rules import Rule, apply, close, load_map, rule_of
+from fer.ledger.rules import Rule, apply, load_map, rule_of
 from fer.published import Number
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,6 +140,14 @@ def test_a_rate_of_another_optimizer_differs() -> None:
     assert "ddamfn/published_code_rafdb trains by sgd" in line.outcome.differs
 
 
+def test_accuracies_are_counted_and_means_computed_without_a_run() -> None:
+    assert one(work="btn", table="Table 6", row="lambda=2.0").outcome.how == "2,839 of 3,068 images"
+    assert one(work="ddamfn", table="Table 9", setting="mean of 10 folds").outcome.how.endswith("90.635, equal")
+    assert "no count of 7,000" in one(work="dynamic_attention", row="ViT-16-224", metric="mean_accuracy").outcome.how
+    rival = one(work="btn", table="Table 4", row="VTFF", metric="mean_accuracy")
+    assert (rival.outcome.verdict, rival.outcome.how) == ("cited", "mean of the row's 7: 81.860, not equal")
+
+
 def test_findings_are_computed() -> None:
     found = {finding.name: finding for finding in book().findings}
     assert len(found) == len(book().findings), "two findings of one name"
@@ -179,7 +188,7 @@ def test_a_number_that_no_rule_fits_is_an_error() -> None:
     [("43.7", 43.724, True), ("8.4", 8.482, True), ("8.4", 8.34, False), ("1.54", 1.535, True), ("0.26", 0.2593, True)],
 )
 def test_a_number_is_equal_where_ours_rounds_or_truncates_to_it(printed: str, ours: float, same: bool) -> None:
-    number = next(published.numbers(work="lhc_net"))
+    number = next(published.numbers(work="lhc_net", metric="params"))
     assert close(Number(**{**vars(number), "printed": printed}), ours) is same
 
 
