@@ -74,6 +74,10 @@ class Study(Config):
     set: dict[str, Any] = Field(default_factory=dict, description="keys of the recipe, for all rows")
     baseline: str | None = Field(None, description="row that the others are compared with")
     axis: str | None = Field(None, description="what the rows' `level` is: accuracy is drawn over it; null: no figure")
+    draw: list[Literal["confusion", "training"]] = Field(
+        default_factory=list,
+        description="of each row's first run: confusion matrix, course of the training",
+    )
     folds: int | None = Field(None, ge=2, le=100, description="cross-validation over so many folds; null: none")
     tta: TtaName = Field("none", description="reports test accuracy with this test-time augmentation too")
     note: str | None = None

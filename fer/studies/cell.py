@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -188,6 +188,7 @@ def train_cell(plan: Plan, cell: Cell) -> None:
             "logits": hashlib.sha256(logits.numpy().tobytes()).hexdigest()[:16],
             "best_epoch": state.best_epoch,
             "epochs": state.epoch,
+            "history": _columns(state.history),
             **{name: value for name, value in best.items() if name.startswith(("train_", "val_"))},
             **{f"test_{name}": value for name, value in classification_metrics(logits, targets).items()},
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -196,6 +197,12 @@ def train_cell(plan: Plan, cell: Cell) -> None:
             **more,
         },
     )
+
+
+def _columns(history: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """The columns of a history that every epoch has, to five decimals."""
+    found = {name: [round(row[name], 5) for row in history if name in row] for name in history[0]}
+    return {name: values for name, values in found.items() if len(values) == len(history) and np.isfinite(values).all()}
 
 
 def _inherit(plan: Plan, cell: Cell) -> None:

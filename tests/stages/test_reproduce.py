@@ -50,6 +50,12 @@ def with_paths(params: Params, **paths: str) -> Params:
 
 
 @pytest.fixture
+def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more drawn faces than a layout needs."""
+    monkeypatch.setattr(reproduce, "_SMOKE_IMAGES", 64)
+
+
+@pytest.fixture
 def weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Every published file is in the cache, by name."""
     monkeypatch.setenv("FER_CACHE", str(tmp_path / "cache"))
@@ -168,6 +174,7 @@ def files(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns) for path in found}
 
 
+@pytest.mark.usefixtures("few_images")
 def test_the_smoke_project_has_every_study_on_drawn_faces_and_is_made_once(project: Params) -> None:
     plan = make_plan(project, "btn", smoke=True)
     assert plan.ready.keys() == plan.runs.keys()
@@ -228,6 +235,7 @@ def page_of(params: Params, plan: Plan) -> str:
     return write_page(params, plan).read_text()
 
 
+@pytest.mark.usefixtures("few_images")
 def test_the_page_has_every_table_and_figure_and_every_printed_number(project: Params) -> None:
     plan = make_plan(project, "poster_v2", smoke=True)
     make_project(project, plan)
