@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 from fer import published
 from fer.ledger.audit import Finding, findings
+from fer.ledger.checks import apply
 from fer.ledger.results import commands, measured
-from fer.ledger.rules import Outcome, Verdict, apply, load_map, rule_of
+from fer.ledger.rules import Outcome, Verdict, load_map, rule_of
 from fer.params import Params
 
 VERDICTS: tuple[Verdict, ...] = ("equal", "differs", "measured", "not run", "cited", "not reproducible")
