@@ -16,7 +16,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -423,8 +423,14 @@ def write_page(params: Params, plan: Plan) -> Path:
     from fer.report.studies import collect_studies
 
     own = parameters.load(_folder(params.root, plan) / parameters.FILE_NAME)
-    results = {result.name.removesuffix("-smoke"): result for result in collect_studies(own).results}
-    lines = [line for line in build(own).lines if line.number.work == plan.paper]
+    folder = os.path.relpath(own.root / "reports", params.root / "reports")
+    results = {
+        result.name.removesuffix("-smoke"): replace(
+            result, links=tuple((name, f"{folder}/{address}") for name, address in result.links)
+        )
+        for result in collect_studies(own).results
+    }
+    lines = build(own, [plan.paper]).lines
     shown: dict[str, str] = {}
     sections = []
     for exhibit in plan.exhibits:

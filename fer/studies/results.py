@@ -126,6 +126,7 @@ def summarize(study: Study, options: StudyOptions, results: Results) -> list[dic
                     "against": against if pairs else None,
                     "parameters": own[0]["parameters"],
                     "peak_memory_mb": own[0].get("peak_memory_mb"),
+                    "kept_mb": own[0].get("kept_mb"),
                     "seconds": sum(one["seconds"] for one in own),
                 }
             )
@@ -180,6 +181,8 @@ def _of_dataset(study: Study, options: StudyOptions, table: Sequence[Mapping[str
             "gain, points": lambda line: _against(asdict(line["tta_gain"])),
         }
     columns["parameters"] = lambda line: f"{line['parameters']:,}"
+    if len({line["kept_mb"] for line in table}) > 1:
+        columns["kept for the backward pass, MB an image"] = lambda line: _number(line["kept_mb"])
     if any(line["peak_memory_mb"] for line in table):
         columns["peak GPU memory, MB"] = lambda line: f"{line['peak_memory_mb']:,}" if line["peak_memory_mb"] else "-"
     printed = any(line["published"] is not None for line in table)

@@ -475,6 +475,9 @@ def test_a_table_of_two_datasets_has_its_columns_its_classes_and_its_figures(
         ("BTN", "tiny", None), ("ours", "tiny", "BTN"), ("BTN", "noisy", None),
     ]  # fmt: skip
     assert "| test accuracy, % [published] | RAF-DB | noisy |" in table
+    first, second = (row["kept_mb"] for row in content["rows"][:2])
+    assert first < second, "a third head keeps more for the backward pass"
+    assert f"| {second:g} |" in table
     printed = {(one["row"], one["dataset"], one["label"]): one["published"] for one in content["classes"]}
     assert len([one for one in printed if one[:2] == ("BTN", "tiny")]) == 8
     assert len([one for one in printed if one[:2] == ("BTN", "noisy")]) < 8
