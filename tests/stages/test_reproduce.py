@@ -237,13 +237,13 @@ def page_of(params: Params, plan: Plan) -> str:
 
 @pytest.mark.usefixtures("few_images")
 def test_the_page_has_every_table_and_figure_and_every_printed_number(project: Params) -> None:
-    plan = make_plan(project, "poster_v2", smoke=True)
+    plan = make_plan(project, "btn", smoke=True)
     make_project(project, plan)
     page = page_of(project, plan)
     for number, exhibit in enumerate(plan.exhibits, 1):
         assert f'<h2 id="part-{number}">{exhibit.name}: ' in page
     assert "SMOKE" in page.upper()
-    assert page.count('<td class="n">') >= len(list(published.numbers(work="poster_v2")))
+    assert page.count('<td class="n">') >= len(list(published.numbers(work="btn")))
 
 
 @pytest.mark.slow
