@@ -98,6 +98,13 @@ SMALL = LHCConfig(
 )
 """For FER2013 from scratch: its 48 px enlarged to 96, so that the maps have 24, 24, 12, 6 and 3 px."""
 
+MEDIUM = LHCConfig(
+    host=resnet34v2.MEDIUM,
+    num_heads=(8, 8, 8, 4, 1),
+    head_dims=(36, 36, 9, 5, 5),
+)
+"""For FER2013 after its host, as in the published protocol; as there, d is HW / 2n in the first three blocks."""
+
 
 class HeadwiseLinear(nn.Module):
     """One linear layer per head, in one product: (n,M,P) -> (n,M,d)."""
@@ -207,6 +214,7 @@ def _mean_pool(x: Tensor, size: int) -> Tensor:
 
 @register("lhc_net_nano", config=NANO)
 @register("lhc_net_small", config=SMALL)
+@register("lhc_net_medium", config=MEDIUM)
 @register("lhc_net", config=PUBLISHED)
 class LHCNet(ResNet34V2):
     """LHC-Net. The blocks follow the stem and each of the four stages.

@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import pytest
@@ -17,6 +17,7 @@ from fer.cluster.config import SearchRange
 from fer.cluster.trials import Trial, TrialLog, TrialPlan, own_values, run_trial
 from fer.io.files import write_json
 from fer.stages.tune import table
+from fer.tracking import Run
 from fer.training.loop import DivergedError, TrainJob
 from fer.training.recipe import Recipe, load_recipe, vary
 
@@ -76,6 +77,9 @@ class _Run:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         self.metrics.append((step, dict(metrics)))
+
+    def log_epoch(self, record: Mapping[str, float]) -> None:
+        Run.log_epoch(cast(Run, self), record)
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Tags are ignored."""
