@@ -285,6 +285,7 @@ def make_project(params: Params, plan: Plan) -> Path:
         **{section: document[section] for section in _SECTIONS},
         "tune": {},
     }
+    own["train"] = {**own["train"], "workers": 0}  # each cell of a study is trained by one process
     if plan.smoke:
         own |= {"train": {"workers": 0, "threads": 1}, "cluster": {"crop_workers": 0}}  # Ray takes longer than the runs
         own["tracking"] = {**own["tracking"], "log_model": False}
@@ -391,7 +392,7 @@ def run(params: Params, plan: Plan) -> Path:
     with lock(folder.with_name(f".{plan.name}.lock")):
         make_project(params, plan)
         code = _repro(folder)
-        page = write_page(params, plan)
+        page = write_page(params, make_plan(params, plan.paper, smoke=plan.smoke, seeds=plan.seeds))
     log.info("-> %s", page.relative_to(params.root))
     if code:
         raise ValueError(
@@ -416,7 +417,7 @@ def _repro(folder: Path) -> int:
 
 
 def write_page(params: Params, plan: Plan) -> Path:
-    """Writes reports/<name>.html; returns its path."""
+    """Writes reports/<name>.html of the tables and figures of a plan; returns its path."""
     from fer.ledger import build
     from fer.ledger.page import values
     from fer.report.paper import Section, render
