@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
@@ -11,11 +12,12 @@ import numpy as np
 
 from fer import published
 from fer.config import ConfigError
+from fer.evaluation import figures
 from fer.evaluation.aggregate import Spread, markdown_table, percent, spread
 from fer.published import Number
 from fer.studies import Kind, Row, Study, StudyOptions, lhc_analysis, noise
 from fer.studies import figures as study_figures
-from fer.studies.cell import Plan
+from fer.studies.cell import Cell, Plan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,15 +70,34 @@ def _table(study: Study, options: StudyOptions, plan: Plan, results: Results) ->
     plain = [
         {key: asdict(value) if isinstance(value, Spread) else value for key, value in row.items()} for row in table
     ]
-    figures = {}
+    drawn = {}
     if study.axis is not None:
         for dataset in dict.fromkeys(line["dataset"] for line in table):
             lines = [line for line in table if line["dataset"] == dataset]
             levels = {row.row: row.level for row in study.rows}
             points = sorted((levels[line["row"]] or 0.0, line["test"], line["published"]) for line in lines)
             title = _titled(f"{study.title} ({_shown(lines[0])})", options)
-            figures[f"curve-{dataset}"] = study_figures.curve(points, study.axis, title)
-    return Report(markdown(study, options, table), {"rows": plain}, figures)
+            drawn[f"curve-{dataset}"] = study_figures.curve(points, study.axis, title)
+    drawn |= _of_runs(study, options, plan, results)
+    return Report(markdown(study, options, table), {"rows": plain}, drawn)
+
+
+def _of_runs(study: Study, options: StudyOptions, plan: Plan, results: Results) -> dict[str, Figure]:
+    """The figures of single runs that the study asks for, of the first of each row and dataset."""
+    first: dict[tuple[str, str], tuple[Cell, Mapping[str, Any]]] = {}
+    for cell, one in zip(plan.cells, results, strict=True):
+        first.setdefault((cell.row, cell.dataset), (cell, one))
+    drawn: dict[str, Figure] = {}
+    for (row, dataset), (cell, result) in first.items():
+        name, title = re.sub(r"\W+", "_", f"{row} {dataset}"), _titled(f"{row}, {cell.known_as or dataset}", options)
+        if "confusion" in study.draw:
+            labels, predicted = plan.predictions(cell)
+            matrix = np.zeros((len(cell.job.labels),) * 2, np.int64)
+            np.add.at(matrix, (labels, predicted), 1)
+            drawn[f"confusion-{name}"] = figures.confusion(matrix, cell.job.labels, title, normalized=True)
+        if "training" in study.draw and "history" in result:  # which results of an earlier version lack
+            drawn[f"training-{name}"] = figures.learning_curves(result["history"], result["best_epoch"], title)
+    return drawn
 
 
 def summarize(study: Study, options: StudyOptions, results: Results) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from fer.models import FerModel, TrainOutput, create_model, list_models
 from fer.models.cost import Cost, kept_for_backward, measure
 from fer.models.layers.attention import countable
 from fer.studies.published_costs import published_costs
-from fer.weights import dead_keys
+from fer.weights.convert import dead_keys
 
 MODELS = list_models()
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from fer.io.files import FileError
 from fer.labels import DATASET_LABELS, SPACES
 from fer.sources.affectnet import TEST, TRAIN, AffectNetConfig, five_of_68
+from fer.sources.drawn import landmarks68
 from fer.sources.layout import read_npy
 from fer.synth import SceneConfig, render
 
@@ -28,13 +29,7 @@ Build = Callable[[Path], Path]
 
 def points68(five: Iterable[tuple[float, float]] = FIVE) -> str:
     """68 landmarks whose eyes' means, nose and mouth corners are these five points."""
-    right, left, nose, right_mouth, left_mouth = five
-    points = [(1.0, 1.0)] * 68
-    ring = [(-2, 0), (-1, -1), (1, -1), (2, 0), (1, 1), (-1, 1)]
-    points[36:42] = [(right[0] + x, right[1] + y) for x, y in ring]
-    points[42:48] = [(left[0] + x, left[1] + y) for x, y in ring]
-    points[30], points[48], points[54] = nose, right_mouth, left_mouth
-    return ";".join(f"{value:.2f}" for point in points for value in point)
+    return ";".join(f"{value:.2f}" for value in landmarks68(np.array(list(five))).ravel())
 
 
 def row(name: str, expression: object, box: str = "4,5,20,16", landmarks: str | None = None) -> str:

@@ -23,8 +23,8 @@ from fer.models.ddamfn import attention_loss
 from fer.params import Params, load
 from fer.stages import study as study_stage
 from fer.stages.study import _assignments, make_plan, run
-from fer.studies import Study, StudyOptions, lhc_analysis, list_studies, load_study
-from fer.studies.cell import row_recipe, train_cell
+from fer.studies import Study, StudyOptions, lhc_analysis, list_studies, load_study, row_recipe
+from fer.studies.cell import train_cell
 from fer.studies.results import markdown, summarize
 from fer.training.learner import Learner
 from fer.training.recipe import Recipe, load_recipe
@@ -578,6 +578,7 @@ work: btn
 table: Table 4
 kind: classes
 axis: depth
+draw: [confusion, training]
 datasets: {tiny: ddamfn/nano, noisy: ddamfn/nano}
 set: {epochs: 1, batch_size: 16, augment: [], schedule.warmup_epochs: 0.0}
 rows:
@@ -615,7 +616,9 @@ def test_a_table_of_two_datasets_has_its_columns_its_classes_and_its_figures(
     assert printed["ours", "tiny", "happiness"] is None
     assert "[97.05]" in table
     assert "| APViT, cited | [92.06] | [97.3] |" in table
-    assert {path.name for path in folder.glob("*.svg")} == {"curve-tiny.svg", "curve-noisy.svg"}
+    runs = {f"{kind}-{run}" for kind in ("confusion", "training") for run in ("BTN_tiny", "BTN_noisy", "ours_tiny")}
+    assert {path.stem for path in folder.glob("*.svg")} == {"curve-tiny", "curve-noisy", *runs}
+    assert len(content["cells"][0]["history"]["train_loss"]) == 1
     cells = make_plan(
         params, "whole.yaml", load_study("whole.yaml", params.root), StudyOptions(dataset=("tiny",))
     ).cells
