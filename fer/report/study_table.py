@@ -31,7 +31,7 @@ class Line:
         test, validation, tta: accuracies over its runs, 0 .. 1, the last with test-time augmentation; None where there
             is none.
         difference: to what the row is compared with; tta_gain: of the augmentation, run by run.
-        validation_selected: test accuracy at the epochs that validation would have selected, where test selected them.
+        validation_selected: test accuracy after as many epochs as validation chose, where test selected them.
         note: in words.
     """
 
@@ -71,7 +71,7 @@ class _Row(_Part):
     row: str
     published: float | None
     test: _Spread
-    validation: _Spread
+    validation: _Spread | None = None
     difference: _Spread | None
     tta: _Spread | None = None
     tta_gain: _Spread | None = None

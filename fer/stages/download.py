@@ -9,7 +9,7 @@ from typing import Any
 
 from fer.console import log
 from fer.hashing import stable_hash
-from fer.io.files import FileError, read_json, sha256, write_json
+from fer.io.files import FileError, link_or_copy, read_json, sha256, write_json
 from fer.outputs import RAW
 from fer.params import Params
 from fer.processes import lock, remove_held
@@ -29,9 +29,10 @@ def run(params: Params, dataset: str) -> Path:
 def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path, parent: Path | None = None) -> Path:
     """Writes one dataset to `root`/data/raw/<name>, complete or not at all.
 
-    Nothing is done where the folder holds all that is asked for, and its origin has not changed. An interrupted
-    transfer leaves its part in .work/download, and the same command resumes it; a whole file that was refused for its
-    counts is kept there too.
+    Nothing is done where the folder holds all that is asked for, and its origin has not changed. Where another
+    dataset's folder holds it, since only the crops of the two differ, its files are linked. An interrupted transfer
+    leaves its part in .work/download, and the same command resumes it; a whole file that was refused for its counts is
+    kept there too.
 
     Args:
         name: key under `datasets`; names the folder.
@@ -53,6 +54,13 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path,
     if is_complete(final, source, origin):
         log.info("%s: already complete", final.relative_to(root))
         return final
+    if twin := next((one for one in _others(final) if is_complete(one, source, origin)), None):
+        with RAW.publish(final) as out:
+            for name_ in (*(one["file"] for one in describe(twin)["files"]), "source.json"):
+                (out / name_).parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(twin / name_, out / name_)
+        log.info("%s: the same data as in %s", final.relative_to(root), twin.relative_to(root))
+        return final
     known = {key: digest for key, digest in origin.items() if digest is not None}
     paths = " ".join(str(path) for path in given_paths(config).values())
     work = home / ".work" / "download" / f"{name}-{stable_hash(paths):016x}"
@@ -71,6 +79,11 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path,
     total = sum(one["bytes"] for one in files)
     log.info("%s: %d files, %.1f MB", final.relative_to(root), len(files), total / 1e6)
     return final
+
+
+def _others(final: Path) -> list[Path]:
+    """The folders of other datasets."""
+    return sorted(one.parent for one in final.parent.glob("*/source.json") if one.parent != final)
 
 
 def is_complete(raw: Path, source: Source, origin: Mapping[str, str | None]) -> bool:

@@ -8,8 +8,8 @@
         figures/*.svg
 
 Nothing before this stage reads the test split, and nothing after it chooses by its results; except for a recipe with
-`protocol: published`, which selects on the test split as the published code does, and is labeled so
-(fer.evaluation.protocols).
+`protocol: published`, which selects on the test split as the published code does, and is labeled so, as is one with
+`selection: refit`, which also trains on all other rows (fer.training.phases, fer.evaluation.protocols).
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from fer.shards.read import ShardSet
 from fer.shards.schema import Split, prediction_schema
 from fer.shards.table import read_table, write_table
 from fer.tracking import Run, open_run
+from fer.training.phases import LABELS, protocol_name
 from fer.training.recipe import Recipe
 from fer.weights.store import load_model, read_info
 
@@ -70,7 +71,7 @@ def run(params: Params, dataset: str, model_key: str) -> Path:
             f"`fer verify trained/{dataset}/{model_key} {dataset}` measures whether they are distinguished"
         )
     weights = (trained / "model.safetensors").resolve()
-    facts = _training_facts(trained, weights, shards, f"{dataset}-{model_key}")
+    facts = _training_facts(trained, weights, shards, params.target("train", dataset, model_key))
     job = PredictJob(
         shards=str(shards.folder),
         weights=str(weights),
@@ -80,7 +81,7 @@ def run(params: Params, dataset: str, model_key: str) -> Path:
         tta=config.tta,
     )
     split = shards.split(SPLIT)
-    protocols = _protocols(trained, facts, split.rows, config.confidence)
+    name, protocols = _protocols(trained, facts, split.rows, config.confidence)
     with lock(params.root / ".work" / f"evaluate-{dataset}-{model_key}.lock"):
         predictions = predict(job, config, params.cluster, split.rows)
         summary = _summarise(predictions, shards, params)
@@ -97,19 +98,23 @@ def run(params: Params, dataset: str, model_key: str) -> Path:
             "threads": config.threads,
             "device": "gpu" if config.gpu else "cpu",
         }
+        if name != "validation":
+            about["protocol"] = name
         summary["about"] = [{"key": key, "value": value} for key, value in about.items()]
         with EVALUATED.publish(final) as folder:
             write_json(folder / "test.json", summary)
             _write_tables(folder, predictions, split.sample_ids(), shards)
             history, title = training_history(trained), f"{model_key} on {dataset}"
             _draw(folder / "figures", summary, history, facts.get("best_epoch"), title)
-        record(params, dataset, model_key, facts, summary, shards, final, weights)
+        record(params, dataset, model_key, facts, summary, shards, final, weights, name)
     low, high = (summary["intervals"][0][end] for end in ("low", "high"))
     more = f"; with {summary['tta']['name']} views {summary['tta']['accuracy']:.4f}" if "tta" in summary else ""
-    if protocols:
+    if name != "validation":
+        more += f"; {LABELS[name]}"
+    if protocols and protocols["validation"]:
         more += (
-            f"; its epoch was chosen on the test split: {protocols['published']['accuracy']:.4f} there, "
-            f"{protocols['validation']['accuracy']:.4f} at the epoch that validation would have chosen"
+            f": {protocols['published']['accuracy']:.4f}, and {protocols['validation']['accuracy']:.4f} after as many "
+            f"epochs as validation chose: {100 * protocols['difference']['accuracy']:+.2f} points"
         )
     log.info(
         f"evaluate {model_key} on {dataset}: test accuracy {summary['accuracy']:.4f} "
@@ -150,21 +155,21 @@ def _predict_part(job: PredictJob, world_size: int, gpu: bool, rank: int) -> Pre
     return predict_share(job, rank, world_size, "cuda" if gpu else "cpu")
 
 
-def _training_facts(trained: Path, weights: Path, shards: ShardSet, item: str) -> dict[str, Any]:
+def _training_facts(trained: Path, weights: Path, shards: ShardSet, target: str) -> dict[str, Any]:
     """train.json and run.json, after checking that the weights were trained on this data and have its labels."""
     if not weights.is_file():
-        raise FileError(f"{weights}: no such file; train it with `dvc repro train@{item}`")
+        raise FileError(f"{weights}: no such file; train it with `dvc repro {target}`")
     info = read_info(weights)
     if info.labels != tuple(shards.labels):
         raise ValueError(
             f"{weights}: trained on labels {', '.join(info.labels)}; the shards in {shards.folder} have "
-            f"{', '.join(shards.labels)}, in this order. Train again with `dvc repro train@{item}`"
+            f"{', '.join(shards.labels)}, in this order. Train again with `dvc repro {target}`"
         )
-    facts = training_facts(trained)
+    facts = training_facts(trained, target)
     if facts.get("data_digest") != shards.digest:
         raise ValueError(
             f"{trained / 'train.json'}: trained on other data than {shards.folder} holds now, so that a test row may "
-            f"have been trained on. Train again with `dvc repro train@{item}`"
+            f"have been trained on. Train again with `dvc repro {target}`"
         )
     return facts
 
@@ -215,15 +220,15 @@ def _tta_difference(predictions: Predictions, params: Params) -> dict[str, Any]:
     }
 
 
-def _protocols(trained: Path, facts: dict[str, Any], rows: int, confidence: float) -> dict[str, Any] | None:
-    """Both protocols' test metrics where the run chose its epoch on the test split."""
-    if facts.get("recipe", {}).get("protocol") != "published":
-        return None
+def _protocols(trained: Path, facts: dict[str, Any], rows: int, confidence: float) -> tuple[str, dict[str, Any] | None]:
+    """How the result came about, and both protocols' test metrics where the run chose its epoch on the test split."""
     recipe = parse(Recipe, facts["recipe"], str(trained / "train.json"), "recipe")
+    if (name := protocol_name(recipe)) != "published":
+        return name, None
     columns = training_history(trained)
     history = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     try:
-        return both_protocols(history, recipe, rows, confidence)
+        return name, both_protocols(history, recipe, rows, confidence)
     except ValueError as error:
         raise FileError(f"{trained / 'history.csv'}: {error}") from None
 
@@ -275,12 +280,13 @@ def record(
     shards: ShardSet,
     folder: Path,
     weights: Path,
+    protocol: str = "validation",
 ) -> None:
     """Adds the evaluation to the training run in MLflow: metrics, tables, figures, the data, and the model.
 
     Args:
         facts: of the run (fer.lineage.training_facts). summary: test.json.
-        folder: evaluated/<dataset>/<model_key>.
+        folder: evaluated/<dataset>/<model_key>. protocol: a key of `fer.training.phases.LABELS`.
 
     Raises:
         TrackingError: the store cannot be reached, and `tracking.required` is true.
@@ -288,7 +294,7 @@ def record(
     key = str(facts.get("fingerprint") or sha256(weights))
     run_id = facts.get("mlflow_run_id")
     settings = {"evaluate": params.evaluate.model_dump(mode="json")}
-    tags = {"dataset": dataset, "data_digest": shards.digest, "weights_sha256": sha256(weights)}
+    tags = {"dataset": dataset, "data_digest": shards.digest, "weights_sha256": sha256(weights), "protocol": protocol}
     if shards.manifest.synthetic:
         tags |= {"synthetic": "true", "mlflow.note.content": "SYNTHETIC: says nothing about accuracy on people."}
     with open_run(
@@ -313,9 +319,9 @@ def record(
 def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
     """The metrics in test.json, by their names in MLflow without the `test_` before each.
 
-    A run that chose its epoch on the test split has `accuracy_published_protocol`, the one of that epoch;
-    `accuracy_validation_protocol`, of the epoch that validation would have chosen; and `accuracy_protocol_difference`,
-    the former minus the latter; and the same of the balanced accuracy.
+    A run that chose its epoch on the test split has `accuracy_published_protocol`, the one of that epoch; where
+    validation chose a number of epochs too, `accuracy_validation_protocol`, after as many, and
+    `accuracy_protocol_difference`, the former minus the latter; and the same of the balanced accuracy.
     """
     found = {name: summary[name] for name in _HEADLINE} | _ends("accuracy", summary["intervals"][0])
     if augmented := summary.get("tta"):
@@ -326,8 +332,10 @@ def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
     if protocols := summary.get("protocols"):
         for name in ("accuracy", "balanced_accuracy"):
             for protocol in ("published", "validation"):
-                found[f"{name}_{protocol}_protocol"] = protocols[protocol][name]
-            found[f"{name}_protocol_difference"] = protocols["difference"][name]
+                if protocols[protocol]:
+                    found[f"{name}_{protocol}_protocol"] = protocols[protocol][name]
+            if protocols["difference"]:
+                found[f"{name}_protocol_difference"] = protocols["difference"][name]
     return found
 
 

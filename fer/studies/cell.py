@@ -30,6 +30,7 @@ from fer.training.distributed import Distributed
 from fer.training.job import TrainJob
 from fer.training.loop import build_model, compute_logits, train
 from fer.training.metrics import classification_metrics
+from fer.training.phases import validated
 from fer.training.recipe import Recipe, load_recipe, vary
 from fer.training.state import TrainState, saved_states
 
@@ -145,7 +146,7 @@ def train_cell(plan: Plan, cell: Cell) -> None:
             more["probes"] = probe(model, data.test, recipe, device, seed=job.seed)
     finally:
         data.close()
-    best = state.history[state.best_epoch - 1]
+    best = {**(validated(job.recipe, state) or {}), **state.history[state.best_epoch - 1]}
     if protocols := both_protocols(state.history, job.recipe, len(targets), CONFIDENCE):
         more["protocols"] = protocols
     buffer = io.BytesIO()
@@ -173,7 +174,7 @@ def _inherit(plan: Plan, cell: Cell) -> None:
     Both are functions of the seed: the result has the bits that it would have had, without the first stages' hours.
     """
     job, stages = cell.job, cell.job.recipe.in_stages
-    if len(stages) == 1 or saved_states(Path(job.work_dir)):
+    if len(stages) == 1 or job.recipe.selection == "refit" or saved_states(Path(job.work_dir)):
         return
     nearest = 0
     for other in plan.cells:
