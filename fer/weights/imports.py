@@ -51,7 +51,7 @@ def import_weights(
         raise ValueError(f"{path}: give with --model the model that these weights are of")
     network = load_published(name, path)
     labels = _order(path, network.num_classes, labels, known, ask)
-    extra = {"file": path.name, "sha256": sha256(path)}
+    extra = {"file": path.name, "sha256": sha256(path) if path.is_file() else None}  # a checkpoint may be a folder
     if known:
         extra |= {"published": source, "source": known.source, "licence": known.licence, "dataset": known.dataset}
         if known.channels == "bgr":
