@@ -174,6 +174,17 @@ def _of_sets(sets: Iterable[Mapping[str, Any]], **shared: Any) -> Iterator[Run]:
                     seeds=line["runs"],
                     about=("ranked on test, as printed",),
                 )
+        for setting, value in line.get("views", {}).items():
+            if value is not None:
+                yield Run(
+                    **{**shared, "table": "Results 2"},
+                    row=line["row"],
+                    setting=setting,
+                    dataset="FER2013",
+                    metric="accuracy",
+                    value=100 * value,
+                    about=("run chosen on validation",),
+                )
 
 
 def _evaluated(params: Params) -> Iterator[Run]:

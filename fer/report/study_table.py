@@ -12,8 +12,7 @@ from pydantic import AliasChoices, ConfigDict, Field
 from fer.config import Config, ConfigError, parse
 from fer.evaluation.aggregate import Spread, spread
 from fer.params import Params
-from fer.studies import Row, Study, StudyOptions, noise
-from fer.studies.cell import row_recipe
+from fer.studies import Row, Study, StudyOptions, noise, row_recipe
 
 MOST_FOLDS = 10_000
 _Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -99,7 +98,7 @@ class _Set(_Part):
     row: str
     printed: dict[str, float]
     runs: int = Field(ge=0, le=10**6)
-    rejected: list[int]
+    rejected: list[str]
     accuracies: list[_Fraction]
     differences: _Differences
     top_40: _Fraction | None = Field(alias="Top 40%")
@@ -157,14 +156,15 @@ class StudyFile(_Part):
     def compared_with(self) -> str | None:
         """What the differences are to, in words; None where nothing is compared."""
         if self.study.kind == "lhc_sets":
-            return "the host at equal seeds"
+            return f"{self.study.series()[0]} at equal seeds"
         if self.study.kind == "noise":
             return f"{self.series[0]} at equal seeds"
         return self.study.baseline or ("another row" if any(row.against for row in self.rows) else None)
 
     def lines(self, params: Params) -> list[Line]:
         """The table, as the study's kind has it."""
-        rows = {row.row: row for row in self.study.rows}
+        rows = {row.series or row.row: row for row in reversed(self.study.rows)} if self.sets else {}
+        rows |= {row.row: row for row in self.study.rows}
         read = {"lhc_sets": self._of_sets, "noise": self._of_levels}.get(self.study.kind, self._of_rows)
         return [
             Line(name=name, **{**self._about(rows[name], params, found.pop("key", None)), **found})
@@ -202,12 +202,12 @@ class StudyFile(_Part):
 
     def _of_sets(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for one in self.sets:
-            compared = one.differences and one.row != self.study.baseline
             yield (
                 one.row,
                 {
                     "test": spread(one.accuracies) if one.accuracies else None,
-                    "difference": spread(one.differences) if compared else None,
+                    "difference": spread(one.differences) if one.differences else None,
+                    "published": one.printed.get("Best"),
                     "note": f"{len(one.rejected)} of {one.runs} runs left out" if one.rejected else "",
                 },
             )
@@ -251,6 +251,8 @@ def read_study_file(content: Any, where: str) -> StudyFile:
 def _mistake(file: StudyFile) -> str | None:
     """What does not fit together, in words; None where all does."""
     study, known = file.study, {row.row for row in file.study.rows}
+    if study.kind == "lhc_sets":
+        known |= set(study.series())
     tables: dict[str, tuple[str, Sequence[Any]]] = {"lhc_sets": ("sets", file.sets), "noise": ("levels", file.levels)}
     name, lines = tables.get(study.kind, ("rows", file.rows))
     if not lines:

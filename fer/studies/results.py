@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
@@ -9,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fer import published
 from fer.config import ConfigError
+from fer.evaluation import figures
 from fer.evaluation.aggregate import Spread, markdown_table, percent, spread
 from fer.published import Number
 from fer.studies import Kind, Row, Study, StudyOptions, lhc_analysis, noise
 from fer.studies import figures as study_figures
-from fer.studies.cell import Plan
+from fer.studies.cell import Cell, Plan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +31,11 @@ _PUBLISHED_PROTOCOL = (
 _SET_NOTE = (
     "In brackets: as printed. The columns rank the runs on the test set, as the paper does, so that they are above "
     "what one more run would reach; the mean of all, and the last column, are not. Left out: runs whose training loss "
-    "is not below that of their host plus 10 %."
+    "is not below the host's plus 10 %."
+)
+_VIEWS_NOTE = (
+    "The run of each set with the best validation accuracy, where the paper takes the best on the test set; as "
+    "parameters count all numbers that Keras stores, BatchNorm's statistics among them."
 )
 MEAN_OF_CLASSES = "mean of the classes"
 CLASS_NAMES: Mapping[str, tuple[str, ...]] = {"happiness": ("Happy",), "sadness": ("Sad", "Sadness")}
@@ -63,15 +70,34 @@ def _table(study: Study, options: StudyOptions, plan: Plan, results: Results) ->
     plain = [
         {key: asdict(value) if isinstance(value, Spread) else value for key, value in row.items()} for row in table
     ]
-    figures = {}
+    drawn = {}
     if study.axis is not None:
         for dataset in dict.fromkeys(line["dataset"] for line in table):
             lines = [line for line in table if line["dataset"] == dataset]
             levels = {row.row: row.level for row in study.rows}
             points = sorted((levels[line["row"]] or 0.0, line["test"], line["published"]) for line in lines)
             title = _titled(f"{study.title} ({_shown(lines[0])})", options)
-            figures[f"curve-{dataset}"] = study_figures.curve(points, study.axis, title)
-    return Report(markdown(study, options, table), {"rows": plain}, figures)
+            drawn[f"curve-{dataset}"] = study_figures.curve(points, study.axis, title)
+    drawn |= _of_runs(study, options, plan, results)
+    return Report(markdown(study, options, table), {"rows": plain}, drawn)
+
+
+def _of_runs(study: Study, options: StudyOptions, plan: Plan, results: Results) -> dict[str, Figure]:
+    """The figures of single runs that the study asks for, of the first of each row and dataset."""
+    first: dict[tuple[str, str], tuple[Cell, Mapping[str, Any]]] = {}
+    for cell, one in zip(plan.cells, results, strict=True):
+        first.setdefault((cell.row, cell.dataset), (cell, one))
+    drawn: dict[str, Figure] = {}
+    for (row, dataset), (cell, result) in first.items():
+        name, title = re.sub(r"\W+", "_", f"{row} {dataset}"), _titled(f"{row}, {cell.known_as or dataset}", options)
+        if "confusion" in study.draw:
+            labels, predicted = plan.predictions(cell)
+            matrix = np.zeros((len(cell.job.labels),) * 2, np.int64)
+            np.add.at(matrix, (labels, predicted), 1)
+            drawn[f"confusion-{name}"] = figures.confusion(matrix, cell.job.labels, title, normalized=True)
+        if "training" in study.draw and "history" in result:  # which results of an earlier version lack
+            drawn[f"training-{name}"] = figures.learning_curves(result["history"], result["best_epoch"], title)
+    return drawn
 
 
 def summarize(study: Study, options: StudyOptions, results: Results) -> list[dict[str, Any]]:
@@ -318,24 +344,58 @@ def _noise(study: Study, options: StudyOptions, plan: Plan, results: Results) ->
 
 
 def _lhc_sets(study: Study, options: StudyOptions, plan: Plan, results: Results) -> Report:
-    hosts = {one["seed"]: one for one in results if one["row"] == study.baseline}
-    lines, rows = [], []
-    for row in options.chosen(study):
-        runs = [one for one in results if one["row"] == row.row]
-        line = {"row": row.row, "printed": row.printed, **lhc_analysis.set_summary(runs, hosts)}
-        lines.append(line)
-        differences = line["differences"] if row.row != study.baseline else []
+    """Sets A, B and C (section 3): B and C are one set, which is compared with A, the first series."""
+    host = max((one for one in results if one["row"] == study.baseline), key=lambda one: float(one["val_accuracy"]))
+    found = {name: study.runs_of(name, results) for name in study.series()}
+    base, *others = study.series()
+    lines, rows, second = [], [], []
+    for name, runs in found.items():
+        if not runs:
+            continue
+        printed = _printed_set(name, runs[0]["known_as"])
+        line = lhc_analysis.set_summary(runs, host["train_loss"], found[base] if name in others else ())
+        best = max(runs, key=lambda one: float(one["val_accuracy"]))
+        views = {"TTA no": best["test_accuracy"], "TTA yes": best.get("test_tta_accuracy")}
+        lines.append({"row": name, "printed": printed, **line, "views": views})
         rows.append(
             [
-                *(row.row, str(line["runs"]), str(len(line["rejected"])), percent(line["mean"])),
-                *(f"{percent(line[name])} [{row.printed.get(name, '-')}]" for name in _SET_COLUMNS),
-                _against(asdict(spread(differences)) if differences else None),
+                *(name, str(line["runs"]), str(len(line["rejected"])), percent(line["mean"])),
+                *(f"{percent(line[column])} [{printed.get(column, '-')}]" for column in _SET_COLUMNS),
+                _against(asdict(spread(line["differences"])) if line["differences"] else None),
             ]
         )
+        sizes = {"params": f"{best['keras_parameters'] / 1e6:.1f}", "attention_share": percent(best["attention_share"])}
+        ours = {column: percent(value) for column, value in views.items()} | sizes
+        second.append([name, *(f"{text} [{printed.get(column, '-')}]" for column, text in ours.items())])
     header = ["set", "runs", "left out", "mean, %", *(f"{name}, %" for name in _SET_COLUMNS)]
-    text = [*_heading(study, options), *markdown_table([*header, "against the host at equal seeds, points"], rows)]
+    text = [*_heading(study, options), _origins(host, results), ""]
+    text += markdown_table([*header, f"against {base} at equal seeds, points"], rows)
+    text += ["", _SET_NOTE, "", "## With views (Results 2)", "", _VIEWS_NOTE, ""]
+    names = ("model", "plain, %", f"with {study.tta} views, %", "parameters, M", "of them attention, %")
+    text += markdown_table(names, second)
     figure = study_figures.lhc_sets(lines, _titled("LHC-Net: sets of runs", options))
-    return Report("\n".join([*text, "", _SET_NOTE]) + "\n", {"sets": lines}, {"sets": figure})
+    return Report("\n".join(text) + "\n", {"sets": lines, "host": host["key"]}, {"sets": figure})
+
+
+def _printed_set(name: str, known_as: str | None) -> dict[str, float]:
+    """What Results 1 and 2 print for a set: accuracies and shares in %, parameters in M."""
+    if known_as is None:
+        return {}
+    found = {column: ("Results 1", "accuracy", column) for column in _SET_COLUMNS}
+    found |= {setting: ("Results 2", "accuracy", setting) for setting in ("TTA no", "TTA yes")}
+    found |= {metric: ("Results 2", metric, "TTA no") for metric in ("params", "attention_share")}
+    values = {
+        key: published.value("lhc_net", table, name, known_as, metric, setting)
+        for key, (table, metric, setting) in found.items()
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _origins(host: Mapping[str, Any], results: Results) -> str:
+    """Which host and which setting were taken, in words."""
+    taken = next((one["recipe_of"] for one in results if "recipe_of" in one), None)
+    text = f"The host: {host['row']}, seed {host['seed']}, {percent(host['test_accuracy'])} % on test."
+    return text + (f" Set C has the setting of {taken}." if taken else " Set C needs a second seed.")
 
 
 def _lhc_blocks(study: Study, options: StudyOptions, plan: Plan, results: Results) -> Report:
@@ -346,16 +406,14 @@ def _lhc_blocks(study: Study, options: StudyOptions, plan: Plan, results: Result
         if found and found[0]["off"]:  # a network without blocks has nothing to switch off
             probes[row.row] = found
     without = {row: lhc_analysis.without_blocks(found) for row, found in probes.items()}
-    efficiency = lhc_analysis.published_efficiency()
-    text = [base.markdown, *lhc_analysis.block_tables(without, probes, efficiency)]
-    heads = range(1, 17)
-    blocks, curves = lhc_analysis.efficiency_curves(heads)
-    figures = {"efficiency": study_figures.lhc_break_even(blocks, heads, curves, "LHC-Net: where local heads pay")}
+    efficiency = lhc_analysis.efficiency()
+    text = [base.markdown, *lhc_analysis.block_tables(without, probes), "", *lhc_analysis.efficiency_tables(efficiency)]
+    figures = {"efficiency": study_figures.lhc_efficiency(efficiency, "LHC-Net: where local heads pay")}
     if probes:
         first = next(iter(probes))
         plain = fmean(one["test_accuracy"] for one in results if one["row"] == first)
         figures["blocks"] = study_figures.lhc_blocks(plain, without[first], _titled(first, options))
-    return Report("\n".join(text) + "\n", {**base.content, "break_even": efficiency}, figures)
+    return Report("\n".join(text) + "\n", {**base.content, "efficiency": efficiency}, figures)
 
 
 _KINDS: dict[Kind, Callable[[Study, StudyOptions, Plan, Results], Report]] = {

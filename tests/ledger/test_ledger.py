@@ -17,10 +17,11 @@ from fer.commands.ledger import main
 from fer.io.files import FileError
 from fer.labels import DATASET_LABELS
 from fer.ledger import VERDICTS, Book, Line, audit, build
+from fer.ledger.checks import apply
 from fer.ledger.page import COLUMNS, is_ledger, to_csv, to_html
 from fer.ledger.printed import close
 from fer.ledger.results import Run, measured
-from fer.ledger.rules import Rule, apply, load_map, rule_of
+from fer.ledger.rules import Rule, load_map, rule_of
 from fer.published import Number
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,7 +138,7 @@ def test_a_number_is_compared_with_ours(names: dict[str, str], ours: str, verdic
 
 def test_a_rate_of_another_optimizer_differs() -> None:
     line = one(work="ddamfn", table="text 3.3", metric="learning_rate")
-    assert "ddamfn/published_code_rafdb trains by sgd" in line.outcome.differs
+    assert "ddamfn/published_code_rafdb: sgd" in line.outcome.differs
 
 
 def test_accuracies_are_counted_and_means_computed_without_a_run() -> None:
