@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
     if args.name is None:
         for name in list_studies():
             study = load_study(name, Path())
-            print(f"{name:<24}{study.source}: {study.title}")
+            print(f"{name:<26}{study.source}: {study.title}")
         return
     given = {name: getattr(args, name) for name in _OPTIONS}
     changes = {name: value for name, value in given.items() if value is not None}

@@ -23,7 +23,7 @@ from fer.evaluation.config import TtaName
 from fer.evaluation.protocols import both_protocols
 from fer.evaluation.tta import WithViews
 from fer.io.files import read_json, write_atomic, write_json
-from fer.models.cost import kept_for_backward
+from fer.models.cost import kept_for_backward, measure
 from fer.studies import Kind
 from fer.studies.lhc_analysis import probe, size
 from fer.training.data import open_data
@@ -242,6 +242,7 @@ def train_cell(plan: Plan, cell: Cell) -> None:
             **plan.origin(cell),
             "seconds": round(sum(timing["seconds"] for timing in state.timings), 1),
             "peak_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6) if plan.gpu else None,
+            "gmacs": round(measure(model).operations.macs / 1e9, 4),
             "kept_mb": round(
                 kept_for_backward(model, torch.zeros(2, 3, *[model.input_size] * 2, device=device)) / 2e6, 2
             ),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from builders.mlflow_runs import give_store
-from builders.projects import make_project
+from builders.projects import make_project, write_params
 from builders.shards import make_shards
 
 from fer.config import ConfigError
@@ -186,6 +186,25 @@ def test_the_weight_of_the_attention_loss_is_named_wherever_its_printed_gain_is(
         assert made[0]["attention_loss_weight"] == 0
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", [name for name in list_studies() if not name.startswith("lhc")])
+def test_every_study_runs_in_the_smoke_mode_and_no_two_rows_give_the_same_logits(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "project"
+    make_shards(root / "data" / "shards" / "synthetic", train=320, test=32, size=32)
+    write_params(
+        root,
+        "synthetic",
+        {"toy": {"recipe": "ddamfn/nano"}},
+        train={"workers": 0, "threads": 1},
+        tracking={"enabled": False},
+    )
+    folder = run(load(root / "params.yaml"), name, StudyOptions(smoke=True, workers=0))
+    content = read_json(folder / "results.json")
+    assert content["wrong"] == []
+    assert {cell["row"] for cell in content["cells"]} == {row.row for row in load_study(name, root).rows}
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_on_ray_the_results_are_the_same(params: Params) -> None:
@@ -227,6 +246,20 @@ def test_differences_are_paired_by_seed() -> None:
     assert lines[1]["difference"]["mean"] == pytest.approx(0.1)
     assert lines[1]["difference"]["std"] == pytest.approx(0.0, abs=1e-12)
     assert "+10.00 (+10.00 to +10.00)" in markdown(study, StudyOptions(), lines)
+
+
+def test_printed_costs_stand_beside_ours_where_the_table_has_them() -> None:
+    study = load_study("poster_v2_cost", Path())
+    metrics = {"test_accuracy": 0.9, "val_accuracy": 0.9, "seconds": 1.0, "parameters": 43_753_941, "gmacs": 8.592}
+    cell = {"row": "POSTER V2", "dataset": "rafdb", "known_as": "RAF-DB", "seed": 0, "fold": None, **metrics}
+    table = markdown(study, StudyOptions(), summarize(study, StudyOptions(), [cell]))
+    assert "| 43,753,941 [43.7 M] | 8.592 [8.4 G] | 92.21 |" in table
+    own = {**cell, "dataset": "fer2013", "known_as": "FER2013"}
+    table = markdown(study, StudyOptions(), summarize(study, StudyOptions(), [own]))
+    assert "92.21" not in table, "another dataset's accuracy"
+    assert "The source prints no accuracy for FER2013." in table
+    smoke = StudyOptions(smoke=True)
+    assert "43.7" not in markdown(study, smoke, summarize(study, smoke, [cell]))
 
 
 # ------------------------------------------------------------------------------------------------ in MLflow
