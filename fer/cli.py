@@ -33,6 +33,7 @@ _COMMANDS = {
     "weights": _Command("fer.commands.weights", "list, fetch, verify and import published weights"),
     "shards": _Command("fer.commands.shards", "show a dataset's shards: classes, splits, leakage, folds"),
     "verify": _Command("fer.commands.verify", "face verification with a backbone, on people it was not trained on"),
+    "evaluate": _Command("fer.commands.evaluate", "score weights of ours or of others on the test split of a dataset"),
     "predict": _Command("fer.commands.predict", "find the faces in your photos and name their expressions"),
     "tune": _Command("fer.stages.tune", "search the hyperparameters of a model on a dataset"),
     "study": _Command("fer.stages.study", "train the rows of a published table, compare with its results"),

@@ -7,6 +7,7 @@ from typing import Any
 
 from fer.report import charts
 from fer.report.collect import Content, Dataset, Result
+from fer.report.evaluations import Evaluation
 from fer.shards.schema import SPLITS
 
 
@@ -93,6 +94,7 @@ def ladder(dataset: Dataset) -> list[dict[str, Any]]:
     epoch was selected on the test split has a line for each protocol, one with test-time augmentation a line for that.
     """
     lines = [line for result in dataset.results if result.test for line in _ours(result)]
+    lines += [_measured(one) for one in dataset.evaluations if one.published and "classes" not in one.test]
     for work in dataset.published:
         margin = work.margin
         lines.append(
@@ -107,6 +109,21 @@ def ladder(dataset: Dataset) -> list[dict[str, Any]]:
             }
         )
     return sorted(lines, key=lambda line: -line["value"])
+
+
+def _measured(one: Evaluation) -> dict[str, Any]:
+    """The line of published weights on our test rows."""
+    interval = one.interval("accuracy") or {}
+    printed = f"; printed {percent(one.about['printed'], 2)} %" if one.about.get("printed") else ""
+    return {
+        "name": f"{one.name}, published weights",
+        "value": one.test["accuracy"],
+        "low": interval.get("low"),
+        "high": interval.get("high"),
+        "ours": True,
+        "where": "this report",
+        "note": f"{one.test['rows']:,} test rows{printed}; {one.about.get('protocol') or 'protocol not known'}",
+    }
 
 
 def _ours(result: Result) -> list[dict[str, Any]]:

@@ -50,6 +50,7 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {
         "fer/sources/registry.py": "names the readers; that of the item is followed",
         "fer/stages/__init__.py": "reads the command line",
         "fer/stages/closure.py": "says what code counts; the digest that it gives is compared",
+        "fer/stages/record.py": "tells MLflow",
         "fer/tracking": "tells MLflow",
         "fer/weights/registry.py": "finds files, whose digests are compared",
         "pipelines/__init__.py": "reads the command line",

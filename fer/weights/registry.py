@@ -69,6 +69,7 @@ class PublishedWeights(Config):
     accuracy: float | None = Field(default=None, gt=0, le=100)
     protocol: str | None = None
     input: str
+    channels: Literal["rgb", "bgr"] = "rgb"
     files: list[PublishedFile] = Field(min_length=1)
 
     @model_validator(mode="after")
