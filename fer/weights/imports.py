@@ -75,7 +75,7 @@ def _order(
     if labels:
         raise ValueError(f"{path}: has {num_classes} classes; {len(labels)} labels are given: {', '.join(labels)}")
     if num_classes > max(map(len, DATASET_LABELS.values())):
-        raise FileError(f"{path}: {num_classes} classes, which are not expressions: weights to initialize a part from")
+        raise FileError(f"{path}: {num_classes} classes, which are not expressions: weights that a run starts from")
     raise ValueError(f"{path}: has {num_classes} classes in an unknown order. {ask}")
 
 
