@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from fer.commands import check
 from fer.config import ConfigError
 from fer.io.files import FileError, publish_directory
-from fer.outputs import EVALUATED, FACES, RAW, SHARDS, STATISTICS, TRAINED, Output
+from fer.outputs import EVALUATED, EVALUATIONS, FACES, RAW, SHARDS, STATISTICS, TRAINED, Output
 
-KINDS = [RAW, FACES, SHARDS, STATISTICS, TRAINED, EVALUATED]
+KINDS = [RAW, FACES, SHARDS, STATISTICS, TRAINED, EVALUATED, EVALUATIONS]
 NAMES = ("some", "model")
 
 

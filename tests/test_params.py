@@ -46,6 +46,7 @@ def test_every_value_of_the_shipped_file_has_a_comment(repo_root: Path) -> None:
 
 
 OTHER_THAN_DEFAULT = {
+    "datasets.affectnet7.classes": "the other of the two that papers report on",
     "tune.space": "the ranges in which the five nano models learn; the default suits any recipe",
 }
 """Keys of the shipped file whose value is not the default that holds where the key is left out, and why."""
@@ -244,6 +245,7 @@ VALUES: list[tuple[str, Any, str | tuple[str, ...]]] = [
     ("models.nano.trainable", ["nothing.*"], "models.nano: trainable: nothing.*"),
     ("models.nano.pretrained", {"backbonne": "x"}, "pretrained.backbonne"),
     ("models.nano.pretrained", {"features": "mfn_mscelebb"}, "pretrained.features = 'mfn_mscelebb'"),
+    ("models.nano.start_from", "mfn_mscelebb", "start_from = 'mfn_mscelebb'"),
     ("models.nano.stages", [{"epochs": -1}], "models.nano: stages[1]: epochs = -1"),
     ("models.nano.stages", [{}, {"options": {"num_heads": 1}}], "models.nano: stages"),
     ("models.nano.stages", [{"stages": []}], "stages[1]"),

@@ -10,7 +10,7 @@ from fer.config import Config, ConfigError
 from fer.io.yaml12 import brief
 from fer.training.recipe import Recipe, vary
 
-_NOT_SEARCHED = ("epochs", "pretrained", "protocol", "cross_validation", "stages")
+_NOT_SEARCHED = ("epochs", "pretrained", "start_from", "protocol", "cross_validation", "stages")
 """Keys of a recipe that are equal for all trials: `tune.epochs` is the value of the first."""
 
 

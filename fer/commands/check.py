@@ -50,7 +50,7 @@ def check_training(recipe: Recipe) -> None:
     from fer.training.learner import carry_over, freeze_all_but
     from fer.training.recompute import recompute_activations
     from fer.transforms.reference import Augmenter
-    from fer.weights.parts import list_parts
+    from fer.weights.parts import WHOLE, key_of, list_parts
     from fer.weights.registry import register
 
     weights = None
@@ -59,14 +59,14 @@ def check_training(recipe: Recipe) -> None:
             model = create_model(stage.model, **stage.options)
         if number == 0:
             parts, known = list_parts(model), list(register())
-            for part, source in stage.pretrained.items():
-                if part not in parts:
+            for part, source in stage.sources.items():
+                if part not in (WHOLE, *parts):
                     raise ValueError(
                         f"pretrained.{part}: {model.name} has no such part; its parts: {', '.join(parts) or 'none'}"
                     )
                 if source not in known and "/" not in source and "." not in source:  # a path may not exist yet
                     raise ValueError(
-                        f"pretrained.{part} = {source!r}: not a name of `fer weights list`{nearest(source, known)}"
+                        f"{key_of(part)} = {source!r}: not a name of `fer weights list`{nearest(source, known)}"
                     )
         freeze_all_but(model, stage.trainable)
         if stage.gradient_checkpointing:

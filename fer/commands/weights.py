@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from fer.io import yaml12
-from fer.io.files import FileError, sha256
 from fer.labels import DATASET_LABELS
 from fer.weights import registry
 
@@ -75,51 +74,14 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> None:
-    from fer.weights.published import load_published
-    from fer.weights.store import save_model
+    from fer.weights.imports import import_weights
 
     if args.out.exists():
         raise ValueError(f"{args.out}: exists already, and is not overwritten; give another --out")
-    path, known = _source(args.source)
-    name = args.model or (known.model if known else None)
-    if name is None:
-        raise ValueError(f"{path}: give with --model the model that these weights are of")
-    model = load_published(name, path)
-    labels = _labels(args, path, model.num_classes, known)
-    space = registry.label_space(labels).name if labels else "none"
-    extra = {"file": path.name, "sha256": sha256(path)}
-    if known:
-        extra |= {"published": args.source, "source": known.source, "licence": known.licence, "dataset": known.dataset}
-    save_model(model, args.out, labels, space, extra, name=name, options=model.options)
-    print(f"{args.out}: {name}, {model.num_classes} classes: {', '.join(labels) or 'no classifier'}")
-
-
-def _source(source: str) -> tuple[Path, registry.PublishedWeights | None]:
-    """The file of a path, or of the name of weights that were pulled, with their entry in the register."""
-    path = Path(source)
-    if path.exists() or path.name != source or "." in source or Path(f"{source}.index").exists():
-        return path, None
-    return registry.find(source), registry.entry(source)
-
-
-def _labels(
-    args: argparse.Namespace, path: Path, num_classes: int, known: registry.PublishedWeights | None
-) -> tuple[str, ...]:
-    """The order of the classes, from the options or the register; never a guess."""
-    given = args.labels.replace(" ", "").split(",") if args.labels else list(DATASET_LABELS.get(args.dataset, ()))
-    registered = known.labels if known and isinstance(known.labels, list) else []
-    if given and registered and given != registered:
-        raise ValueError(f"{path}: its classes are in the order {', '.join(registered)}, by the register of weights")
-    labels = tuple(given or registered)
-    if labels:
-        registry.label_space(labels)
-    if len(labels) == num_classes:
-        return labels
-    if labels:
-        raise ValueError(f"{path}: has {num_classes} classes; {len(labels)} labels are given: {', '.join(labels)}")
-    if num_classes > max(map(len, DATASET_LABELS.values())):
-        raise FileError(f"{path}: {num_classes} classes, which are not expressions: weights to initialize a part from")
-    raise ValueError(
-        f"{path}: has {num_classes} classes in an unknown order. Give it with --labels A,B,... or, where it is "
-        f"a dataset's own order, with --dataset: {', '.join(DATASET_LABELS)}"
+    labels = args.labels.replace(" ", "").split(",") if args.labels else DATASET_LABELS.get(args.dataset, ())
+    ask = (
+        "Give it with --labels A,B,... or, where it is a dataset's own order, with --dataset: "
+        f"{', '.join(DATASET_LABELS)}"
     )
+    info = import_weights(args.source, args.out, model=args.model, labels=labels, ask=ask)
+    print(f"{args.out}: {info.model}, {len(info.labels)} classes: {', '.join(info.labels) or 'no classifier'}")

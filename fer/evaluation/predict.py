@@ -26,7 +26,8 @@ from fer.weights.store import load_model
 class Predictions:
     """Rows of a split with the outputs of a model.
 
-    rows: int64 (n,), numbers of the rows in the split. labels: int64 (n,). logits: float32 (n, classes).
+    rows: int64 (n,), numbers of the rows in the split. labels: int64 (n,), of the data. logits: float32 (n, classes),
+    of the model, whose classes may be others (`fer.evaluation.classes`).
     tta: float32 (n, classes), logarithms of the probabilities under test-time augmentation; the logits without it.
     """
 
@@ -46,6 +47,7 @@ class PredictJob:
         batch_size: images of one forward pass.
         threads: CPU threads of each rank.
         tta: name of the test-time augmentation.
+        labels: classes of the weights, in the order of their logits; None: those of the data.
     """
 
     shards: str
@@ -54,29 +56,30 @@ class PredictJob:
     batch_size: int
     threads: int
     tta: TtaName = "none"
+    labels: tuple[str, ...] | None = None
 
 
 def predict_share(job: PredictJob, rank: int = 0, world_size: int = 1, device: str = "cpu") -> Predictions:
     """The predictions of one rank, in float32.
 
     Raises:
-        ValueError: the weights are for other labels than the data's.
+        ValueError: the weights are for other labels than the job's.
     """
     shards = ShardSet.open(job.shards, verify=False)  # the driver has verified them
-    model, _ = load_model(Path(job.weights), labels=shards.labels)
+    model, _ = load_model(Path(job.weights), labels=job.labels or shards.labels)
     torch.set_num_threads(job.threads)
     model.to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches = EvalBatches(
         shards.split(job.split),
-        model_input=(model.input_size, model.resize),
+        model_input=ModelInput.of(model),
         batch_size=job.batch_size,
         rank=rank,
         world_size=world_size,
         threads=job.threads,
         cache_bytes=0,
     )
-    classes = len(shards.labels)
+    classes = model.num_classes
     rows, labels = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     logits, tta = [np.empty((0, classes), np.float32)], [np.empty((0, classes), np.float32)]
     weighted = views(job.tta, model.input_size)

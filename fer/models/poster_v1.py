@@ -48,7 +48,7 @@ from fer.models.poster_v2 import NANO as POSTER_V2_NANO
 from fer.models.poster_v2 import Gate
 from fer.models.registry import register
 
-STREAMS = ("both", "landmark_to_image", "image_to_landmark")
+STREAMS = ("both", "landmark_to_image", "image_to_landmark", "none")
 
 SMOOTHING = 0.2
 """Label smoothing of the first term of the loss."""
@@ -105,13 +105,14 @@ NANO = PosterV1Config(
 class Stream(nn.Module):
     """One direction of the cross-fusion (paper, section 3.3): own (B,T,D), other (B,T,D) -> own tokens, fused (B,T,D).
 
-    Pre-norm transformer block whose queries come from the other stream, through the same LayerNorm.
+    Pre-norm transformer block whose queries come from the other stream, through the same LayerNorm; those of a stream
+    that is its own other are projected.
     """
 
-    def __init__(self, dim: int, config: PosterV1Config, drop_path_rate: float) -> None:
+    def __init__(self, dim: int, config: PosterV1Config, drop_path_rate: float, *, alone: bool) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attention = CrossAttention(dim, config.num_heads, project_query=False)
+        self.attention = CrossAttention(dim, config.num_heads, project_query=alone)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = MLP(dim, config.mlp_ratio * dim)
         self.drop_path = DropPath(drop_path_rate)
@@ -124,7 +125,8 @@ class Stream(nn.Module):
 class CrossFusion(nn.Module):
     """One level of one block: image and landmark tokens (B,2T,D) -> (B,2T,D).
 
-    to_image, to_landmarks: the streams that are fused; another keeps its tokens.
+    to_image, to_landmarks: the streams that are fused; another keeps its tokens. alone: there are image tokens only,
+    which attend to themselves: (B,T,D) -> (B,T,D).
     """
 
     def __init__(
@@ -134,22 +136,24 @@ class CrossFusion(nn.Module):
         *,
         to_image: bool,
         to_landmarks: bool,
+        alone: bool,
         token_mixing: bool,
         drop_path_rate: float,
     ) -> None:
         super().__init__()
-        num_tokens = 2 * (config.num_places + 1)
-        self.image = Stream(dim, config, drop_path_rate) if to_image else None
-        self.landmarks = Stream(dim, config, drop_path_rate) if to_landmarks else None
+        self.alone = alone
+        num_tokens = (config.num_places + 1) * (1 if alone else 2)
+        self.image = Stream(dim, config, drop_path_rate, alone=alone) if to_image else None
+        self.landmarks = Stream(dim, config, drop_path_rate, alone=False) if to_landmarks else None
         self.mix = nn.Conv1d(num_tokens, num_tokens, 1) if token_mixing else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        image, landmarks = x.chunk(2, dim=1)  # (B,T,D) each
+        image, landmarks = (x, x) if self.alone else x.chunk(2, dim=1)  # (B,T,D) each
         parts = [
             self.image(image, landmarks) if self.image is not None else image,
             self.landmarks(landmarks, image) if self.landmarks is not None else landmarks,
         ]
-        return self.mix(torch.cat(parts, dim=1))  # type: ignore[no-any-return]
+        return self.mix(parts[0] if self.alone else torch.cat(parts, dim=1))  # type: ignore[no-any-return]
 
 
 class PyramidBlock(nn.Module):
@@ -174,15 +178,18 @@ class PyramidBlock(nn.Module):
 class PosterV1(FerModel):
     """POSTER V1, of 4 (tiny), 6 (small) or 8 (large) pyramid blocks; 2 small ones (nano) for tests and trials.
 
-    streams: "both", "landmark_to_image" (landmark queries update the image tokens) or "image_to_landmark". Accuracy on
-        RAF-DB and AffectNet-7 in Table 1 of POSTER V2's paper; no code of it is published:
+    streams: "both", "landmark_to_image" (landmark queries update the image tokens), "image_to_landmark", or "none":
+        image tokens alone, which attend to themselves by queries of their own, without the landmark network. Accuracy
+        on RAF-DB and AffectNet-7 in Table 1 of POSTER V2's paper; no code of it is published:
 
             both                92.05  67.31   POSTER V1
             landmark_to_image   91.82  65.96   w/o image to landmark branch
             image_to_landmark   91.62  65.28   w/o landmark to image branch
+            none, no pyramid    91.00  65.06   Baseline (inferred)
 
         The stream that is not updated keeps its tokens, and the classifier reads the class token of the updated one
-        (inferred). The table's baseline (91.00, 65.06) is not defined there.
+        (inferred). The table says of its baseline only that it is that of POSTER V1: taken here for the network without
+        the two parts that POSTER adds, cross-fusion and pyramid.
     pyramid: three levels of token widths D, D/2 and D/4; otherwise D alone.
     token_mixing: as in the published model for RAF-DB; False: the one for AffectNet.
     drop_path_rate: stochastic depth grows linearly from 0 at the first block to this rate at the last.
@@ -213,16 +220,19 @@ class PosterV1(FerModel):
         super().__init__(num_classes, input_size=config.input_size)
         self.config = config
         self.image = IRFeatures(config.image)
-        self.landmarks = LandmarkBackbone(config.landmarks, frozen=landmark_frozen, bn=landmark_bn)
+        alone = streams == "none"
+        self.landmarks = None
+        if not alone:
+            self.landmarks = LandmarkBackbone(config.landmarks, frozen=landmark_frozen, bn=landmark_bn)
         assert config.landmarks.out_width == config.dim
         self.image_proj = nn.Linear(config.image_token, config.dim)
         self.positions = nn.Parameter(torch.zeros(1, config.num_places + 1, config.dim))
-        num_tokens = 2 * (config.num_places + 1)
+        num_tokens = (config.num_places + 1) * (1 if alone else 2)
         num_levels = 3 if pyramid else 1
         self.narrow = nn.ModuleList(
             nn.Conv1d(num_tokens, num_tokens, 2**level, 2**level) for level in range(1, num_levels)
         )
-        to_image, to_landmarks = streams != "image_to_landmark", streams != "landmark_to_image"
+        to_image, to_landmarks = streams != "image_to_landmark", streams in ("both", "image_to_landmark")
         self.class_token = 0 if to_image else config.num_places + 1
         blocks = []
         for block, rate in enumerate(torch.linspace(0, drop_path_rate, config.depth, device="cpu").tolist()):
@@ -235,6 +245,7 @@ class PosterV1(FerModel):
                         config,
                         to_image=to_image,
                         to_landmarks=to_landmarks and not (unused and to_image),
+                        alone=alone,
                         token_mixing=token_mixing,
                         drop_path_rate=rate,
                     )
@@ -249,9 +260,10 @@ class PosterV1(FerModel):
         size = self.config.inner_size
         x = F.interpolate(x, size=(size, size), mode="nearest")
         image = self.image(x)[-1].flatten(1).unflatten(1, (self.config.num_places, -1))  # (B,49,4C), no positions
-        image = with_mean(self.image_proj(image)) + self.positions  # (B,T,D)
-        landmarks = with_mean(self.landmarks(x)[-1].flatten(2).transpose(1, 2))  # (B,T,D)
-        tokens = torch.cat([image, landmarks], dim=1)  # (B,2T,D)
+        tokens = with_mean(self.image_proj(image)) + self.positions  # (B,T,D)
+        if self.landmarks is not None:
+            landmarks = with_mean(self.landmarks(x)[-1].flatten(2).transpose(1, 2))  # (B,T,D)
+            tokens = torch.cat([tokens, landmarks], dim=1)  # (B,2T,D)
         tokens = self.blocks([tokens, *(narrow(tokens) for narrow in self.narrow)])[0]
         logits = self.head(self.gate(self.norm(tokens[:, self.class_token])))  # (B,N)
         return TrainOutput(logits, {}) if self.training else logits

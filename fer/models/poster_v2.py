@@ -9,8 +9,9 @@ An IR-50 cut after three stages and a frozen MobileFaceNet landmark network both
 image features attend to the landmark features; the fused maps become 147 tokens for a small vision transformer.
 
 The default is the published code, which differs from the paper: the queries are the landmark features as they are
-(the paper's equation 4 projects them), the residual connection starts from the normalized image features (equation 5:
-from the features themselves), layer scales of 1e-5 weigh both residual branches, and the windows are the whole maps.
+(`project_query` projects them, as equation 4), the residual connection starts from the normalized image features
+(`residual="input"`: from the features themselves, as equation 5), layer scales of 1e-5 weigh both residual branches,
+and the windows are the whole maps (`window_size`).
 
 Departures from the published code, and why:
 
@@ -42,6 +43,7 @@ from fer.models.mobilefacenet import Stage as LandmarkStage
 from fer.models.registry import register
 
 ATTENTIONS = ("window", "vanilla")
+RESIDUALS = ("normalized", "input")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,12 +139,15 @@ class Fusion(nn.Module):
         side: int,
         window: int,
         attention: str,
+        project_query: bool,
+        residual: str,
         layer_scale: float,
         drop_path_rate: float,
     ) -> None:
         super().__init__()
         self.side = side
         self.window = window
+        self.residual = residual
         self.down = nn.Conv2d(width, width, 3, 2, 1)
         self.landmark_conv: nn.Module = nn.Identity()
         if landmark_width is not None and landmark_width != width:
@@ -151,7 +156,7 @@ class Fusion(nn.Module):
         self.attention = CrossAttention(
             width,
             num_heads,
-            project_query=attention == "vanilla" or landmark_width is None,
+            project_query=project_query or attention == "vanilla" or landmark_width is None,
             side=window if attention == "window" else None,
             layer_scale=layer_scale,
         )
@@ -160,8 +165,10 @@ class Fusion(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, image: Tensor, landmarks: Tensor | None) -> Tensor:
-        x = self.norm1(to_tokens(self.down(image)))  # (B,S*S,C)
-        x = x + self.drop_path(self._attend(x, landmarks))
+        x = to_tokens(self.down(image))  # (B,S*S,C)
+        normalized = self.norm1(x)
+        shortcut = normalized if self.residual == "normalized" else x
+        x = shortcut + self.drop_path(self._attend(normalized, landmarks))
         x = x + self.drop_path(self.mlp(self.norm2(x)))
         return to_map(x, self.side)
 
@@ -234,6 +241,11 @@ class PosterV2(FerModel):
     With smaller windows the landmark maps are averaged to W x W and are the queries of each window, as in section 3.1;
     the paper does not say how they are reduced.
 
+    The paper's equations, where the published code differs: `project_query`, the landmark queries pass a linear layer
+    of their own (equation 4; 86,464 parameters more); `residual`, the attention is added to the "normalized" image
+    features, as in the code, or to the "input" of that normalization (equation 5). Keys and values are of normalized
+    features in both; the equations name no normalization before the attention.
+
     Parameters, published configuration: 43,753,941 for 7 classes, 43,754,710 for 8; 911,232 are the landmark network's.
     """
 
@@ -246,6 +258,8 @@ class PosterV2(FerModel):
         vit_depth: int = 2,
         attention: str = "window",
         window_size: int | None = None,
+        project_query: bool = False,
+        residual: str = "normalized",
         cross_fusion: bool = True,
         drop_path_rate: float | None = None,
         landmark_bn: str = "frozen",
@@ -255,6 +269,8 @@ class PosterV2(FerModel):
             raise ValueError(f"poster_v2: vit_depth = {vit_depth!r}: an integer of at least 0 is needed")
         if attention not in ATTENTIONS:
             raise ValueError(f"poster_v2: attention = {attention!r}: one of {ATTENTIONS} is allowed")
+        if residual not in RESIDUALS:
+            raise ValueError(f"poster_v2: residual = {residual!r}: one of {RESIDUALS} is allowed")
         if window_size is not None and attention == "vanilla":
             raise ValueError(f"poster_v2: window_size = {window_size!r}: vanilla attention has no windows")
         super().__init__(num_classes, input_size=config.input_size)
@@ -275,6 +291,8 @@ class PosterV2(FerModel):
                 side=config.sides[level],
                 window=_window(window_size, config.sides[level]),
                 attention=attention,
+                project_query=project_query,
+                residual=residual,
                 layer_scale=config.layer_scale,
                 drop_path_rate=rate * level / 4,
             )

@@ -34,8 +34,10 @@ class ResNetV2Config:
     """Size of the network. A level is the stem or one of the stages; each halves the map but the first stage.
 
     Attributes:
-        input_size: side of the image in pixels; the stem divides it by 4.
+        input_size: side of the image in pixels.
         stem_width: channels after the stem.
+        stem_kernel: side of the stem's convolution, of stride 2; odd.
+        stem_pool: whether the stem halves the map again, by max-pooling.
         depths, widths: units and channels of each stage.
         hidden: widths of the classifier's hidden layers.
         drop_rate: dropout probability after each hidden layer.
@@ -51,10 +53,12 @@ class ResNetV2Config:
     drop_rate: float
     bn_momentum: float
     antialias: bool
+    stem_kernel: int = 7
+    stem_pool: bool = True
 
     def levels(self) -> list[tuple[int, int]]:
         """(channels, side of the map) after the stem and after each stage."""
-        size = -(-self.input_size // 4)
+        size = -(-self.input_size // (4 if self.stem_pool else 2))
         levels = [(self.stem_width, size)]
         for number, width in enumerate(self.widths):
             size = -(-size // _stride(number))
@@ -72,6 +76,20 @@ PUBLISHED = ResNetV2Config(
     bn_momentum=0.01,
     antialias=False,
 )
+
+MEDIUM = ResNetV2Config(
+    input_size=48,
+    stem_width=48,
+    depths=(2, 2, 2, 2),
+    widths=(48, 96, 192, 288),
+    hidden=(512, 128),
+    drop_rate=0.4,
+    bn_momentum=0.1,
+    antialias=True,
+    stem_kernel=5,
+    stem_pool=False,
+)
+"""For FER2013 from scratch at its own 48 px: the maps have 24, 24, 12, 6 and 3 px."""
 
 
 def _stride(stage: int) -> int:
@@ -112,20 +130,22 @@ class PixelNorm(nn.BatchNorm2d):
 
 
 class Stem(nn.Module):
-    """(B,3,S,S) -> (B,C,S/4,S/4): normalize the pixels, 7x7 convolution of stride 2, max-pooling of stride 2.
+    """Normalize the pixels, convolution of stride 2, max-pooling of stride 2: (B,3,S,S) -> (B,C,S/4,S/4).
 
-    The published pooling pads with zeros; after a ReLU that gives what padding with minus infinity gives.
+    Without the pooling (B,C,S/2,S/2). The published pooling pads with zeros; after a ReLU that gives what padding with
+    minus infinity gives.
     """
 
-    def __init__(self, width: int, momentum: float) -> None:
+    def __init__(self, width: int, kernel: int, momentum: float, *, pool: bool) -> None:
         super().__init__()
         self.norm = PixelNorm(3, momentum)
-        self.conv = _conv(3, width, 7, stride=2)
+        self.conv = _conv(3, width, kernel, stride=2)
         self.bn: nn.Module = _bn(width, momentum)
+        self.pool = pool
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn(self.conv(self.norm(x))), inplace=True)  # (B,C,S/2,S/2)
-        return F.max_pool2d(x, 3, stride=2, padding=1)
+        return F.max_pool2d(x, 3, stride=2, padding=1) if self.pool else x
 
     def folded(self) -> nn.Module:
         """The stem for inference."""
@@ -185,26 +205,31 @@ class Head(nn.Module):
         return logits
 
 
+@register("resnet34v2_medium", config=MEDIUM)
 @register("resnet34v2", config=PUBLISHED)
 class ResNet34V2(FerModel):
     """ResNet34v2 with the paper's classifier. Its input is pixels 0..255: mean 0 and standard deviation 1/255.
 
     drop_rate: dropout probability after each of the two hidden layers; None for the configuration's, 0.4 as published.
+    truncate: resized training images as the published code stores them, others unrounded; see `FerModel.truncate`.
 
     Parameters with 7 classes: 27,590,858 trainable. The paper's 27.6 M are 27,606,224: 15,366 BatchNorm statistics are
     counted as well.
     """
 
-    def __init__(self, num_classes: int = 7, *, config: ResNetV2Config, drop_rate: float | None = None) -> None:
+    def __init__(
+        self, num_classes: int = 7, *, config: ResNetV2Config, drop_rate: float | None = None, truncate: bool = False
+    ) -> None:
         super().__init__(
             num_classes,
             input_size=config.input_size,
             mean=(0.0, 0.0, 0.0),
             std=(1 / 255, 1 / 255, 1 / 255),
             resize=Resize(antialias=config.antialias),
+            truncate=truncate,
         )
         momentum = config.bn_momentum
-        self.stem = Stem(config.stem_width, momentum)
+        self.stem = Stem(config.stem_width, config.stem_kernel, momentum, pool=config.stem_pool)
         self.stages = nn.ModuleList()
         in_width = config.stem_width
         for number, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
@@ -216,7 +241,7 @@ class ResNet34V2(FerModel):
         self.head = Head(in_width, config.hidden, num_classes, momentum, rate)
 
     def features(self, x: Tensor) -> Tensor:
-        """(B,3,S,S) -> the map after the last stage, (B,C,S/32,S/32)."""
+        """(B,3,S,S) -> the map after the last stage; (B,C,S/32,S/32) of the published network."""
         for level in (self.stem, *self.stages):
             x = level(x)
         return x

@@ -13,6 +13,7 @@ from fer.io.files import read_object, sha256
 from fer.lineage import lineage, training_facts, training_history
 from fer.models import list_models, model_loss
 from fer.params import Params
+from fer.report.evaluations import Evaluation, Evaluations, collect_evaluations
 from fer.report.rejects import RejectLine, reject_lines
 from fer.report.studies import Studies, collect_studies
 from fer.shards.manifest import FILE_NAME, Manifest, digest, load_manifest
@@ -82,6 +83,12 @@ class Result:
         return _named((self.protocols or {}).get("intervals", []), protocol=protocol)
 
     @property
+    def without_duplicates(self) -> Mapping[str, Any]:
+        """Metrics of the test rows without a duplicate in training or validation; `note` where they are not known."""
+        found: Mapping[str, Any] = self.test.get("without_duplicates", {"note": "not known: of an earlier version"})
+        return found
+
+    @property
     def tta(self) -> Mapping[str, Any] | None:
         """The metrics under test-time augmentation; None without."""
         return self.test.get("tta")
@@ -98,7 +105,10 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """One dataset with its results; `manifest` is None where it has not been sharded yet."""
+    """One dataset with its results; `manifest` is None where it has not been sharded yet.
+
+    evaluations: of weights of others, and of models that were trained on other data.
+    """
 
     key: str
     manifest: Manifest | None
@@ -106,9 +116,10 @@ class Dataset:
     digest: str | None
     results: tuple[Result, ...]
     known_as: str | None
-    published: tuple[published.Figure, ...]
+    published: tuple[published.Number, ...]
     published_left_out: int
     published_rows: int | None
+    evaluations: tuple[Evaluation, ...] = ()
 
     @property
     def synthetic(self) -> bool:
@@ -137,6 +148,7 @@ class Content:
     lineage: Mapping[str, str]
     files: Mapping[str, str] = field(default_factory=dict)
     studies: Studies = field(default_factory=Studies)
+    evaluations: Evaluations = field(default_factory=Evaluations)
 
     @property
     def results(self) -> list[Result]:
@@ -151,7 +163,10 @@ def collect(params: Params) -> Content:
         for path in sorted((params.root / stage).glob("*/*/*.json")):
             pairs.setdefault((path.parent.parent.name, path.parent.name), None)
     keys = dict.fromkeys(dataset for dataset, _ in pairs)
-    datasets = (_dataset(params, key, [model for dataset, model in pairs if dataset == key]) for key in keys)
+    evaluations = collect_evaluations(params)
+    datasets = (
+        _dataset(params, key, [model for dataset, model in pairs if dataset == key], evaluations) for key in keys
+    )
     names = ("params.yaml", "dvc.yaml", "dvc.lock")
     files = {name: sha256(path) for name in names if (path := params.root / name).is_file()}
     return Content(
@@ -160,16 +175,17 @@ def collect(params: Params) -> Content:
         lineage=lineage(params.root),
         files=files,
         studies=collect_studies(params),
+        evaluations=evaluations,
     )
 
 
-def _dataset(params: Params, key: str, models: list[str]) -> Dataset:
+def _dataset(params: Params, key: str, models: list[str], evaluations: Evaluations) -> Dataset:
     folder = params.root / "data" / "shards" / key
     manifest = load_manifest(folder) if (folder / FILE_NAME).is_file() else None
     known_as = None
     if manifest and not manifest.synthetic and key in params.datasets:
         known_as = published.dataset_name(params.datasets[key].source, len(manifest.labels))
-    works = published.figures(known_as) if known_as else []
+    works = published.results(known_as) if known_as else []
     shown = works[: params.report.published_rows or None]
     # References stay whatever the limit: human accuracy, and the baseline whose weights are public.
     shown += [work for work in works if work not in shown and (work.margin or work.table == "weights")]
@@ -184,6 +200,7 @@ def _dataset(params: Params, key: str, models: list[str]) -> Dataset:
         published=tuple(shown),
         published_left_out=len(works) - len(shown),
         published_rows=published.test_rows(known_as) if known_as else None,
+        evaluations=tuple(one for one in evaluations.results if one.dataset == key),
     )
 
 

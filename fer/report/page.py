@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fer.published import WORKS
 from fer.report import charts
 from fer.report.collect import Content, Dataset, Result
+from fer.report.evaluations import Evaluation
 from fer.shards.schema import SPLITS
 
 
@@ -93,20 +95,36 @@ def ladder(dataset: Dataset) -> list[dict[str, Any]]:
     epoch was selected on the test split has a line for each protocol, one with test-time augmentation a line for that.
     """
     lines = [line for result in dataset.results if result.test for line in _ours(result)]
+    lines += [_measured(one) for one in dataset.evaluations if one.published and "classes" not in one.test]
     for work in dataset.published:
         margin = work.margin
         lines.append(
             {
-                "name": work.model,
-                "value": work.value,
-                "low": work.value - margin if margin else None,
-                "high": work.value + margin if margin else None,
+                "name": work.row,
+                "value": work.fraction,
+                "low": work.fraction - margin if margin else None,
+                "high": work.fraction + margin if margin else None,
                 "ours": False,
-                "where": f"{work.work}, {work.table}",
+                "where": f"{WORKS[work.work]}, {work.table}",
                 "note": "; ".join(text for text in (work.setting, work.note) if text),
             }
         )
     return sorted(lines, key=lambda line: -line["value"])
+
+
+def _measured(one: Evaluation) -> dict[str, Any]:
+    """The line of published weights on our test rows."""
+    interval = one.interval("accuracy") or {}
+    printed = f"; printed {percent(one.about['printed'], 2)} %" if one.about.get("printed") else ""
+    return {
+        "name": f"{one.name}, published weights",
+        "value": one.test["accuracy"],
+        "low": interval.get("low"),
+        "high": interval.get("high"),
+        "ours": True,
+        "where": "this report",
+        "note": f"{one.test['rows']:,} test rows{printed}; {one.about.get('protocol') or 'protocol not known'}",
+    }
 
 
 def _ours(result: Result) -> list[dict[str, Any]]:

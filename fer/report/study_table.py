@@ -32,6 +32,8 @@ class Line:
             is none.
         difference: to what the row is compared with; tta_gain: of the augmentation, run by run.
         validation_selected: test accuracy at the epochs that validation would have selected, where test selected them.
+        against: row that `difference` is to, where it is not the study's baseline.
+        dataset: it was trained on, by its name in print or its key; empty where the table has one.
         note: in words.
     """
 
@@ -46,6 +48,8 @@ class Line:
     tta_gain: Spread | None = None
     validation_selected: Spread | None = None
     parameters: int | None = None
+    against: str | None = None
+    dataset: str = ""
     note: str = ""
 
 
@@ -69,6 +73,9 @@ class _Spread(_Part):
 
 class _Row(_Part):
     row: str
+    dataset: str | None = None
+    known_as: str | None = None
+    against: str | None = None
     published: float | None
     test: _Spread
     validation: _Spread
@@ -80,11 +87,19 @@ class _Row(_Part):
     parameters: int = Field(ge=0, le=10**15)
 
 
+class _Class(_Part):
+    row: str
+    dataset: str
+    label: str
+    published: float | None
+    test: _Spread
+
+
 class _Set(_Part):
     row: str
     printed: dict[str, float]
     runs: int = Field(ge=0, le=10**6)
-    rejected: list[int]
+    rejected: list[str]
     accuracies: list[_Fraction]
     differences: _Differences
     top_40: _Fraction | None = Field(alias="Top 40%")
@@ -123,6 +138,8 @@ class StudyFile(_Part):
     options: StudyOptions
     cells: list[_Cell] = Field(min_length=1)
     rows: list[_Row] = Field(default_factory=list)
+    classes: list[_Class] = Field(default_factory=list)
+    wrong: list[str] = Field(default_factory=list)
     sets: list[_Set] = Field(default_factory=list)
     series: list[str] = Field(default_factory=list)
     levels: list[_Level] = Field(default_factory=list)
@@ -132,20 +149,38 @@ class StudyFile(_Part):
         """Of the cross-validation; None without one."""
         return self.options.folds or self.study.folds
 
+    def columns(self, row: Row) -> Sequence[str]:
+        """Keys of the datasets that a row was trained on."""
+        return list(self.options.columns(self.study, row))
+
     @property
     def compared_with(self) -> str | None:
         """What the differences are to, in words; None where nothing is compared."""
         if self.study.kind == "lhc_sets":
-            return "the host at equal seeds"
+            return f"{self.study.series()[0]} at equal seeds"
         if self.study.kind == "noise":
             return f"{self.series[0]} at equal seeds"
-        return self.study.baseline
+        return self.study.baseline or ("another row" if any(row.against for row in self.rows) else None)
 
     def lines(self, params: Params) -> list[Line]:
         """The table, as the study's kind has it."""
-        rows = {row.row: row for row in self.study.rows}
+        rows = {row.series or row.row: row for row in reversed(self.study.rows)} if self.sets else {}
+        rows |= {row.row: row for row in self.study.rows}
         read = {"lhc_sets": self._of_sets, "noise": self._of_levels}.get(self.study.kind, self._of_rows)
-        return [Line(name=name, **self._about(rows[name], params), **found) for name, found in read()]
+        return [
+            Line(name=name, **{**self._about(rows[name], params, found.pop("key", None)), **found})
+            for name, found in read()
+        ]
+
+    def class_tables(self) -> list[tuple[str, list[str], list[tuple[str, list[tuple[float, float | None]]]]]]:
+        """By dataset: the classes, and of each row the mean accuracy of each (0 .. 1) with the printed one (%)."""
+        tables = []
+        for dataset in dict.fromkeys(one.dataset for one in self.classes):
+            own = [one for one in self.classes if one.dataset == dataset]
+            rows = {row: [one for one in own if one.row == row] for row in dict.fromkeys(one.row for one in own)}
+            lines = [(row, [(one.test.mean, one.published) for one in found]) for row, found in rows.items()]
+            tables.append((dataset, list(dict.fromkeys(one.label for one in own)), lines))
+        return tables
 
     def rankings(self) -> tuple[list[str], list[tuple[str, list[tuple[float | None, float | None]]]]]:
         """LHC-Net's sets of runs: names of the columns; and of each set, ours (0 .. 1) and the printed one (%)."""
@@ -158,18 +193,22 @@ class StudyFile(_Part):
 
     def _of_rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         names = ("test", "validation", "difference", "tta", "tta_gain", "validation_selected")
+        several = len({row.dataset for row in self.rows}) > 1
         for row in self.rows:
             spreads = {name: one.value for name in names if (one := getattr(row, name)) is not None}
-            yield row.row, {**spreads, "parameters": row.parameters}
+            about = {"parameters": row.parameters, "published": row.published, "key": row.dataset}
+            shown = (row.known_as or row.dataset or "") if several else ""
+            against = row.against if row.against != self.study.baseline else None
+            yield row.row, {**spreads, **about, "dataset": shown, "against": against}
 
     def _of_sets(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for one in self.sets:
-            compared = one.differences and one.row != self.study.baseline
             yield (
                 one.row,
                 {
                     "test": spread(one.accuracies) if one.accuracies else None,
-                    "difference": spread(one.differences) if compared else None,
+                    "difference": spread(one.differences) if one.differences else None,
+                    "published": one.printed.get("Best"),
                     "note": f"{len(one.rejected)} of {one.runs} runs left out" if one.rejected else "",
                 },
             )
@@ -189,14 +228,14 @@ class StudyFile(_Part):
                 },
             )
 
-    def _about(self, row: Row, params: Params) -> dict[str, Any]:
-        """What a row trained, whatever its results."""
-        dataset = self.options.dataset_of(self.study, row)
-        source = params.datasets[dataset].source if dataset in params.datasets else None
+    def _about(self, row: Row, params: Params, dataset: str | None) -> dict[str, Any]:
+        """What a row trained, whatever its results. `dataset`: its key; None: the row's first."""
+        key = dataset or self.columns(row)[0]
+        source = params.datasets[key].source if key in params.datasets else None
         return {
             "published": row.published,
             "synthetic": source == "synthetic",
-            "selected_on_test": _selected_on_test(self.study, row, self.options, params.home),
+            "selected_on_test": _selected_on_test(self.study, row, self.options, params.home, dataset),
         }
 
 
@@ -213,11 +252,13 @@ def read_study_file(content: Any, where: str) -> StudyFile:
 def _mistake(file: StudyFile) -> str | None:
     """What does not fit together, in words; None where all does."""
     study, known = file.study, {row.row for row in file.study.rows}
+    if study.kind == "lhc_sets":
+        known |= set(study.series())
     tables: dict[str, tuple[str, Sequence[Any]]] = {"lhc_sets": ("sets", file.sets), "noise": ("levels", file.levels)}
     name, lines = tables.get(study.kind, ("rows", file.rows))
     if not lines:
         return f"{name}: empty or missing, for a study of kind {study.kind}"
-    named = {row.row for row in file.rows} | {one.row for one in file.sets} | {cell.row for cell in file.cells}
+    named = {one.row for lines in (file.rows, file.classes, file.sets, file.cells) for one in lines}
     if unknown := sorted((named | set(file.options.rows or ())) - known):
         return f"a result of {unknown[0]!r}, which is not a row of `study`"
     if (file.folds or 0) > MOST_FOLDS:
@@ -232,9 +273,9 @@ def _mistake(file: StudyFile) -> str | None:
     return None
 
 
-def _selected_on_test(study: Study, row: Row, options: StudyOptions, root: Path) -> bool | None:
+def _selected_on_test(study: Study, row: Row, options: StudyOptions, root: Path, dataset: str | None) -> bool | None:
     """Whether the row's recipe has the published protocol, by the recipes as they are now; None where one is gone."""
     try:
-        return row_recipe(study, row, options, root).protocol == "published"
-    except ValueError:
+        return row_recipe(study, row, options, root, dataset).protocol == "published"
+    except (ValueError, KeyError):
         return None

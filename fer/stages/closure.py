@@ -50,6 +50,7 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {
         "fer/sources/registry.py": "names the readers; that of the item is followed",
         "fer/stages/__init__.py": "reads the command line",
         "fer/stages/closure.py": "says what code counts; the digest that it gives is compared",
+        "fer/stages/record.py": "tells MLflow",
         "fer/tracking": "tells MLflow",
         "fer/weights/registry.py": "finds files, whose digests are compared",
         "pipelines/__init__.py": "reads the command line",
@@ -79,8 +80,8 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {
 REGISTRIES: Mapping[str, str] = {
     "fer/faces/detect.py": "crop.detector",
     "fer/studies/lhc_analysis.py": "model of the recipe",
-    "fer/weights/layouts/__init__.py": "pretrained of the recipe",
-    "fer/weights/parts.py": "pretrained of the recipe",
+    "fer/weights/layouts/__init__.py": "pretrained and start_from of the recipe",
+    "fer/weights/parts.py": "pretrained and start_from of the recipe",
 }
 """Files that count, and whose imports are not followed, with what names the one that is."""
 
@@ -155,8 +156,9 @@ class Code:
         yield from [path for path in [f"fer/faces/{detector}.py"] if (self.root / path).is_file()]
         parts = [part for recipe in recipes for part in recipe.in_stages]
         yield from self._registering("fer/models", {part.model for part in parts})
-        if trains and any(part.pretrained for part in parts):
-            donors = self._file("fer/weights/parts.py").names
+        if trains and any(part.sources for part in parts):
+            donors = {name for part in parts if part.start_from for name in (part.model, _model_of(part.start_from))}
+            donors |= self._file("fer/weights/parts.py").names if any(part.pretrained for part in parts) else set()
             yield from self._registering("fer/models", donors)
             yield from self._registering("fer/weights/layouts", donors)
             yield "fer/weights/published.py"
@@ -205,6 +207,13 @@ class Code:
         if path not in self._files:
             self._files[path] = _read((self.root / path).read_text(encoding="utf-8"), path)
         return self._files[path]
+
+
+def _model_of(source: str) -> str:
+    """The model of weights in the register; none of any others, whose layout is that of the recipe's model."""
+    from fer.weights.registry import register  # imports torch, which takes seconds
+
+    return register()[source].model if source in register() else ""
 
 
 @cache
@@ -303,7 +312,7 @@ class _Visitor(ast.NodeVisitor):
     def _take_names(self, target: ast.expr, value: ast.expr | None) -> None:
         """The keys of LAYOUTS, by which a layout is known, and the models of DONORS, whose layouts fill parts."""
         if isinstance(target, ast.Name) and isinstance(value, ast.Dict):
-            named = value.keys if target.id == "LAYOUTS" else value.values if target.id == "DONORS" else ()
+            named = ast.walk(value) if target.id in ("LAYOUTS", "DONORS") else ()
             self.names |= {str(one.value) for one in named if isinstance(one, ast.Constant)}
 
 

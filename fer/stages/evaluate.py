@@ -1,8 +1,9 @@
 """The evaluate stage: opens the test split, once, with the selected weights.
 
     evaluated/<dataset>/<model>/      appears complete, by rename
-        test.json              all metrics (fer.evaluation.metrics.summarise); with test-time augmentation `tta`; where
-                               the run chose its epoch on the test split `protocols`
+        test.json              all metrics (fer.evaluation.metrics.summarise); `without_duplicates`, of the rows whose
+                               photograph is in no row of training or validation; with test-time augmentation `tta`;
+                               where the run chose its epoch on the test split `protocols`
         predictions.parquet    one row a sample (fer.shards.schema)
         confusion.csv          actual, predicted: names, one row a sample
         figures/*.svg
@@ -14,39 +15,33 @@ Nothing before this stage reads the test split, and nothing after it chooses by 
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fer.cluster.config import ClusterConfig
 from fer.cluster.map import map_blocks
 from fer.config import parse
 from fer.console import log, progress
-from fer.evaluation import figures, metrics
+from fer.evaluation.classes import ClassMap
 from fer.evaluation.config import EvaluateConfig
+from fer.evaluation.output import entries, write
 from fer.evaluation.predict import Predictions, PredictJob, merge, predict_share
 from fer.evaluation.protocols import both_protocols
-from fer.io.files import FileError, sha256, write_atomic, write_json
+from fer.evaluation.summary import SPLIT, summary_of, unseen_or_why_not
+from fer.io.files import FileError, sha256
 from fer.labels import is_identities
 from fer.lineage import training_facts, training_history
 from fer.outputs import EVALUATED
 from fer.params import Params
 from fer.processes import lock
 from fer.shards.read import ShardSet
-from fer.shards.schema import Split, prediction_schema
-from fer.shards.table import read_table, write_table
-from fer.tracking import Run, open_run
+from fer.stages.record import record
 from fer.training.recipe import Recipe
-from fer.weights.store import load_model, read_info
-
-SPLIT: Split = "test"
-_HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll")
+from fer.weights.store import read_info
 
 
 def run(params: Params, dataset: str, model_key: str) -> Path:
@@ -61,16 +56,59 @@ def run(params: Params, dataset: str, model_key: str) -> Path:
     """
     params.dataset(dataset)
     params.recipe(model_key)
-    config, trained = params.evaluate, params.root / "trained" / dataset / model_key
-    final = EVALUATED.folder(params.root, dataset, model_key)
+    trained, final = params.root / "trained" / dataset / model_key, EVALUATED.folder(params.root, dataset, model_key)
+    shards = open_shards(params, dataset, f"trained/{dataset}/{model_key}")
+    weights = (trained / "model.safetensors").resolve()
+    facts = _training_facts(trained, weights, shards, f"{dataset}-{model_key}")
+    protocols = _protocols(trained, facts, shards.manifest.rows(SPLIT), params.evaluate.confidence)
+    with lock(params.root / ".work" / f"evaluate-{dataset}-{model_key}.lock"):
+        classes = ClassMap(of_model=shards.labels, of_dataset=shards.labels)
+        predictions, summary = evaluate(params, dataset, shards, weights, classes)
+        if protocols:
+            summary["protocols"] = protocols
+        identity = {"dataset": dataset, "model": model_key, "fingerprint": facts.get("fingerprint")}
+        summary["about"] = entries(identity | facts_of(shards, weights, params.evaluate))
+        with EVALUATED.publish(final) as folder:
+            title = f"{model_key} on {dataset}"
+            write(folder, predictions, summary, shards, title, training_history(trained), facts.get("best_epoch"))
+        record(
+            params, dataset, model_key, summary, shards, final,
+            key=str(facts.get("fingerprint") or sha256(weights)), run_id=facts.get("mlflow_run_id"), tags={},
+            model=weights,
+        )  # fmt: skip
+    more = ""
+    if protocols:
+        more = (
+            f"; its epoch was chosen on the test split: {protocols['published']['accuracy']:.4f} there, "
+            f"{protocols['validation']['accuracy']:.4f} at the epoch that validation would have chosen"
+        )
+    log.info(f"evaluate {model_key} on {dataset}: {described(summary)}{more} -> {final.relative_to(params.root)}")
+    return final
+
+
+def open_shards(params: Params, dataset: str, weights: str) -> ShardSet:
+    """The shards of a dataset of expressions, every byte verified; ValueError for one of people."""
     shards = ShardSet.open((params.root / "data" / "shards" / dataset).resolve())
     if is_identities(shards.label_space):
         raise ValueError(
             f"{dataset}: its test split holds people who were never trained on, so that none of them can be named; "
-            f"`fer verify trained/{dataset}/{model_key} {dataset}` measures whether they are distinguished"
+            f"`fer verify {weights} {dataset}` measures whether they are distinguished"
         )
-    weights = (trained / "model.safetensors").resolve()
-    facts = _training_facts(trained, weights, shards, f"{dataset}-{model_key}")
+    return shards
+
+
+def evaluate(
+    params: Params, dataset: str, shards: ShardSet, weights: Path, classes: ClassMap
+) -> tuple[Predictions, dict[str, Any]]:
+    """The test split through a model: predictions of the rows whose class the model has, and their test.json.
+
+    Args:
+        weights: a file of this project, with the labels `classes.of_model`.
+
+    Raises:
+        ValueError: as `predict`; no test row has a class of the model; or data/statistics/<dataset> is of other data.
+    """
+    config, rows = params.evaluate, shards.manifest.rows(SPLIT)
     job = PredictJob(
         shards=str(shards.folder),
         weights=str(weights),
@@ -78,46 +116,41 @@ def run(params: Params, dataset: str, model_key: str) -> Path:
         batch_size=config.batch_size,
         threads=config.threads,
         tta=config.tta,
+        labels=classes.of_model,
     )
-    split = shards.split(SPLIT)
-    protocols = _protocols(trained, facts, split.rows, config.confidence)
-    with lock(params.root / ".work" / f"evaluate-{dataset}-{model_key}.lock"):
-        predictions = predict(job, config, params.cluster, split.rows)
-        summary = _summarise(predictions, shards, params)
-        if protocols:
-            summary["protocols"] = protocols
-        assert int(np.sum(summary["confusion"])) == split.rows, "every row of the test split is counted once"
-        about = {
-            "dataset": dataset,
-            "model": model_key,
-            "split": SPLIT,
-            "data_digest": shards.digest,
-            "weights_sha256": sha256(weights),
-            "fingerprint": facts.get("fingerprint"),
-            "threads": config.threads,
-            "device": "gpu" if config.gpu else "cpu",
-        }
-        summary["about"] = [{"key": key, "value": value} for key, value in about.items()]
-        with EVALUATED.publish(final) as folder:
-            write_json(folder / "test.json", summary)
-            _write_tables(folder, predictions, split.sample_ids(), shards)
-            history, title = training_history(trained), f"{model_key} on {dataset}"
-            _draw(folder / "figures", summary, history, facts.get("best_epoch"), title)
-        record(params, dataset, model_key, facts, summary, shards, final, weights)
-    low, high = (summary["intervals"][0][end] for end in ("low", "high"))
-    more = f"; with {summary['tta']['name']} views {summary['tta']['accuracy']:.4f}" if "tta" in summary else ""
-    if protocols:
-        more += (
-            f"; its epoch was chosen on the test split: {protocols['published']['accuracy']:.4f} there, "
-            f"{protocols['validation']['accuracy']:.4f} at the epoch that validation would have chosen"
-        )
-    log.info(
-        f"evaluate {model_key} on {dataset}: test accuracy {summary['accuracy']:.4f} "
-        f"({100 * config.confidence:g} % interval {low:.4f} to {high:.4f}, {split.rows} rows), "
-        f"balanced {summary['balanced_accuracy']:.4f}, macro F1 {summary['macro_f1']:.4f}, ECE {summary['ece']:.4f}"
-        f"{more} -> {final.relative_to(params.root)}"
+    unseen = unseen_or_why_not(shards, params.root / "data" / "statistics" / dataset)
+    predictions = classes.scored(predict(job, config, params.cluster, rows))
+    if not len(predictions.rows):
+        raise ValueError(f"{dataset}: no test row has one of the classes {', '.join(classes.shared)}")
+    summary = summary_of(predictions, classes, shards, unseen, config, params.seed)
+    assert int(np.sum(summary["confusion"])) == len(predictions.rows), "every row that is scored is counted once"
+    return predictions, summary
+
+
+def facts_of(shards: ShardSet, weights: Path, config: EvaluateConfig) -> dict[str, Any]:
+    """What identifies the data, the weights and the arithmetic of an evaluation."""
+    return {
+        "split": SPLIT,
+        "data_digest": shards.digest,
+        "weights_sha256": sha256(weights),
+        "threads": config.threads,
+        "device": "gpu" if config.gpu else "cpu",
+    }
+
+
+def described(summary: Mapping[str, Any]) -> str:
+    """The main metrics in words, for the log."""
+    interval, unseen, tta = summary["intervals"][0], summary["without_duplicates"], summary.get("tta")
+    beside = unseen.get("note")
+    if beside is None:
+        low, high = (unseen["intervals"][0][end] for end in ("low", "high"))
+        beside = f"{unseen['accuracy']:.4f} ({low:.4f} to {high:.4f}, {unseen['rows']} rows)"
+    return (
+        f"test accuracy {summary['accuracy']:.4f} ({100 * interval['confidence']:g} % interval {interval['low']:.4f} "
+        f"to {interval['high']:.4f}, {summary['rows']} rows), balanced {summary['balanced_accuracy']:.4f}, "
+        f"macro F1 {summary['macro_f1']:.4f}, ECE {summary['ece']:.4f}; without duplicates in training and "
+        f"validation {beside}" + (f"; with {tta['name']} views {tta['accuracy']:.4f}" if tta else "")
     )
-    return final
 
 
 def predict(job: PredictJob, config: EvaluateConfig, cluster: ClusterConfig, rows: int) -> Predictions:
@@ -169,52 +202,6 @@ def _training_facts(trained: Path, weights: Path, shards: ShardSet, item: str) -
     return facts
 
 
-def _summarise(predictions: Predictions, shards: ShardSet, params: Params) -> dict[str, Any]:
-    """All metrics; accuracy by pose and against the labels before noise where the data has them."""
-    summary = metrics.summarise(predictions.labels, predictions.logits, shards.labels, params.evaluate, params.seed)
-    predicted = predictions.logits.argmax(axis=1)
-    files = [shards.folder / name for name in shards.manifest.splits[SPLIT]]
-    columns = [read_table(file, ["clean_label", "pose"]) for file in files]
-    poses = [pose for column in columns for pose in column["pose"]]
-    clean = np.array([label for column in columns for label in column["clean_label"]])
-    if (clean != predictions.labels).any():
-        summary["clean_accuracy"] = float((predicted == clean).mean())
-    if params.evaluate.tta != "none":
-        augmented = metrics.summarise(predictions.labels, predictions.tta, shards.labels, params.evaluate, params.seed)
-        kept = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll", "intervals")
-        difference = _tta_difference(predictions, params)
-        summary["tta"] = {
-            "name": params.evaluate.tta,
-            **{name: augmented[name] for name in kept},
-            "difference": [difference],
-        }
-    known = np.array([pose is not None for pose in poses])
-    if known.any():
-        yaw = np.array([abs(pose[0]) for pose in poses if pose is not None])
-        right = predicted[known] == predictions.labels[known]
-        summary["pose"] = metrics.accuracy_by_bin(yaw, right, params.evaluate.pose_bins)
-    return summary
-
-
-def _tta_difference(predictions: Predictions, params: Params) -> dict[str, Any]:
-    """What the views change: accuracy with them minus without, on the same rows, and the rows changed either way."""
-    plain, augmented = (scores.argmax(axis=1) == predictions.labels for scores in (predictions.logits, predictions.tta))
-    changed = augmented.astype(np.int8) - plain.astype(np.int8)
-    samples = params.evaluate.bootstrap_samples
-    interval = metrics.paired_bootstrap(
-        changed[None], samples=samples, confidence=params.evaluate.confidence, seed=params.seed, seeds=False
-    )
-    return {
-        "metric": "accuracy",
-        "value": float(changed.mean()),
-        "gained": int((changed > 0).sum()),
-        "lost": int((changed < 0).sum()),
-        **vars(interval),
-        "confidence": params.evaluate.confidence,
-        "method": f"paired percentile bootstrap over rows, {samples} draws",
-    }
-
-
 def _protocols(trained: Path, facts: dict[str, Any], rows: int, confidence: float) -> dict[str, Any] | None:
     """Both protocols' test metrics where the run chose its epoch on the test split."""
     if facts.get("recipe", {}).get("protocol") != "published":
@@ -226,119 +213,3 @@ def _protocols(trained: Path, facts: dict[str, Any], rows: int, confidence: floa
         return both_protocols(history, recipe, rows, confidence)
     except ValueError as error:
         raise FileError(f"{trained / 'history.csv'}: {error}") from None
-
-
-def _write_tables(folder: Path, predictions: Predictions, sample_ids: Sequence[str], shards: ShardSet) -> None:
-    probabilities = np.exp(metrics.log_softmax(predictions.logits)).astype(np.float32)
-    predicted: npt.NDArray[np.int64] = predictions.logits.argmax(axis=1)
-    write_table(
-        folder / "predictions.parquet",
-        {
-            "sample_id": sample_ids,
-            "label": predictions.labels.astype(np.int8),
-            "predicted": predicted.astype(np.int8),
-            "probabilities": list(probabilities),
-            "correct": predicted == predictions.labels,
-        },
-        prediction_schema(),
-        metadata={"fer.labels": ",".join(shards.labels), "fer.data_digest": shards.digest, "fer.split": SPLIT},
-    )
-    names = shards.labels
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("actual", "predicted"))
-    writer.writerows((names[actual], names[guess]) for actual, guess in zip(predictions.labels, predicted, strict=True))
-    write_atomic(folder / "confusion.csv", table.getvalue())
-
-
-def _draw(folder: Path, summary: dict[str, Any], history: dict[str, list[float]], best: int | None, title: str) -> None:
-    matrix = np.array(summary["confusion"])
-    names = [line["class"] for line in summary["per_class"]]
-    drawn = {
-        "confusion": figures.confusion(matrix, names, title, normalized=False),
-        "confusion_normalized": figures.confusion(matrix, names, title, normalized=True),
-        "reliability": figures.reliability(summary["calibration"], summary["ece"], title),
-        "recall": figures.recalls(summary["per_class"], summary["balanced_accuracy"], title),
-    }
-    if history:
-        drawn["learning_curves"] = figures.learning_curves(history, best, title)
-    for name, figure in drawn.items():
-        figures.save(figure, folder / f"{name}.svg")
-
-
-def record(
-    params: Params,
-    dataset: str,
-    model_key: str,
-    facts: Mapping[str, Any],
-    summary: Mapping[str, Any],
-    shards: ShardSet,
-    folder: Path,
-    weights: Path,
-) -> None:
-    """Adds the evaluation to the training run in MLflow: metrics, tables, figures, the data, and the model.
-
-    Args:
-        facts: of the run (fer.lineage.training_facts). summary: test.json.
-        folder: evaluated/<dataset>/<model_key>.
-
-    Raises:
-        TrackingError: the store cannot be reached, and `tracking.required` is true.
-    """
-    key = str(facts.get("fingerprint") or sha256(weights))
-    run_id = facts.get("mlflow_run_id")
-    settings = {"evaluate": params.evaluate.model_dump(mode="json")}
-    tags = {"dataset": dataset, "data_digest": shards.digest, "weights_sha256": sha256(weights)}
-    if shards.manifest.synthetic:
-        tags |= {"synthetic": "true", "mlflow.note.content": "SYNTHETIC: says nothing about accuracy on people."}
-    with open_run(
-        params.tracking, params.home, checkout=params.root,
-        experiment=dataset, run_name=model_key, key=key, params=settings, tags=tags, run_id=run_id, join=True,
-    ) as run:  # fmt: skip
-        if not params.tracking.enabled:
-            return
-        run.log_metrics({f"test_{name}": value for name, value in numbers(summary).items()})
-        _log_data(run, dataset, shards)
-        lines = summary["per_class"]
-        run.log_table({name: [line[name] for line in lines] for name in lines[0]}, "test_per_class.json")
-        run.log_artifact(folder / "test.json", "evaluation")
-        for figure in sorted((folder / "figures").iterdir()):
-            run.log_artifact(figure, "figures")
-        if params.tracking.log_model:
-            model, _ = load_model(weights)
-            size = model.input_size
-            run.log_model(model, np.zeros((2, 3, size, size), np.float32), labels=shards.labels)
-
-
-def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics in test.json, by their names in MLflow without the `test_` before each.
-
-    A run that chose its epoch on the test split has `accuracy_published_protocol`, the one of that epoch;
-    `accuracy_validation_protocol`, of the epoch that validation would have chosen; and `accuracy_protocol_difference`,
-    the former minus the latter; and the same of the balanced accuracy.
-    """
-    found = {name: summary[name] for name in _HEADLINE} | _ends("accuracy", summary["intervals"][0])
-    if augmented := summary.get("tta"):
-        (difference,) = augmented["difference"]
-        found |= {f"tta_{name}": augmented[name] for name in _HEADLINE}
-        found |= _ends("tta_accuracy", augmented["intervals"][0])
-        found |= {"tta_accuracy_difference": difference["value"], **_ends("tta_accuracy_difference", difference)}
-    if protocols := summary.get("protocols"):
-        for name in ("accuracy", "balanced_accuracy"):
-            for protocol in ("published", "validation"):
-                found[f"{name}_{protocol}_protocol"] = protocols[protocol][name]
-            found[f"{name}_protocol_difference"] = protocols["difference"][name]
-    return found
-
-
-def _ends(name: str, interval: Mapping[str, Any]) -> dict[str, float]:
-    return {f"{name}_{end}": interval[end] for end in ("low", "high")}
-
-
-def _log_data(run: Run, dataset: str, shards: ShardSet) -> None:
-    """The splits as the run's data, each with its number of rows."""
-    contexts: dict[Split, str] = {"train": "training", "validation": "validation", "test": "testing"}
-    for split, context in contexts.items():
-        profile = {"split": split, "rows": shards.manifest.rows(split)}
-        source = str(shards.folder)
-        run.log_dataset(f"{dataset}-{split}", shards.digest, source=source, context=context, profile=profile)

@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from fer.config import ConfigError
 from fer.io.files import FileError, write_json
 from fer.outputs import EVALUATED, FACES, PLAN, RAW, SHARDS, STATISTICS, TRAINED
 from fer.params import Params
@@ -83,7 +84,7 @@ def plan(params: Params, items: list[tuple[str, ...]], code: Code) -> Iterator[t
             content = {"code": code.digest(stage, recipes=[recipe])}
             if stage == "train":
                 content["recipe"] = recipe.model_dump(mode="json")
-                content["pretrained"] = _pretrained_digests(params, recipe)
+                content["pretrained"] = _pretrained(params, recipe, TRAINED.folder(params.root, *names))
         yield (stage, *names), content
     yield ("report",), {"code": code.digest("report", recipes=[params.recipe(key) for key in params.run.models])}
 
@@ -99,13 +100,16 @@ def _detector_digest(detector: str) -> str | None:
     return file.sha256
 
 
-def _pretrained_digests(params: Params, recipe: Recipe) -> dict[str, str] | None:
-    """Of the files that parts of the model start from; None where one is not there, which the train stage refuses."""
-    if not recipe.pretrained:
+def _pretrained(params: Params, recipe: Recipe, result: Path) -> dict[str, list[str]] | None:
+    """What the model and parts of it start from; None where a file is not there, which the train stage refuses."""
+    if not recipe.sources:
         return {}
-    from fer.weights.parts import locate
+    from fer.weights.parts import key_of, locate
 
+    for part, source in recipe.sources.items():
+        if (params.root / source).resolve().is_relative_to(result.resolve()):
+            raise ConfigError(f"{key_of(part)} = {source!r}: the run would replace it; copy it to another place first")
     try:
-        return {source.part: source.digest for source in locate(recipe.pretrained, params.root, params.parent)}
+        return {source.part: list(source.identity) for source in locate(recipe.sources, params.root, params.parent)}
     except FileError:
         return None

@@ -21,6 +21,6 @@ def run(params: Params) -> Path:
     for result in content.results:
         for problem in (*([result.missing] if result.missing else []), *result.stale):
             log.warning("%s on %s: %s", result.model, result.dataset, problem)
-    for problem in content.studies.problems:
+    for problem in (*content.studies.problems, *content.evaluations.problems):
         log.warning("left out of the report: %s", problem)
     return path

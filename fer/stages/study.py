@@ -5,7 +5,11 @@
     reports/studies/<name>/results.json   every cell, and what was made of them; written last
     reports/studies/<name>/table.md, *.svg  the table, and the figures of studies that have some
 
-A cell is a row under one seed and, in a cross-validation, one fold. Its epoch is chosen as its recipe says, on
+A cell that fails costs its own result alone: the others are trained, the table is written of what there is, and the
+failed ones are named in it, in results.json and at the end, with an exit status that is not 0.
+
+A cell is a row on one dataset under one seed and, in a cross-validation, one fold; one that another study has finished
+is taken over. Its epoch is chosen as its recipe says, on
 validation unless it says otherwise; then the test split is opened, once a cell. Each cell has an MLflow run of its own,
 below that of the study, from its start to its end.
 """
@@ -32,9 +36,10 @@ from fer.io.files import read_json, write_atomic, write_json
 from fer.names import check_name
 from fer.params import Params
 from fer.processes import empty_held, lock
+from fer.published import dataset_name
 from fer.stages import add_resume_options
-from fer.studies import Study, StudyOptions, list_studies, load_study
-from fer.studies.cell import Cell, Plan, row_recipe, train_cell
+from fer.studies import Row, Study, StudyOptions, list_studies, load_study
+from fer.studies.cell import Cell, Plan, link, row_recipe, tidy, train_cell
 from fer.studies.results import read
 from fer.tracking import Run, open_run
 from fer.training.job import TrainJob
@@ -48,8 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which table, on what."""
     parser.add_argument("name", nargs="?", help="a study, or the path of a .yaml file of your own; none lists them")
     parser.add_argument("--smoke", action="store_true", help="small models on the synthetic faces, minutes")
-    parser.add_argument("--dataset", metavar="NAME", help=f"a key of `datasets` in {parameters.FILE_NAME}")
-    parser.add_argument("--recipe", metavar="FILE/SECTION", help="in place of the study's recipe")
+    parser.add_argument(
+        "--dataset", nargs="+", metavar="NAME", help=f"columns, or other keys of `datasets` in {parameters.FILE_NAME}"
+    )
+    parser.add_argument("--recipe", metavar="FILE/SECTION", help="in place of the study's recipes")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="each row is trained once a seed (0)")
     parser.add_argument("--folds", type=int, metavar="K", help="cross-validation over K folds")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows of the table")
@@ -84,7 +91,8 @@ def run(
         the folder with results.json and table.md.
 
     Raises:
-        ValueError: a mistake in the study or the options, shards that cannot be used, or cells that failed.
+        ValueError: a mistake in the study or the options, shards that cannot be used; or, after all else was written,
+            cells that failed, and rows that trained the same.
     """
     study = load_study(name, params.root)
     if options.tta is not None:
@@ -103,28 +111,43 @@ def run(
             params={"source": study.source}, tags={"fer.kind": "study"},
             join=_read(work / _RECORDED) == recorded,  # a study that is only read again leaves its run as it is
         ) as parent:  # fmt: skip
+            plan.adopt()
             record = CellLog(params, plan, parent, experiment)
-            if failures := _run_cells(params, plan, record, options.workers):
-                reasons = "\n".join(f"  {title}: {reason}" for title, reason in failures.items())
-                raise ValueError(f"{name}: {len(failures)} of {len(plan.distinct)} cells failed:\n{reasons}")
-            results = [result for cell in plan.cells if (result := plan.result(cell)) is not None]
-            report = read(study, options, plan, results)
-            final.mkdir(parents=True, exist_ok=True)
-            write_atomic(final / "table.md", report.markdown)
-            for figure, drawn in report.figures.items():
-                save(drawn, final / f"{figure}.svg")
-            about = {"study": study.model_dump(mode="json"), "options": options.model_dump(mode="json")}
-            write_json(final / "results.json", {**about, **report.content, "cells": results})
-            for file in ("table.md", "results.json"):  # cells of an earlier start have their runs under its parent
-                parent.log_artifact(final / file)
+            failures = _run_cells(params, plan, record, options.workers)
+            finished = plan.finished()
+            wrong = _wrong(study, options, finished, failures)
+            if finished.cells:
+                results = finished.results()
+                report = read(study, options, finished, results)
+                final.mkdir(parents=True, exist_ok=True)
+                write_atomic(final / "table.md", "\n".join([report.markdown, *(f"**{line}**\n" for line in wrong)]))
+                for figure, drawn in report.figures.items():
+                    save(drawn, final / f"{figure}.svg")
+                about = {"study": study.model_dump(mode="json"), "options": options.model_dump(mode="json")}
+                write_json(final / "results.json", {**about, **report.content, "cells": results, "wrong": wrong})
+                for file in ("table.md", "results.json"):  # cells of an earlier start have their runs under its parent
+                    parent.log_artifact(final / file)
+                print(report.markdown)
+                log.info("-> %s", final.relative_to(params.root))
+            tidy(plan)
+            if wrong:
+                what = f"{len(failures)} of {len(plan.distinct)} cells failed" if failures else "rows trained the same"
+                raise ValueError("\n  ".join([f"{name}: {what}; the table has the others:", *wrong]))
         if parent.active:
             write_json(work / _RECORDED, recorded)
-        for cell in plan.cells:
-            for state in Path(cell.job.work_dir).glob("state-*.pt"):
-                state.unlink()
-    print(report.markdown)
-    log.info("-> %s", final.relative_to(params.root))
     return final
+
+
+def _wrong(study: Study, options: StudyOptions, finished: Plan, failures: Mapping[str, str]) -> list[str]:
+    """What is wrong with the runs, a line each: cells that failed, and rows that trained the same thing."""
+    same = {row.row: row.same_as for row in study.rows if row.same_as is not None} if options.smoke else {}
+    return [
+        *(f"{title}: {reason}" for title, reason in failures.items()),
+        *(
+            f"{cell.title}: its logits are those of {other.row}, bit by bit: what tells the two apart had no effect"
+            for other, cell in finished.twins(same)
+        ),
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ what is trained
@@ -141,22 +164,28 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions, *,
     from fer.weights.parts import locate
 
     # Of all rows, so that a choice of rows and the whole table share their cells.
-    datasets = " ".join(dict.fromkeys(options.dataset_of(study, row) for row in study.rows))
+    datasets = " ".join(dict.fromkeys(one for row in study.rows for one in options.columns(study, row)))
     label = hashlib.sha256(f"{name} {datasets}".encode()).hexdigest()[:8]
     folder = (params.home / ".work" / f"study-{Path(name).stem}-{label}").resolve()
-    folds, cells = options.folds or study.folds, []
-    for row in options.chosen(study):
-        dataset = options.dataset_of(study, row)
-        params.dataset(dataset)
+    folds = options.folds or study.folds
+    cells: list[Cell] = []
+    places = [(row, dataset) for row in options.chosen(study) for dataset in options.columns(study, row)]
+    for row, dataset in places:
+        config = params.dataset(dataset)
         shards = ShardSet.open((params.root / "data" / "shards" / dataset).resolve())
-        recipe = row_recipe(study, row, options, params.root)
-        pretrained = locate(recipe.pretrained, params.root, params.parent)
-        for seed in options.seeds:
+        known_as = None if options.smoke else dataset_name(config.source, len(shards.labels))
+        recipe = row_recipe(study, row, options, params.root, dataset)
+        changes = row.set | (row.smoke if options.smoke else {}) | options.set
+        pretrained = locate(recipe.sources, params.root, params.parent)
+        for seed in options.seeds_of(row):
             for fold in range(folds) if folds else [None]:
                 own = recipe
                 if folds and fold is not None:
                     held = CrossValidation(folds=folds, fold=fold)
                     own = recipe.model_copy(update={"cross_validation": held})
+                others = [cell for cell in cells if (cell.fold, cell.dataset) == (fold, dataset)]
+                starts, recipes = _sources(study, row, seed, others)
+                linked = {name: keys for name, keys in (("starts", starts), ("recipes", recipes)) if keys}
                 job = TrainJob.create(
                     shards,
                     own,
@@ -165,15 +194,45 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions, *,
                     config=params.train,
                     work=folder,
                     pretrained=pretrained,
-                    more={"tta": study.tta, "threads": params.train.threads},
+                    more={"tta": study.tta, "threads": params.train.threads, **linked},
                     command=f"fer study {name}",
                     accept_versions=accept_versions,
                 )
                 key = job.fingerprint[:20]
                 job = replace(job, fingerprint=key, work_dir=str(folder / key))
-                cells.append(Cell(row=row.row, dataset=dataset, fold=fold, job=job))
+                cell = Cell(row=row.row, dataset=dataset, known_as=known_as, fold=fold, job=job)
+                cells.append(replace(cell, starts=starts, recipes=recipes, changes=changes))
+    if not cells:
+        raise ConfigError(f"fer study {name}: no row has a run on {datasets or 'these datasets'}")
+    cells = link(cells)
     cells.sort(key=lambda cell: options.seeds.index(cell.job.seed))  # a study that is stopped has whole comparisons
-    return Plan(name=name, kind=study.kind, tta=study.tta, folder=str(folder), gpu=params.train.gpu, cells=tuple(cells))
+    plan = Plan(name=name, kind=study.kind, tta=study.tta, folder=str(folder), gpu=params.train.gpu, cells=tuple(cells))
+    _check_distinct(study, options, plan)
+    return plan
+
+
+def _check_distinct(study: Study, options: StudyOptions, plan: Plan) -> None:
+    """ConfigError where two rows would train the same thing, unless they are meant to."""
+    first: dict[tuple[str, str], str] = {}
+    for row in options.chosen(study):
+        for key, dataset in {(cell.key, cell.dataset) for cell in plan.cells if cell.row == row.row}:
+            other = first.setdefault((key, dataset), row.row)
+            if other != row.row and not (options.smoke and row.same_as):
+                raise ConfigError(
+                    f"{plan.name}: rows {other!r} and {row.row!r} train the same on {dataset}; change one, or choose "
+                    "others with --rows"
+                )
+
+
+def _sources(study: Study, row: Row, seed: int, cells: Sequence[Cell]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Keys of the `cells`, all planned before, that a run starts from, and whose recipe it takes."""
+    starts: tuple[str, ...] = ()
+    if row.start:
+        found = [cell for cell in cells if cell.row in row.start.rows]
+        starts = tuple(cell.key for cell in found if row.start.run == "best" or cell.job.seed == seed)
+        if not starts:
+            raise ConfigError(f"{study.title}: row {row.row!r}, seed {seed}: no run of {', '.join(row.start.rows)}")
+    return starts, tuple(cell.key for cell in cells if cell.row in row.recipe_of)
 
 
 def _assignments(texts: Sequence[str]) -> dict[str, Any]:
@@ -195,26 +254,34 @@ def _run_cells(params: Params, plan: Plan, record: CellLog, workers: int | None)
     log.info("%s: %d cells, %d of them done", plan.name, len(plan.distinct), len(plan.distinct) - len(pending))
     try:
         record.catch_up()
-        if pending and workers != 0:
-            from fer.cluster import grid
-
-            train = params.train
-            grid.run_all(
-                partial(_train_one, plan), [cell.key for cell in pending], record, params.cluster,
-                folder=Path(plan.folder), threads=train.threads, gpu=train.gpu, at_once=workers,
-            )  # fmt: skip
-            return record.failures
-        for cell in pending:
-            record.start({"cell": cell.key})
-            reason = ""
-            try:
-                train_cell(plan, cell)
-            except ValueError as error:
-                reason = str(error).splitlines()[0]
-            record.end({"cell": cell.key}, reason)
+        while wave := [cell for cell in pending if plan.is_ready(cell)]:
+            _run_wave(params, plan, wave, record, workers)
+            pending = [cell for cell in pending if cell not in wave]
+        record.failures.update({cell.title: "a run that it depends on failed" for cell in pending})
         return record.failures
     finally:
         record.close()
+
+
+def _run_wave(params: Params, plan: Plan, cells: Sequence[Cell], record: CellLog, workers: int | None) -> None:
+    """Trains cells of which none depends on another."""
+    if workers != 0:
+        from fer.cluster import grid
+
+        train = params.train
+        grid.run_all(
+            partial(_train_one, plan), [cell.key for cell in cells], record, params.cluster,
+            folder=Path(plan.folder), threads=train.threads, gpu=train.gpu, at_once=workers,
+        )  # fmt: skip
+        return
+    for cell in cells:
+        record.start({"cell": cell.key})
+        reason = ""
+        try:
+            train_cell(plan, cell)
+        except ValueError as error:
+            reason = str(error).splitlines()[0]
+        record.end({"cell": cell.key}, reason)
 
 
 def _train_one(plan: Plan, key: str) -> None:
@@ -238,7 +305,7 @@ class CellLog:
     def start(self, values: Mapping[str, Any]) -> None:
         """A cell begins, or begins again after its worker was lost."""
         cell = self._plan.distinct[values["cell"]]
-        recipe = cell.job.recipe
+        recipe = self._plan.resolved(cell).job.recipe
         settings = {"recipe": recipe.model_dump(mode="json"), "seed": cell.job.seed, "fold": cell.fold}
         with self._lock:
             if not self._closed and cell.key not in self._runs:

@@ -24,14 +24,15 @@ from fer.shards.read import ShardSet
 from fer.stages.closure import code
 from fer.tracking import Run, open_run
 from fer.training.job import TrainJob
-from fer.training.loop import build_model, train
+from fer.training.loop import build_model, not_loaded, train
 from fer.training.metrics import best_metrics
 from fer.training.progress import FILE_NAME as PROGRESS
 from fer.training.progress import Progress
 from fer.training.publish import publish
 from fer.training.recipe import TrainStageConfig
 from fer.training.state import Record, TrainState
-from fer.weights.parts import locate
+from fer.weights.parts import WHOLE, locate
+from fer.weights.store import shortened
 
 
 def run(params: Params, dataset: str, model_key: str, *, accept_versions: bool = False, restart: bool = False) -> Path:
@@ -60,11 +61,14 @@ def run(params: Params, dataset: str, model_key: str, *, accept_versions: bool =
         code=code_digest,
         config=params.train,
         work=params.home / ".work",
-        pretrained=locate(recipe.pretrained, params.root, params.parent),
+        pretrained=locate(recipe.sources, params.root, params.parent),
         command=f"python -m pipelines.train --dataset {dataset} --model {model_key}",
         accept_versions=accept_versions,
     )
     model, work, title = build_model(job), Path(job.work_dir), f"train {model_key} on {dataset}"
+    random = not_loaded(job) if job.pretrained else []
+    digests = {source.part: source.digest for source in job.pretrained}
+    start = {"source": recipe.start_from, "sha256": digests.pop(WHOLE, None), "random": random}
     settings = {"recipe": recipe.model_dump(mode="json"), "seed": params.seed}
     stage = {"train": params.train.model_dump()}
     facts = {
@@ -78,7 +82,8 @@ def run(params: Params, dataset: str, model_key: str, *, accept_versions: bool =
         "fingerprint": job.fingerprint,
         "data_digest": shards.digest,
         "code_digest": code_digest,
-        "pretrained": {source.part: source.digest for source in job.pretrained},
+        "pretrained": digests,
+        "start_from": start if recipe.start_from else None,
     }
     tags = {key: facts[key] for key in ("dataset", "model", "parameters", "data_digest", "code_digest")}
     with (
@@ -97,6 +102,8 @@ def run(params: Params, dataset: str, model_key: str, *, accept_versions: bool =
         if restart:
             empty_held(work)
         _announce(title, job, params.train)
+        if recipe.start_from:
+            log.info(f"{title}: starts from {recipe.start_from}; at random: {shortened(random) or 'nothing'}")
         _run(params, job, Follower(title, work, sum(stage.epochs for stage in recipe.in_stages), tracked))
         state = TrainState.load(work)
         assert state is not None, "a run that ended well left its last state"

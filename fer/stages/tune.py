@@ -160,7 +160,7 @@ def _plan(
         code=code().digest("tune", recipes=[recipe]),
         config=params.train,
         work=params.home / ".work",
-        pretrained=locate(recipe.pretrained, params.root, params.parent),
+        pretrained=locate(recipe.sources, params.root, params.parent),
         more={"tune": what, "threads": params.train.threads},
         command=f"fer tune --dataset {dataset} --model {model_key}",
         accept_versions=accept_versions,

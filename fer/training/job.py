@@ -27,7 +27,7 @@ class TrainJob:
         labels: of the dataset, in the order of the class indices.
         threads: CPU threads of each rank.
         fingerprint: see `fingerprint`.
-        pretrained: the parts of the model that start from given weights.
+        pretrained: the weights that the model and parts of it start from.
         command: what the user types to start or resume the run; named in errors.
         accept_versions: whether to resume a checkpoint that other versions of the libraries wrote.
     """
@@ -97,7 +97,7 @@ def fingerprint(
     parts = {
         "data": data_digest,
         "recipe": recipe.model_dump(mode="json"),
-        "pretrained": [source.digest for source in pretrained],  # their parts stand in the recipe
+        "pretrained": [source.identity for source in pretrained],
         "seed": seed,
         "code": code,
         **(more or {}),

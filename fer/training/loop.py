@@ -31,7 +31,7 @@ from fer.training.recipe import Recipe
 from fer.training.schedule import learning_rate
 from fer.training.state import Record, StateError, TrainState
 from fer.training.targets import Targets
-from fer.weights.parts import load_part
+from fer.weights.parts import load_sources
 
 
 class DivergedError(ValueError):
@@ -184,12 +184,21 @@ def build_model(job: TrainJob, stage: int = -1) -> FerModel:
 
     They are a function of the seed and of given files; a later stage gets them from the one before.
     """
+    model = _random_model(job, stage)
+    if stage == 0:
+        load_sources(model, job.pretrained, job.labels)
+    return model
+
+
+def not_loaded(job: TrainJob) -> list[str]:
+    """The tensors of the first stage's model that its given weights leave random; it also shows that they fit."""
+    return load_sources(_random_model(job, 0), job.pretrained, job.labels)
+
+
+def _random_model(job: TrainJob, stage: int) -> FerModel:
     recipe = job.recipe.in_stages[stage]
     torch.manual_seed(stable_hash(job.seed, "weights"))
-    model = create_model(recipe.model, len(job.labels), **recipe.options)
-    for source in job.pretrained if stage == 0 else ():
-        load_part(model, source)
-    return model
+    return create_model(recipe.model, len(job.labels), **recipe.options)
 
 
 def prepare(images: Tensor, model: FerModel, recipe: Recipe, device: str) -> Tensor:

@@ -83,6 +83,11 @@ class Recipe(Config):
         default_factory=dict,
         description="part of the model -> weights it starts from: a name in `fer weights list`, or a path",
     )
+    start_from: str | None = Field(
+        None,
+        description="weights that the whole model starts from: a name in `fer weights list`, or the path of weights of "
+        "this project or of its authors; null: random ones",
+    )
     epochs: int = Field(ge=1, le=MOST_EPOCHS)
     batch_size: int = Field(ge=1, le=MOST_IMAGES, description="images of one update, over all workers together")
     eval_batch_size: int = Field(256, ge=1, le=MOST_IMAGES, description="images of one forward pass of validation")
@@ -169,6 +174,11 @@ class Recipe(Config):
         return self
 
     @property
+    def sources(self) -> dict[str, str]:
+        """Part of the model -> the weights it starts from; under "" those of the whole model (`fer.weights.parts`)."""
+        return ({} if self.start_from is None else {"": self.start_from}) | self.pretrained
+
+    @property
     def in_stages(self) -> list[Recipe]:
         """The complete recipe of each stage; itself where there is only one."""
         if not self.stages:
@@ -176,7 +186,7 @@ class Recipe(Config):
         base = self.model_dump(mode="json", exclude={"stages"})
         made = []
         for number, stage in enumerate(self.stages, start=1):
-            if fixed := {"stages", "pretrained", "protocol"} & set(stage):
+            if fixed := {"stages", "pretrained", "start_from", "protocol"} & set(stage):
                 raise ValueError(f"stages[{number}]: {', '.join(sorted(fixed))} holds for all stages alike")
             own = base if "model" not in stage else {**base, "options": {}}  # options are a model's own
             try:

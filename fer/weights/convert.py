@@ -31,15 +31,25 @@ _TENSORFLOW_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 def convert(name: str, published: Published) -> dict[str, Tensor]:
     """The state dict of `create_model(name, **published_options(name, published))`, complete for a strict load.
 
+    Where the file lacks the head (`num_classes` is None), it is complete but for that.
+
     Raises ValueError naming every key that is missing, unexpected, ambiguous or of another shape.
     """
-    layout, tensors = _layout(name), _tensors(published)
+    tensors = _tensors(published)
+    layout, options = _layout(name).of(tensors), published_options(name, tensors)
+    headless = options["num_classes"] is None
     with torch.device("meta"):
-        expected = create_model(name, **published_options(name, tensors)).state_dict()
+        expected = create_model(name, **options | ({"num_classes": 1} if headless else {})).state_dict()
+    if headless:
+        expected = {ours: tensor for ours, tensor in expected.items() if not layout.is_in_head(ours)}
     state: dict[str, Tensor] = {}
     faults: list[str] = []
     live = {key: t for key, t in tensors.items() if not layout.is_dead(key) and not layout.is_derivable(key)}
-    for key, tensor in layout.adapt(live).items():
+    try:
+        adapted = layout.adapt(live)
+    except (RuntimeError, LookupError) as error:  # shapes that cannot be joined
+        raise ValueError(f"not the published layout of {name!r}: {error}") from None
+    for key, tensor in adapted.items():
         ours = layout.our_key(key)
         if ours not in expected:
             faults.append(f"unexpected: {key}")
@@ -58,12 +68,17 @@ def convert(name: str, published: Published) -> dict[str, Tensor]:
 
 
 def published_options(name: str, published: Published) -> dict[str, Any]:
-    """The arguments of `create_model(name, ...)`, `num_classes` included, that the published tensors were made for."""
-    layout, tensors = _layout(name), _tensors(published)
+    """The arguments of `create_model(name, ...)`, `num_classes` included, that the published tensors were made for.
+
+    `num_classes` is None where they are those of a backbone alone.
+    """
+    tensors = _tensors(published)
     try:
-        return layout.options(tensors)
+        return _layout(name).of(tensors).options(tensors)
     except KeyError as error:
         raise ValueError(f"not the published layout of {name!r}:\n  missing: {error.args[0]}") from None
+    except IndexError:
+        raise ValueError(f"not the published layout of {name!r}: a tensor of other dimensions") from None
 
 
 def dead_keys(name: str, keys: Iterable[str]) -> list[str]:

@@ -3,8 +3,8 @@
     model = load_published("poster_v2", "rafdb-model_best.pth")  # classes, heads and depth read from the file
     load_published(model, "rafdb-model_best.pth")                # into an existing model, which must fit
 
-Formats: `torch.save` in both its layouts (a state dict alone, under `state_dict`, `model_state_dict` or `model`, or a
-whole pickled module), safetensors, npz, TensorFlow checkpoints and OpenVINO's xml with its bin.
+Formats: `torch.save` in both its layouts (a state dict alone or under one of `WRAPPERS`, or a whole pickled module),
+safetensors, npz, Keras' h5, TensorFlow checkpoints and OpenVINO's xml with its bin.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from fer.weights.convert import convert, published_options
 from fer.weights.store import shortened, usable
 from fer.weights.torchfile import LEGACY_MAGIC, Stub, TensorRef, TorchFile, reading
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")
+WRAPPERS = ("state_dict", "model_state_dict", "net_state_dict", "model")
 """The keys that published files hold their state dict under."""
 
 _DATA_PARALLEL = "module."
 _OPTIMIZER = {"state", "param_groups"}
 _OPENVINO_MODEL = "mobilefacenet_landmarks"
+
+_FLOAT = torch.empty(0)  # the dtype of the models' parameters
 
 # The largest published model has about 1,200 tensors in 1,100 modules; modules that contain themselves have no end.
 _MOST_PARTS = 100_000
@@ -53,18 +55,25 @@ def load_published(model: FerModel | str, path: str | Path) -> FerModel:
     name = model if isinstance(model, str) else model.name
     if name is None:
         raise ValueError(f"{path}: the model was not made by create_model, its published layout is unknown")
-    try:
-        options, state = _converted(name, path)
-        if isinstance(model, str):
-            model = create_model(name, **options).eval()
-        else:
-            _refuse_other_options(model, options)
-    except FileError:
-        raise
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    options, state = _converted(name, path)
+    if options["num_classes"] is None:
+        raise ValueError(f"{path}: holds no head of {name}; for weights that a training starts from, see start_from")
+    if isinstance(model, str):
+        model = create_model(name, **options).eval()
+    else:
+        _refuse_other_options(path, model, options)
     model.load_state_dict(usable(path, state, model.state_dict()))
     return model
+
+
+def load_state(name: str, path: Path) -> dict[str, Tensor]:
+    """The tensors of a published file by their names in our model `name`; those of its head may be missing.
+
+    Raises:
+        FileError, ValueError: as `load_published`.
+    """
+    _, state = _converted(name, path)
+    return usable(path, state, {key: _FLOAT for key in state if not key.endswith("num_batches_tracked")})
 
 
 def read_published(path: str | Path) -> dict[str, Tensor]:
@@ -90,20 +99,23 @@ def _converted(name: str, path: Path) -> tuple[dict[str, Any], dict[str, Tensor]
         from fer.weights.openvino import landmark_state
 
         if name != _OPENVINO_MODEL:
-            raise ValueError(f"of OpenVINO's files only that of {_OPENVINO_MODEL} is read, not that of {name}")
+            raise ValueError(f"{path}: of OpenVINO's files only that of {_OPENVINO_MODEL} is read, not that of {name}")
         return {"num_classes": 0}, landmark_state(path.with_suffix(".xml"))
     published = read_published(path)
-    return published_options(name, published), convert(name, published)
+    try:
+        return published_options(name, published), convert(name, published)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
-def _refuse_other_options(model: FerModel, options: Mapping[str, Any]) -> None:
+def _refuse_other_options(path: Path, model: FerModel, options: Mapping[str, Any]) -> None:
     assert model.name is not None
     has = model_options(model.name) | dict(model.options) | {"num_classes": model.num_classes}
     other = [
         f"{option} = {value!r}, the model {has[option]!r}" for option, value in options.items() if has[option] != value
     ]
     if other:
-        raise ValueError(f"the file is for another {model.name}: it has {'; it has '.join(other)}")
+        raise ValueError(f"{path}: the file is for another {model.name}: it has {'; it has '.join(other)}")
 
 
 # ------------------------------------------------------------------------------------------------ formats
@@ -126,10 +138,10 @@ def _read(path: Path) -> dict[str, Tensor]:
     if head[8:9] == b"{":
         return _read_safetensors(path)
     if head.startswith(b"\x89HDF"):
-        raise FileError(f"{path}: a Keras file, which is not read; of TensorFlow's files only checkpoints are")
+        return _read_keras(path)
     raise FileError(
-        f"{path}: not recognized. Weights are read from files of torch.save, safetensors, npz, TensorFlow checkpoints "
-        "(.index) and OpenVINO (.xml)"
+        f"{path}: not recognized. Weights are read from files of torch.save, safetensors, npz, Keras (.h5), TensorFlow "
+        "checkpoints (.index) and OpenVINO (.xml)"
     )
 
 
@@ -141,6 +153,12 @@ def _read_tensorflow(path: Path) -> dict[str, Tensor]:
     from fer.weights.tensorflow import read_checkpoint
 
     return {key: torch.from_numpy(array) for key, array in read_checkpoint(path).items()}
+
+
+def _read_keras(path: Path) -> dict[str, Tensor]:
+    from fer.weights.keras import read_keras
+
+    return {key: torch.from_numpy(array) for key, array in read_keras(path).items()}
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -7,6 +7,8 @@ first fetch is kept beside the file, so that later changes are detected.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator
 from functools import cache
 from importlib.resources import as_file, files
@@ -30,7 +32,22 @@ class PublishedFile(Config):
     name: str
     url: str | None = None
     page: str | None = None
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{8,64}$", description="whole, or its first digits")
+    md5: str | None = Field(default=None, pattern=r"^[0-9a-f]{32}$", description="where its authors give that alone")
+
+    def matches(self, path: Path) -> bool | None:
+        """Whether a file has the published checksum; None where there is none."""
+        if self.sha256 is not None:
+            return sha256(path).startswith(self.sha256)
+        if self.md5 is None:
+            return None
+        with open(path, "rb") as handle:
+            return hashlib.file_digest(handle, "md5").hexdigest() == self.md5
+
+    @property
+    def checksum(self) -> str | None:
+        """For people."""
+        return f"sha256 {self.sha256}" if self.sha256 else f"md5 {self.md5}" if self.md5 else None
 
     @model_validator(mode="after")
     def _is_somewhere(self) -> PublishedFile:
@@ -52,6 +69,7 @@ class PublishedWeights(Config):
     accuracy: float | None = Field(default=None, gt=0, le=100)
     protocol: str | None = None
     input: str
+    channels: Literal["rgb", "bgr"] = "rgb"
     files: list[PublishedFile] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -136,8 +154,7 @@ def pull(name: str, *, given: Path | None = None, to: Path | None = None) -> lis
         raise FileError(f"{given}: no such file or folder")
     for file in listed:
         target = folder / file.name
-        expected = file.sha256 or _recorded(folder).get(file.name)
-        if target.is_file() and (expected is None or sha256(target) == expected):
+        if target.is_file() and _is_whole(file, target) is not False:
             continue
         near = [cache_folder() / name / file.name] if to else []
         if given is not None:
@@ -150,18 +167,33 @@ def pull(name: str, *, given: Path | None = None, to: Path | None = None) -> lis
 
 def _fetch(name: str, file: PublishedFile, target: Path, near: list[Path]) -> None:
     for path in near:
-        if file.sha256 is None or sha256(path) == file.sha256:
-            download(str(path), target, sha256_hex=file.sha256)
+        if file.matches(path) is not False:
+            download(str(path), target)
             return
     by_hand = f"`fer weights pull {name} --from FOLDER` takes it from a folder of yours"
     if near:
-        raise FileError(f"{near[0]}: not the published {file.name}: its sha256 is not {file.sha256}")
+        raise FileError(f"{near[0]}: not the published {file.name}: its checksum is not {file.checksum}")
     if file.url is None:
         raise FileError(f"{file.name}: has no address for a direct download. Fetch it from {file.page}; {by_hand}")
+    digest = file.sha256 if file.sha256 and len(file.sha256) == 64 else None
+    fetched = target if digest or not file.checksum else target.with_name(f".{target.name}.unchecked")
     try:
-        download(file.url, target, sha256_hex=file.sha256)
+        download(file.url, fetched, sha256_hex=digest)
+        if fetched != target:
+            if not file.matches(fetched):
+                fetched.unlink()
+                raise FileError(f"{file.url}: its checksum is not {file.checksum}: another or a damaged file")
+            os.replace(fetched, target)
     except FileError as error:
         raise FileError(f"{error}. Fetch {file.name} by hand from {file.page or file.url}; {by_hand}") from None
+
+
+def _is_whole(file: PublishedFile, path: Path) -> bool | None:
+    """Whether a file is the published one, or else the one that was fetched; None where neither is known."""
+    if (published := file.matches(path)) is not None:
+        return published
+    recorded = _recorded(path.parent).get(path.name)
+    return None if recorded is None else sha256(path) == recorded
 
 
 def _recorded(folder: Path) -> dict[str, str]:
@@ -184,11 +216,11 @@ def verify() -> Iterator[Finding]:
             continue
         name = path.relative_to(folder).parts[0]
         listed = register()[name].files if name in register() else []
-        published = {folder / name / file.name: file.sha256 for file in listed}
-        expected = published.get(path) or _recorded(path.parent).get(path.name)
-        if path not in published or expected is None:
+        file = {folder / name / file.name: file for file in listed}.get(path)
+        whole = _is_whole(file, path) if file else None
+        if file is None or whole is None:
             yield Finding(path, "unknown")
-        elif sha256(path) != expected:
+        elif not whole:
             yield Finding(path, "corrupt")
         else:
-            yield Finding(path, "ok" if published[path] else "as fetched")
+            yield Finding(path, "ok" if file.checksum else "as fetched")

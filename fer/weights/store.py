@@ -48,8 +48,8 @@ class WeightsInfo:
     labels: tuple[str, ...]
     label_space: str
     input_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
     resize: dict[str, Any]
     colour: str = "RGB"
     extra: dict[str, Any] = field(default_factory=dict)
@@ -95,8 +95,8 @@ def save_model(
         labels=() if is_identities(label_space) else tuple(labels),
         label_space=label_space,
         input_size=model.input_size,
-        mean=tuple(model.mean),
-        std=tuple(model.std),
+        mean=model.mean,
+        std=model.std,
         resize=asdict(model.resize),
         extra=dict(extra or {}),
     )
@@ -174,6 +174,7 @@ def load_model(path: Path, *, labels: Sequence[str] | None = None) -> tuple[FerM
         raise FileError(f"{path}: damaged ({error}); {_REMEDY}") from None
     except RuntimeError as error:
         raise ValueError(f"{path}: the weights do not fit {info.model}: {' '.join(str(error).split()):.400}") from None
+    model.mean, model.std = info.mean, info.std  # of published weights perhaps not those of the model
     return model.eval(), info
 
 

@@ -40,10 +40,16 @@ def png(image: npt.NDArray[np.uint8]) -> bytes:
 
 
 def write_rows(
-    folder: Path, name: str, split: Split, rows: Sequence[Row], fold: int | None = None, group: int = ROWS_PER_GROUP
+    folder: Path,
+    name: str,
+    split: Split,
+    rows: Sequence[Row],
+    fold: int | None = None,
+    group: int = ROWS_PER_GROUP,
+    labels: Sequence[str] = LABELS,
 ) -> Part:
     """A part that holds these rows, `group` in a row group; its entry in the manifest."""
-    metadata = {"fer.schema": str(SCHEMA_VERSION), "fer.labels": json.dumps(LABELS), "fer.color": "RGB"}
+    metadata = {"fer.schema": str(SCHEMA_VERSION), "fer.labels": json.dumps(labels), "fer.color": "RGB"}
     write_table(folder / name, rows, shard_schema(), metadata=metadata, rows_per_group=group)
     return describe_part(folder / name, split, fold, [row["label"] for row in rows], len(LABELS))
 
@@ -168,7 +174,11 @@ def write_people(folder: Path, *, test: int, size: int = 20, **values: Any) -> P
         ("test-0.parquet", "test", range(21, middle)),
         ("test-1.parquet", "test", range(middle, 21 + test)),
     ]
-    parts = [write_rows(folder, file, split, [_person(row, size) for row in rows]) for file, split, rows in plan]
+    labels = values.get("labels", LABELS)
+    parts = [
+        write_rows(folder, file, split, [_person(row, size) for row in rows], labels=labels)
+        for file, split, rows in plan
+    ]
     return write_manifest(folder, parts, size, folds=10, **values)
 
 

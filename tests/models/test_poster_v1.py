@@ -67,7 +67,16 @@ def test_streams_left_out_take_their_parameters_with_them() -> None:
     assert counts["both"] > counts["landmark_to_image"] == counts["image_to_landmark"]
 
 
-@pytest.mark.parametrize("streams", STREAMS)
+def test_without_streams_no_landmark_is_seen_and_the_image_tokens_attend_to_themselves() -> None:
+    model = little(streams="none", pyramid=False).eval()
+    assert not [name for name, _ in model.named_parameters() if name.startswith("landmarks")]
+    block = model.blocks[0].levels[0]
+    tokens = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        torch.testing.assert_close(block(tokens), block.mix(block.image(tokens, tokens)))
+
+
+@pytest.mark.parametrize("streams", ["both", "landmark_to_image", "image_to_landmark"])
 def test_without_token_mixing_a_left_out_stream_changes_nothing(streams: str) -> None:
     model = little(streams=streams, token_mixing=False, pyramid=False).eval()
     x = torch.randn(2, 10, 32, generator=torch.Generator().manual_seed(3))

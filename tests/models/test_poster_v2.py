@@ -12,7 +12,7 @@ from fer.models import FerModel, create_model
 from fer.models.inference import for_inference
 from fer.models.layers.attention import RelativePositionBias
 from fer.models.layers.linear import ScaledLinear
-from fer.models.layers.tokens import Embedding
+from fer.models.layers.tokens import Embedding, to_map, to_tokens
 from fer.models.poster_v2 import Fusion
 
 ABLATIONS: list[dict[str, Any]] = [
@@ -27,6 +27,7 @@ ABLATIONS: list[dict[str, Any]] = [
     {"cross_fusion": False, "window_size": 3},
     {"cross_fusion": False, "attention": "vanilla"},
     {"multi_scale": False, "vit_depth": 0},
+    {"project_query": True, "residual": "input"},
 ]
 
 
@@ -54,6 +55,7 @@ def test_every_ablation_trains_all_that_it_owns_and_folds(options: dict[str, Any
         ({"vit_depth": 0}, 43_753_941 - 2 * 7_087_872 - 149 * 768),
         ({"vit_depth": 8}, 43_753_941 + 6 * 7_087_872),
         ({"attention": "vanilla"}, 43_753_941 + 86_464 - 10_318),
+        ({"project_query": True}, 43_753_941 + 86_464),
         ({"window_size": 7}, 43_753_941 - 6_050 - 2_916 + 169 * 6),
     ],
     ids=str,
@@ -65,6 +67,27 @@ def test_ablations_of_the_published_size_have_the_parameters_of_their_parts(
         model = create_model("poster_v2", **options)
         assert sum(p.numel() for p in model.parameters()) == parameters
         assert model.eval()(batch(model, 2).to("meta")).shape == (2, 7)
+
+
+def test_a_fusion_by_the_papers_equations_4_and_5() -> None:
+    """q = z_lm W_q; X' = W-MCSA + X_img; X_o = MLP(Norm(X')) + X', written out for one window and one head."""
+    torch.manual_seed(0)
+    width, side = 4, 3
+    fusion = Fusion(
+        width, width, num_heads=1, side=side, window=side, attention="window", project_query=True, residual="input",
+        layer_scale=1.0, drop_path_rate=0.0,
+    ).eval()  # fmt: skip
+    image, landmarks = torch.randn(2, width, 2 * side, 2 * side), torch.randn(2, width, side, side)
+    x = to_tokens(fusion.down(image))
+    z = fusion.norm1(x)
+    w = fusion.attention
+    assert w.query is not None
+    assert w.position_bias is not None
+    k, v = w.key_value(z).chunk(2, dim=2)
+    scores = w.query(to_tokens(landmarks)) @ k.mT / width**0.5 + w.position_bias()[:, 0]
+    x = x + w.proj(scores.softmax(2) @ v)
+    x = x + fusion.mlp(fusion.norm2(x))
+    torch.testing.assert_close(fusion(image, landmarks), to_map(x, side))
 
 
 def test_relative_position_bias_is_swins() -> None:
@@ -86,6 +109,8 @@ def test_windows_are_squares_that_attend_in_themselves(cross: bool) -> None:
         side=6,
         window=3,
         attention="window",
+        project_query=False,
+        residual="normalized",
         layer_scale=1.0,
         drop_path_rate=0.0,
     ).double()

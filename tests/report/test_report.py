@@ -349,12 +349,12 @@ def test_class_fractions() -> None:
 
 def test_published_results_are_plausible_and_attributed() -> None:
     for dataset in ("FER2013", "RAF-DB", "AffectNet-7", "AffectNet-8", "CAER-S", "AI-Hub"):
-        works = published.figures(dataset)
+        works = published.results(dataset)
         assert works
-        assert all(0.5 < one.value < 1 and one.work and one.table for one in works)
+        assert all(0.5 < one.fraction < 1 and one.work in published.WORKS and one.table for one in works)
         assert works == sorted(works, key=lambda one: -one.value)
     assert published.test_rows("FER2013") == 3589
-    human = next(one for one in published.figures("FER2013") if one.model.startswith("Human"))
-    assert (human.value, human.margin) == (0.65, 0.05)
+    human = next(one for one in published.results("FER2013") if one.row.startswith("Human"))
+    assert (human.fraction, human.margin) == (0.65, 0.05)
     assert published.dataset_name("affectnet", 8) == "AffectNet-8"
     assert published.dataset_name("synthetic", 7) is None

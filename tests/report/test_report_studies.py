@@ -41,13 +41,21 @@ def key(number: int) -> str:
     return f"{number:020x}"
 
 
-def cells(accuracies: Mapping[str, Sequence[float]], **more: float) -> list[dict[str, Any]]:
+def cells(accuracies: Mapping[str, Sequence[float]], dataset: str, **more: Any) -> list[dict[str, Any]]:
     """One run per accuracy, by seed; `more` of its metrics."""
     made = []
     for row, values in accuracies.items():
         for seed, accuracy in enumerate(values):
             metrics = {"test_accuracy": accuracy, "val_accuracy": accuracy + 0.01, "train_loss": 1 - accuracy}
-            about = {"row": row, "seed": seed, "fold": None, "key": key(len(made)), "parameters": 89919}
+            about = {
+                "row": row,
+                "dataset": dataset,
+                "known_as": None,
+                "seed": seed,
+                "fold": None,
+                "key": key(len(made)),
+                "parameters": 89919,
+            }
             made.append({**about, **metrics, "seconds": 2.0, **more})
     return made
 
@@ -57,8 +65,11 @@ def write_study(root: Path, name: str, keys: Mapping[str, Any] = TABLE, **option
     study = parse(Study, keys, name)
     asked = parse(StudyOptions, {"rows": list(ACCURACIES), "seeds": [0, 1, 2], **options}, name)
     names = [row.row for row in asked.chosen(study)]
-    views = {} if study.tta == "none" else {"test_tta_accuracy": 0.8}
-    results = cells({name: values for name, values in ACCURACIES.items() if name in names}, **views)
+    more: dict[str, Any] = {} if study.tta == "none" else {"test_tta_accuracy": 0.8}
+    if study.kind == "lhc_sets":
+        more |= {"keras_parameters": 32_411_668, "attention_share": 0.148, "known_as": "FER2013"}
+    (dataset,) = asked.columns(study, study.rows[0])
+    results = cells({name: values for name, values in ACCURACIES.items() if name in names}, dataset, **more)
     plan = cast(Plan, None)  # of kinds that read no predictions
     made = study_results.read(study, asked, plan, results)
     folder = root / "reports" / "studies" / name
@@ -132,6 +143,34 @@ def test_a_smoke_run_is_marked(params: Params) -> None:
     assert "SYNTHETIC" in text
 
 
+def test_datasets_classes_and_failed_runs_of_a_study_are_shown(params: Params) -> None:
+    rows = [TABLE["rows"][0], {**TABLE["rows"][1], "against": "plain"}]
+    columns = {"people": "ddamfn/nano", "toy": "ddamfn/nano"}
+    folder = write_study(params.root, "own", {**TABLE, "baseline": None, "rows": rows})
+    content = json.loads((folder / "results.json").read_text())
+    content["study"] |= {"datasets": columns, "kind": "classes"}
+    content["rows"] += [{**row, "dataset": "toy", "known_as": "FER2013", "published": 12.3} for row in content["rows"]]
+    test = {"count": 1, "mean": 0.5, "std": None, "low": None, "high": None}
+    places = [(row, dataset, label) for dataset in columns for row in ACCURACIES for label in ("fear", "anger")]
+    content["classes"] = [
+        {"row": row, "dataset": dataset, "label": label, "published": 61.5 if label == "fear" else None, "test": test}
+        for row, dataset, label in places
+    ]
+    content["wrong"] = ["plain, toy, seed 1: <b>out of memory</b>"]
+    write_json(folder / "results.json", content)
+    page = render(collect(params))
+    text = section(page)
+    assert Outline(page).open == []
+    assert "<th>plain <small>people</small>" in text
+    assert "<th>plain <small>FER2013</small>" in text
+    assert "<small>to plain</small>" in text
+    assert '<div class="stale">plain, toy, seed 1: &lt;b&gt;out of memory&lt;/b&gt;.</div>' in text
+    assert "Not finished: 6 of 12 runs." in text
+    assert text.count("Accuracy of every class") == 2
+    assert "50.00 / 61.50" in text
+    assert "12.30" in text
+
+
 def test_rows_whose_recipe_selects_on_test_are_marked(params: Params) -> None:
     rows = [TABLE["rows"][0], {**TABLE["rows"][1], "set": {"protocol": "published"}}]
     write_study(params.root, "own", {**TABLE, "rows": rows})
@@ -149,17 +188,16 @@ def test_a_removed_recipe_is_reported_and_the_results_stay(params: Params) -> No
 
 
 def test_sets_of_runs_are_beside_the_printed_ones_with_their_figure(params: Params) -> None:
-    printed = {"Top 40%": 72.69, "Top 40% w/o best": 72.65, "Top 25%": 72.75, "Best": 72.81}
-    rows = [{"row": "plain", "published": 72.81, "printed": printed}, {"row": "without heads", "printed": printed}]
+    rows = [{"row": "plain"}, {"row": "without heads", "series": "LHC-Net"}]
     write_study(params.root, "sets", {**TABLE, "kind": "lhc_sets", "rows": rows})
     page = render(collect(params))
     outline = Outline(page)
     assert outline.open == []
     assert len(outline.addresses) == 1
     assert outline.addresses[0].startswith("data:image/svg+xml;base64,"), "nothing is asked for"
-    assert cells_of(page, "plain")[1:4] == ["72.00 ± 2.00", "67.03 – 76.97", "3"]
-    assert "74.00 / 72.81" in section(page)
-    assert "against the host at equal seeds" in section(page)
+    assert cells_of(page, "LHC-Net")[1:4] == ["77.00 ± 2.65", "70.43 – 83.57", "3"]
+    assert "80.00 / 73.39" in section(page)
+    assert "against LHC-Net at equal seeds" in section(page)
 
 
 def test_label_noise_is_shown_by_level_with_its_verdict(params: Params) -> None:

@@ -12,6 +12,7 @@ from builders.shards import LABELS, label_of, picture, png, write_split
 from fer.models.base import Resize
 from fer.shards.dataset import RowGroups, ShardSplit
 from fer.shards.order import epoch_order
+from fer.shards.pixels import ModelInput, resize
 from fer.shards.read import EvalBatches, SampleError, TrainBatches
 from fer.shards.schema import ShardError, shard_schema
 from fer.shards.table import write_table
@@ -168,6 +169,22 @@ def test_gray_images_are_replicated_and_resized_as_color_is(tmp_path: Path) -> N
             assert images.shape == (20, 20, 20, 3)
             assert torch.equal(images[..., 0], images[..., 1])
             assert torch.equal(images[..., 0], images[..., 2])
+
+
+def test_a_truncated_input_reaches_training_as_stored_and_evaluation_unrounded(split: ShardSplit) -> None:
+    target = ModelInput(20, Resize(antialias=False), truncate=True)
+    images = {row: picture(row, 12) for row in range(split.rows)}
+    for cache_bytes in (0, 1 << 20):
+        batches = train_batches(split, model_input=target, cache_bytes=cache_bytes)
+        for epoch in (0, 1):  # the second is read from the cache
+            for batch in batches.epoch(epoch):
+                assert batch.images.dtype == torch.uint8
+                for row, image in zip(batch.rows.tolist(), batch.images.numpy(), strict=True):
+                    assert (image == resize(images[row], target, training=True)).all()
+        for batch in EvalBatches(split, model_input=target, batch_size=20, cache_bytes=cache_bytes):
+            assert batch.images.dtype == torch.float32
+            for row, image in zip(batch.rows.tolist(), batch.images.numpy(), strict=True):
+                assert (image == resize(images[row], target)).all()
 
 
 def test_row_groups_are_read_once_for_all_threads_and_the_oldest_are_dropped(split: ShardSplit) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +13,18 @@ import numpy as np
 import pytest
 from builders.mlflow_runs import give_store
 from builders.published import LABELS, make_project, publish_training, publish_training_chosen_on_test
+from builders.shards import change_manifest
 
 from fer.evaluation.predict import Predictions, PredictJob, merge, predict_share
+from fer.evaluation.summary import tta_difference
 from fer.io.files import FileError, read_json
 from fer.params import Params
 from fer.shards.manifest import load_manifest
 from fer.shards.read import ShardSet
 from fer.shards.table import read_table
-from fer.stages.evaluate import _tta_difference, numbers, predict
+from fer.stages.evaluate import predict
 from fer.stages.evaluate import run as run_evaluation
+from fer.stages.record import numbers
 from fer.tracking import Run
 from fer.weights.store import load_model, save_model
 
@@ -75,7 +79,7 @@ def test_the_gain_of_augmentation_is_paired_row_by_row(project: Params) -> None:
     correct, wrong = np.eye(2, dtype=np.float32)[labels], np.eye(2, dtype=np.float32)[1 - labels]
     plain, views = correct.copy(), correct.copy()
     plain[:9], views[9:12] = wrong[:9], wrong[9:12]  # 9 rows gained, 3 lost, 88 correct either way
-    found = _tta_difference(Predictions(np.arange(100), labels, plain, views), project)
+    found = tta_difference(Predictions(np.arange(100), labels, plain, views), project.evaluate, project.seed)
     assert (found["gained"], found["lost"]) == (9, 3)
     assert found["value"] == pytest.approx(0.06)
     assert found["low"] == pytest.approx(0.0, abs=0.03), "0.06 - 1.96 * 0.034"
@@ -103,6 +107,70 @@ def test_an_epoch_selected_on_test_is_reported_beside_the_validation_selected_on
     assert logged["accuracy_validation_protocol"] == 0.6
     assert logged["accuracy_protocol_difference"] == pytest.approx(0.2)
     assert logged["balanced_accuracy_protocol_difference"] == pytest.approx(0.2)
+
+
+def write_pairs(root: Path, *pairs: tuple[str, str]) -> None:
+    """data/statistics/toy, where these rows of test and train show one photograph each."""
+    folder = root / "data/statistics/toy"
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [f"{test},{train},test,train\n" for test, train in pairs]
+    (folder / "duplicates.csv").write_text("first,second,first_split,second_split\n" + "".join(lines))
+    (folder / "dropped.csv").write_text("sample_id,reason,kept\n")
+
+
+def test_rows_without_a_duplicate_in_training_are_reported_beside_unchanged_metrics_of_all(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fer.console.log.propagate", True)
+    params = make_project(tmp_path)
+    change_manifest(tmp_path / "data/shards/toy", duplicates="report")
+    publish_training(params)
+    params = replace(params, evaluate=params.evaluate.model_copy(update={"tta": "flip"}))
+    write_pairs(tmp_path)
+    alone = read_json(run_evaluation(params, "toy", "nano") / "test.json")
+    write_pairs(tmp_path, ("toy/0021", "toy/0001"), ("toy/0050", "toy/0002"))
+    with caplog.at_level("INFO", logger="fer"):
+        folder = run_evaluation(params, "toy", "nano")
+    summary, table = read_json(folder / "test.json"), read_table(folder / "predictions.parquet")
+    assert {key: value for key, value in summary.items() if key != "without_duplicates"} == {
+        key: value for key, value in alone.items() if key != "without_duplicates"
+    }
+    assert {key: alone["without_duplicates"][key] for key in ("rows", "accuracy", "intervals")} == {
+        key: alone[key] for key in ("rows", "accuracy", "intervals")
+    }
+    kept = [
+        correct
+        for row, correct in zip(table["sample_id"], table["correct"], strict=True)
+        if row not in ("toy/0021", "toy/0050")
+    ]
+    unseen = summary["without_duplicates"]
+    assert unseen["rows"] == len(kept) == ROWS - 2
+    assert unseen["accuracy"] == pytest.approx(np.mean(kept))
+    assert numbers(summary)["without_duplicates_rows"] == ROWS - 2
+    assert numbers(summary)["without_duplicates_accuracy_low"] == unseen["intervals"][0]["low"]
+    assert numbers(summary)["without_duplicates_tta_accuracy"] == unseen["tta"]["accuracy"]
+    assert f"without duplicates in training and validation {unseen['accuracy']:.4f}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("duplicates", "pairs", "note"),
+    [
+        ("off", [], r"not searched for \(shard\.duplicates: off\)"),
+        ("report", None, "without data/statistics/toy"),
+        ("report", [(f"toy/{row:04d}", "toy/0000") for row in range(21, 21 + ROWS)], "none: every test row"),
+    ],
+)
+def test_where_rows_without_duplicates_are_not_known_the_reason_is_reported(
+    duplicates: str, pairs: list[tuple[str, str]] | None, note: str, tmp_path: Path
+) -> None:
+    params = make_project(tmp_path)
+    change_manifest(tmp_path / "data/shards/toy", duplicates=duplicates)
+    publish_training(params)
+    if pairs is not None:
+        write_pairs(tmp_path, *pairs)
+    summary = read_json(run_evaluation(params, "toy", "nano") / "test.json")
+    assert re.search(note, summary["without_duplicates"]["note"])
+    assert not [name for name in numbers(summary) if "duplicates" in name]
 
 
 def test_an_epoch_selected_on_validation_has_one_result(project: Params) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -22,10 +23,12 @@ from fer.models.ddamfn import attention_loss
 from fer.params import Params, load
 from fer.stages import study as study_stage
 from fer.stages.study import _assignments, make_plan, run
-from fer.studies import Study, StudyOptions, list_studies, load_study
-from fer.studies.cell import row_recipe
+from fer.studies import Study, StudyOptions, lhc_analysis, list_studies, load_study
+from fer.studies.cell import row_recipe, train_cell
 from fer.studies.results import markdown, summarize
+from fer.training.learner import Learner
 from fer.training.recipe import Recipe, load_recipe
+from fer.training.state import TrainState
 
 OWN = """
 title: A table of two
@@ -50,9 +53,11 @@ def params(tmp_path: Path) -> Params:
 @pytest.mark.parametrize("name", list_studies())
 def test_every_row_has_a_recipe_whose_model_can_be_created(name: str) -> None:
     study = load_study(name, Path())
-    for row in study.rows:
-        for smoke in (False, True):
-            recipe = row_recipe(study, row, StudyOptions(smoke=smoke), Path())
+    places = [(row, smoke) for row in study.rows for smoke in (False, True)]
+    for row, smoke in places:
+        options = StudyOptions(smoke=smoke)
+        for dataset in options.columns(study, row):
+            recipe = row_recipe(study, row, options, Path(), dataset)
             if smoke:
                 assert recipe.epochs == 1
                 assert not recipe.pretrained
@@ -62,15 +67,60 @@ def test_every_row_has_a_recipe_whose_model_can_be_created(name: str) -> None:
 
 
 def test_the_rows_of_a_study_differ() -> None:
+    options = StudyOptions()
     for name in list_studies():
         study = load_study(name, Path())
-        options = StudyOptions()
+        places = [(row, dataset) for row in study.rows for dataset in options.columns(study, row)]
         made = [
-            (options.dataset_of(study, row), *map(Recipe.model_dump_json, recipe.in_stages))
-            for row in study.rows
-            for recipe in [row_recipe(study, row, options, Path())]
+            (dataset, row.start, row.recipe_of, *map(Recipe.model_dump_json, recipe.in_stages))
+            for row, dataset in places
+            for recipe in [row_recipe(study, row, options, Path(), dataset)]
         ]
-        assert len(set(made)) == len(made), name
+        assert len(set(map(str, made))) == len(made), name
+
+
+@pytest.mark.parametrize("name", [name for name in list_studies() if not name.startswith("lhc")])
+def test_in_the_smoke_mode_each_rows_option_reaches_the_training_the_model_or_the_loss(name: str) -> None:
+    """Rows whose recipes differ in the model alone have other gradients on the same images."""
+    study, options, first = load_study(name, Path()), StudyOptions(smoke=True), dict[tuple[str, str], str]()
+    for row in sorted(study.rows, key=lambda row: row.same_as is not None):
+        recipe = row_recipe(study, row, options, Path())
+        training = recipe.model_dump_json(exclude={"model", "options"})
+        torch.manual_seed(0)
+        model = create_model(recipe.model, 7, **recipe.options).train()
+        x = torch.rand(8, 3, model.input_size, model.input_size, generator=torch.Generator().manual_seed(1))
+        loss = model.loss(model(x), torch.arange(8) % 7)
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        found = hashlib.sha256(b"".join(gradient.numpy().tobytes() for gradient in gradients)).hexdigest()
+        if row.same_as is None:
+            assert first.setdefault((training, found), row.row) == row.row, f"{row.row} is {first[training, found]}"
+        else:
+            assert first[training, found] == row.same_as, f"{row.row} is not {row.same_as}: remove same_as"
+
+
+def test_every_row_with_a_printed_number_finds_it_by_name() -> None:
+    """A row without one says so here: figures without numbers, and variants of ours."""
+    without = {
+        "ddamfn_backbone": {"MFN, random start", "DDAMFN, random start"},
+        "poster_v2_vit_depth": {"depth 2", "depth 4", "depth 6", "depth 8"},
+    }
+    in_print = {
+        "rafdb": "RAF-DB", "affectnet7": "AffectNet-7", "affectnet8": "AffectNet-8", "caers": "CAER-S",
+        "aihub": "AI-Hub", "fer2013": "FER2013",
+    }  # fmt: skip
+    for name in list_studies():
+        study = load_study(name, Path())
+        if study.work is None:
+            continue
+        assert all(row.published is None for row in study.rows), f"{name}: numbers are looked up, never copied"
+        metric = "mean_accuracy" if study.kind == "classes" else "accuracy"
+        for row in study.rows:
+            for dataset in StudyOptions().columns(study, row):
+                number = study.number(row, in_print[dataset], metric)
+                assert (number is None) == (row.row in without.get(name, set())), f"{name}: {row.row}, {dataset}"
+                assert study.number(row, None) is None
+                assert study.printed(row, "own", None) is None
 
 
 def test_a_study_runs_and_resumes_without_repeating_cells(params: Params, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,10 +143,10 @@ def test_a_study_runs_and_resumes_without_repeating_cells(params: Params, capsys
 
 def test_changes_augmentation_and_both_protocols_of_a_study_are_reported(params: Params) -> None:
     study = load_study("ddamfn_attention_loss", Path())
-    assert StudyOptions(seeds=(0, 1), dataset=study.dataset).departure(study) is None
-    assert StudyOptions(smoke=True, dataset="tiny").departure(study) is None, "the smoke mode has its own note"
+    assert StudyOptions(seeds=(0, 1), dataset=("rafdb",)).departure(study) is None
+    assert StudyOptions(smoke=True, dataset=("tiny",)).departure(study) is None, "the smoke mode has its own note"
     changes = {"protocol": "published", "epochs": 2}
-    departure = StudyOptions(dataset="fer2013", set=changes).departure(study)
+    departure = StudyOptions(dataset=("fer2013",), set=changes).departure(study)
     assert departure == (
         "Trained here with dataset fer2013, protocol = published, epochs = 2; "
         "the published results are those of the source."
@@ -119,7 +169,6 @@ def test_changes_augmentation_and_both_protocols_of_a_study_are_reported(params:
 
 def test_the_weight_of_the_attention_loss_is_named_wherever_its_printed_gain_is() -> None:
     """The paper's default is 0.1 of its own definition (section 2.3); what was run is 0.01 of the published code's."""
-    study = load_study("ddamfn_attention_loss", Path())
     ours = load_recipe({"recipe": "ddamfn/fer2013"}, Path(), "here").options["attention_loss_weight"]
     maps = torch.rand(2, 2, 4, 3, 3, dtype=torch.float64)
     papers = 0.1 * (attention_loss(maps, "paper") / attention_loss(maps, "code")).item()
@@ -127,8 +176,14 @@ def test_the_weight_of_the_attention_loss_is_named_wherever_its_printed_gain_is(
     repository = Path(__file__).parents[2]
     readme = next(line for line in (repository / "README.md").read_text().splitlines() if "+0.49" in line)
     figures = next(part for part in (repository / "docs/results.md").read_text().split("\n\n") if "+0.49" in part)
-    for text, times in ((readme, "five times"), (figures, "five times"), (str(study.note), "a fifth")):
-        assert all(words in text for words in (f"{ours:g}", "0.1 of its own definition", times))
+    for text in (readme, figures):
+        assert all(words in text for words in (f"{ours:g}", "0.1 of its own definition", "five times"))
+    study = load_study("ddamfn_attention_loss", Path())
+    for options in (StudyOptions(), StudyOptions(dataset=("fer2013",), recipe="ddamfn/fer2013")):
+        made = [row_recipe(study, row, options, Path()).options for row in study.rows]
+        weights = [(one["attention_loss"], one["attention_loss_weight"]) for one in made[1:]]
+        assert weights == [("paper", 0.1), ("code", 0.1)]
+        assert made[0]["attention_loss_weight"] == 0
 
 
 @pytest.mark.ray
@@ -157,14 +212,14 @@ def test_unknown_rows_and_studies_are_rejected(params: Params) -> None:
 def test_differences_are_paired_by_seed() -> None:
     study = Study.model_validate(
         {
-            "title": "", "source": "", "dataset": "d", "recipe": "r", "baseline": "a", "smoke": {"recipe": "r"},
+            "title": "", "source": "A work", "dataset": "d", "recipe": "r", "baseline": "a", "smoke": {"recipe": "r"},
             "rows": [{"row": "a"}, {"row": "b", "published": 1.0}],
         }
     )  # fmt: skip
 
     def cell(row: str, seed: int, accuracy: float) -> dict[str, Any]:
         metrics = {"test_accuracy": accuracy, "val_accuracy": accuracy, "parameters": 1, "seconds": 1.0}
-        return {"row": row, "seed": seed, "fold": None, **metrics}
+        return {"row": row, "dataset": "d", "known_as": None, "seed": seed, "fold": None, **metrics}
 
     cells = [cell("a", 0, 0.5), cell("a", 1, 0.7), cell("b", 0, 0.6), cell("b", 1, 0.8)]
     lines = summarize(study, StudyOptions(), cells)
@@ -198,7 +253,7 @@ def test_each_finished_cell_of_a_stopped_study_is_in_mlflow_with_its_duration(
             run(params, "own.yaml", options)
     (result,) = Path(plan.folder).glob("*/result.json")
     runs = _runs(params)
-    done = runs.pop("plain, seed 0")
+    done = runs.pop("plain, tiny, seed 0")
     assert done["status"] == "FINISHED"
     assert done["metrics"]["test_accuracy"] == read_json(result)["test_accuracy"]
     assert done["parent"] == runs["A table of two"]["id"]
@@ -212,10 +267,10 @@ def test_each_finished_cell_of_a_stopped_study_is_in_mlflow_with_its_duration(
     for _ in range(2):  # resumed, and read again
         run(params, "own.yaml", options)
         runs = _runs(params)
-        assert runs.keys() == {"A table of two", "plain, seed 0", "without heads, seed 0"}
-        assert runs["plain, seed 0"] == done, "it is recorded once"
+        assert runs.keys() == {"A table of two", "plain, tiny, seed 0", "without heads, tiny, seed 0"}
+        assert runs["plain, tiny, seed 0"] == done, "it is recorded once"
         assert {one["status"] for one in runs.values()} == {"FINISHED"}
-        assert runs["without heads, seed 0"]["metrics"].keys() == done["metrics"].keys()
+        assert runs["without heads, tiny, seed 0"]["metrics"].keys() == done["metrics"].keys()
 
 
 def test_a_failed_cell_is_reported_and_the_others_are_kept_and_recorded_even_after_a_killed_driver(
@@ -223,17 +278,57 @@ def test_a_failed_cell_is_reported_and_the_others_are_kept_and_recorded_even_aft
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (params.root / "own.yaml").write_text(OWN.replace("options.num_heads: 0", "options.num_heads: -1"))
-    with pytest.raises(ValueError, match=r"1 of 2 cells failed:\n  without heads, seed 0: .*num_heads"):
+    with pytest.raises(ValueError, match=r"1 of 2 cells failed.*:\n  without heads, tiny, seed 0: .*num_heads"):
         run(params, "own.yaml", StudyOptions(smoke=True, workers=0))
-    assert not (params.root / "reports" / "studies").exists()
+    folder = params.root / "reports" / "studies" / "own-smoke"
+    content, table = read_json(folder / "results.json"), (folder / "table.md").read_text()
+    assert [row["row"] for row in content["rows"]] == [cell["row"] for cell in content["cells"]] == ["plain"]
+    assert [line.partition(":")[0] for line in content["wrong"]] == ["without heads, tiny, seed 0"]
+    assert "| plain |" in table
+    assert "**without heads, tiny, seed 0: " in table
     statuses = {name: one["status"] for name, one in _runs(params).items()}
-    assert statuses == {"A table of two": "FAILED", "plain, seed 0": "FINISHED", "without heads, seed 0": "FAILED"}
+    assert statuses == {
+        "A table of two": "FAILED",
+        "plain, tiny, seed 0": "FINISHED",
+        "without heads, tiny, seed 0": "FAILED",
+    }
     (result,) = (params.root / ".work").glob("study-*/*/result.json")
     (result.parent / study_stage._RECORDED).unlink()  # the driver was killed before it recorded the result
     give_store(params.root)
     run(params, "own.yaml", StudyOptions(smoke=True, workers=0, rows=("plain",)))
     runs = _runs(params)
-    assert runs["plain, seed 0"]["metrics"]["test_accuracy"] == read_json(result)["test_accuracy"]
+    assert runs["plain, tiny, seed 0"]["metrics"]["test_accuracy"] == read_json(result)["test_accuracy"]
+
+
+def test_where_every_cell_fails_nothing_is_written(params: Params) -> None:
+    broken = OWN.replace("rows:", "set: {options.num_heads: -1}\nrows:").replace("options.num_heads: 0", "epochs: 2")
+    (params.root / "own.yaml").write_text(broken.replace("set: {epochs: 1, ", "set: {"))
+    with pytest.raises(ValueError, match="2 of 2 cells failed"):
+        run(params, "own.yaml", StudyOptions(smoke=True, workers=0))
+    assert not (params.root / "reports" / "studies").exists()
+
+
+def test_rows_that_train_the_same_are_an_error_unless_declared(params: Params) -> None:
+    same = OWN.replace("options.num_heads: 0", "epochs: 1")
+    (params.root / "own.yaml").write_text(same)
+    with pytest.raises(ConfigError, match="rows 'plain' and 'without heads' train the same on tiny"):
+        run(params, "own.yaml", StudyOptions(smoke=True, workers=0))
+    declared = same.replace("row: without heads,", "row: without heads, same_as: plain,")
+    (params.root / "own.yaml").write_text(declared)
+    run(params, "own.yaml", StudyOptions(smoke=True, workers=0))
+    (params.root / "own.yaml").write_text(OWN.replace("options.num_heads: 0", "momentum: 0.5"))  # of sgd, not of adamw
+    with pytest.raises(ValueError, match=r"rows trained the same.*\n  without heads, .*those of plain, bit by bit"):
+        run(params, "own.yaml", StudyOptions(workers=0, set={"epochs": 1, "batch_size": 16, "augment": []}))
+    folder = params.root / "reports" / "studies" / "own"
+    assert len(read_json(folder / "results.json")["rows"]) == 2, "what was trained is kept"
+
+
+def test_a_run_that_stands_in_two_tables_is_trained_once(params: Params) -> None:
+    run(params, "own.yaml", StudyOptions(smoke=True, workers=0))
+    (params.root / "other.yaml").write_text(OWN.replace("row: plain", "row: ours").replace("baseline: plain", ""))
+    content = read_json(run(params, "other.yaml", StudyOptions(smoke=True, workers=0)) / "results.json")
+    first = read_json(params.root / "reports/studies/own-smoke/results.json")["cells"]
+    assert [{**cell, "row": ""} for cell in content["cells"]] == [{**cell, "row": ""} for cell in first]
 
 
 def _runs(params: Params) -> dict[str, dict[str, Any]]:
@@ -274,13 +369,11 @@ rows:
 smoke: {recipe: ddamfn/nano, dataset: tiny, datasets: {noisy: noisy}, set: *short}
 """
 
-SETS = """
-title: Sets of runs
+STAGES = """
+title: Runs in stages
 source: A work
-kind: lhc_sets
 dataset: tiny
 recipe: lhc_net/nano
-baseline: ResNet34v2
 set:
   epochs: 1
   batch_size: 16
@@ -290,8 +383,53 @@ set:
     - {options: {blocks: [false, false, false, false, false]}}
     - {learning_rate: 0.001}
 rows:
-  - {row: ResNet34v2, stages: 1, printed: {Best: 72.81}}
-  - {row: LHC-Net, printed: {Best: 73.39}}
+  - {row: ResNet34v2, stages: 1}
+  - {row: LHC-Net, against: ResNet34v2}
+smoke: {dataset: tiny, recipe: lhc_net/nano}
+"""
+
+SETS = """
+title: Sets of runs
+source: A work
+kind: lhc_sets
+dataset: tiny
+recipe: lhc_net/nano
+baseline: host
+tta: flip
+set: &short {epochs: 1, batch_size: 16, augment: [], schedule.warmup_epochs: 0.0}
+rows:
+  - {row: host, seeds: [0, 2], set: {options: {blocks: [false, false, false, false, false]}}}
+  - row: A
+    series: ResNet34v2
+    start: &best {rows: [host]}
+    set:
+      options: {blocks: [false, false, false, false, false]}
+      trainable: [head.fc3.bias]
+      optimizer: sgd
+      learning_rate: 1.0e-5
+  - {row: B wide, series: LHC-Net, start: *best, seeds: [0, 1]}
+  - {row: B narrow, series: LHC-Net, start: *best, seeds: [0, 1], set: {options: {head_dims: [8, 8, 4, 1, 1]}}}
+  - {row: C, series: LHC-Net, start: *best, seeds: [1, null], recipe_of: [B wide, B narrow]}
+  - row: LHC-NetC
+    series: LHC-NetC
+    start: {rows: [B wide, B narrow, C], run: same_seed}
+    recipe_of: [B wide, B narrow]
+    set: {trainable: [lhc.*.w]}
+smoke: {dataset: tiny, recipe: lhc_net/nano, set: *short}
+"""
+
+BLOCKS = """
+title: Blocks
+source: A work
+kind: lhc_blocks
+dataset: tiny
+recipe: lhc_net/nano
+baseline: LHC-Net
+set: {epochs: 1, batch_size: 16, augment: [], schedule.warmup_epochs: 0.0}
+rows:
+  - {row: ResNet34v2, set: {options: {blocks: [false, false, false, false, false]}}}
+  - {row: LHC-Net, start: {rows: [ResNet34v2], run: same_seed}}
+  - {row: frozen blocks, start: {rows: [ResNet34v2], run: same_seed}, set: {trainable: [head.*]}}
 smoke: {dataset: tiny, recipe: lhc_net/nano}
 """
 
@@ -323,42 +461,183 @@ def test_rows_may_have_their_own_datasets(params: Params) -> None:
 
 
 def test_a_run_in_stages_continues_one_with_equal_first_stages_to_the_same_bits(params: Params) -> None:
-    (params.root / "sets.yaml").write_text(SETS)
-    folder = run(params, "sets.yaml", StudyOptions(workers=0))
-    inherited = read_json(folder / "results.json")["cells"]
-    assert "| LHC-Net | 1 |" in (folder / "table.md").read_text()
-    assert "[73.39]" in (folder / "table.md").read_text()
-    assert (folder / "sets.svg").is_file()
+    (params.root / "stages.yaml").write_text(STAGES)
+    content = read_json(run(params, "stages.yaml", StudyOptions(workers=0)) / "results.json")
+    host, inherited = content["cells"]
+    difference = content["rows"][1]["difference"]["mean"]
+    assert difference == pytest.approx(inherited["test_accuracy"] - host["test_accuracy"])
     shutil.rmtree(params.root / ".work")
     only = StudyOptions(workers=0, rows=("LHC-Net",))
-    whole = read_json(run(params, "sets.yaml", only) / "results.json")["cells"]
-    assert {**whole[0], "seconds": 0} == {**inherited[1], "seconds": 0}
+    whole = read_json(run(params, "stages.yaml", only) / "results.json")["cells"]
+    assert {**whole[0], "seconds": 0} == {**inherited, "seconds": 0}
+
+
+def test_sets_start_from_the_best_host_and_the_best_setting_is_trained_on_under_other_seeds(params: Params) -> None:
+    (params.root / "sets.yaml").write_text(SETS)
+    options = StudyOptions(workers=0, seeds=(0, 1))
+    folder = run(params, "sets.yaml", options)
+    content, table = read_json(folder / "results.json"), (folder / "table.md").read_text()
+    cells = {(cell["row"], cell["seed"]): cell for cell in content["cells"]}
+    assert sorted(cells) == [
+        ("A", 0), ("A", 1), ("B narrow", 0), ("B wide", 0), ("C", 1),
+        ("LHC-NetC", 0), ("LHC-NetC", 1), ("host", 0), ("host", 1),
+    ]  # fmt: skip
+
+    def best(*names: tuple[str, int]) -> dict[str, Any]:
+        return max((cells[name] for name in names), key=lambda cell: float(cell["val_accuracy"]))
+
+    host, setting = best(("host", 0), ("host", 1)), best(("B wide", 0), ("B narrow", 0))
+    for row, seed in (("A", 0), ("A", 1), ("B wide", 0), ("B narrow", 0), ("C", 1)):
+        assert cells[row, seed]["starts_from"] == f"host, tiny, seed {host['seed']}"
+    for seed in (0, 1):  # a bias moved by less than 1e-4: the host's own weights
+        assert cells["A", seed]["test_loss"] == pytest.approx(host["test_loss"], abs=1e-4)
+        assert cells["A", seed]["test_accuracy"] == host["test_accuracy"]
+    assert cells["C", 1]["recipe_of"] == cells["LHC-NetC", 1]["recipe_of"] == f"{setting['row']}, tiny, seed 0"
+    assert cells["C", 1]["parameters"] == cells["LHC-NetC", 0]["parameters"] == setting["parameters"]
+    assert cells["LHC-NetC", 0]["starts_from"] == f"{setting['row']}, tiny, seed 0"
+    assert cells["LHC-NetC", 1]["starts_from"] == "C, tiny, seed 1"
+    lines = {line["row"]: line for line in content["sets"]}
+    assert {name: line["runs"] for name, line in lines.items()} == {"ResNet34v2": 2, "LHC-Net": 3, "LHC-NetC": 2}
+    assert content["host"] == host["key"]
+    for words in ("Results 2", f"Set C has the setting of {setting['row']}"):
+        assert words in table
+    assert (folder / "sets.svg").is_file()
+
+    # More seeds: the hosts are the same, and the weights of the best one are still there.
+    plan = make_plan(params, "sets.yaml", load_study("sets.yaml", params.root), options)
+    states = list(Path(plan.folder).glob("*/state-*.pt"))
+    assert [state.parent.name for state in states] == [host["key"]]
+    finished = {path: path.stat().st_mtime_ns for path in Path(plan.folder).glob("*/result.json")}
+    more = options.model_copy(update={"seeds": (0, 1, 2)})
+    content = read_json(run(params, "sets.yaml", more) / "results.json")
+    assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
+    (new,) = [cell for cell in content["cells"] if (cell["row"], cell["seed"]) == ("A", 2)]
+    assert new["test_accuracy"] == host["test_accuracy"]
+    states[0].unlink()
+    with pytest.raises(ValueError, match=r"A, tiny, seed 3: the weights of host, tiny, seed .* are gone .*--restart"):
+        run(params, "sets.yaml", options.model_copy(update={"seeds": (0, 1, 2, 3)}))
+
+
+def test_a_row_brings_the_rows_it_depends_on_and_waits_for_them(params: Params) -> None:
+    (params.root / "sets.yaml").write_text(SETS)
+    study = load_study("sets.yaml", params.root)
+    chosen = StudyOptions(rows=("C",)).chosen(study)
+    assert [row.row for row in chosen] == ["host", "B wide", "B narrow", "C"]
+    (params.root / "sets.yaml").write_text(SETS.replace("head_dims: [8, 8,", "head_dims: [0, 8,"))
+    with pytest.raises(ValueError, match="4 of 7 cells failed") as error:
+        run(params, "sets.yaml", StudyOptions(workers=0, rows=("LHC-NetC",), seeds=(0, 1)))
+    assert "B narrow, tiny, seed 0: head_dims = 0 of block 1" in str(error.value)
+    for title in ("C, tiny, seed 1", "LHC-NetC, tiny, seed 0"):
+        assert f"{title}: a run that it depends on failed" in str(error.value)
 
 
 def test_blocks_are_probed_in_the_trained_network(params: Params) -> None:
-    text = SETS.replace("lhc_sets", "lhc_blocks").replace("baseline: ResNet34v2", "baseline: LHC-Net")
-    (params.root / "blocks.yaml").write_text(text)
+    (params.root / "blocks.yaml").write_text(BLOCKS)
     folder = run(params, "blocks.yaml", StudyOptions(workers=0))
-    host, whole = read_json(folder / "results.json")["cells"]
+    host, whole, frozen = read_json(folder / "results.json")["cells"]
     assert host["probes"]["off"] == {}
     assert list(whole["probes"]["off"]) == ["1", "1+2+3+4+5", "2", "3", "3+4+5", "4", "5"]
+    # Blocks that were never trained have their first weights: to de-train them changes nothing.
+    assert set(frozen["probes"]["reset"].values()) == {frozen["test_accuracy"]}
     assert {path.name for path in folder.glob("*.svg")} == {"blocks.svg", "efficiency.svg"}
     table = (folder / "table.md").read_text()
-    assert "| 1 | 8 | 196 | 0.261 |" in table
-    off, reset = (100 * whole["probes"][kind]["1"] for kind in ("off", "reset"))
-    assert f"| {whole['row']} | 1 | {off:.2f} | {reset:.2f} |" in table
+    assert "| 1 | 7 | 27.22 | 0.885 | 0.208 | one global head |" in table
+    assert "| 1 | 8 | 196 | 0.259 |" in table
+    off, reset = (100 * whole["probes"][kind]["3+4+5"] for kind in ("off", "reset"))
+    assert f"| LHC-Net | 3+4+5 | 16 of 25 | {off:.2f} | {reset:.2f} |" in table
     # The host has no block: the figure is of the first row that has some.
-    figure = (folder / "blocks.svg").read_text()
-    assert f"<!-- {whole['row']} -->" in figure
+    assert "<!-- LHC-Net -->" in (folder / "blocks.svg").read_text()
+
+
+@pytest.mark.parametrize("stages", [False, True])
+def test_detraining_gives_back_the_bits_that_a_block_had_before_its_training(params: Params, stages: bool) -> None:
+    (params.root / "own.yaml").write_text(STAGES if stages else BLOCKS)
+    plan = make_plan(params, "own.yaml", load_study("own.yaml", params.root), StudyOptions())
+    cell = next(cell for cell in plan.cells if cell.row == "LHC-Net")
+    seen: list[dict[str, torch.Tensor]] = []
+
+    class Watched(Learner):
+        def restore(self, state: TrainState) -> None:
+            super().restore(state)
+            seen.append({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fer.training.loop.Learner", Watched)
+        train_cell(plan, plan.cells[0])
+        train_cell(plan, cell)
+    first = lhc_analysis.initial(cell.job).state_dict()
+    blocks = [name for name in first if name.startswith("lhc.")]
+    assert len(blocks) == 5 * 7
+    for name in blocks:
+        assert torch.equal(first[name], seen[-1][name]), name
+
+
+CLASSES = """
+title: A whole table
+work: btn
+table: Table 4
+kind: classes
+axis: depth
+datasets: {tiny: ddamfn/nano, noisy: ddamfn/nano}
+set: {epochs: 1, batch_size: 16, augment: [], schedule.warmup_epochs: 0.0}
+rows:
+  - {row: BTN, level: 2}
+  - {row: ours, level: 3, against: BTN, datasets: {tiny: ddamfn/nano}, set: {options.num_heads: 3}}
+smoke: {recipe: ddamfn/nano, dataset: tiny}
+"""
+
+
+def test_a_table_of_two_datasets_has_its_columns_its_classes_and_its_figures(
+    params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(params.root / "data" / "shards" / "tiny")
+    make_shards(params.root / "data" / "shards" / "tiny", test=60)
+    make_shards(params.root / "data" / "shards" / "noisy", seed=1)  # 8 test images: some classes have none
+    several = replace(params, datasets={**params.datasets, "noisy": params.datasets["tiny"]})
+    names = iter(["RAF-DB", None, "RAF-DB", *["RAF-DB"] * 2])
+    monkeypatch.setattr(study_stage, "dataset_name", lambda source, classes: next(names))
+    (params.root / "whole.yaml").write_text(CLASSES)
+    folder = run(several, "whole.yaml", StudyOptions(workers=0))
+    content, table = read_json(folder / "results.json"), (folder / "table.md").read_text()
+    assert [(row["row"], row["dataset"], row["against"]) for row in content["rows"]] == [
+        ("BTN", "tiny", None), ("ours", "tiny", "BTN"), ("BTN", "noisy", None),
+    ]  # fmt: skip
+    assert "| test accuracy, % [published] | RAF-DB | noisy |" in table
+    first, second = (row["kept_mb"] for row in content["rows"][:2])
+    assert first < second, "a third head keeps more for the backward pass"
+    assert f"| {second:g} |" in table
+    printed = {(one["row"], one["dataset"], one["label"]): one["published"] for one in content["classes"]}
+    assert len([one for one in printed if one[:2] == ("BTN", "tiny")]) == 8
+    assert len([one for one in printed if one[:2] == ("BTN", "noisy")]) < 8
+    assert printed["BTN", "tiny", "happiness"] == 97.05
+    assert printed["BTN", "tiny", "mean of the classes"] == 87.30
+    assert printed["BTN", "noisy", "mean of the classes"] is None, "a dataset shows no other dataset's numbers"
+    assert printed["ours", "tiny", "happiness"] is None
+    assert "[97.05]" in table
+    assert "| APViT, cited | [92.06] | [97.3] |" in table
+    assert {path.name for path in folder.glob("*.svg")} == {"curve-tiny.svg", "curve-noisy.svg"}
+    cells = make_plan(
+        params, "whole.yaml", load_study("whole.yaml", params.root), StudyOptions(dataset=("tiny",))
+    ).cells
+    assert [(cell.row, cell.dataset) for cell in cells] == [("BTN", "tiny"), ("ours", "tiny")]
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        (CLASSES.replace("work: btn", "work: bnt"), "work = 'bnt'"),
+        (CLASSES.replace("work: btn", ""), "source: missing"),
+        (CLASSES.replace("level: 3, ", ""), "axis: each row needs a level"),
+        (CLASSES.replace("against: BTN", "against: BT"), "ours: against 'BT'.*did you mean 'BTN'"),
         (NOISE.replace("B, level: 30", "B, level: 20"), "each with a row at every level"),
         (NOISE.replace("series: B, level: 0", "series: A, level: 0"), "no two the same of both"),
-        (SETS.replace("baseline: ResNet34v2\n", ""), "kind lhc_sets: needs a baseline"),
-        (SETS.replace("stages: 1,", "stages: 3,"), "stages = 3, the recipe 'lhc_net/nano' has 2"),
+        (SETS.replace("baseline: host\n", ""), "kind lhc_sets: needs a baseline"),
+        (SETS.replace("row: B wide, series: LHC-Net", "row: B wide"), "a series for each of the other rows"),
+        (SETS.replace("start: &best {rows: [host]}", "start: &best {rows: [C]}"), "'A': start or recipe_of names 'C'"),
+        (SETS.replace("run: same_seed", "run: worst"), "start.run = 'worst'"),
+        (SETS.replace("seeds: [0, 2]", "seeds: [1, 2]"), "row 'A', seed 0: no run of host"),
+        (STAGES.replace("against: ResNet34v2", "against: ResNet"), "against = 'ResNet': not a row"),
+        (STAGES.replace("stages: 1}", "stages: 3}"), "stages = 3, the recipe 'lhc_net/nano' has 2"),
     ],
 )  # fmt: skip
 def test_a_study_without_what_its_kind_needs_is_rejected(params: Params, wrong: str, message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from builders.projects import NANO, TOY, finish, make_project, start_training
 from builders.runs import run_child, run_stage
 from builders.shards import LABELS
 
+from fer.io.files import FileError, sha256
+from fer.labels import SPACES
+from fer.models import create_model
 from fer.params import Params, load
 from fer.stages import study
 from fer.stages.train import run as run_training
@@ -19,6 +23,7 @@ from fer.studies import StudyOptions
 from fer.training import job, loop
 from fer.training.recipe import load_recipe
 from fer.training.state import TrainState, VersionsError, saved_states
+from fer.weights.store import save_model
 
 STUDY = """
 title: A table of one
@@ -138,6 +143,32 @@ def test_the_published_folder_describes_its_run(tmp_path: Path) -> None:
     assert circumstances["train"]["workers"] == 0
     assert not facts.keys() & circumstances.keys()
     assert "epoch 1/1: loss" in output
+
+
+def test_the_record_tells_what_the_model_started_from(params: Params, caplog: pytest.LogCaptureFixture) -> None:
+    start = params.root / "start.safetensors"
+    save_model(create_model("toy", 8), start, SPACES["basic8"].labels, "basic8", name="toy")
+    recipe = params.recipe("toy").model_copy(update={"start_from": start.name, "epochs": 1})
+    with caplog.at_level("INFO", logger="fer"):
+        run_training(replace(params, recipes={"toy": recipe}), "tiny", "toy")
+    random = ["fc.weight", "fc.bias"]
+    assert facts(params, "train.json")["start_from"] == {
+        "source": start.name, "sha256": sha256(start), "random": random
+    }  # fmt: skip
+    assert f"starts from {start.name}; at random: fc.weight, fc.bias" in caplog.text
+    assert facts(params, "train.json")["pretrained"] == {}
+
+
+def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(params: Params) -> None:
+    recipe = params.recipe("toy").model_copy(update={"start_from": "start.safetensors"})
+    changed = replace(params, recipes={"toy": recipe})
+    with pytest.raises(FileError, match=r"start_from = 'start\.safetensors'"):
+        run_training(changed, "tiny", "toy")
+    save_model(create_model("ddamfn_nano"), params.root / "start.safetensors", LABELS, "basic7", name="ddamfn_nano")
+    with pytest.raises(ValueError, match=r"start\.safetensors: not weights that toy can start from"):
+        run_training(changed, "tiny", "toy")
+    assert not (params.root / ".work").exists()
+    assert not (params.root / "trained").exists()
 
 
 def test_a_run_is_ranked_by_its_selected_epoch_and_not_by_its_last(

@@ -216,7 +216,7 @@ def test_poster_v2s_best_file_of_the_optimizer_alone_is_recognised(tmp_path: Pat
         (b"<!DOCTYPE html><html>sign in", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
         (b"", "empty"),
-        (b"\x89HDF\r\n\x1a\n", "a Keras file"),
+        (b"\x89HDF\r\n\x1a\n", "damaged or cut off"),
         (b"GIF89a and so on, for many bytes", "not recognized"),
         (b"PK\x03\x04 and no end", "cut off"),
         (b"\x10\x00\x00\x00\x00\x00\x00\x00{ no header }   ", "safetensors"),

@@ -159,6 +159,7 @@ def test_a_broken_transfer_resumes_where_it_stopped(server: str, cache: Path, mo
         ("gone", DIGEST, "404"),
         ("page", None, "web page"),
         ("a", "0" * 64, "sha256 is"),
+        ("a", "0" * 8, "its checksum is not sha256 00000000"),
     ],
 )
 def test_a_wrong_download_is_rejected_with_the_remedy(
@@ -171,6 +172,22 @@ def test_a_wrong_download_is_rejected_with_the_remedy(
     ):
         registry.pull("tiny")
     assert list((cache / "tiny").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["md5", "sha256"])
+def test_a_shorter_checksum_of_the_authors_counts(
+    kind: str, server: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checksum = hashlib.md5(BODY).hexdigest() if kind == "md5" else DIGEST[:8]
+    known(monkeypatch, {"name": "a.pth", "url": f"{server}/a", kind: checksum})
+    (tmp_path / "a.pth").write_bytes(b"another version")
+    with pytest.raises(FileError, match=rf"a\.pth: not the published a\.pth: its checksum is not {kind} {checksum}"):
+        registry.pull("tiny", given=tmp_path / "a.pth")
+    (path,) = registry.pull("tiny")
+    assert [found.state for found in registry.verify()] == ["ok"]
+    path.write_bytes(b"changed")
+    assert [found.state for found in registry.verify()] == ["corrupt"]
+    assert registry.pull("tiny")[0].read_bytes() == BODY
 
 
 def test_a_folder_of_the_user_is_enough_offline(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,4 +247,5 @@ def test_the_published_landmarks_are_what_the_register_says(test_data: Path) -> 
     assert [path.name for path in paths] == ["mobilefacenet.xml", "mobilefacenet.bin"]
     registry.pull("retinaface_mobilenet025", given=test_data / "weights")
     registry.pull("yunet_2023mar", given=test_data / "weights")
+    registry.pull("mobilefacenet_casia", given=test_data / "weights")
     assert {found.state for found in registry.verify()} == {"ok"}

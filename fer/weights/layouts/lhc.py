@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fer.weights.layouts.base import Layout
+from fer.weights.layouts.base import Layout, channels_first
 
 DEPTHS = (3, 4, 6, 3)
 """Units of each stage; the published code has an LHC block at the end of the stem and of each stage."""
@@ -25,12 +25,12 @@ _EMBEDDING = re.compile(r"(.*/Wqk)/(\d+)/(kernel|bias)")
 
 
 def _adapt(published: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Kernels (H,W,in,out) -> (out,in,H,W) and (in,out) -> (out,in); the embeddings of all heads in one tensor."""
+    """Kernels in PyTorch's shape; the embeddings of all heads in one tensor."""
     adapted: dict[str, Tensor] = {}
     heads: defaultdict[str, dict[int, Tensor]] = defaultdict(dict)
     for key, tensor in published.items():
-        if key.endswith("/kernel") and tensor.ndim in (2, 4):
-            tensor = (tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor.t()).contiguous()
+        if key.endswith("/kernel"):
+            tensor = channels_first(tensor)
         if match := _EMBEDDING.fullmatch(key):
             heads[f"{match[1]}/{match[3]}"][int(match[2])] = tensor
         adapted[key] = tensor
@@ -45,8 +45,19 @@ def _adapt(published: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return adapted
 
 
+def _adapt_host(published: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """As `_adapt`. The one linear layer of image-classifiers' own head, for ImageNet, has no place in ours."""
+    if "fc3/kernel" not in published:
+        published = {key: tensor for key, tensor in published.items() if not key.startswith("fc1/")}
+    return _adapt(published)
+
+
 def _resnet_options(published: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"num_classes": published["fc3/kernel"].shape[1]}
+
+
+def _host_options(published: Mapping[str, Tensor]) -> dict[str, Any]:
+    return _resnet_options(published) if "fc3/kernel" in published else {"num_classes": None}
 
 
 def _lhc_options(published: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -75,9 +86,12 @@ RESNET34V2 = Layout(
         (r"^head/bn1/", "head/bn/"),
         *_KERAS_RENAME,
     ),
-    adapt=_adapt,
-    options=_resnet_options,
+    adapt=_adapt_host,
+    options=_host_options,
+    head=(r"head\.fc\d\..*",),
 )
+"""Also of `resnet34` of image-classifiers 1.0.0, whose weights for ImageNet the published training starts from: the
+names of its Keras files are those of the checkpoints."""
 
 LHC_NET = Layout(
     rename=(

@@ -1,0 +1,110 @@
+"""What MLflow keeps of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fer.evaluation.output import facts_in
+from fer.params import Params
+from fer.shards.read import ShardSet
+from fer.shards.schema import SPLITS
+from fer.tracking import Run, open_run
+from fer.weights.store import load_model
+
+_HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll")
+
+
+def record(
+    params: Params,
+    dataset: str,
+    name: str,
+    summary: Mapping[str, Any],
+    shards: ShardSet,
+    folder: Path,
+    *,
+    key: str,
+    tags: Mapping[str, Any],
+    run_id: str | None = None,
+    model: Path | None = None,
+) -> None:
+    """Adds an evaluation to the run of its key in MLflow, or to a new one: metrics, tables, figures, the data.
+
+    Args:
+        name: of the run, where it is new.
+        summary: test.json. folder: that holds it.
+        key: fingerprint of the run. run_id: its id, where known.
+        model: weights file that is kept as a model, where `tracking.log_model` says so; None keeps none.
+
+    Raises:
+        TrackingError: the store cannot be reached, and `tracking.required` is true.
+    """
+    about = facts_in(summary)
+    tags = {**tags, **{tag: about[tag] for tag in ("dataset", "data_digest", "weights_sha256")}}
+    if shards.manifest.synthetic:
+        tags |= {"synthetic": "true", "mlflow.note.content": "SYNTHETIC: says nothing about accuracy on people."}
+    if note := summary["without_duplicates"].get("note"):
+        tags |= {"test_without_duplicates": note}
+    with open_run(
+        params.tracking, params.home, checkout=params.root, experiment=dataset, run_name=name, key=key,
+        params={"evaluate": params.evaluate.model_dump(mode="json")}, tags=tags, run_id=run_id, join=True,
+    ) as run:  # fmt: skip
+        if not params.tracking.enabled:
+            return
+        run.log_metrics({f"test_{metric}": value for metric, value in numbers(summary).items()})
+        _log_data(run, dataset, shards)
+        lines = summary["per_class"]
+        run.log_table({column: [line[column] for line in lines] for column in lines[0]}, "test_per_class.json")
+        run.log_artifact(folder / "test.json", "evaluation")
+        for figure in sorted((folder / "figures").iterdir()):
+            run.log_artifact(figure, "figures")
+        if model and params.tracking.log_model:
+            network, _ = load_model(model)
+            size = network.input_size
+            run.log_model(network, np.zeros((2, 3, size, size), np.float32), labels=shards.labels)
+
+
+def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics in test.json, by their names in MLflow without the `test_` before each.
+
+    Those of the rows without duplicates in training and validation begin with `without_duplicates_`. A run that chose
+    its epoch on the test split has `accuracy_published_protocol`, the one of that epoch;
+    `accuracy_validation_protocol`, of the epoch that validation would have chosen; and `accuracy_protocol_difference`,
+    the former minus the latter; and the same of the balanced accuracy.
+    """
+    found = _headline(summary)
+    unseen = summary.get("without_duplicates", {})
+    if "rows" in unseen:
+        found |= _headline(unseen, "without_duplicates_") | {"without_duplicates_rows": unseen["rows"]}
+    if augmented := summary.get("tta"):
+        (difference,) = augmented["difference"]
+        found |= _headline(augmented, "tta_")
+        found |= {"tta_accuracy_difference": difference["value"], **_ends("tta_accuracy_difference", difference)}
+        if "tta" in unseen:
+            found |= _headline(unseen["tta"], "without_duplicates_tta_")
+    if protocols := summary.get("protocols"):
+        for name in ("accuracy", "balanced_accuracy"):
+            for protocol in ("published", "validation"):
+                found[f"{name}_{protocol}_protocol"] = protocols[protocol][name]
+            found[f"{name}_protocol_difference"] = protocols["difference"][name]
+    return found
+
+
+def _headline(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    values = {name: metrics[name] for name in _HEADLINE} | _ends("accuracy", metrics["intervals"][0])
+    return {f"{prefix}{name}": value for name, value in values.items()}
+
+
+def _ends(name: str, interval: Mapping[str, Any]) -> dict[str, float]:
+    return {f"{name}_{end}": interval[end] for end in ("low", "high")}
+
+
+def _log_data(run: Run, dataset: str, shards: ShardSet) -> None:
+    """The splits as the run's data, each with its number of rows."""
+    for split, context in zip(SPLITS, ("training", "validation", "testing"), strict=True):
+        profile = {"split": split, "rows": shards.manifest.rows(split)}
+        source = str(shards.folder)
+        run.log_dataset(f"{dataset}-{split}", shards.digest, source=source, context=context, profile=profile)
