@@ -23,6 +23,11 @@ class Toy(FerModel):
         return TrainOutput(logits, {}) if self.training else logits
 
 
+def run(*words: str) -> BenchResult:
+    args = parse(["train", *words])  # which also registers the benchmarks
+    return REGISTRY["train"].run(args)
+
+
 def measure(monkeypatch: pytest.MonkeyPatch, *words: str) -> BenchResult:
     from fer import params
 
@@ -30,7 +35,7 @@ def measure(monkeypatch: pytest.MonkeyPatch, *words: str) -> BenchResult:
     recipe = loaded.recipes["ddamfn_nano"].model_copy(update={"model": "bench_toy", "options": {}})
     object.__setattr__(loaded, "recipes", {**loaded.recipes, "ddamfn_nano": recipe})
     monkeypatch.setattr(params, "load", lambda: loaded)
-    return REGISTRY["train"].run(parse(["train", "--batch", "8", "--seconds", "0", *words]))
+    return run("--batch", "8", "--seconds", "0", *words)
 
 
 def test_each_result_is_a_ratio_beside_its_goal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,8 +54,7 @@ def test_each_result_is_a_ratio_beside_its_goal(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.slow
 @pytest.mark.timeout(patience(120))
 def test_two_workers_are_measured_beside_two_processes_and_one() -> None:
-    words = ["train", "--batch", "8", "--seconds", "0", "--parts", "workers"]
-    together, apart, halves, of_both = REGISTRY["train"].run(parse(words)).rows
+    together, apart, halves, of_both = run("--batch", "8", "--seconds", "0", "--parts", "workers").rows
     assert together["figure"] > 0
     assert apart["goal"] == halves["goal"] == of_both["goal"] == ""
     assert of_both["figure"] == pytest.approx(together["figure"] / halves["figure"], rel=0.01)
@@ -64,4 +68,4 @@ def test_the_ratio_is_the_median_of_the_ratios_of_neighbours() -> None:
 @pytest.mark.parametrize("batch", ["2", "7"])
 def test_a_batch_that_two_workers_cannot_share_is_refused(batch: str) -> None:
     with pytest.raises(ValueError, match=f"--batch {batch}: an even number from 4 on"):
-        REGISTRY["train"].run(parse(["train", "--batch", batch]))
+        run("--batch", batch)
