@@ -1,13 +1,11 @@
 """params.yaml: complete as shipped; an invalid one ends in one line with file and key, and changes nothing."""
 
-from __future__ import annotations
-
 import argparse
 import os
-import resource
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -325,25 +323,6 @@ def _error(project: Path, content: bytes) -> str:
     return str(caught.value)
 
 
-def _assert_command_fails(project: Path, content: bytes, part: str, memory: int | None = None) -> None:
-    """`fer check`, within so many bytes of memory, ends with 1 and one line that contains `part`."""
-    (project / "params.yaml").write_bytes(content)
-    ended = subprocess.run(
-        [sys.executable, "-c", "from fer.cli import main; main()", "check"],
-        cwd=project,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=patience(60),
-        preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_AS, (memory, memory))) if memory else None,
-    )
-    assert ended.returncode == 1, ended.stdout
-    assert "params.yaml" in ended.stdout
-    assert part in ended.stdout
-    assert len(ended.stdout.splitlines()) == 1
-
-
 def test_file_that_the_invalid_ones_are_made_of_is_valid(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "params.yaml").write_text(RIGHT)
     check.main(argparse.Namespace())
@@ -366,16 +345,30 @@ def test_invalid_value_is_rejected_in_one_line_with_its_key(
 
 @pytest.mark.parametrize("case", BOMBS)
 def test_yaml_bomb_is_rejected_with_little_memory(project: Path, case: str) -> None:
-    _assert_command_fails(project, *BOMBS[case], memory=2 * 2**30)
+    content, part = BOMBS[case]
+    tracemalloc.start()
+    try:
+        assert part in _error(project, content)
+        assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
-@pytest.mark.parametrize(
-    ("content", "part"),
-    [YAML["Python's tag"], YAML["bytes"], (_edited("run.datasets", ["a;touch PWNED;"]), "a;touch PWNED;")],
-    ids=["tag", "bytes", "shell"],
-)
-def test_command_ends_with_one_line_and_1(project: Path, content: bytes, part: str) -> None:
-    _assert_command_fails(project, content, part)
+def test_command_ends_with_one_line_and_1(project: Path) -> None:
+    (project / "params.yaml").write_bytes(_edited("run.datasets", ["a;touch PWNED;"]))
+    ended = subprocess.run(
+        [sys.executable, "-c", "from fer.cli import main; main()", "check"],
+        cwd=project,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=patience(60),
+    )
+    assert ended.returncode == 1, ended.stdout
+    (line,) = ended.stdout.splitlines()
+    assert "params.yaml" in line
+    assert "a;touch PWNED;" in line
 
 
 @pytest.mark.parametrize("section", ["datasets", "models"])

@@ -14,6 +14,7 @@ from fer.ledger.counts import count
 from fer.ledger.printed import close, decimals, described
 from fer.ledger.results import Run
 from fer.ledger.rules import Outcome, Rule
+from fer.presets import load_preset
 from fer.published import Number
 
 _SCALES = {"%": 0.01, "K": 1e3, "M": 1e6, "G": 1e9}
@@ -291,6 +292,11 @@ def _loss_margin(number: Number) -> tuple[float, str]:
     return 100 * LOSS_MARGIN, "fer.studies.lhc_analysis: a run above it is left out"
 
 
+def _crop(number: Number) -> tuple[float, str]:
+    """The side of the crops of the paper's preset."""
+    return float(load_preset(number.work).crop["size"]), f"preset {number.work}: crop.size"
+
+
 def _depths(number: Number) -> tuple[float, str]:
     """The rows of the study of Figure 6."""
     from fer.studies import load_study
@@ -300,6 +306,7 @@ def _depths(number: Number) -> tuple[float, str]:
 
 
 _FUNCTIONS: Mapping[str, Callable[[Number], tuple[float, str]]] = {
+    "crop": _crop,
     "modules": _modules,
     "heads": _heads,
     "threshold": _threshold,

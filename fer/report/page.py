@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fer.published import WORKS
 from fer.report import charts
@@ -11,32 +11,41 @@ from fer.report.collect import Content, Dataset, Result
 from fer.report.evaluations import Evaluation
 from fer.shards.schema import SPLITS
 
-
-def render(content: Content) -> str:
-    """The page; a function of its content alone."""
+if TYPE_CHECKING:
     import jinja2
 
-    environment = jinja2.Environment(
+
+def environment() -> jinja2.Environment:
+    """The templates of this package, with the filters below."""
+    import jinja2
+
+    engine = jinja2.Environment(
         loader=jinja2.PackageLoader("fer.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    engine.filters |= {
         "percent": percent,
         "number": number,
         "duration": duration,
         "short": short,
         "points": points,
     }
-    return environment.get_template("report.html").render(
+    return engine
+
+
+def render(content: Content) -> str:
+    """The page; a function of its content alone."""
+    engine = environment()
+    return engine.get_template("report.html").render(
         content=content,
         charts=charts,
         class_lines=class_lines,
         ladder=ladder,
         splits=SPLITS,
-        style=environment.get_template("style.css").render(),
+        style=engine.get_template("style.css").render(),
     )
 
 

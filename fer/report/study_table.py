@@ -12,8 +12,7 @@ from pydantic import AliasChoices, ConfigDict, Field
 from fer.config import Config, ConfigError, parse
 from fer.evaluation.aggregate import Spread, spread
 from fer.params import Params
-from fer.studies import Row, Study, StudyOptions, noise
-from fer.studies.cell import row_recipe
+from fer.studies import Row, Study, StudyOptions, noise, row_recipe
 
 MOST_FOLDS = 10_000
 _Fraction = Annotated[float, Field(ge=0, le=1)]

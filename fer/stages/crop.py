@@ -103,7 +103,7 @@ def crop_dataset(
                 {
                     "format": FORMAT,
                     "dataset": name,
-                    "generator": source.generator,
+                    "generator": description.get("generator", source.generator),
                     "label_space": source.label_space.name,
                     "labels": list(labels),
                     "crop": settings,

@@ -31,7 +31,7 @@ from fer.evaluation.config import EvaluateConfig
 from fer.evaluation.output import entries, write
 from fer.evaluation.predict import Predictions, PredictJob, merge, predict_share
 from fer.evaluation.protocols import both_protocols
-from fer.evaluation.summary import SPLIT, summary_of
+from fer.evaluation.summary import SPLIT, summary_of, unseen_or_why_not
 from fer.io.files import FileError, sha256
 from fer.labels import is_identities
 from fer.lineage import training_facts, training_history
@@ -118,11 +118,11 @@ def evaluate(
         tta=config.tta,
         labels=classes.of_model,
     )
+    unseen = unseen_or_why_not(shards, params.root / "data" / "statistics" / dataset)
     predictions = classes.scored(predict(job, config, params.cluster, rows))
     if not len(predictions.rows):
         raise ValueError(f"{dataset}: no test row has one of the classes {', '.join(classes.shared)}")
-    statistics = params.root / "data" / "statistics" / dataset
-    summary = summary_of(predictions, classes, shards, statistics, config, params.seed)
+    summary = summary_of(predictions, classes, shards, unseen, config, params.seed)
     assert int(np.sum(summary["confusion"])) == len(predictions.rows), "every row that is scored is counted once"
     return predictions, summary
 

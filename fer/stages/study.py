@@ -38,8 +38,8 @@ from fer.params import Params
 from fer.processes import empty_held, lock
 from fer.published import dataset_name
 from fer.stages import add_resume_options
-from fer.studies import Row, Study, StudyOptions, list_studies, load_study
-from fer.studies.cell import Cell, Plan, link, row_recipe, tidy, train_cell
+from fer.studies import Row, Study, StudyOptions, list_studies, load_study, row_recipe
+from fer.studies.cell import Cell, Plan, link, tidy, train_cell
 from fer.studies.results import read
 from fer.tracking import Run, open_run
 from fer.training.job import TrainJob

@@ -19,19 +19,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fer.config import ConfigError
 from fer.evaluation.config import TtaName
 from fer.evaluation.protocols import both_protocols
 from fer.evaluation.tta import WithViews
 from fer.io.files import read_json, write_atomic, write_json
-from fer.studies import Kind, Row, Study, StudyOptions
+from fer.models.cost import kept_for_backward
+from fer.studies import Kind
 from fer.studies.lhc_analysis import probe, size
 from fer.training.data import open_data
 from fer.training.distributed import Distributed
 from fer.training.job import TrainJob
 from fer.training.loop import build_model, compute_logits, train
 from fer.training.metrics import classification_metrics
-from fer.training.recipe import Recipe, load_recipe, vary
+from fer.training.recipe import vary
 from fer.training.state import TrainState, saved_states
 
 RESULT = "result.json"
@@ -194,25 +194,6 @@ class Plan:
             return arrays["labels"].astype(np.int64), arrays["predicted"].astype(np.int64)
 
 
-def row_recipe(study: Study, row: Row, options: StudyOptions, root: Path, dataset: str | None = None) -> Recipe:
-    """The complete recipe of a row for one of its datasets; None: the first."""
-    where, columns = f"study row {row.row!r}", options.columns(study, row)
-    base = columns[dataset or next(iter(columns))]
-    recipe = load_recipe({"recipe": base}, root, where)
-    smoke = {key: value for key, value in {**study.smoke.set, **row.smoke}.items() if key != "recipe"}
-    values = {**study.set, **row.set, **(smoke if options.smoke else {}), **options.set}
-    if "model" in values and "options" not in values:
-        values = {"options": {}, **values}  # options are a model's own
-    if row.start:
-        values |= {"pretrained": {}, "start_from": None}  # its weights come from another run
-    made = vary(recipe, values, where)
-    if row.stages is None:
-        return made
-    if row.stages > len(made.stages):
-        raise ConfigError(f"{where}: stages = {row.stages}, the recipe {base!r} has {len(made.stages)}")
-    return vary(made, {"stages": made.stages[: row.stages]}, where)
-
-
 def train_cell(plan: Plan, cell: Cell) -> None:
     """Trains a cell, or resumes it, opens the test split, and writes its predictions and its result."""
     job = plan.resolved(cell).job
@@ -252,6 +233,7 @@ def train_cell(plan: Plan, cell: Cell) -> None:
             "logits": hashlib.sha256(logits.numpy().tobytes()).hexdigest()[:16],
             "best_epoch": state.best_epoch,
             "epochs": state.epoch,
+            "history": _columns(state.history),
             **{name: value for name, value in best.items() if name.startswith(("train_", "val_"))},
             **{f"test_{name}": value for name, value in classification_metrics(logits, targets).items()},
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -259,9 +241,18 @@ def train_cell(plan: Plan, cell: Cell) -> None:
             **plan.origin(cell),
             "seconds": round(sum(timing["seconds"] for timing in state.timings), 1),
             "peak_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6) if plan.gpu else None,
+            "kept_mb": round(
+                kept_for_backward(model, torch.zeros(2, 3, *[model.input_size] * 2, device=device)) / 2e6, 2
+            ),
             **more,
         },
     )
+
+
+def _columns(history: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """The columns of a history that every epoch has, to five decimals."""
+    found = {name: [round(row[name], 5) for row in history if name in row] for name in history[0]}
+    return {name: values for name, values in found.items() if len(values) == len(history) and np.isfinite(values).all()}
 
 
 def link(cells: Sequence[Cell]) -> list[Cell]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
@@ -11,11 +12,12 @@ import numpy as np
 
 from fer import published
 from fer.config import ConfigError
+from fer.evaluation import figures
 from fer.evaluation.aggregate import Spread, markdown_table, percent, spread
 from fer.published import Number
 from fer.studies import Kind, Row, Study, StudyOptions, lhc_analysis, noise
 from fer.studies import figures as study_figures
-from fer.studies.cell import Plan
+from fer.studies.cell import Cell, Plan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,15 +70,34 @@ def _table(study: Study, options: StudyOptions, plan: Plan, results: Results) ->
     plain = [
         {key: asdict(value) if isinstance(value, Spread) else value for key, value in row.items()} for row in table
     ]
-    figures = {}
+    drawn = {}
     if study.axis is not None:
         for dataset in dict.fromkeys(line["dataset"] for line in table):
             lines = [line for line in table if line["dataset"] == dataset]
             levels = {row.row: row.level for row in study.rows}
             points = sorted((levels[line["row"]] or 0.0, line["test"], line["published"]) for line in lines)
             title = _titled(f"{study.title} ({_shown(lines[0])})", options)
-            figures[f"curve-{dataset}"] = study_figures.curve(points, study.axis, title)
-    return Report(markdown(study, options, table), {"rows": plain}, figures)
+            drawn[f"curve-{dataset}"] = study_figures.curve(points, study.axis, title)
+    drawn |= _of_runs(study, options, plan, results)
+    return Report(markdown(study, options, table), {"rows": plain}, drawn)
+
+
+def _of_runs(study: Study, options: StudyOptions, plan: Plan, results: Results) -> dict[str, Figure]:
+    """The figures of single runs that the study asks for, of the first of each row and dataset."""
+    first: dict[tuple[str, str], tuple[Cell, Mapping[str, Any]]] = {}
+    for cell, one in zip(plan.cells, results, strict=True):
+        first.setdefault((cell.row, cell.dataset), (cell, one))
+    drawn: dict[str, Figure] = {}
+    for (row, dataset), (cell, result) in first.items():
+        name, title = re.sub(r"\W+", "_", f"{row} {dataset}"), _titled(f"{row}, {cell.known_as or dataset}", options)
+        if "confusion" in study.draw:
+            labels, predicted = plan.predictions(cell)
+            matrix = np.zeros((len(cell.job.labels),) * 2, np.int64)
+            np.add.at(matrix, (labels, predicted), 1)
+            drawn[f"confusion-{name}"] = figures.confusion(matrix, cell.job.labels, title, normalized=True)
+        if "training" in study.draw and "history" in result:  # which results of an earlier version lack
+            drawn[f"training-{name}"] = figures.learning_curves(result["history"], result["best_epoch"], title)
+    return drawn
 
 
 def summarize(study: Study, options: StudyOptions, results: Results) -> list[dict[str, Any]]:
@@ -110,6 +131,7 @@ def summarize(study: Study, options: StudyOptions, results: Results) -> list[dic
                     "against": against if pairs else None,
                     "parameters": own[0]["parameters"],
                     "peak_memory_mb": own[0].get("peak_memory_mb"),
+                    "kept_mb": own[0].get("kept_mb"),
                     "seconds": sum(one["seconds"] for one in own),
                 }
             )
@@ -164,6 +186,8 @@ def _of_dataset(study: Study, options: StudyOptions, table: Sequence[Mapping[str
             "gain, points": lambda line: _against(asdict(line["tta_gain"])),
         }
     columns["parameters"] = lambda line: f"{line['parameters']:,}"
+    if len({line["kept_mb"] for line in table}) > 1:
+        columns["kept for the backward pass, MB an image"] = lambda line: _number(line["kept_mb"])
     if any(line["peak_memory_mb"] for line in table):
         columns["peak GPU memory, MB"] = lambda line: f"{line['peak_memory_mb']:,}" if line["peak_memory_mb"] else "-"
     printed = any(line["published"] is not None for line in table)
@@ -182,31 +206,33 @@ def _classes(study: Study, options: StudyOptions, plan: Plan, results: Results) 
     base = _table(study, options, plan, results)
     rows = {row.row: row for row in options.chosen(study)}
     recalls: dict[tuple[str, str], list[list[float]]] = {}
+    names: dict[str, list[str]] = {}
     for cell in plan.cells:
         labels, predicted = plan.predictions(cell)
-        classes = [float((predicted[labels == one] == one).mean()) for one in range(len(cell.job.labels))]
+        present = np.unique(labels)  # a class without test images has no accuracy
+        classes = [float((predicted[labels == one] == one).mean()) for one in present]
         recalls.setdefault((cell.dataset, cell.row), []).append([*classes, fmean(classes)])
+        names[cell.dataset] = [*(cell.job.labels[one] for one in present), MEAN_OF_CLASSES]
     text, found = [base.markdown], []
-    for dataset in dict.fromkeys(cell.dataset for cell in plan.cells):
-        cell = next(cell for cell in plan.cells if cell.dataset == dataset)
-        names = [*cell.job.labels, MEAN_OF_CLASSES]
+    for dataset, columns in names.items():
+        known_as = next(cell.known_as for cell in plan.cells if cell.dataset == dataset)
         lines = []
         for name, row in rows.items():
             if not (runs := recalls.get((dataset, name))):
                 continue
             texts = [name]
-            for label, accuracies in zip(names, zip(*runs, strict=True), strict=True):
-                ours, printed = spread(accuracies), _printed_class(study, row, cell.known_as, label)
+            for label, accuracies in zip(columns, zip(*runs, strict=True), strict=True):
+                ours, printed = spread(accuracies), _printed_class(study, row, known_as, label)
                 about = {"row": name, "dataset": dataset, "label": label, "published": printed and printed.value}
                 texts.append(_beside({**about, "test": ours}))
                 found.append({**about, "test": asdict(ours)})
             lines.append(texts)
         lines += [
-            [f"{rival}, cited", *("-" if (one := cited.get(label)) is None else f"[{one:g}]" for label in names)]
-            for rival, cited in _cited_classes(study, cell.known_as, names).items()
+            [f"{rival}, cited", *("-" if (value := cited.get(label)) is None else f"[{value:g}]" for label in columns)]
+            for rival, cited in _cited_classes(study, known_as, columns).items()
         ]
-        text += [f"## Accuracy of every class, {cell.known_as or dataset}, % [published]", ""]
-        text += [*markdown_table(["row", *names], lines), ""]
+        text += [f"## Accuracy of every class, {known_as or dataset}, % [published]", ""]
+        text += [*markdown_table(["row", *columns], lines), ""]
     return Report("\n".join(text).rstrip() + "\n", {**base.content, "classes": found}, base.figures)
 
 

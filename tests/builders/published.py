@@ -1,7 +1,5 @@
 """A project to evaluate and report on: a small dataset and a published run, made in a second."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -37,7 +37,7 @@ from fer.models.layers import routing
 from fer.models.layers.attention import CrossAttention, countable
 from fer.models.layers.linear import DropPath
 from fer.models.lhc_net import LHCNet
-from fer.weights import convert, dead_keys, published_options
+from fer.weights.convert import convert, dead_keys, published_options
 from fer.weights.layouts import LAYOUTS
 
 Outputs = dict[str, Any]

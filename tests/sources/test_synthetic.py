@@ -1,12 +1,11 @@
 """The synthetic dataset: rendered once, the same bytes on any number of cores, wrong options refused by name."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from builders.places import contents
 
 from fer.io.files import FileError, read_json
 from fer.sources import synthetic
@@ -27,10 +26,6 @@ def read(raw: Path, **options: object) -> list[RawSample]:
     source = get_source(small(**options), 3)
     samples = [sample for block in source.blocks(raw) for sample in source.read(raw, block)]
     return [sample for sample in samples if isinstance(sample, RawSample)]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_the_same_request_gives_the_same_bytes_on_one_core_and_on_many(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders.mlflow_runs import give_store
 from builders.published import LABELS, make_project, publish_training, publish_training_chosen_on_test
 from builders.shards import change_manifest
 
@@ -250,7 +251,7 @@ def test_the_evaluation_is_recorded_in_the_training_run(
     from fer.tracking import TrackingConfig, open_run
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    params = replace(make_project(tmp_path), tracking=TrackingConfig(log_model=False))
+    params = replace(make_project(give_store(tmp_path)), tracking=TrackingConfig(log_model=False))
     with open_run(
         params.tracking, tmp_path, experiment="toy", run_name="nano", key="f" * 64, params={}, tags={}
     ) as training:
@@ -281,7 +282,7 @@ def test_an_evaluation_waits_for_a_store_that_is_down_and_joins_its_run(
             run.log_metrics({"val_accuracy": 0.8}, step=1)
         return run
 
-    params = make_project(tmp_path)
+    params = make_project(give_store(tmp_path))
     training = record(up if trained == "recorded" else down, "f" * 64)
     publish_training(params, mlflow_run_id=training.run_id)
     folder = run_evaluation(replace(params, tracking=down), "toy", "nano")
