@@ -17,7 +17,7 @@ from fer.ledger.rules import Outcome, Rule
 from fer.presets import load_preset
 from fer.published import Number
 
-_SCALES = {"%": 0.01, "K": 1e3, "M": 1e6, "G": 1e9}
+_SCALES = {"K": 1e3, "M": 1e6}
 
 PATHS = {
     "learning_rate": "learning_rate",
@@ -161,10 +161,9 @@ def create(model: str) -> Any:
 
 
 def _count(number: Number, rule: Rule) -> Outcome:
-    ours, where = count(number)
-    printed = number.value * _SCALES.get(number.unit, 1)
-    same = close(number, ours / _SCALES.get(number.unit, 1)) if number.unit in _SCALES else ours == printed
-    return _compared(same, ours, where, "our registry counts otherwise")
+    counted, where = count(number)
+    ours = counted / _SCALES.get(number.unit, 1)
+    return _compared(close(number, ours), ours, where, "our registry counts otherwise")
 
 
 # ------------------------------------------------------------------------------------------------ costs
