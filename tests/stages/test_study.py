@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from builders.mlflow_runs import give_store
-from builders.projects import make_project
+from builders.projects import make_project, write_params
 from builders.shards import make_shards
 
 from fer.config import ConfigError
@@ -145,10 +145,10 @@ def test_changes_augmentation_and_both_protocols_of_a_study_are_reported(params:
     study = load_study("ddamfn_attention_loss", Path())
     assert StudyOptions(seeds=(0, 1), dataset=("rafdb",)).departure(study) is None
     assert StudyOptions(smoke=True, dataset=("tiny",)).departure(study) is None, "the smoke mode has its own note"
-    changes = {"protocol": "published", "epochs": 2}
+    changes = {"protocol": "published", "selection": "refit", "epochs": 2}
     departure = StudyOptions(dataset=("fer2013",), set=changes).departure(study)
     assert departure == (
-        "Trained here with dataset fer2013, protocol = published, epochs = 2; "
+        "Trained here with dataset fer2013, protocol = published, selection = refit, epochs = 2; "
         "the published results are those of the source."
     )
     folder = run(params, "own.yaml", StudyOptions(rows=("plain",), set=changes, tta="flip", workers=0))
@@ -160,7 +160,7 @@ def test_changes_augmentation_and_both_protocols_of_a_study_are_reported(params:
     assert row["validation_selected"]["mean"] == cell["protocols"]["validation"]["accuracy"]
     assert cell["protocols"]["published"]["accuracy"] == pytest.approx(cell["test_accuracy"])
     for words in (
-        "Trained here with protocol = published, epochs = 2; the published results",
+        "Trained here with protocol = published, selection = refit, epochs = 2; the published results",
         "| validation-selected test, % |",
         "| test with flip views, % | 95 % interval | gain, points |",
     ):
@@ -184,6 +184,25 @@ def test_the_weight_of_the_attention_loss_is_named_wherever_its_printed_gain_is(
         weights = [(one["attention_loss"], one["attention_loss_weight"]) for one in made[1:]]
         assert weights == [("paper", 0.1), ("code", 0.1)]
         assert made[0]["attention_loss_weight"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", [name for name in list_studies() if not name.startswith("lhc")])
+def test_every_study_runs_in_the_smoke_mode_and_no_two_rows_give_the_same_logits(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "project"
+    make_shards(root / "data" / "shards" / "synthetic", train=320, test=32, size=32)
+    write_params(
+        root,
+        "synthetic",
+        {"toy": {"recipe": "ddamfn/nano"}},
+        train={"workers": 0, "threads": 1},
+        tracking={"enabled": False},
+    )
+    folder = run(load(root / "params.yaml"), name, StudyOptions(smoke=True, workers=0))
+    content = read_json(folder / "results.json")
+    assert content["wrong"] == []
+    assert {cell["row"] for cell in content["cells"]} == {row.row for row in load_study(name, root).rows}
 
 
 @pytest.mark.ray
@@ -227,6 +246,20 @@ def test_differences_are_paired_by_seed() -> None:
     assert lines[1]["difference"]["mean"] == pytest.approx(0.1)
     assert lines[1]["difference"]["std"] == pytest.approx(0.0, abs=1e-12)
     assert "+10.00 (+10.00 to +10.00)" in markdown(study, StudyOptions(), lines)
+
+
+def test_printed_costs_stand_beside_ours_where_the_table_has_them() -> None:
+    study = load_study("poster_v2_cost", Path())
+    metrics = {"test_accuracy": 0.9, "val_accuracy": 0.9, "seconds": 1.0, "parameters": 43_753_941, "gmacs": 8.592}
+    cell = {"row": "POSTER V2", "dataset": "rafdb", "known_as": "RAF-DB", "seed": 0, "fold": None, **metrics}
+    table = markdown(study, StudyOptions(), summarize(study, StudyOptions(), [cell]))
+    assert "| 43,753,941 [43.7 M] | 8.592 [8.4 G] | 92.21 |" in table
+    own = {**cell, "dataset": "fer2013", "known_as": "FER2013"}
+    table = markdown(study, StudyOptions(), summarize(study, StudyOptions(), [own]))
+    assert "92.21" not in table, "another dataset's accuracy"
+    assert "The source prints no accuracy for FER2013." in table
+    smoke = StudyOptions(smoke=True)
+    assert "43.7" not in markdown(study, smoke, summarize(study, smoke, [cell]))
 
 
 # ------------------------------------------------------------------------------------------------ in MLflow
