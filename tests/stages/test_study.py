@@ -605,6 +605,16 @@ def test_detraining_gives_back_the_bits_that_a_block_had_before_its_training(par
         assert torch.equal(first[name], seen[-1][name]), name
 
 
+def test_columns_without_shards_are_left_out_and_named_unless_they_were_asked_for(params: Params) -> None:
+    several = replace(params, datasets={**params.datasets, "noisy": params.datasets["tiny"]})
+    (params.root / "whole.yaml").write_text(CLASSES)
+    folder = run(several, "whole.yaml", StudyOptions(workers=0, rows=("BTN",)))
+    assert {row["dataset"] for row in read_json(folder / "results.json")["rows"]} == {"tiny"}
+    assert "not trained on: noisy." in (folder / "table.md").read_text()
+    with pytest.raises(ValueError, match="noisy"):
+        run(several, "whole.yaml", StudyOptions(workers=0, rows=("BTN",), dataset=("noisy",)))
+
+
 CLASSES = """
 title: A whole table
 work: btn
