@@ -134,7 +134,8 @@ def run(
             tidy(plan)
             if wrong:
                 what = f"{len(failures)} of {len(plan.distinct)} cells failed" if failures else "rows trained the same"
-                raise ValueError("\n  ".join([f"{name}: {what}; the table has the others:", *wrong]))
+                kept = "the table has what there is" if finished.cells else "there is no table"
+                raise ValueError("\n  ".join([f"{name}: {what}; {kept}:", *wrong]))
         if parent.active:
             write_json(work / _RECORDED, recorded)
     return final
@@ -228,10 +229,10 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions, *,
 def _check_distinct(study: Study, options: StudyOptions, plan: Plan) -> None:
     """ConfigError where two rows would train the same thing, unless they are meant to."""
     first: dict[tuple[str, str], str] = {}
-    for row in options.chosen(study):
+    for row in (row for row in options.chosen(study) if not (options.smoke and row.same_as)):
         for key, dataset in {(cell.key, cell.dataset) for cell in plan.cells if cell.row == row.row}:
             other = first.setdefault((key, dataset), row.row)
-            if other != row.row and not (options.smoke and row.same_as):
+            if other != row.row:
                 raise ConfigError(
                     f"{plan.name}: rows {other!r} and {row.row!r} train the same on {dataset}; change one, or choose "
                     "others with --rows"
