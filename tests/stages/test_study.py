@@ -683,7 +683,7 @@ def test_a_table_of_two_datasets_has_its_columns_its_classes_and_its_figures(
         (SETS.replace("start: &best {rows: [host]}", "start: &best {rows: [C]}"), "'A': start or recipe_of names 'C'"),
         (SETS.replace("run: same_seed", "run: worst"), "start.run = 'worst'"),
         (SETS.replace("seeds: [0, 2]", "seeds: [1, 2]"), "row 'A', seed 0: no run of host"),
-        (STAGES.replace("against: ResNet34v2", "against: ResNet"), "against = 'ResNet': not a row"),
+        (STAGES.replace("against: ResNet34v2", "against: ResNet"), "against 'ResNet': not a row"),
         (STAGES.replace("stages: 1}", "stages: 3}"), "stages = 3, the recipe 'lhc_net/nano' has 2"),
     ],
 )  # fmt: skip
