@@ -264,7 +264,7 @@ def _drop_path(number: Number) -> tuple[float, str]:
 
 
 def _views(number: Number) -> tuple[float, str]:
-    """Of the test-time augmentation of the text where it is there, or the code's."""
+    """Of the test-time augmentation of the text."""
     from fer.evaluation import tta
     from fer.evaluation.config import TtaName
 
@@ -286,9 +286,9 @@ def _views(number: Number) -> tuple[float, str]:
 
 def _loss_margin(number: Number) -> tuple[float, str]:
     """The margin over the host's training loss, beyond which a run is left out."""
-    from fer.studies import lhc_analysis
+    from fer.studies.lhc_analysis import LOSS_MARGIN
 
-    return 100 * lhc_analysis.LOSS_MARGIN, "fer.studies.lhc_analysis: a run above it is left out"
+    return 100 * LOSS_MARGIN, "fer.studies.lhc_analysis: a run above it is left out"
 
 
 def _depths(number: Number) -> tuple[float, str]:

@@ -31,6 +31,7 @@ from fer.training.distributed import Distributed
 from fer.training.job import TrainJob
 from fer.training.loop import build_model, compute_logits, train
 from fer.training.metrics import classification_metrics
+from fer.training.phases import validated
 from fer.training.recipe import vary
 from fer.training.state import TrainState, saved_states
 
@@ -220,7 +221,7 @@ def train_cell(plan: Plan, cell: Cell) -> None:
             more["probes"] = probe(model, job, data.test, recipe, device)
     finally:
         data.close()
-    best = state.history[state.best_epoch - 1]
+    best = {**(validated(job.recipe, state) or {}), **state.history[state.best_epoch - 1]}
     if protocols := both_protocols(state.history, job.recipe, len(targets), CONFIDENCE):
         more["protocols"] = protocols
     buffer = io.BytesIO()
@@ -268,6 +269,8 @@ def link(cells: Sequence[Cell]) -> list[Cell]:
         """Stages of the other run where they are the first ones of this one; 0 where the two differ in anything."""
         own, theirs = stages[cell.key], stages[other.key]
         if not len(theirs) < len(own) or theirs != own[: len(theirs)] or cell.after or other.after:
+            return 0
+        if cell.job.recipe.selection == "refit":  # its stages come twice, on other rows
             return 0
         alike = replace(cell.job, recipe=other.job.recipe, work_dir=other.job.work_dir, fingerprint=other.key)
         return len(theirs) if alike == other.job and other.fold == cell.fold else 0

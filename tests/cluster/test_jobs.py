@@ -168,6 +168,7 @@ def test_outputs_land_in_the_project_folder_where_dvc_looks_and_workers_import_t
     assert "dvc commit --force train@tiny-cluster" in output
 
 
+@pytest.mark.slow  # quick: tests/commands/test_job_request.py
 def test_upload_copies_code_to_shared_storage_and_no_data(project: Path, head: Head, tmp_path: Path) -> None:
     (project / "data").mkdir()
     (project / "data" / "large.bin").write_bytes(b"0" * 1000)
@@ -234,6 +235,7 @@ def _stages_that_sleep() -> list[int]:
     ]
 
 
+@pytest.mark.slow  # quick: tests/commands/test_job_request.py
 def test_a_detached_job_runs_on_and_the_same_command_follows_it(project: Path, head: Head) -> None:
     code, output = _submit(project, head, "brief", detach=True)
     assert code == 0, output

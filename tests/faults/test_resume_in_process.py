@@ -62,7 +62,7 @@ def test_killed_again_and_again_at_any_moment_resumes_to_the_same_bits(
     killed, draws, kills = elsewhere(job, tmp_path / "work"), random.Random(2), 0
     while True:
         process = child(train, killed)
-        process.join(0.02 + 0.03 * kills + 0.1 * draws.random())  # longer each time, so that it comes to an end
+        process.join(0.02 + 0.06 * kills + 0.1 * draws.random())  # longer each time, so that it comes to an end
         if process.exitcode is not None:
             break
         process.kill()

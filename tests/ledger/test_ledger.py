@@ -231,15 +231,28 @@ def test_results_of_studies_are_found_by_work_table_and_row(tmp_path: Path) -> N
     place = tmp_path / "reports" / "studies" / "mine"
     place.mkdir(parents=True)
     (place / "results.json").write_text(json.dumps({"study": study, "options": {"smoke": False}, "rows": [line]}))
+    sets = [{"row": "LHC-Net", "runs": 4, "Best": 0.73, "Top 25%": None, "views": {"TTA yes": 0.74}}]
+    place = tmp_path / "reports" / "studies" / "sets"
+    place.mkdir()
+    own = {"smoke": False, "recipe": "lhc_net/fer2013"}
+    (place / "results.json").write_text(
+        json.dumps({"study": {"kind": "lhc_sets", "rows": []}, "options": own, "sets": sets})
+    )
     broken = tmp_path / "reports" / "studies" / "broken" / "results.json"
     broken.parent.mkdir()
     broken.write_text("{")
-    (run,) = measured(project(tmp_path))
+    run, best, views = measured(project(tmp_path))
     number = one(work="btn", table="Table 7", dataset="RAF-DB", setting="batch size 16").number
     outcome = apply(number, Rule(check="result", model="btn", ablation=True), [run])
     assert (outcome.verdict, outcome.ours, outcome.seeds, outcome.scale) == ("equal", "91.00", 3, "full")
     other = one(work="btn", table="Table 7", dataset="RAF-DB", setting="batch size 32").number
     assert apply(other, Rule(check="result", model="btn", ablation=True), [run]).verdict == "not run"
+    number = one(work="lhc_net", table="Results 1", row="LHC-Net", setting="Best").number
+    outcome = apply(number, Rule(check="result", model="lhc_net", ablation=True), [run, best, views])
+    assert (outcome.ours, outcome.seeds, outcome.scale) == ("73.00", 4, "small")
+    assert outcome.differs == "recipe lhc_net/fer2013; ranked on test, as printed"
+    number = one(work="lhc_net", table="Results 2", row="LHC-Net", setting="TTA yes", metric="accuracy").number
+    assert apply(number, Rule(check="result", model="lhc_net"), [run, best, views]).ours == "74.00"
 
 
 def test_evaluated_models_are_found_by_dataset_and_model(tmp_path: Path) -> None:

@@ -40,7 +40,9 @@ def images(model: FerModel, size: int) -> Tensor:
     return torch.randn(size, 3, model.input_size, model.input_size, generator=generator)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name.endswith("_nano") else [pytest.mark.slow]) for name in MODELS]
+)
 def test_the_logits_are_those_of_the_model(name: str) -> None:
     model = build(name).double()
     x = images(model, 2).double()

@@ -145,10 +145,10 @@ def test_changes_augmentation_and_both_protocols_of_a_study_are_reported(params:
     study = load_study("ddamfn_attention_loss", Path())
     assert StudyOptions(seeds=(0, 1), dataset=("rafdb",)).departure(study) is None
     assert StudyOptions(smoke=True, dataset=("tiny",)).departure(study) is None, "the smoke mode has its own note"
-    changes = {"protocol": "published", "epochs": 2}
+    changes = {"protocol": "published", "selection": "refit", "epochs": 2}
     departure = StudyOptions(dataset=("fer2013",), set=changes).departure(study)
     assert departure == (
-        "Trained here with dataset fer2013, protocol = published, epochs = 2; "
+        "Trained here with dataset fer2013, protocol = published, selection = refit, epochs = 2; "
         "the published results are those of the source."
     )
     folder = run(params, "own.yaml", StudyOptions(rows=("plain",), set=changes, tta="flip", workers=0))
@@ -160,7 +160,7 @@ def test_changes_augmentation_and_both_protocols_of_a_study_are_reported(params:
     assert row["validation_selected"]["mean"] == cell["protocols"]["validation"]["accuracy"]
     assert cell["protocols"]["published"]["accuracy"] == pytest.approx(cell["test_accuracy"])
     for words in (
-        "Trained here with protocol = published, epochs = 2; the published results",
+        "Trained here with protocol = published, selection = refit, epochs = 2; the published results",
         "| validation-selected test, % |",
         "| test with flip views, % | 95 % interval | gain, points |",
     ):
