@@ -143,6 +143,10 @@ def _studies(params: Params) -> Iterator[Run]:
                 yield from _of_sets(content.get("sets", ()), **shared, where=where)
                 cites = {row["row"]: row.get("cite") or {} for row in study["rows"]}
                 known = {line.get("dataset"): line.get("known_as") for line in lines}
+                for row, value in content.get("head_correlation", {}).items():
+                    dataset = next(name or key for key, name in known.items())
+                    alike: dict[str, Any] = {"metric": "head_correlation", "value": 100 * value, "dataset": dataset}
+                    yield Run(**shared, **alike, where=where, row=row)
                 for line in (*lines, *content.get("classes", ())):
                     cite, test, label = cites[line["row"]], line["test"], line.get("label")
                     yield Run(
@@ -162,29 +166,20 @@ def _studies(params: Params) -> Iterator[Run]:
 def _of_sets(sets: Iterable[Mapping[str, Any]], **shared: Any) -> Iterator[Run]:
     """LHC-Net's sets of runs: the printed columns are means of the best of them."""
     for line in sets:
+        shared |= {"dataset": line["known_as"] or line["dataset"], "metric": "accuracy", "row": line["row"]}
         for column in (name for name in line if name.startswith("Top ") or name == "Best"):
             if line[column] is not None:
                 yield Run(
                     **shared,
-                    row=line["row"],
                     setting=column,
-                    dataset="FER2013",
-                    metric="accuracy",
                     value=100 * line[column],
                     seeds=line["runs"],
                     about=("ranked on test, as printed",),
                 )
         for setting, value in line.get("views", {}).items():
             if value is not None:
-                yield Run(
-                    **{**shared, "table": "Results 2"},
-                    row=line["row"],
-                    setting=setting,
-                    dataset="FER2013",
-                    metric="accuracy",
-                    value=100 * value,
-                    about=("run chosen on validation",),
-                )
+                chosen = ("run chosen on validation",)
+                yield Run(**{**shared, "table": "Results 2"}, setting=setting, value=100 * value, about=chosen)
 
 
 def _evaluated(params: Params) -> Iterator[Run]:

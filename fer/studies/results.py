@@ -316,7 +316,8 @@ def _lhc_sets(study: Study, options: StudyOptions, plan: Plan, results: Results)
         line = lhc_analysis.set_summary(runs, host["train_loss"], found[base] if name in others else ())
         best = max(runs, key=lambda one: float(one["val_accuracy"]))
         views = {"TTA no": best["test_accuracy"], "TTA yes": best.get("test_tta_accuracy")}
-        lines.append({"row": name, "printed": printed, **line, "views": views})
+        about = {name: runs[0][name] for name in ("dataset", "known_as")}
+        lines.append({"row": name, **about, "printed": printed, **line, "views": views})
         rows.append(
             [
                 *(name, str(line["runs"]), str(len(line["rejected"])), percent(line["mean"])),
@@ -373,7 +374,12 @@ def _lhc_blocks(study: Study, options: StudyOptions, plan: Plan, results: Result
         first = next(iter(probes))
         plain = fmean(one["test_accuracy"] for one in results if one["row"] == first)
         figures["blocks"] = study_figures.lhc_blocks(plain, without[first], _titled(first, options))
-    return Report("\n".join(text) + "\n", {**base.content, "efficiency": efficiency}, figures)
+    alike = {
+        row: fmean(value for one in seeds for block in one["heads"] for value in block["correlations"])
+        for row, seeds in probes.items()
+    }
+    content = {**base.content, "head_correlation": alike, "efficiency": efficiency}
+    return Report("\n".join(text) + "\n", content, figures)
 
 
 _KINDS: dict[Kind, Callable[[Study, StudyOptions, Plan, Results], Report]] = {

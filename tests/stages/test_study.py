@@ -583,7 +583,7 @@ def test_detraining_gives_back_the_bits_that_a_block_had_before_its_training(par
         (SETS.replace("start: &best {rows: [host]}", "start: &best {rows: [C]}"), "'A': start or recipe_of names 'C'"),
         (SETS.replace("run: same_seed", "run: worst"), "start.run = 'worst'"),
         (SETS.replace("seeds: [0, 2]", "seeds: [1, 2]"), "row 'A', seed 0: no run of host"),
-        (STAGES.replace("against: ResNet34v2", "against: ResNet"), "against = 'ResNet': not a row"),
+        (STAGES.replace("against: ResNet34v2", "against: ResNet"), "LHC-Net: against 'ResNet': not a row"),
         (STAGES.replace("stages: 1}", "stages: 3}"), "stages = 3, the recipe 'lhc_net/nano' has 2"),
     ],
 )  # fmt: skip
