@@ -356,7 +356,7 @@ def _origins(host: Mapping[str, Any], results: Results) -> str:
     """Which host and which setting were taken, in words."""
     taken = next((one["recipe_of"] for one in results if "recipe_of" in one), None)
     text = f"The host: {host['row']}, seed {host['seed']}, {percent(host['test_accuracy'])} % on test."
-    return text + (f" Set C has the setting of {taken}." if taken else " Set C needs a second seed.")
+    return text + (f" The best setting: {taken}." if taken else "")
 
 
 def _lhc_blocks(study: Study, options: StudyOptions, plan: Plan, results: Results) -> Report:
