@@ -30,11 +30,13 @@ _NANO: dict[str, Any] = {"epochs": 1, "batch_size": 8}
 _MODELS: dict[str, dict[str, Any]] = {
     "btn": {"recipe": "btn/nano", **_NANO},
     "ddamfn": {
-        "recipe": "ddamfn/nano", **_NANO, "pretrained": {"features": "donor.safetensors"}, "sam": {},
+        "recipe": "ddamfn/nano", **_NANO, "pretrained": {"features": "mfn_nano.safetensors"}, "sam": {},
         "mix": {"kind": "cutmix"}, "ema_decay": 0.9, "gradient_checkpointing": True, "class_weights": "effective",
     },
     "lhc_net": {"recipe": "lhc_net/nano", **_NANO, "protocol": "published", "sampler": "balanced"},
-    "dynamic_vit": {"recipe": "dynamic_vit/nano", **_NANO, "trainable": ["*"]},
+    "dynamic_vit": {
+        "recipe": "dynamic_vit/nano", **_NANO, "trainable": ["*"], "start_from": "dynamic_vit_nano.safetensors",
+    },
     "poster_v2": {"recipe": "poster_v2/nano", **_NANO, "augment": [{"name": "CoarseDropout", "p": 0.5}]},
 }  # fmt: skip
 _STUDY: dict[str, Any] = {
@@ -127,8 +129,8 @@ def _projects(scratch: Path, weights: Path | None) -> dict[Item, Path]:
             pixels = np.random.default_rng(100 * number + index).integers(0, 256, (48, 48), np.uint8)
             cv2.imwrite(str(folder / f"{index}.png"), pixels)
     shutil.make_archive(str(root / "images"), "zip", root / "images")
-    donor = create_model("mfn_nano")
-    save_model(donor, root / "donor.safetensors", _CLASSES, "basic7", name="mfn_nano")
+    for name in ("mfn_nano", "dynamic_vit_nano"):
+        save_model(create_model(name), root / f"{name}.safetensors", _CLASSES, "basic7", name=name)
     params: dict[str, Any] = {
         "seed": 0,
         "run": {"datasets": ["drawn", "mine"], "models": list(_MODELS)},

@@ -117,7 +117,8 @@ def _job(root: Path, recipe: Recipe, batch: int, threads: int) -> TrainJob:
         "epochs": 10_000, "batch_size": batch, "eval_batch_size": batch, "schedule": Schedule(kind="constant"),
         "label_smoothing": 0.0, "class_weights": "none", "mix": None, "sam": None, "accumulate": 1,
         "gradient_clip": None, "ema_decay": None, "patience": None, "sampler": "shuffle", "precision": "fp32",
-        "augment": [], "pretrained": {}, "protocol": "validation", "cross_validation": None, "stages": [],
+        "augment": [], "pretrained": {}, "start_from": None, "protocol": "validation", "cross_validation": None,
+        "stages": [],
     }  # fmt: skip
     return TrainJob(
         shards=str(root / "shards"),

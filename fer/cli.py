@@ -37,11 +37,12 @@ _COMMANDS = {
     "predict": _Command("fer.commands.predict", "find the faces in your photos and name their expressions"),
     "tune": _Command("fer.stages.tune", "search the hyperparameters of a model on a dataset"),
     "study": _Command("fer.stages.study", "train the rows of a published table, compare with its results"),
+    "reproduce": _Command("fer.commands.reproduce", "every table and figure of a paper by one command"),
     "ledger": _Command("fer.commands.ledger", "check every printed number of the papers, or say why it cannot be"),
     "submit": _Command("fer.commands.jobs", "run one stage as a job on a Ray cluster"),
     "ui": _Command("fer.commands.ui", "open MLflow's UI on this project's runs"),
     "bench": _Command("fer.commands.bench", "measure speed, as ratios within one run", parses=False),
-    "synth": _Command("fer.commands.synth", "render sheets of the synthetic faces, measure how hard they are"),
+    "synth": _Command("fer.commands.synth", "draw faces: sheets, published layouts; measure how hard they are"),
     "doctor": _Command("fer.commands.doctor", "check this machine and the services it talks to"),
 }
 

@@ -1,4 +1,4 @@
-"""`fer synth`: look at the synthetic faces, and measure how hard they are."""
+"""`fer synth`: look at the synthetic faces, write them in published layouts, and measure how hard they are."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 
 from fer.config import parse
 from fer.io.files import open_atomic, write_atomic
+from fer.sources.drawn import IMAGES, LAYOUTS, write
 from fer.synth.config import DEFAULT, SceneConfig
 from fer.synth.expressions import ACTION_UNITS, EXPRESSIONS
 from fer.synth.scene import Face
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`sheet` draws faces, `difficulty` measures classifiers on unseen identities."""
+    """`sheet` draws faces, `dataset` writes a folder, `difficulty` measures classifiers on unseen identities."""
     commands = parser.add_subparsers(metavar="WHAT", required=True)
     text = "write a contact sheet as PNG: one row a class, or unlabeled with a key beside it"
     sheet = commands.add_parser("sheet", help=text, description=text)
@@ -35,24 +36,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     difficulty.add_argument("--epochs", type=int, default=12)
     difficulty.add_argument("--landmark-error", type=float, default=1.0, help="of the alignment; 0 is exact")
     difficulty.add_argument("--no-network", action="store_true", help="leave out the network, which takes minutes")
-    for command in (sheet, difficulty):
+    text = "drawn faces in the folder layout of a published dataset: what your data must look like"
+    dataset = commands.add_parser("dataset", help=text, description=text)
+    dataset.set_defaults(synth_command=_dataset)
+    dataset.add_argument("--layout", required=True, choices=tuple(LAYOUTS), help="whose")
+    dataset.add_argument("--out", required=True, type=Path, help="folder that is not there, or is empty")
+    dataset.add_argument("--images", type=int, default=IMAGES, help=f"altogether ({IMAGES}), a quarter of them test")
+    for command in (sheet, dataset, difficulty):
         command.add_argument("--seed", type=int, default=0)
+    for command in (sheet, difficulty):
         command.add_argument("--classes", type=int, default=DEFAULT.num_classes, help="7, or 8 with contempt")
         command.add_argument("--strength", type=float, default=DEFAULT.strength, help="how strong the action units are")
 
 
 def main(args: argparse.Namespace) -> None:
     """Runs the chosen one."""
-    options = {"num_classes": args.classes, "strength": args.strength}
-    args.synth_command(args, parse(SceneConfig, options, "fer synth"))
+    args.synth_command(args)
 
 
-def _sheet(args: argparse.Namespace, config: SceneConfig) -> None:
+def _config(args: argparse.Namespace) -> SceneConfig:
+    return parse(SceneConfig, {"num_classes": args.classes, "strength": args.strength}, "fer synth")
+
+
+def _dataset(args: argparse.Namespace) -> None:
+    """Writes the layout, and prints how params.yaml reads it."""
+    entry = write(args.layout, args.out, images=args.images, seed=args.seed)
+    print(f"{args.images} drawn faces in {args.out}. SYNTHETIC - says nothing about accuracy on people")
+    print(f"In params.yaml:\n\ndatasets:\n  {args.layout}:")
+    for key, value in entry.items():
+        print(f"    {key}: {json.dumps(value)}")
+
+
+def _sheet(args: argparse.Namespace) -> None:
     """Writes the sheet, and the key where one is asked for."""
     import cv2
 
     from fer.synth.sheet import sheet_and_faces
 
+    config = _config(args)
     image, faces = sheet_and_faces(args.seed, config, args.rows, args.columns, not args.unlabelled, args.cell)
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     write_atomic(args.out, cv2.imencode(".png", bgr, (cv2.IMWRITE_PNG_COMPRESSION, 9))[1].tobytes())
@@ -68,12 +89,12 @@ def _write_key(path: Path, faces: list[Face]) -> None:
             table.writerow([number, EXPRESSIONS[face.clean_label], face.subject, "+".join(face.occluders), *face.aus])
 
 
-def _difficulty(args: argparse.Namespace, config: SceneConfig) -> None:
+def _difficulty(args: argparse.Namespace) -> None:
     """Measures, and prints the results as JSON."""
     from fer.synth.difficulty import measure
 
     accuracies = measure(
-        config, args.seed, args.train, args.test, side=args.side, epochs=args.epochs,
+        _config(args), args.seed, args.train, args.test, side=args.side, epochs=args.epochs,
         landmark_error=args.landmark_error, network=not args.no_network,
     )  # fmt: skip
     print(json.dumps(accuracies, indent=2))

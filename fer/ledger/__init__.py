@@ -13,12 +13,14 @@ tables, and accuracies are those of runs that exist.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from fer import published
 from fer.ledger.audit import Finding, findings
+from fer.ledger.checks import apply
 from fer.ledger.results import commands, measured
-from fer.ledger.rules import Outcome, Verdict, apply, load_map, rule_of
+from fer.ledger.rules import Outcome, Verdict, load_map, rule_of
 from fer.params import Params
 
 VERDICTS: tuple[Verdict, ...] = ("equal", "differs", "measured", "not run", "cited", "not reproducible")
@@ -49,8 +51,11 @@ class Book:
         return {verdict: found[verdict] for verdict in VERDICTS}
 
 
-def build(params: Params) -> Book:
+def build(params: Params, papers: Collection[str] = published.PAPERS) -> Book:
     """The ledger with the results that the project has; `params` says what its datasets are.
+
+    Args:
+        papers: whose numbers.
 
     Raises:
         ValueError: a printed number that no rule of `map.yaml` checks.
@@ -59,7 +64,7 @@ def build(params: Params) -> Book:
     audited = findings()
     lines = []
     for number in published.numbers():
-        if number.work not in published.PAPERS:
+        if number.work not in papers:
             continue
         outcome = apply(number, rule_of(number, rules), runs)
         command = how(number) if outcome.verdict in ("not run", "measured") else ""

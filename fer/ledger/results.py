@@ -1,7 +1,8 @@
 """Our own runs, as the ledger sets them beside printed numbers: finished studies, and evaluated models.
 
-    reports/studies/<name>/results.json     lines of a table: spreads over seeds
-    evaluated/<dataset>/<model>/test.json   one model, with its bootstrap intervals
+    reports/studies/<name>/results.json           lines of a table: spreads over seeds
+    evaluated/<dataset>/<model>/test.json         one model, with its bootstrap intervals
+    reports/evaluations/<dataset>/*/test.json     weights that `fer evaluate` scored
 
 Those of a project, and of the projects below `reproductions/` that `fer reproduce` makes. What is damaged or of another
 version is left out here; the report says so.
@@ -136,50 +137,61 @@ def _studies(params: Params) -> Iterator[Run]:
     for path in sorted((params.home / "reports" / "studies").glob("*/results.json")):
         with suppress(*_DAMAGED):
             content = read_json(path)
-            study, lines = content["study"], content.get("rows", ())
+            study, options, lines = content["study"], content["options"], content.get("rows", ())
+            recipe, changed = options.get("recipe"), options.get("set") or {}
             for work, table in _places(study)[:1]:
-                shared: dict[str, Any] = {"work": work, "table": table, "smoke": bool(content["options"]["smoke"])}
-                where = f"study {path.parent.name}"
-                yield from _of_sets(content.get("sets", ()), **shared, where=where)
+                shared: dict[str, Any] = {
+                    "work": work,
+                    "smoke": bool(options["smoke"]),
+                    "where": f"study {path.parent.name}",
+                    "about": (*([f"recipe {recipe}"] if recipe else ()), *(f"{k} = {v}" for k, v in changed.items())),
+                }
+                yield from _of_sets(content.get("sets", ()), shared, parameters=0 if recipe else None)
                 cites = {row["row"]: row.get("cite") or {} for row in study["rows"]}
-                known = {line.get("dataset"): line.get("known_as") for line in lines}
+                of_row = {(line["row"], line.get("dataset")): line for line in lines}
                 for row, value in content.get("head_correlation", {}).items():
-                    dataset = next(name or key for key, name in known.items())
-                    alike: dict[str, Any] = {"metric": "head_correlation", "value": 100 * value, "dataset": dataset}
-                    yield Run(**shared, **alike, where=where, row=row)
+                    whole = next(line for line in lines if line["row"] == row)
+                    about = {"metric": "head_correlation", "table": table, "row": row}
+                    dataset = whole.get("known_as") or str(whole.get("dataset"))
+                    yield Run(**shared, **about, dataset=dataset, value=100 * value, seeds=whole["test"]["count"])
                 for line in (*lines, *content.get("classes", ())):
                     cite, test, label = cites[line["row"]], line["test"], line.get("label")
+                    whole = of_row[line["row"], line.get("dataset")]
                     yield Run(
                         **shared,
-                        where=where,
+                        table=table,
                         row=cite.get("row") or line["row"],
                         setting=label or cite.get("setting") or study.get("setting") or "",
-                        dataset=known.get(line.get("dataset")) or str(line.get("dataset")),
+                        dataset=whole.get("known_as") or str(line.get("dataset")),
                         metric=_METRICS.get(label, "class_accuracy"),
                         value=100 * test["mean"],
                         ends=(_percent(test["low"]), _percent(test["high"])),
                         seeds=test["count"],
-                        parameters=line.get("parameters"),
+                        parameters=whole.get("parameters"),
                     )
 
 
-def _of_sets(sets: Iterable[Mapping[str, Any]], **shared: Any) -> Iterator[Run]:
-    """LHC-Net's sets of runs: the printed columns are means of the best of them."""
+def _of_sets(sets: Iterable[Mapping[str, Any]], shared: dict[str, Any], parameters: int | None) -> Iterator[Run]:
+    """LHC-Net's sets of runs: Results 1, means of the best of them; Results 2, the best one by validation."""
     for line in sets:
-        shared |= {"dataset": line["known_as"] or line["dataset"], "metric": "accuracy", "row": line["row"]}
-        for column in (name for name in line if name.startswith("Top ") or name == "Best"):
-            if line[column] is not None:
-                yield Run(
-                    **shared,
-                    setting=column,
-                    value=100 * line[column],
-                    seeds=line["runs"],
-                    about=("ranked on test, as printed",),
-                )
-        for setting, value in line.get("views", {}).items():
-            if value is not None:
-                chosen = ("run chosen on validation",)
-                yield Run(**{**shared, "table": "Results 2"}, setting=setting, value=100 * value, about=chosen)
+        columns = {name: line[name] for name in line if name.startswith("Top ") or name == "Best"}
+        for table, values, how in (
+            ("Results 1", columns, "ranked on test, as printed"),
+            ("Results 2", line.get("views", {}), "best run by validation"),
+        ):
+            for setting, value in values.items():
+                if value is not None:
+                    yield Run(
+                        **{**shared, "about": (*shared["about"], how)},
+                        table=table,
+                        row=line["row"],
+                        setting=setting,
+                        dataset=line.get("known_as") or line.get("dataset", "FER2013"),
+                        metric="accuracy",
+                        value=100 * value,
+                        seeds=line["runs"],
+                        parameters=parameters,
+                    )
 
 
 def _evaluated(params: Params) -> Iterator[Run]:
@@ -193,6 +205,8 @@ def _evaluated(params: Params) -> Iterator[Run]:
                 continue
             train = read_json(trained) if "kind" not in facts and trained.is_file() else {}
             dataset = _known(key, params, len(test["per_class"])) or key
+            if facts.get("trained_on") not in (None, key, dataset):
+                continue  # of another dataset, which no table here has
             rows, whole, unseen = test["rows"], published.test_rows(dataset), test.get("without_duplicates", {})
             about = [facts["kind"]] if "kind" in facts else []
             about += [f"{rows:,} of {whole:,} test rows"] if whole and rows != whole else []

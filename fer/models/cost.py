@@ -101,6 +101,28 @@ def measure(model: FerModel) -> Cost:
     )
 
 
+def kept_for_backward(model: FerModel, images: Tensor) -> int:
+    """Bytes that a training step on images (B,3,S,S) keeps for its backward pass: activations, without the parameters.
+
+    What training takes in memory beside them, on any device; on the meta device attention is counted as written out.
+    The model is left in training mode, its BatchNorm statistics updated.
+    """
+    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, Tensor] = {}  # by storage, which views share; held, so that none is reused
+
+    def keep(tensor: Tensor) -> Tensor:
+        if (storage := tensor.untyped_storage()._cdata) not in own:
+            kept[storage] = tensor
+        return tensor
+
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model(images)  # its graph is what holds the tensors
+    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    del output
+    return size
+
+
 _STATISTICS = ("running_mean", "running_var")
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd, BatchNorm, nn.LayerNorm, nn.PReLU)
 

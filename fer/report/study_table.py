@@ -12,8 +12,7 @@ from pydantic import AliasChoices, ConfigDict, Field
 from fer.config import Config, ConfigError, parse
 from fer.evaluation.aggregate import Spread, spread
 from fer.params import Params
-from fer.studies import Row, Study, StudyOptions, noise
-from fer.studies.cell import row_recipe
+from fer.studies import Row, Study, StudyOptions, noise, row_recipe
 
 MOST_FOLDS = 10_000
 _Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -31,7 +30,7 @@ class Line:
         test, validation, tta: accuracies over its runs, 0 .. 1, the last with test-time augmentation; None where there
             is none.
         difference: to what the row is compared with; tta_gain: of the augmentation, run by run.
-        validation_selected: test accuracy at the epochs that validation would have selected, where test selected them.
+        validation_selected: test accuracy after as many epochs as validation chose, where test selected them.
         against: row that `difference` is to, where it is not the study's baseline.
         dataset: it was trained on, by its name in print or its key; empty where the table has one.
         note: in words.
@@ -78,7 +77,7 @@ class _Row(_Part):
     against: str | None = None
     published: float | None
     test: _Spread
-    validation: _Spread
+    validation: _Spread | None = None
     difference: _Spread | None
     tta: _Spread | None = None
     tta_gain: _Spread | None = None

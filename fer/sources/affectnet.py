@@ -64,8 +64,8 @@ _CSV = "a table of AffectNet (training.csv, validation.csv)"
 _NO_EXPRESSION = {8: "none", 9: "uncertain", 10: "no_face"}  # numbers behind the eight; not part of the task
 _LIST = re.compile(r"(train|valid|validation|val|test)[\w-]*annotations?[\w-]*\.txt", re.IGNORECASE)
 
-# iBUG's 68 points, counted from 0, from the image's left: the person's right comes first.
-_FIVE = (range(36, 42), range(42, 48), (30,), (48,), (54,))
+FIVE_OF_68 = (range(36, 42), range(42, 48), (30,), (48,), (54,))
+"""Of iBUG's 68 points, counted from 0, from the image's left: the person's right eye, left eye, nose, mouth corners."""
 
 
 class AffectNetConfig(TreeConfig):
@@ -319,7 +319,7 @@ def five_of_68(flat: Sequence[str]) -> Landmarks:
     if len(flat) != 136:
         raise ValueError(f"{len(flat)} numbers of landmarks, expected 136")
     mean = [[sum(pixels(flat[2 * point + axis]) for point in points) / len(points) for axis in (0, 1)]
-            for points in _FIVE]  # fmt: skip
+            for points in FIVE_OF_68]  # fmt: skip
     return tuple((x, y) for x, y in mean)
 
 

@@ -23,6 +23,9 @@ from fer.shards.schema import Split
 BLOCK_ROWS = 512
 """Samples of a unit of work. Fixed, so that the files of data/raw and data/faces do not depend on who cut the work."""
 
+DRAWN = "SYNTHETIC.txt"
+"""File beside drawn faces in a published layout (`fer.sources.drawn`), which are not to be taken for the dataset."""
+
 LabelSpaceName = Literal["basic7", "basic8", "aihub7"]
 Box = tuple[float, float, float, float]
 Landmarks = tuple[tuple[float, float], ...]
@@ -183,6 +186,13 @@ def shares(weights: Sequence[float]) -> tuple[float, ...]:
 def hashed_split(name: str, test_fraction: float) -> Split:
     """Test or train, by a hash of a subject or a sample alone: who is in test stays there whatever is added."""
     return "test" if stable_hash("test split", name) < test_fraction * 2**64 else "train"
+
+
+def generator_of(name: str, folder: Path) -> dict[str, str]:
+    """`generator` for source.json, where a folder, or one in it, holds drawn faces in the layout of the
+    dataset `name`; else nothing."""
+    drawn = (folder / DRAWN).is_file() or any(folder.glob(f"*/{DRAWN}"))
+    return {"generator": f"synthetic/{name}"} if drawn else {}
 
 
 def nfc(text: str) -> str:

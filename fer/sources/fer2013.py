@@ -27,7 +27,17 @@ from fer.io.files import FileError, refuse_impostor
 from fer.labels import DATASET_LABELS, named, to_canonical
 from fer.shards.schema import SPLITS, Split
 from fer.sources.archives import fetch, open_tree
-from fer.sources.base import BLOCK_ROWS, AnnotatedFace, Block, Entry, RawSample, Reject, one_face, read_description
+from fer.sources.base import (
+    BLOCK_ROWS,
+    AnnotatedFace,
+    Block,
+    Entry,
+    RawSample,
+    Reject,
+    generator_of,
+    one_face,
+    read_description,
+)
 from fer.sources.csvfile import RowError
 from fer.sources.fer2013_rows import SIDE, USAGES, Line, Row, form_of, read_rows
 from fer.sources.layout import IMAGE_ENDINGS, find_layout, folders, list_files, split_named
@@ -102,7 +112,7 @@ class RowsSource(TreeSource):
         self._compare(counts, counts if complete else published, catalogue)
         name = "fer2013.data" if path.name == "source.json" else path.name
         shutil.copyfile(path, out / name)
-        return {"file": name, "published": published, **about}
+        return {"file": name, "published": published, **generator_of(self.generator, path.parent), **about}
 
     def _count_rows(self, path: Path, labels: RowLabels) -> dict[str, Any]:
         """The content of source.json about a file of rows, each of which is read once.

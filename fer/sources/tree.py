@@ -31,6 +31,7 @@ from fer.sources.base import (
     RawSample,
     Reject,
     fetch_again,
+    generator_of,
     nfc,
     read_description,
 )
@@ -198,6 +199,7 @@ class TreeSource(ABC):
             "rejects": dict(sorted(Counter(reject.reason for reject in rejects).items())),
             "faces_to_find": sum(face.box is None for one in images if not one.is_crop for face in one.faces),
             "blocks": blocks,
+            **generator_of(self.generator, tree),
             **catalogue.notes,
         }
 

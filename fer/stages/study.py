@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -38,12 +39,12 @@ from fer.params import Params
 from fer.processes import empty_held, lock
 from fer.published import dataset_name
 from fer.stages import add_resume_options
-from fer.studies import Row, Study, StudyOptions, list_studies, load_study
-from fer.studies.cell import Cell, Plan, link, row_recipe, tidy, train_cell
+from fer.studies import Row, Study, StudyOptions, list_studies, load_study, row_recipe
+from fer.studies.cell import Cell, Plan, link, tidy, train_cell
 from fer.studies.results import read
 from fer.tracking import Run, open_run
 from fer.training.job import TrainJob
-from fer.training.recipe import CrossValidation
+from fer.training.recipe import vary
 
 _OPTIONS = ("smoke", "dataset", "recipe", "seeds", "folds", "rows", "tta", "workers")
 _RECORDED = "recorded.json"  # in a cell's folder, and the study's: the MLflow run has all there is
@@ -71,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
     if args.name is None:
         for name in list_studies():
             study = load_study(name, Path())
-            print(f"{name:<24}{study.source}: {study.title}")
+            print(f"{name:<26}{study.source}: {study.title}")
         return
     given = {name: getattr(args, name) for name in _OPTIONS}
     changes = {name: value for name, value in given.items() if value is not None}
@@ -181,8 +182,8 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions, *,
             for fold in range(folds) if folds else [None]:
                 own = recipe
                 if folds and fold is not None:
-                    held = CrossValidation(folds=folds, fold=fold)
-                    own = recipe.model_copy(update={"cross_validation": held})
+                    held = {"cross_validation": {"folds": folds, "fold": fold}}
+                    own = vary(recipe, held, f"study row {row.row!r}")
                 others = [cell for cell in cells if (cell.fold, cell.dataset) == (fold, dataset)]
                 starts, recipes = _sources(study, row, seed, others)
                 linked = {name: keys for name, keys in (("starts", starts), ("recipes", recipes)) if keys}
@@ -334,7 +335,7 @@ class CellLog:
             log.info(
                 "%s: validation %.4f, test %.4f, epoch %d, %.0f s",
                 cell.title,
-                *(result[name] for name in ("val_accuracy", "test_accuracy", "best_epoch", "seconds")),
+                *(result.get(name, math.nan) for name in ("val_accuracy", "test_accuracy", "best_epoch", "seconds")),
             )
 
     def all_failed(self) -> bool:

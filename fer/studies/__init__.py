@@ -16,6 +16,7 @@ from pydantic import Field, NonNegativeInt, field_validator, model_validator
 from fer import published
 from fer.config import Config, ConfigError, nearest, parse, read_yaml
 from fer.evaluation.config import TtaName
+from fer.training.recipe import Recipe, load_recipe, vary
 
 
 class Cite(Config):
@@ -96,6 +97,10 @@ class Study(Config):
     set: dict[str, Any] = Field(default_factory=dict, description="keys of the recipe, for all rows")
     baseline: str | None = Field(None, description="row that the others are compared with")
     axis: str | None = Field(None, description="what the rows' `level` is: accuracy is drawn over it; null: no figure")
+    draw: list[Literal["confusion", "training"]] = Field(
+        default_factory=list,
+        description="of each row's first run: confusion matrix, course of the training",
+    )
     folds: int | None = Field(None, ge=2, le=100, description="cross-validation over so many folds; null: none")
     tta: TtaName = Field("none", description="reports test accuracy with this test-time augmentation too")
     note: str | None = None
@@ -298,3 +303,22 @@ def load_study(name: str, root: Path) -> Study:
     if name not in known:
         raise ConfigError(f"no study {name!r}{nearest(name, known)}; known: {', '.join(known)}")
     return parse(Study, read_yaml(resources.files("fer.studies").joinpath(f"{name}.yaml")), f"fer/studies/{name}.yaml")
+
+
+def row_recipe(study: Study, row: Row, options: StudyOptions, root: Path, dataset: str | None = None) -> Recipe:
+    """The complete recipe of a row for one of its datasets; None: the first."""
+    where, columns = f"study row {row.row!r}", options.columns(study, row)
+    base = columns[dataset or next(iter(columns))]
+    recipe = load_recipe({"recipe": base}, root, where)
+    smoke = {key: value for key, value in {**study.smoke.set, **row.smoke}.items() if key != "recipe"}
+    values = {**study.set, **row.set, **(smoke if options.smoke else {}), **options.set}
+    if "model" in values and "options" not in values:
+        values = {"options": {}, **values}  # options are a model's own
+    if row.start:
+        values |= {"pretrained": {}, "start_from": None}  # its weights come from another run
+    made = vary(recipe, values, where)
+    if row.stages is None:
+        return made
+    if row.stages > len(made.stages):
+        raise ConfigError(f"{where}: stages = {row.stages}, the recipe {base!r} has {len(made.stages)}")
+    return vary(made, {"stages": made.stages[: row.stages]}, where)

@@ -19,19 +19,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fer.config import ConfigError
 from fer.evaluation.config import TtaName
 from fer.evaluation.protocols import both_protocols
 from fer.evaluation.tta import WithViews
 from fer.io.files import read_json, write_atomic, write_json
-from fer.studies import Kind, Row, Study, StudyOptions
+from fer.models.cost import kept_for_backward, measure
+from fer.studies import Kind
 from fer.studies.lhc_analysis import probe, size
 from fer.training.data import open_data
 from fer.training.distributed import Distributed
 from fer.training.job import TrainJob
 from fer.training.loop import build_model, compute_logits, train
 from fer.training.metrics import classification_metrics
-from fer.training.recipe import Recipe, load_recipe, vary
+from fer.training.phases import validated
+from fer.training.recipe import vary
 from fer.training.state import TrainState, saved_states
 
 RESULT = "result.json"
@@ -194,25 +195,6 @@ class Plan:
             return arrays["labels"].astype(np.int64), arrays["predicted"].astype(np.int64)
 
 
-def row_recipe(study: Study, row: Row, options: StudyOptions, root: Path, dataset: str | None = None) -> Recipe:
-    """The complete recipe of a row for one of its datasets; None: the first."""
-    where, columns = f"study row {row.row!r}", options.columns(study, row)
-    base = columns[dataset or next(iter(columns))]
-    recipe = load_recipe({"recipe": base}, root, where)
-    smoke = {key: value for key, value in {**study.smoke.set, **row.smoke}.items() if key != "recipe"}
-    values = {**study.set, **row.set, **(smoke if options.smoke else {}), **options.set}
-    if "model" in values and "options" not in values:
-        values = {"options": {}, **values}  # options are a model's own
-    if row.start:
-        values |= {"pretrained": {}, "start_from": None}  # its weights come from another run
-    made = vary(recipe, values, where)
-    if row.stages is None:
-        return made
-    if row.stages > len(made.stages):
-        raise ConfigError(f"{where}: stages = {row.stages}, the recipe {base!r} has {len(made.stages)}")
-    return vary(made, {"stages": made.stages[: row.stages]}, where)
-
-
 def train_cell(plan: Plan, cell: Cell) -> None:
     """Trains a cell, or resumes it, opens the test split, and writes its predictions and its result."""
     job = plan.resolved(cell).job
@@ -239,7 +221,7 @@ def train_cell(plan: Plan, cell: Cell) -> None:
             more["probes"] = probe(model, job, data.test, recipe, device)
     finally:
         data.close()
-    best = state.history[state.best_epoch - 1]
+    best = {**(validated(job.recipe, state) or {}), **state.history[state.best_epoch - 1]}
     if protocols := both_protocols(state.history, job.recipe, len(targets), CONFIDENCE):
         more["protocols"] = protocols
     buffer = io.BytesIO()
@@ -252,6 +234,7 @@ def train_cell(plan: Plan, cell: Cell) -> None:
             "logits": hashlib.sha256(logits.numpy().tobytes()).hexdigest()[:16],
             "best_epoch": state.best_epoch,
             "epochs": state.epoch,
+            "history": _columns(state.history),
             **{name: value for name, value in best.items() if name.startswith(("train_", "val_"))},
             **{f"test_{name}": value for name, value in classification_metrics(logits, targets).items()},
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -259,9 +242,19 @@ def train_cell(plan: Plan, cell: Cell) -> None:
             **plan.origin(cell),
             "seconds": round(sum(timing["seconds"] for timing in state.timings), 1),
             "peak_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6) if plan.gpu else None,
+            "gmacs": round(measure(model).operations.macs / 1e9, 4),
+            "kept_mb": round(
+                kept_for_backward(model, torch.zeros(2, 3, *[model.input_size] * 2, device=device)) / 2e6, 2
+            ),
             **more,
         },
     )
+
+
+def _columns(history: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """The columns of a history that every epoch has, to five decimals."""
+    found = {name: [round(row[name], 5) for row in history if name in row] for name in history[0]}
+    return {name: values for name, values in found.items() if len(values) == len(history) and np.isfinite(values).all()}
 
 
 def link(cells: Sequence[Cell]) -> list[Cell]:
@@ -276,6 +269,8 @@ def link(cells: Sequence[Cell]) -> list[Cell]:
         """Stages of the other run where they are the first ones of this one; 0 where the two differ in anything."""
         own, theirs = stages[cell.key], stages[other.key]
         if not len(theirs) < len(own) or theirs != own[: len(theirs)] or cell.after or other.after:
+            return 0
+        if cell.job.recipe.selection == "refit":  # its stages come twice, on other rows
             return 0
         alike = replace(cell.job, recipe=other.job.recipe, work_dir=other.job.work_dir, fingerprint=other.key)
         return len(theirs) if alike == other.job and other.fold == cell.fold else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
@@ -11,11 +12,12 @@ import numpy as np
 
 from fer import published
 from fer.config import ConfigError
+from fer.evaluation import figures
 from fer.evaluation.aggregate import Spread, markdown_table, percent, spread
 from fer.published import Number
 from fer.studies import Kind, Row, Study, StudyOptions, lhc_analysis, noise
 from fer.studies import figures as study_figures
-from fer.studies.cell import Plan
+from fer.studies.cell import Cell, Plan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
 Results = Sequence[Mapping[str, Any]]
 _SMOKE = "**Smoke run: small models on synthetic faces. It shows that every row runs, and nothing else.**"
 _PUBLISHED_PROTOCOL = (
-    "Test accuracy is that of the epoch selected on the test split (protocol: published), above what the model reaches "
-    "on other images; beside it the validation-selected test accuracy."
+    "Test accuracy is that of the epoch selected on the test split, with all other rows trained on (protocol: "
+    "published), above what the model reaches on other images; with selection: refit the validation-selected test "
+    "accuracy is beside it."
 )
 _SET_NOTE = (
     "In brackets: as printed. The columns rank the runs on the test set, as the paper does, so that they are above "
@@ -68,15 +71,34 @@ def _table(study: Study, options: StudyOptions, plan: Plan, results: Results) ->
     plain = [
         {key: asdict(value) if isinstance(value, Spread) else value for key, value in row.items()} for row in table
     ]
-    figures = {}
+    drawn = {}
     if study.axis is not None:
         for dataset in dict.fromkeys(line["dataset"] for line in table):
             lines = [line for line in table if line["dataset"] == dataset]
             levels = {row.row: row.level for row in study.rows}
             points = sorted((levels[line["row"]] or 0.0, line["test"], line["published"]) for line in lines)
             title = _titled(f"{study.title} ({_shown(lines[0])})", options)
-            figures[f"curve-{dataset}"] = study_figures.curve(points, study.axis, title)
-    return Report(markdown(study, options, table), {"rows": plain}, figures)
+            drawn[f"curve-{dataset}"] = study_figures.curve(points, study.axis, title)
+    drawn |= _of_runs(study, options, plan, results)
+    return Report(markdown(study, options, table), {"rows": plain}, drawn)
+
+
+def _of_runs(study: Study, options: StudyOptions, plan: Plan, results: Results) -> dict[str, Figure]:
+    """The figures of single runs that the study asks for, of the first of each row and dataset."""
+    first: dict[tuple[str, str], tuple[Cell, Mapping[str, Any]]] = {}
+    for cell, one in zip(plan.cells, results, strict=True):
+        first.setdefault((cell.row, cell.dataset), (cell, one))
+    drawn: dict[str, Figure] = {}
+    for (row, dataset), (cell, result) in first.items():
+        name, title = re.sub(r"\W+", "_", f"{row} {dataset}"), _titled(f"{row}, {cell.known_as or dataset}", options)
+        if "confusion" in study.draw:
+            labels, predicted = plan.predictions(cell)
+            matrix = np.zeros((len(cell.job.labels),) * 2, np.int64)
+            np.add.at(matrix, (labels, predicted), 1)
+            drawn[f"confusion-{name}"] = figures.confusion(matrix, cell.job.labels, title, normalized=True)
+        if "training" in study.draw and "history" in result:  # which results of an earlier version lack
+            drawn[f"training-{name}"] = figures.learning_curves(result["history"], result["best_epoch"], title)
+    return drawn
 
 
 def summarize(study: Study, options: StudyOptions, results: Results) -> list[dict[str, Any]]:
@@ -105,21 +127,30 @@ def summarize(study: Study, options: StudyOptions, results: Results) -> list[dic
                     "known_as": known_as[dataset],
                     "published": study.printed(row, dataset, known_as[dataset]),
                     "test": spread([one["test_accuracy"] for one in own]),
-                    "validation": spread([one["val_accuracy"] for one in own]),
+                    "validation": spread([one["val_accuracy"] for one in own]) if "val_accuracy" in own[0] else None,
                     "difference": asdict(spread(pairs)) if pairs else None,
                     "against": against if pairs else None,
-                    "parameters": own[0]["parameters"],
-                    "peak_memory_mb": own[0].get("peak_memory_mb"),
+                    **{name: own[0].get(name) for name in ("parameters", "gmacs", "kept_mb", "peak_memory_mb")},
+                    "printed_costs": {} if options.smoke else _printed_costs(study, row, known_as[dataset]),
                     "seconds": sum(one["seconds"] for one in own),
+                    "selected_on_test": "protocols" in own[0],
                 }
             )
-            if all("protocols" in one for one in own):
+            if all(one.get("protocols", {}).get("validation") for one in own):
                 accuracies = [one["protocols"]["validation"]["accuracy"] for one in own]
                 lines[-1]["validation_selected"] = spread(accuracies)
             if augmented:
                 gains = [value - one["test_accuracy"] for value, one in zip(augmented, own, strict=True)]
                 lines[-1] |= {"tta": spread(augmented), "tta_gain": spread(gains)}
     return lines
+
+
+def _printed_costs(study: Study, row: Row, known_as: str | None) -> dict[str, str]:
+    """What the table prints of a row's parameters and operations, which are those of all datasets."""
+    found = {
+        metric: study.number(row, known_as, metric) or study.number(row, "", metric) for metric in ("params", "flops")
+    }
+    return {metric: f" [{one.printed} {one.unit}]" for metric, one in found.items() if one is not None}
 
 
 def markdown(study: Study, options: StudyOptions, table: Sequence[Mapping[str, Any]]) -> str:
@@ -135,7 +166,7 @@ def markdown(study: Study, options: StudyOptions, table: Sequence[Mapping[str, A
     for lines in datasets.values():
         text += [f"## {_shown(lines[0])}", ""] if len(datasets) > 1 else []
         text += _of_dataset(study, options, lines)
-    on_test = any("validation_selected" in line for line in table)
+    on_test = any(line["selected_on_test"] for line in table)
     return "\n".join([*text, *(("", _PUBLISHED_PROTOCOL) if on_test else ())]).rstrip() + "\n"
 
 
@@ -146,7 +177,7 @@ def _of_dataset(study: Study, options: StudyOptions, table: Sequence[Mapping[str
         "test accuracy, %": lambda line: _mean(line["test"]),
         "95 % interval of the mean": lambda line: _bounds(line["test"]),
         "n": lambda line: str(line["test"].count),
-        "validation, %": lambda line: _mean(line["validation"]),
+        "validation, %": lambda line: _mean(line["validation"]) if line["validation"] else "-",
     }
     if against:
         name = f"against {next(iter(against))}" if len(against) == 1 else "against"
@@ -163,9 +194,18 @@ def _of_dataset(study: Study, options: StudyOptions, table: Sequence[Mapping[str
             "95 % interval": lambda line: _bounds(line["tta"]),
             "gain, points": lambda line: _against(asdict(line["tta_gain"])),
         }
-    columns["parameters"] = lambda line: f"{line['parameters']:,}"
+    costs = any(line["printed_costs"] for line in table)
+    columns["parameters [published]" if costs else "parameters"] = lambda line: (
+        f"{line['parameters']:,}{line['printed_costs'].get('params', '')}"
+    )
+    if costs:
+        columns["GMACs [published FLOPs]"] = lambda line: (
+            f"{_number(line['gmacs'])}{line['printed_costs'].get('flops', '')}"
+        )
+    if len({line["kept_mb"] for line in table}) > 1:
+        columns["kept for the backward pass, MB an image"] = lambda line: _number(line["kept_mb"])
     if any(line["peak_memory_mb"] for line in table):
-        columns["peak GPU memory, MB"] = lambda line: f"{line['peak_memory_mb']:,}" if line["peak_memory_mb"] else "-"
+        columns["peak GPU memory, MB"] = lambda line: _number(line["peak_memory_mb"])
     printed = any(line["published"] is not None for line in table)
     if printed:
         columns["published, %"] = lambda line: _number(line["published"])
@@ -182,31 +222,33 @@ def _classes(study: Study, options: StudyOptions, plan: Plan, results: Results) 
     base = _table(study, options, plan, results)
     rows = {row.row: row for row in options.chosen(study)}
     recalls: dict[tuple[str, str], list[list[float]]] = {}
+    names: dict[str, list[str]] = {}
     for cell in plan.cells:
         labels, predicted = plan.predictions(cell)
-        classes = [float((predicted[labels == one] == one).mean()) for one in range(len(cell.job.labels))]
+        present = np.unique(labels)  # a class without test images has no accuracy
+        classes = [float((predicted[labels == one] == one).mean()) for one in present]
         recalls.setdefault((cell.dataset, cell.row), []).append([*classes, fmean(classes)])
+        names[cell.dataset] = [*(cell.job.labels[one] for one in present), MEAN_OF_CLASSES]
     text, found = [base.markdown], []
-    for dataset in dict.fromkeys(cell.dataset for cell in plan.cells):
-        cell = next(cell for cell in plan.cells if cell.dataset == dataset)
-        names = [*cell.job.labels, MEAN_OF_CLASSES]
+    for dataset, columns in names.items():
+        known_as = next(cell.known_as for cell in plan.cells if cell.dataset == dataset)
         lines = []
         for name, row in rows.items():
             if not (runs := recalls.get((dataset, name))):
                 continue
             texts = [name]
-            for label, accuracies in zip(names, zip(*runs, strict=True), strict=True):
-                ours, printed = spread(accuracies), _printed_class(study, row, cell.known_as, label)
+            for label, accuracies in zip(columns, zip(*runs, strict=True), strict=True):
+                ours, printed = spread(accuracies), _printed_class(study, row, known_as, label)
                 about = {"row": name, "dataset": dataset, "label": label, "published": printed and printed.value}
                 texts.append(_beside({**about, "test": ours}))
                 found.append({**about, "test": asdict(ours)})
             lines.append(texts)
         lines += [
-            [f"{rival}, cited", *("-" if (one := cited.get(label)) is None else f"[{one:g}]" for label in names)]
-            for rival, cited in _cited_classes(study, cell.known_as, names).items()
+            [f"{rival}, cited", *("-" if (value := cited.get(label)) is None else f"[{value:g}]" for label in columns)]
+            for rival, cited in _cited_classes(study, known_as, columns).items()
         ]
-        text += [f"## Accuracy of every class, {cell.known_as or dataset}, % [published]", ""]
-        text += [*markdown_table(["row", *names], lines), ""]
+        text += [f"## Accuracy of every class, {known_as or dataset}, % [published]", ""]
+        text += [*markdown_table(["row", *columns], lines), ""]
     return Report("\n".join(text).rstrip() + "\n", {**base.content, "classes": found}, base.figures)
 
 
@@ -305,7 +347,10 @@ def _noise(study: Study, options: StudyOptions, plan: Plan, results: Results) ->
 
 def _lhc_sets(study: Study, options: StudyOptions, plan: Plan, results: Results) -> Report:
     """Sets A, B and C (section 3): B and C are one set, which is compared with A, the first series."""
-    host = max((one for one in results if one["row"] == study.baseline), key=lambda one: float(one["val_accuracy"]))
+    hosts = [one for one in results if one["row"] == study.baseline]
+    if not hosts:
+        raise ConfigError(f"{study.title}: no seed of {study.baseline!r} is finished; run the study again")
+    host = max(hosts, key=lambda one: float(one["val_accuracy"]))
     found = {name: study.runs_of(name, results) for name in study.series()}
     base, *others = study.series()
     lines, rows, second = [], [], []
@@ -374,10 +419,11 @@ def _lhc_blocks(study: Study, options: StudyOptions, plan: Plan, results: Result
         first = next(iter(probes))
         plain = fmean(one["test_accuracy"] for one in results if one["row"] == first)
         figures["blocks"] = study_figures.lhc_blocks(plain, without[first], _titled(first, options))
-    alike = {
-        row: fmean(value for one in seeds for block in one["heads"] for value in block["correlations"])
+    pairs = {
+        row: [value for one in seeds for block in one["heads"] for value in block["correlations"]]
         for row, seeds in probes.items()
     }
+    alike = {row: fmean(values) for row, values in pairs.items() if values}
     content = {**base.content, "head_correlation": alike, "efficiency": efficiency}
     return Report("\n".join(text) + "\n", content, figures)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fer.models import FerModel, create_model
-from fer.weights import convert, published_options
+from fer.weights.convert import convert, published_options
 
 ASSETS = Path(__file__).parents[1] / "assets" / "conformance"
 

@@ -17,10 +17,11 @@ from fer.commands.ledger import main
 from fer.io.files import FileError
 from fer.labels import DATASET_LABELS
 from fer.ledger import VERDICTS, Book, Line, audit, build
+from fer.ledger.checks import apply
 from fer.ledger.page import COLUMNS, is_ledger, to_csv, to_html
 from fer.ledger.printed import close
 from fer.ledger.results import Run, measured
-from fer.ledger.rules import Rule, apply, load_map, rule_of
+from fer.ledger.rules import Rule, load_map, rule_of
 from fer.published import Number
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,7 +138,7 @@ def test_a_number_is_compared_with_ours(names: dict[str, str], ours: str, verdic
 
 def test_a_rate_of_another_optimizer_differs() -> None:
     line = one(work="ddamfn", table="text 3.3", metric="learning_rate")
-    assert "ddamfn/published_code_rafdb trains by sgd" in line.outcome.differs
+    assert "ddamfn/published_code_rafdb: sgd" in line.outcome.differs
 
 
 def test_accuracies_are_counted_and_means_computed_without_a_run() -> None:
@@ -230,15 +231,28 @@ def test_results_of_studies_are_found_by_work_table_and_row(tmp_path: Path) -> N
     place = tmp_path / "reports" / "studies" / "mine"
     place.mkdir(parents=True)
     (place / "results.json").write_text(json.dumps({"study": study, "options": {"smoke": False}, "rows": [line]}))
+    sets = [{"row": "LHC-Net", "runs": 4, "Best": 0.73, "Top 25%": None, "views": {"TTA yes": 0.74}}]
+    place = tmp_path / "reports" / "studies" / "sets"
+    place.mkdir()
+    own = {"smoke": False, "recipe": "lhc_net/fer2013"}
+    (place / "results.json").write_text(
+        json.dumps({"study": {"kind": "lhc_sets", "rows": []}, "options": own, "sets": sets})
+    )
     broken = tmp_path / "reports" / "studies" / "broken" / "results.json"
     broken.parent.mkdir()
     broken.write_text("{")
-    (run,) = measured(project(tmp_path))
+    run, best, views = measured(project(tmp_path))
     number = one(work="btn", table="Table 7", dataset="RAF-DB", setting="batch size 16").number
     outcome = apply(number, Rule(check="result", model="btn", ablation=True), [run])
     assert (outcome.verdict, outcome.ours, outcome.seeds, outcome.scale) == ("equal", "91.00", 3, "full")
     other = one(work="btn", table="Table 7", dataset="RAF-DB", setting="batch size 32").number
     assert apply(other, Rule(check="result", model="btn", ablation=True), [run]).verdict == "not run"
+    number = one(work="lhc_net", table="Results 1", row="LHC-Net", setting="Best").number
+    outcome = apply(number, Rule(check="result", model="lhc_net", ablation=True), [run, best, views])
+    assert (outcome.ours, outcome.seeds, outcome.scale) == ("73.00", 4, "small")
+    assert outcome.differs == "recipe lhc_net/fer2013; ranked on test, as printed"
+    number = one(work="lhc_net", table="Results 2", row="LHC-Net", setting="TTA yes", metric="accuracy").number
+    assert apply(number, Rule(check="result", model="lhc_net"), [run, best, views]).ours == "74.00"
 
 
 def test_evaluated_models_are_found_by_dataset_and_model(tmp_path: Path) -> None:

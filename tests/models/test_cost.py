@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 from builders.conformance import ASSETS
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fer.commands import models as command
-from fer.models import create_model, list_models
-from fer.models.cost import Cost, measure
+from fer.models import FerModel, TrainOutput, create_model, list_models
+from fer.models.cost import Cost, kept_for_backward, measure
 from fer.models.layers.attention import countable
 from fer.studies.published_costs import published_costs
-from fer.weights import dead_keys
+from fer.weights.convert import dead_keys
 
 MODELS = list_models()
 
@@ -114,7 +115,6 @@ def test_thops_count_of_the_published_posters_comes_out_to_the_digit(
     costs: dict[str, Cost], name: str, numbers: list[str]
 ) -> None:
     paper = published_costs(name, costs[name])
-    assert paper is not None
     assert [number.ours for number in paper.numbers] == numbers
 
 
@@ -134,7 +134,6 @@ def test_every_printed_number_is_ours_under_its_convention(costs: dict[str, Cost
 def test_published_total_is_that_of_the_published_code(costs: dict[str, Cost], name: str) -> None:
     document = json.loads((ASSETS / f"{FIXTURES[name]}.json").read_text())
     paper = published_costs(name, costs[name])
-    assert paper is not None
     weights = sum(torch.Size(shape).numel() for _, shape, *_ in document["keys"])  # Keras counts them all
     assert paper.total == document.get("n_params", weights)
 
@@ -146,7 +145,6 @@ def test_dead_parameters_are_those_that_the_importer_drops(costs: dict[str, Cost
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     dropped = sum(sizes[key] for key in dead_keys(name, sizes) if not key.endswith(statistics))
     paper = published_costs(name, costs[name])
-    assert paper is not None
     assert sum(paper.dead.values()) == dropped
 
 
@@ -215,3 +213,32 @@ def test_without_the_option_the_command_prints_a_line_a_model(capsys: pytest.Cap
     lines = capsys.readouterr().out.splitlines()
     assert set(MODELS) <= {line.split()[0] for line in lines[1:]}  # other tests register toys beside them
     assert any(line.startswith("poster_v2 ") and "43,754,710" in line and "cross-attention" in line for line in lines)
+
+
+def test_what_is_kept_for_the_backward_pass_is_counted_once_and_without_parameters() -> None:
+    class Two(FerModel):
+        def __init__(self) -> None:
+            super().__init__(7, input_size=4)
+            self.fc = nn.Linear(48, 7)
+
+        def forward(self, x: Tensor) -> TrainOutput:
+            x = x.flatten(1).exp()  # kept twice, by exp and by the layer, in one storage
+            return TrainOutput(self.fc(x), {})
+
+    model = Two()
+    assert kept_for_backward(model, torch.zeros(2, 3, 4, 4).requires_grad_()) == 2 * 48 * 4
+    assert kept_for_backward(model, torch.zeros(6, 3, 4, 4).requires_grad_()) == 6 * 48 * 4
+
+
+def test_dynamic_attention_keeps_more_for_training_than_a_plain_vision_transformer() -> None:
+    """The slides say less memory and print no number; docs/models.md has these, in MB an image."""
+    found = {}
+    with torch.device("meta"), countable():
+        for name, options in (
+            ("vit_b16", {}),
+            ("vit_b16", {"attention": "dynamic"}),
+            ("dynamic_vit_base", {"topk": 2}),
+        ):
+            kept = kept_for_backward(create_model(name, 7, **options), torch.empty(2, 3, 224, 224))
+            found[name, *options] = round(kept / 2e6, 1)
+    assert found == {("vit_b16",): 139.8, ("vit_b16", "attention"): 151.1, ("dynamic_vit_base", "topk"): 297.9}

@@ -15,7 +15,7 @@ from benchmarks.reference.lhc import from_keras, lhc_net
 from benchmarks.reference.poster_v2 import poster_v2
 from benchmarks.reference.published import KERAS
 from fer.models import create_model
-from fer.weights import convert
+from fer.weights.convert import convert
 
 FORWARDS: dict[str, Any] = {
     "ddamfn_7cls": REFERENCES["ddamfn"].forward,

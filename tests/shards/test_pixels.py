@@ -1,7 +1,5 @@
 """Promises of decoding, resizing and normalising."""
 
-from __future__ import annotations
-
 import io
 
 import cv2

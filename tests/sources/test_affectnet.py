@@ -1,7 +1,5 @@
 """AffectNet in its releases and in what others make of them: the same numbers, the same splits, or a named error."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from collections.abc import Callable, Iterable
@@ -10,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders.layouts import about, fetch, found, labels, picture, read, rejected, text, zipped
+from builders.layouts import about, fetch, found, in_archives, labels, picture, read, rejected, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fer.io.files import FileError
 from fer.labels import DATASET_LABELS, SPACES
 from fer.sources.affectnet import TEST, TRAIN, AffectNetConfig, five_of_68
+from fer.sources.drawn import landmarks68
 from fer.sources.layout import read_npy
 from fer.synth import SceneConfig, render
 
@@ -30,13 +29,7 @@ Build = Callable[[Path], Path]
 
 def points68(five: Iterable[tuple[float, float]] = FIVE) -> str:
     """68 landmarks whose eyes' means, nose and mouth corners are these five points."""
-    right, left, nose, right_mouth, left_mouth = five
-    points = [(1.0, 1.0)] * 68
-    ring = [(-2, 0), (-1, -1), (1, -1), (2, 0), (1, 1), (-1, 1)]
-    points[36:42] = [(right[0] + x, right[1] + y) for x, y in ring]
-    points[42:48] = [(left[0] + x, left[1] + y) for x, y in ring]
-    points[30], points[48], points[54] = nose, right_mouth, left_mouth
-    return ";".join(f"{value:.2f}" for point in points for value in point)
+    return ";".join(f"{value:.2f}" for value in landmarks68(np.array(list(five))).ravel())
 
 
 def row(name: str, expression: object, box: str = "4,5,20,16", landmarks: str | None = None) -> str:
@@ -78,15 +71,6 @@ def march(root: Path, validation: str = "val_set") -> Path:
             npy(root / split / "annotations" / f"{index}_exp.npy", str(index - first))
             npy(root / split / "annotations" / f"{index}_val.npy", 0.5)
             npy(root / split / "annotations" / f"{index}_lnd.npy", [float(x) for x in points68().split(";")])
-    return root
-
-
-def archives(root: Path) -> Path:
-    """The sets of March 2021, each as an archive in the folder."""
-    march(root.with_name("plain"))
-    root.mkdir()
-    for part in ("train_set", "val_set"):
-        zipped(root.with_name("plain") / part, root / f"{part}.zip")
     return root
 
 
@@ -150,7 +134,7 @@ LAYOUTS: dict[str, tuple[Build, dict[str, Any], dict[str, str]]] = {
     "March 2021, seven classes": (march, {"classes": 7}, expected(ORDER[:7])),
     "March 2021, a folder above": (lambda root: march(root / "AffectNet") and root, {}, expected()),
     "March 2021, three folders above": (lambda root: march(root / "x" / "y" / "AffectNet") and root, {}, expected()),
-    "March 2021, archives": (archives, {}, expected()),
+    "March 2021, archives": (lambda root: in_archives(march(root.with_name("plain")), root), {}, expected()),
     "March 2021, valid_set": (lambda root: march(root, "valid_set"), {}, expected()),
     "DAN's folders, numbers": (folders(range(8), "train", "val"), {}, expected()),
     "DAN's folders, two digits": (folders(["00", "01"], "train"), {}, expected(ORDER[:2], "train")),

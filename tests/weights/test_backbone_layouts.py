@@ -16,9 +16,10 @@ from fer.io.files import FileError
 from fer.models import create_model
 from fer.models.base import IMAGENET_MEAN, IMAGENET_STD
 from fer.models.layers.tokens import ClassTokenTransformer, to_tokens
-from fer.weights import convert, load_published, published_options, read_published
+from fer.weights.convert import convert, published_options
 from fer.weights.layouts import LAYOUTS
 from fer.weights.parts import load_part, load_sources, locate
+from fer.weights.published import load_published, read_published
 
 DIM, HEADS, DEPTH, PATCH, SIZE, CLASSES = 8, 2, 2, 4, 8, 5
 TOKENS = (SIZE // PATCH) ** 2

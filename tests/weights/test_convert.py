@@ -13,7 +13,7 @@ from torch import Tensor
 from fer.models import create_model
 from fer.models.ir import IR50_THREE_STAGES, IRFeatures
 from fer.models.mobilefacenet import PUBLISHED, LandmarkBackbone
-from fer.weights import convert, dead_keys, published_options
+from fer.weights.convert import convert, dead_keys, published_options
 from fer.weights.layouts import LAYOUTS
 from fer.weights.parts import branch_state
 from fer.weights.published import WRAPPERS

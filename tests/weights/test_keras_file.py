@@ -13,9 +13,10 @@ from builders.conformance import load
 
 from fer.io.files import FileError
 from fer.models import create_model
-from fer.weights import convert, published_options, read_published
+from fer.weights.convert import convert, published_options
 from fer.weights.layouts import LAYOUTS
 from fer.weights.parts import load_sources, locate
+from fer.weights.published import read_published
 
 LABELS = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger")
 

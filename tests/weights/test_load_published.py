@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fer.io.files import FileError
 from fer.models import create_model
-from fer.weights import load_published, read_published
+from fer.weights.published import load_published, read_published
 from fer.weights.store import save_model
 
 

@@ -27,7 +27,7 @@ import pytest
 import torch
 
 from fer.io.files import FileError
-from fer.weights import read_published
+from fer.weights.published import read_published
 from fer.weights.torchfile import LEGACY_MAGIC, Stub, TensorRef, TorchFile, UnsafeFileError
 
 Save = Callable[[Any, Path], None]
