@@ -149,6 +149,11 @@ def _studies(params: Params) -> Iterator[Run]:
                 yield from _of_sets(content.get("sets", ()), shared, parameters=0 if recipe else None)
                 cites = {row["row"]: row.get("cite") or {} for row in study["rows"]}
                 of_row = {(line["row"], line.get("dataset")): line for line in lines}
+                for row, value in content.get("head_correlation", {}).items():
+                    whole = next(line for line in lines if line["row"] == row)
+                    about = {"metric": "head_correlation", "table": table, "row": row}
+                    dataset = whole.get("known_as") or str(whole.get("dataset"))
+                    yield Run(**shared, **about, dataset=dataset, value=100 * value, seeds=whole["test"]["count"])
                 for line in (*lines, *content.get("classes", ())):
                     cite, test, label = cites[line["row"]], line["test"], line.get("label")
                     whole = of_row[line["row"], line.get("dataset")]
@@ -181,7 +186,7 @@ def _of_sets(sets: Iterable[Mapping[str, Any]], shared: dict[str, Any], paramete
                         table=table,
                         row=line["row"],
                         setting=setting,
-                        dataset="FER2013",
+                        dataset=line.get("known_as") or line.get("dataset", "FER2013"),
                         metric="accuracy",
                         value=100 * value,
                         seeds=line["runs"],

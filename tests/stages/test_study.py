@@ -533,7 +533,7 @@ def test_sets_start_from_the_best_host_and_the_best_setting_is_trained_on_under_
     lines = {line["row"]: line for line in content["sets"]}
     assert {name: line["runs"] for name, line in lines.items()} == {"ResNet34v2": 2, "LHC-Net": 3, "LHC-NetC": 2}
     assert content["host"] == host["key"]
-    for words in ("Results 2", f"Set C has the setting of {setting['row']}"):
+    for words in ("Results 2", f"The best setting: {setting['row']}"):
         assert words in table
     assert (folder / "sets.svg").is_file()
 
