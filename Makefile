@@ -22,7 +22,7 @@ run: install ## the main job: plan, download, crop, shard, train, evaluate, repo
 	@echo "Done. Open reports/index.html, and the runs with: make ui"
 
 test: install ## the tests
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install ## the tests that take minutes
 	pytest -m slow

@@ -75,6 +75,13 @@ def read_yaml(path: Any) -> dict[str, Any]:
     return data
 
 
+def keys_of(section: str, value: Any, where: str, place: str) -> dict[str, Any]:
+    """`value`, found at `place` of a file, where some keys of a section belong; ConfigError where it is no mapping."""
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: {place} = {brief(repr(value))}: expected keys of the section {section!r}")
+    return value
+
+
 def nearest(word: str, words: Sequence[str]) -> str:
     """A hint ` - did you mean 'x'?`, or nothing where no word is similar."""
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)

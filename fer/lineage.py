@@ -46,18 +46,21 @@ def lineage(root: Path) -> dict[str, str]:
     return tags | {f"version.{name}": version for name, version in versions().items()}
 
 
-def training_facts(folder: Path) -> dict[str, Any]:
+def training_facts(folder: Path, target: str = "") -> dict[str, Any]:
     """The facts of the run behind trained/<dataset>/<model>: train.json, and run.json beside it.
 
     In older projects train.json holds the facts of run.json too.
+
+    Args:
+        target: what DVC calls the stage that made it, for errors; "": train@<dataset>-<model>.
     """
-    again = f"recreate it: {_again(folder)}"
+    again = f"recreate it: {_again(folder, target)}"
     facts = read_object(folder / "train.json", {"data_digest": str, "recipe": dict}, again)
     return facts | read_object(run, {}, again) if (run := folder / "run.json").is_file() else facts
 
 
-def training_history(folder: Path) -> dict[str, list[float]]:
-    """The columns of history.csv in trained/<dataset>/<model>; empty where there is none.
+def training_history(folder: Path, target: str = "") -> dict[str, list[float]]:
+    """The columns of history.csv in trained/<dataset>/<model>; empty where there is none. `target`: as above.
 
     Raises:
         FileError: it is not a table of numbers.
@@ -70,11 +73,11 @@ def training_history(folder: Path) -> dict[str, list[float]]:
             rows = list(csv.DictReader(handle, strict=True))
         return {key: [float(row[key]) for row in rows] for key in rows[0]} if rows else {}
     except (ValueError, TypeError, csv.Error) as error:
-        raise FileError(f"{path}: not a table of numbers ({error}); recreate it: {_again(folder)}") from None
+        raise FileError(f"{path}: not a table of numbers ({error}); recreate it: {_again(folder, target)}") from None
 
 
-def _again(folder: Path) -> str:
-    return f"dvc repro -sf train@{folder.parent.name}-{folder.name}"
+def _again(folder: Path, target: str) -> str:
+    return f"dvc repro -sf {target or f'train@{folder.parent.name}-{folder.name}'}"
 
 
 def versions() -> dict[str, str]:

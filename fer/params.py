@@ -7,33 +7,51 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fer.cluster.config import ClusterConfig, TuneConfig, check_space
-from fer.config import Config, ConfigError, nearest, parse, read_yaml
+from fer.config import Config, ConfigError, keys_of, nearest, parse, read_yaml
 from fer.environment import environment
 from fer.evaluation.config import EvaluateConfig
 from fer.faces.config import CropConfig
 from fer.io.yaml12 import brief
-from fer.names import check_keys
+from fer.names import check_keys, check_name
 from fer.shards.folds import group_folds
 from fer.shards.schema import ShardConfig
 from fer.sources.registry import DatasetConfig
 from fer.tracking import TrackingConfig
-from fer.training.recipe import Recipe, TrainStageConfig, load_recipe
+from fer.training.recipe import Recipe, TrainStageConfig, load_entry
 
 FILE_NAME = "params.yaml"
+C = TypeVar("C", bound=Config)
 V = TypeVar("V")
 
 
+class PairConfig(Config):
+    """One model on one dataset."""
+
+    dataset: str = Field(description="one of `run.datasets`")
+    model: str = Field(description="a key of `models`")
+
+
 class RunConfig(Config):
-    """Which datasets and models `dvc repro` runs: every model on every dataset."""
+    """Which datasets and models `dvc repro` runs: every model of `models` on every dataset, and the pairs."""
 
     datasets: list[str] = Field(min_length=1, description="keys of `datasets`")
-    models: list[str] = Field(min_length=1, description="keys of `models`")
+    models: list[str] = Field(description="keys of `models`")
+    pairs: dict[str, PairConfig] = Field(
+        default_factory=dict, description="single combinations; DVC calls their stages train_pair@<name>"
+    )
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> RunConfig:
+        if not self.models and not self.pairs:
+            raise ValueError("models and pairs are both empty: name a model")
+        return self
 
 
 class ReportConfig(Config):
@@ -71,6 +89,7 @@ class Params:
     Attributes:
         root: the project's folder, where outputs are written.
         recipes: the complete training recipe of each key under `models`: its recipe file with the overrides applied.
+        own: by its place, e.g. "datasets.rafdb.crop", what one dataset or model has instead of a section's values.
         parent: the project whose queued experiment `root` is; None where it is not one.
     """
 
@@ -87,6 +106,7 @@ class Params:
     cluster: ClusterConfig
     tracking: TrackingConfig
     tune: TuneConfig
+    own: Mapping[str, Mapping[str, Any]]
     parent: Path | None = None
 
     @property
@@ -109,6 +129,42 @@ class Params:
     def recipe(self, key: str) -> Recipe:
         """The recipe of that key under `models`; ConfigError lists the known ones."""
         return _pick(self.recipes, key, "models")
+
+    def crop_of(self, dataset: str) -> CropConfig:
+        """The section `crop` as it holds for a dataset."""
+        return self._with_own(self.crop, f"datasets.{dataset}.crop")
+
+    def train_of(self, model: str) -> TrainStageConfig:
+        """The section `train` as it holds for a key of `models`."""
+        return self._with_own(self.train, f"models.{model}.train")
+
+    def tune_of(self, model: str) -> TuneConfig:
+        """The section `tune` as it holds for a key of `models`."""
+        return self._with_own(self.tune, f"models.{model}.tune")
+
+    def _with_own(self, section: C, place: str) -> C:
+        if place not in self.own:
+            return section
+        values = {**section.model_dump(mode="json"), **self.own[place]}
+        return parse(type(section), values, str(self.root / FILE_NAME), place)
+
+    @property
+    def combinations(self) -> list[tuple[str, str]]:
+        """Dataset and model of all that `run` trains: every model on every dataset, then the pairs."""
+        pairs = ((pair.dataset, pair.model) for pair in self.run.pairs.values())
+        return [*product(self.run.datasets, self.run.models), *pairs]
+
+    @property
+    def run_models(self) -> list[str]:
+        """The models of `combinations`, each once."""
+        return list(dict.fromkeys(model for _, model in self.combinations))
+
+    def target(self, stage: str, dataset: str, model: str) -> str:
+        """What DVC calls the stage of a combination: train@rafdb-btn, or train_pair@<name>."""
+        for name, pair in self.run.pairs.items():
+            if (pair.dataset, pair.model) == (dataset, model):
+                return f"{stage}_pair@{name}"
+        return f"{stage}@{dataset}-{model}"
 
 
 def project_root(start: Path | None = None) -> Path:
@@ -134,7 +190,8 @@ def load(path: Path | None = None) -> Params:
         ConfigError: a wrong key, type or value anywhere, or an unknown name.
     """
     path = path or project_root() / FILE_NAME
-    document = parse(_Document, read_yaml(path), str(path))
+    data, own = _without_crops(read_yaml(path), str(path))
+    document = parse(_Document, data, str(path))
     check_keys(document.datasets, document.models, str(path))
     root = path.resolve().parent
     parent = _parent(root)
@@ -150,13 +207,47 @@ def load(path: Path | None = None) -> Params:
                 )
             if names.count(name) > 1:
                 raise ConfigError(f"{path}: run.{kind} names {name!r} more than once; each runs once")
-    recipes = {
-        key: load_recipe(entry, root, f"{path}", f"models.{key}", parent) for key, entry in document.models.items()
-    }
+    _check_pairs(document, str(path))
+    recipes = {}
+    for key, entry in document.models.items():
+        recipes[key], settings = load_entry(entry, root, f"{path}", f"models.{key}", parent)
+        own |= {f"models.{key}.{section}": values for section, values in settings.items()}
     fields = {name: getattr(document, name) for name in _Document.model_fields if name != "models"}
-    loaded = Params(root=root, parent=parent, recipes=recipes, **fields)
+    loaded = Params(root=root, parent=parent, recipes=recipes, own=own, **fields)
     _check_together(loaded, str(path))
     return loaded
+
+
+def _without_crops(data: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The file's content without the key `crop` of its datasets, and what stood there, by its place."""
+    if not isinstance(data.get("datasets"), dict):
+        return data, {}
+    datasets, own = dict(data["datasets"]), {}
+    for key, entry in datasets.items():
+        if isinstance(entry, dict) and "crop" in entry:
+            place = f"datasets.{key}.crop"
+            own[place] = keys_of("crop", entry["crop"], where, place)
+            datasets[key] = {name: value for name, value in entry.items() if name != "crop"}
+    return {**data, "datasets": datasets}, own
+
+
+def _check_pairs(document: _Document, where: str) -> None:
+    """ConfigError where a pair of `run` cannot name a stage, names something unknown, or trains what is trained."""
+    run = document.run
+    known = {"dataset": run.datasets, "model": list(document.models)}
+    seen = dict.fromkeys(product(run.datasets, run.models), "run.datasets and run.models")
+    for name, pair in run.pairs.items():
+        check_name(name, f"{where}: run.pairs")
+        for key, allowed in known.items():
+            if (value := getattr(pair, key)) not in allowed:
+                section = "run.datasets" if key == "dataset" else "models"
+                raise ConfigError(
+                    f"{where}: run.pairs.{name}.{key} = {brief(value)!r}: not in {section!r}"
+                    f"{nearest(value, allowed)}; there are: {', '.join(allowed)}"
+                )
+        if other := seen.get((pair.dataset, pair.model)):
+            raise ConfigError(f"{where}: run.pairs.{name}: {pair.model} on {pair.dataset} is in {other} already")
+        seen[pair.dataset, pair.model] = f"run.pairs.{name}"
 
 
 def _parent(root: Path) -> Path | None:
@@ -173,13 +264,21 @@ def _parent(root: Path) -> Path | None:
 
 def _check_together(params: Params, where: str) -> None:
     """ConfigError where sections are valid on their own, but a stage that `run` selects would refuse them together."""
-    workers = max(params.train.workers, 1)
-    for key in params.run.models:
+    for dataset in params.datasets:
+        params.crop_of(dataset)
+    for key in params.recipes:
+        params.train_of(key)
+        if "space" in params.own.get(place := f"models.{key}.tune", {}):
+            check_space(params.recipe(key), params.tune_of(key), where, place)
+        else:
+            params.tune_of(key)
+    for key in params.run_models:
+        workers = max(params.train_of(key).workers, 1)
         for recipe in params.recipe(key).in_stages:
             if recipe.batch_size % workers:
                 raise ConfigError(
                     f"{where}: models.{key}.batch_size = {recipe.batch_size} cannot be divided evenly among {workers} "
-                    "workers; change it or train.workers"
+                    "workers; change it or train.workers, which an entry `train` of the model may hold too"
                 )
             if (held := recipe.cross_validation) is not None:
                 try:
@@ -187,7 +286,7 @@ def _check_together(params: Params, where: str) -> None:
                 except ValueError as error:
                     raise ConfigError(f"{where}: models.{key}.cross_validation: {error}") from None
     refused: ConfigError | None = None
-    for key in dict.fromkeys([*params.run.models, *params.recipes]):
+    for key in dict.fromkeys([*params.run_models, *params.recipes]):
         try:
             check_space(params.recipe(key), params.tune, where)
             return

@@ -1,7 +1,5 @@
 """Fixtures that every test may use."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from fer import processes
 
 processes.quiet_libraries()
 
+_LONG = ("pipeline", "stages", "faults", "cluster")
 _NEEDS = "needs real data: set FER_TEST_DATA to the folder that holds fer2013/, photos/ and bad/"
 
 
@@ -29,6 +28,12 @@ def test_data() -> Path:
 def repo_root() -> Path:
     """The checkout under test."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole stages and clusters first: two workers that take file after file end with short ones, and so together."""
+    items.sort(key=lambda item: item.path.parent.name not in _LONG)
 
 
 @pytest.hookimpl(trylast=True)

@@ -1,7 +1,5 @@
 """A real HTTP server that fails in the ways that real servers fail."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterator

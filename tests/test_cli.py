@@ -1,7 +1,5 @@
 """The command line: a mistyped name is rejected with the nearest one that exists; no advice names what does not."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

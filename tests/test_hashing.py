@@ -1,7 +1,5 @@
 """The hash that seeds order, weights and random draws."""
 
-from __future__ import annotations
-
 from fer.hashing import stable_hash
 
 

@@ -1,7 +1,5 @@
 """Label orders are defined once and mapped by name."""
 
-from __future__ import annotations
-
 import pytest
 
 from fer import labels

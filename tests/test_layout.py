@@ -1,11 +1,10 @@
 """The rules that keep the flow visible: who may import what. Imports inside functions count as others do."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -27,9 +26,14 @@ HOMES = {"ray": "cluster/", "mlflow": "tracking/", "albumentations": "transforms
 FILES = sorted((ROOT / "fer").rglob("*.py"))
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def imported_names(path: Path) -> Iterator[str]:
     """Dotted names, each `from a import b` as a.b."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -51,12 +55,15 @@ def room(path: Path) -> str:
     return path.relative_to(ROOT / "fer").parts[0].removesuffix(".py")
 
 
-GRAPH = {path: {file for name in imported_names(path) if (file := module_file(name))} - {path} for path in FILES}
+@cache
+def graph() -> dict[Path, set[Path]]:
+    """File -> the files of this project that it imports."""
+    return {path: {file for name in imported_names(path) if (file := module_file(name))} - {path} for path in FILES}
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
     try:
-        TopologicalSorter(GRAPH).prepare()
+        TopologicalSorter(graph()).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(str(path.relative_to(ROOT)) for path in error.args[1]))
 
@@ -66,12 +73,12 @@ def test_every_import_points_down() -> None:
     assert {room(path) for path in FILES} <= set(ROOMS)
     upward = [
         f"{importer.relative_to(ROOT)} -> {path.relative_to(ROOT)}"
-        for importer, paths in GRAPH.items()
+        for importer, paths in graph().items()
         for path in paths
         if ROOT / "fer" in path.parents and order[room(importer)] > order[room(path)]
     ]
     assert upward == []
-    outside = [path for paths in GRAPH.values() for path in paths if ROOT / "fer" not in path.parents]
+    outside = [path for paths in graph().values() for path in paths if ROOT / "fer" not in path.parents]
     assert outside == [], "the package imports neither pipelines nor benchmarks nor tests"
 
 
@@ -100,7 +107,7 @@ def test_only_one_file_reads_the_environment() -> None:
     readers = {
         path.relative_to(ROOT / "fer").as_posix()
         for path in FILES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes(path)
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
     }
     # What `processes` writes libraries read; `fer bench` hands all of it on.

@@ -1,7 +1,5 @@
 """A name of a dataset or model is the same in a path, a shell and a key of DVC, or is rejected."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import Path

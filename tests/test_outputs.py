@@ -1,7 +1,5 @@
 """Publication replaces the files of this project, and nothing else."""
 
-from __future__ import annotations
-
 import shutil
 import string
 from argparse import Namespace

@@ -1,7 +1,5 @@
 """How a process ends: exit codes, signals, no orphans; and the locks that it holds."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -14,6 +12,7 @@ import psutil
 import pytest
 from builders.limits import patience
 from builders.runs import still_alive
+from builders.stopping import wait_until
 
 from fer import processes
 
@@ -133,10 +132,7 @@ def test_stage_ends_with_its_parent(when: str, tmp_path: Path, monkeypatch: pyte
     child = prepared if when == "later" else starting
     script = f"import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', {child!r}])\ntime.sleep(60)\n"
     parent = subprocess.Popen([sys.executable, "-c", script])
-    deadline = time.monotonic() + patience(60)
-    while not (mark.exists() and mark.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: mark.exists() and mark.read_text(), parent)
     family = [psutil.Process(int(mark.read_text()))]
     parent.kill()
     parent.wait()

@@ -1,7 +1,5 @@
 """The field's words: code, docs and configuration use the vocabulary of CONTRIBUTING.md, and not words of their own."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """YAML in tests, by the library itself and not by ours."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any

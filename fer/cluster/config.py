@@ -10,7 +10,7 @@ from fer.config import Config, ConfigError
 from fer.io.yaml12 import brief
 from fer.training.recipe import Recipe, vary
 
-_NOT_SEARCHED = ("epochs", "pretrained", "start_from", "protocol", "cross_validation", "stages")
+_NOT_SEARCHED = ("epochs", "pretrained", "start_from", "protocol", "selection", "cross_validation", "stages")
 """Keys of a recipe that are equal for all trials: `tune.epochs` is the value of the first."""
 
 
@@ -112,8 +112,12 @@ class TuneConfig(Config):
         return self
 
 
-def check_space(recipe: Recipe, config: TuneConfig, where: str) -> None:
-    """ConfigError where a key of `tune.space` is unknown to a recipe, or a value of its range is rejected there."""
+def check_space(recipe: Recipe, config: TuneConfig, where: str, place: str = "tune") -> None:
+    """ConfigError where a key of `tune.space` is unknown to a recipe, or a value of its range is rejected there.
+
+    Args:
+        where: file that the space comes from. place: dotted path of the section in it.
+    """
     for name, span in config.space.items():
         low, high = float(span.low or 0), float(span.high or 0)
         # Somewhere between the ends, so that no whole number is met where only whole numbers are right.
@@ -123,4 +127,4 @@ def check_space(recipe: Recipe, config: TuneConfig, where: str) -> None:
             except ConfigError as error:
                 hint = "; for whole numbers give choices" if span.choices is None else ""
                 reason = "; ".join(str(error).splitlines())
-                raise ConfigError(f"{where}: tune.space.{brief(name)}: {reason}{hint}") from None
+                raise ConfigError(f"{where}: {place}.space.{brief(name)}: {reason}{hint}") from None

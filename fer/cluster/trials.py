@@ -59,8 +59,9 @@ class TrialPlan:
         return f"{number:03d}-{stable_hash(self.job.fingerprint, number, *texts):016x}"
 
     def trial_job(self, key: str, values: Values) -> TrainJob:
-        """What a trial trains: the values in place of the recipe's own, at the length of a trial."""
-        recipe = vary(self.job.recipe, {**values, "epochs": self.epochs}, "tune.space")
+        """What a trial trains: the values in place of the recipe's own, at the length of a trial, to be validated."""
+        fixed = {"epochs": self.epochs, "protocol": "validation", "selection": "best"}
+        recipe = vary(self.job.recipe, {**values, **fixed}, "tune.space")
         return replace(self.job, recipe=recipe, work_dir=str(Path(self.job.work_dir, key)), fingerprint=key)
 
 

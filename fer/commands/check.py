@@ -32,10 +32,11 @@ def main(args: argparse.Namespace) -> None:
             raise ConfigError(f"{where}: models.{key}: {error}") from None
     _check_searched_options(loaded, where)
     checked_items(loaded)
-    for key in loaded.run.models:
+    for key in loaded.run_models:
         print(f"# models.{key}, complete:\n{yaml12.dump({key: loaded.recipe(key).model_dump(mode='json')})}")
-    datasets, models = ", ".join(loaded.run.datasets), ", ".join(loaded.run.models)
-    print(f"{where} is valid: {models} on {datasets}. Next: dvc repro")
+    runs = {dataset: [m for d, m in loaded.combinations if d == dataset] for dataset in loaded.run.datasets}
+    print("\n".join(f"{dataset}: {', '.join(models) or 'data alone'}" for dataset, models in runs.items()))
+    print(f"{where} is valid. Next: dvc repro")
 
 
 def check_training(recipe: Recipe) -> None:
@@ -78,11 +79,15 @@ def check_training(recipe: Recipe) -> None:
 
 
 def _check_searched_options(loaded: params.Params, where: str) -> None:
-    """ConfigError where `tune.space` names an option that no model has."""
+    """ConfigError where a space names an option that its model lacks, or that of `tune` one that no model has."""
     from fer.models import model_options
 
-    known = sorted({option for recipe in loaded.recipes.values() for option in model_options(recipe.last.model)})
-    for name in loaded.tune.space:
-        section, _, option = name.partition(".")
-        if section == "options" and option.partition(".")[0] not in known:
-            raise ConfigError(f"{where}: tune.space.{name}: no model here has this option{nearest(option, known)}")
+    options = {key: model_options(recipe.last.model) for key, recipe in loaded.recipes.items()}
+    places = {f"models.{key}.tune": (loaded.tune_of(key), set(options[key])) for key in options}
+    spaces = {place: pair for place, pair in places.items() if "space" in loaded.own.get(place, {})}
+    for place, (config, known) in {"tune": (loaded.tune, set().union(*options.values())), **spaces}.items():
+        for name in config.space:
+            section, _, option = name.partition(".")
+            if section == "options" and option.partition(".")[0] not in known:
+                hint = nearest(option, sorted(known))
+                raise ConfigError(f"{where}: {place}.space.{name}: no model here has this option{hint}")

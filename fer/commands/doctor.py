@@ -223,8 +223,10 @@ def check_processors(params: Params) -> Iterator[Finding]:
     import torch
 
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    train, remote = params.train, environment().ray_address or params.cluster.address
-    demand = max(1, train.workers) * train.threads
+    configs = [params.train_of(model) for model in params.run_models]
+    train = max(configs, key=lambda one: max(1, one.workers) * one.threads)  # of the model that asks for the most
+    demand, gpu = max(1, train.workers) * train.threads, any(one.gpu for one in configs)
+    remote = environment().ray_address or params.cluster.address
     found = f"{own} CPU threads, train asks for {train.workers} workers of {train.threads}"
     if remote:
         yield Finding("ok", "processors", f"{found}, on the cluster at {redact(remote)}")
@@ -234,9 +236,9 @@ def check_processors(params: Params) -> Iterator[Finding]:
     else:
         yield Finding("ok", "processors", found)
     if torch.cuda.is_available():
-        unused = "" if train.gpu else "; unused: train.gpu is false"
+        unused = "" if gpu else "; unused: train.gpu is false"
         yield Finding("ok", "GPU", torch.cuda.get_device_name(0) + unused)
-    elif train.gpu and not remote:
+    elif gpu and not remote:
         remedy = "set train.gpu: false, or install torch for your GPU"
         yield Finding("fail", "GPU", "train.gpu is true, torch finds none", remedy)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -88,15 +89,21 @@ def opened(given: Sequence[str], args: argparse.Namespace, params: Params) -> It
         ValueError: a file that cannot be read, an unknown order of classes, options that a file of this project does
             not need, or two weights of one name.
     """
+    from fer.io.files import remove_leftovers
+
     work = params.root / ".work"
-    work.mkdir(exist_ok=True)
-    with TemporaryDirectory(prefix="import-", dir=work) as folder:
-        weights = [_open(source, args, params, Path(folder, f"{index}")) for index, source in enumerate(given)]
+    scratch = work / f".evaluate.tmp-{os.getpid()}"
+    remove_leftovers(work, "evaluate")  # of killed processes
+    scratch.mkdir(parents=True)
+    try:
+        weights = [_open(source, args, params, scratch / str(index)) for index, source in enumerate(given)]
         names = [one.name for one in weights]
         for one in weights:
             if names.count(one.name) > 1:
                 raise ValueError(f"{one.given}: other weights would have the name {one.name!r} too; rename the file")
         yield weights
+    finally:
+        shutil.rmtree(scratch)
 
 
 def _open(source: str, args: argparse.Namespace, params: Params, scratch: Path) -> Weights:

@@ -95,6 +95,7 @@ def main(args: argparse.Namespace) -> int:
         upload=args.upload,
         detach=args.detach,
         python=args.python,
+        target=_target(loaded, args.stage, args.dataset, args.model),
         tracking_uri=environment().mlflow_tracking_uri or loaded.tracking.uri,
     )
 
@@ -109,6 +110,7 @@ def submit(
     upload: bool = False,
     detach: bool = False,
     python: str = "python",
+    target: str = "",
     tracking_uri: str | None = None,
 ) -> int:
     """Runs `python -m pipelines.<stage> <arguments>` as a Ray job.
@@ -120,6 +122,7 @@ def submit(
         project_dir: the same as the nodes see it; absolute.
         upload: copy the code into `project_dir` first.
         detach: return 0 as soon as the job is accepted.
+        target: what DVC calls the stage, where it is one.
         tracking_uri: MLflow's address for the job; not passed on when it holds a password, which a job's description
             would show to everyone.
 
@@ -157,10 +160,15 @@ def submit(
     except (KeyboardInterrupt, processes.Interrupted):
         server.stop(submission)
         raise
-    if code == 0 and Path(folder) == root.resolve() and stage != "repro":
-        target = "-".join([arguments[index + 1] for index, word in enumerate(arguments) if word.startswith("--")])
-        log.info("record the outputs in DVC: dvc commit --force %s@%s", stage, target)
+    if code == 0 and Path(folder) == root.resolve() and target:
+        log.info("record the outputs in DVC: dvc commit --force %s", target)
     return code
+
+
+def _target(loaded: parameters.Params, stage: str, dataset: str | None, model: str | None) -> str:
+    if dataset is None:
+        return ""
+    return loaded.target(stage, dataset, model) if model else f"{stage}@{dataset}"
 
 
 def _configured_address(address: str | None) -> str | None:

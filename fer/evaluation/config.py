@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from fer.config import Config
 
-TtaName = Literal["none", "flip", "lhc"]
+TtaName = Literal["none", "flip", "lhc", "lhc_paper"]
 """Test-time augmentations, see `fer.evaluation.tta`."""
 
 
@@ -26,7 +26,7 @@ class EvaluateConfig(Config):
     tta: TtaName = Field(
         default="none",
         description="test-time augmentation, reported beside the plain metrics: "
-        "flip (2 views) | lhc (LHC-Net's 60 views)",
+        "flip (2 views) | lhc (LHC-Net's 60 views, by its code) | lhc_paper (by its text)",
     )
     calibration_bins: int = Field(default=15, ge=2, le=100, description="equal-width confidence bins of the ECE")
     bootstrap_samples: int = Field(

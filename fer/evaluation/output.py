@@ -14,7 +14,7 @@ import numpy.typing as npt
 from fer.evaluation import figures, metrics
 from fer.evaluation.predict import Predictions
 from fer.evaluation.summary import SPLIT
-from fer.io.files import read_object, write_atomic, write_json
+from fer.io.files import FileError, read_object, write_atomic, write_json
 from fer.shards.read import ShardSet
 from fer.shards.schema import prediction_schema
 from fer.shards.table import write_table
@@ -53,10 +53,19 @@ def facts_in(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {entry["key"]: entry["value"] for entry in summary.get("about", [])}
 
 
-def read(folder: Path, remedy: str = "remove the folder, and evaluate again") -> dict[str, Any]:
-    """The test.json of a folder; empty where there is none. FileError, with the remedy, where it is damaged."""
-    path = folder / "test.json"
-    return read_object(path, _KEYS, remedy) if path.is_file() else {}
+def read(folder: Path) -> dict[str, Any]:
+    """The test.json of a folder; empty where there is none.
+
+    Raises:
+        FileError: it is damaged.
+    """
+    path, remedy = folder / "test.json", "remove the folder, and evaluate again"
+    summary = read_object(path, _KEYS, remedy) if path.is_file() else {}
+    try:
+        facts_in(summary)
+    except (TypeError, KeyError):
+        raise FileError(f"{path}: about is no list of keys and values; {remedy}") from None
+    return summary
 
 
 def _write_tables(folder: Path, predictions: Predictions, names: Sequence[str], shards: ShardSet) -> None:

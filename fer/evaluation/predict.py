@@ -72,7 +72,7 @@ def predict_share(job: PredictJob, rank: int = 0, world_size: int = 1, device: s
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches = EvalBatches(
         shards.split(job.split),
-        model_input=(model.input_size, model.resize),
+        model_input=ModelInput.of(model),
         batch_size=job.batch_size,
         rank=rank,
         world_size=world_size,

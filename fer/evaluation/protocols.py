@@ -1,8 +1,9 @@
-"""Both protocols of a run: the epoch selected on the test split, and the one that validation would have selected.
+"""Both protocols of a run: the epoch selected on the test split, and the number of epochs that validation chooses.
 
-Much published code keeps the epoch with the best test result, which is above what the model reaches on other images.
-A recipe with `protocol: published` does the same, and its history then holds both splits after every epoch: so the
-validation-selected result is known too, and how much the selection is worth.
+Much published code trains on all rows but the test split's and keeps the epoch with the best test result, which is
+above what the model reaches on other images. A recipe with `protocol: published` does the same. With `selection: refit`
+beside it, validation has chosen a number of epochs before, with its rows held out: so the validation-selected result is
+known too, and how much the selection on test is worth.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fer.evaluation.metrics import wilson
+from fer.training.phases import phase_stages
 from fer.training.recipe import Recipe
 
 Row = Mapping[str, float]
@@ -22,7 +24,7 @@ METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced_accuracy", "nl
 def both_protocols(history: Sequence[Row], recipe: Recipe, rows: int, confidence: float) -> dict[str, Any] | None:
     """The test metrics of both choices, as the training loop computed them after each epoch, and their difference.
 
-    Either choice is among the epochs of the last stage, by the selection metric and with the patience of that stage.
+    Either choice is among the epochs of the last stage on all rows, by its selection metric and with its patience.
 
     Args:
         history: the rows of history.csv, in order.
@@ -31,30 +33,31 @@ def both_protocols(history: Sequence[Row], recipe: Recipe, rows: int, confidence
 
     Returns:
         None where validation chose: then there is only one result. Else, ready for JSON: `published` and
-        `validation`, each with `epoch` (from 1), `accuracy`, `balanced_accuracy` and `nll`, None for what is no number;
-        `difference`, published minus validation; `intervals` of the accuracies; `selection_metric`; and `notes`, in
-        words, on where the validation-selected result still depends on the test split.
+        `validation`, each with `epoch` (of the history, from 1), `accuracy`, `balanced_accuracy` and `nll`, None for
+        what is no number; `difference`, published minus validation; `intervals` of the accuracies; `selection_metric`;
+        and `notes`, in words. `validation` and `difference` are None where no validation-selected result exists.
 
     Raises:
         ValueError: the history lacks a column.
     """
     if recipe.protocol != "published":
         return None
-    last, stages = recipe.last, len(recipe.in_stages)
-    epochs = [row for row in history if row.get("stage", stages) == stages]
-    columns = [*(f"test_{name}" for name in METRICS.values()), f"val_{last.selection_metric}", "epoch"]
-    if not epochs or (lacking := [name for name in columns if name not in epochs[0]]):
-        what = f"no column {', '.join(lacking)}" if epochs else f"no epoch of stage {stages}"
-        raise ValueError(f"{what}, though the recipe has protocol: published; train again")
-    places = {
-        "published": chosen_epoch(epochs, f"test_{last.selection_metric}", last.patience),
-        "validation": chosen_epoch(epochs, f"val_{last.selection_metric}", last.patience),
-    }
+    last, stages = recipe.last, len(phase_stages(recipe))
+    epochs = _rows_of(history, stages, [*(f"test_{name}" for name in METRICS.values()), "epoch"])
+    places = {"published": chosen_epoch(epochs, f"test_{last.selection_metric}", last.patience)}
+    chosen = 0
+    if recipe.selection == "refit":
+        column = f"val_{last.selection_metric}"
+        chosen = chosen_epoch(_rows_of(history, stages // 2, [column]), column, last.patience) + 1
+        if chosen <= len(epochs):
+            places["validation"] = chosen - 1
     found = {protocol: _metrics(epochs[place]) for protocol, place in places.items()}
+    validation = found.get("validation")
     return {
         "selection_metric": last.selection_metric,
-        **found,
-        "difference": {name: _minus(found["published"][name], found["validation"][name]) for name in METRICS},
+        "published": found["published"],
+        "validation": validation,
+        "difference": validation and {name: _minus(found["published"][name], validation[name]) for name in METRICS},
         "intervals": [
             {
                 "protocol": protocol,
@@ -65,8 +68,17 @@ def both_protocols(history: Sequence[Row], recipe: Recipe, rows: int, confidence
             }
             for protocol in places
         ],
-        "notes": _notes(stages, last, len(epochs), places["validation"]),
+        "notes": _notes(recipe, len(epochs), chosen),
     }
+
+
+def _rows_of(history: Sequence[Row], stage: int, columns: Sequence[str]) -> list[Row]:
+    """The rows of a stage, which must have these columns. Without a column `stage` there is only one."""
+    rows = [row for row in history if row.get("stage", stage) == stage]
+    if not rows or (lacking := [name for name in columns if name not in rows[0]]):
+        what = f"no column {', '.join(lacking)}" if rows else f"no epoch of stage {stage}"
+        raise ValueError(f"{what}, though the recipe has protocol: published; train again")
+    return rows
 
 
 def chosen_epoch(epochs: Sequence[Row], column: str, patience: int | None) -> int:
@@ -96,16 +108,25 @@ def _minus(one: float | None, other: float | None) -> float | None:
     return None if one is None or other is None else one - other
 
 
-def _notes(stages: int, last: Recipe, trained: int, chosen: int) -> list[str]:
-    notes = []
+def _notes(recipe: Recipe, trained: int, chosen: int) -> list[str]:
+    """
+    Args:
+        trained: epochs of the last stage. chosen: as many as validation chose; 0: it did not.
+    """
+    if not chosen:
+        return [
+            "All rows but the test split's were trained on, so that no validation-selected result exists; with "
+            "selection: refit there is one."
+        ]
+    notes, stages = [], len(recipe.in_stages)
     if stages > 1:
         notes.append(
             f"The {stages - 1} stage{'s' if stages > 2 else ''} before the last ended with epochs that the test "
             "split selected, so that the last stage's start was selected on it under either protocol."
         )
-    if trained < last.epochs and last.patience is not None and trained - 1 - chosen < last.patience:
+    if chosen > trained:
         notes.append(
-            f"The test split ended the run after {trained} of {last.epochs} epochs (patience {last.patience}); "
-            "validation would have continued, perhaps to a better epoch."
+            f"The test split ended the run after {trained} epochs (patience {recipe.last.patience}); validation had "
+            f"chosen {chosen}, whose result is unknown."
         )
     return notes

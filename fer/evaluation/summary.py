@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from fer.evaluation import metrics
 from fer.evaluation.classes import ClassMap
@@ -21,8 +22,28 @@ _PLAIN = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll", "intervals"
 """What it holds of some rows, or under test-time augmentation, beside all metrics of all rows."""
 
 
+Unseen = npt.NDArray[np.bool_] | str
+"""Which test rows have no duplicate in training and validation, (rows,); or why it is not known."""
+
+
+def unseen_or_why_not(shards: ShardSet, statistics: Path) -> Unseen:
+    """Of all rows of the test split.
+
+    Args:
+        statistics: data/statistics/<dataset>.
+
+    Raises:
+        FileError: as `unseen_rows`.
+    """
+    if shards.manifest.duplicates == "off":
+        return "not known: near duplicates were not searched for (shard.duplicates: off)"
+    if not statistics.is_dir():
+        return f"not known: the shards are here without data/statistics/{statistics.name}"
+    return unseen_rows(statistics, shards.split(SPLIT).sample_ids())
+
+
 def summary_of(
-    predictions: Predictions, classes: ClassMap, shards: ShardSet, statistics: Path, config: EvaluateConfig, seed: int
+    predictions: Predictions, classes: ClassMap, shards: ShardSet, unseen: Unseen, config: EvaluateConfig, seed: int
 ) -> dict[str, Any]:
     """`fer.evaluation.metrics.summarise` of the rows that are scored, and where there are such:
 
@@ -32,7 +53,6 @@ def summary_of(
 
     Args:
         predictions: of `ClassMap.scored`, at least one row.
-        statistics: data/statistics/<dataset>.
     """
     of_all = [read_table(shards.folder / name, ["clean_label", "pose"]) for name in shards.manifest.splits[SPLIT]]
     all_clean = np.array([label for column in of_all for label in column["clean_label"]])
@@ -52,7 +72,7 @@ def summary_of(
         summary["pose"] = metrics.accuracy_by_bin(yaw, correct[known], config.pose_bins)
     if classes.of_model != classes.of_dataset:
         summary["classes"] = classes.about(len(all_poses) - len(predictions.rows))
-    summary["without_duplicates"] = _without_duplicates(predictions, classes, shards, statistics, config, seed)
+    summary["without_duplicates"] = _without_duplicates(predictions, classes, unseen, config, seed)
     return summary
 
 
@@ -66,16 +86,14 @@ def _metrics(predictions: Predictions, classes: ClassMap, config: EvaluateConfig
 
 
 def _without_duplicates(
-    predictions: Predictions, classes: ClassMap, shards: ShardSet, statistics: Path, config: EvaluateConfig, seed: int
+    predictions: Predictions, classes: ClassMap, unseen: Unseen, config: EvaluateConfig, seed: int
 ) -> dict[str, Any]:
-    if shards.manifest.duplicates == "off":
-        return {"note": "not known: near duplicates were not searched for (shard.duplicates: off)"}
-    if not statistics.is_dir():
-        return {"note": f"not known: the shards are here without data/statistics/{statistics.name}"}
-    unseen = unseen_rows(statistics, shards.split(SPLIT).sample_ids())[predictions.rows]
-    if not unseen.any():
+    if isinstance(unseen, str):
+        return {"note": unseen}
+    kept = unseen[predictions.rows]
+    if not kept.any():
         return {"note": "none: every test row has a duplicate in training or validation"}
-    rows = Predictions(*(values[unseen] for values in vars(predictions).values()))
+    rows = Predictions(*(values[kept] for values in vars(predictions).values()))
     found = _metrics(rows, classes, config, seed)
     return {"rows": found["rows"], **{name: found[name] for name in (*_PLAIN, "tta") if name in found}}
 

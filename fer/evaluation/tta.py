@@ -1,7 +1,8 @@
 """Test-time augmentation: the prediction is the mean of the probabilities over several views of an image.
 
 `lhc` is the published one of LHC-Net (Pecoraro, Basile, Bono 2021, code TTA.py): 59 fixed views beside the image
-itself, which counts three times. The paper rotates the zoomed views by 0.4 rad, the code, and so this, by 0.15.
+itself, which counts three times. `lhc_paper` is that of its text (section 3), which differs in one number: it rotates
+the zoomed views by 0.4 rad, "again", where the code rotates them by 0.15.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from fer.evaluation.config import TtaName
 from fer.models import FerModel
 
 _PUBLISHED_SIZE = 224
+_ZOOMED_ROTATION = {"lhc": 0.15, "lhc_paper": 0.4}
 _IDENTITY_WEIGHT = 3
 
 
@@ -50,7 +52,7 @@ class View:
 def views(name: TtaName, size: int) -> list[tuple[View, int]]:
     """The views of images of `size` px with their weights; the first is the image itself.
 
-    Shifts of `lhc` are 10 px at the published 224, and the same fraction of any other size.
+    Shifts of LHC-Net's are 10 px at the published 224, and the same fraction of any other size.
     """
     if name == "none":
         return [(View(), 1)]
@@ -61,8 +63,9 @@ def views(name: TtaName, size: int) -> list[tuple[View, int]]:
         View(rotation=rotation, right=right, down=down, flip=flip)
         for rotation, right, down, flip in product((0, 0.4, -0.4), (0, step, -step), (0, step, -step), (False, True))
     ]
+    turn = _ZOOMED_ROTATION[name]
     zoomed = [
-        View(zoom=0.9, rotation=rotation, flip=flip) for rotation, flip in product((0, 0.15, -0.15), (False, True))
+        View(zoom=0.9, rotation=rotation, flip=flip) for rotation, flip in product((0, turn, -turn), (False, True))
     ]
     first, *others = shifted
     return [(first, _IDENTITY_WEIGHT), *((view, 1) for view in (*others, *zoomed))]
@@ -96,8 +99,9 @@ class WithViews(FerModel):
 
     def __init__(self, model: FerModel, name: TtaName) -> None:
         super().__init__(
-            model.num_classes, input_size=model.input_size, mean=model.mean, std=model.std, resize=model.resize
-        )
+            model.num_classes, input_size=model.input_size, mean=model.mean, std=model.std, resize=model.resize,
+            truncate=model.truncate,
+        )  # fmt: skip
         self.model = model
         self._weighted = views(name, model.input_size)
 

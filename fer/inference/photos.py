@@ -29,7 +29,7 @@ from fer.io.files import FileError
 from fer.io.images import ImageError, read_bytes
 from fer.models import FerModel
 from fer.models.inference import for_inference
-from fer.shards.pixels import ModelInput, Pixels, decode, normalize, resize
+from fer.shards.pixels import Levels, ModelInput, decode, normalize, resize
 from fer.sources.base import AnnotatedFace, RawSample, Reject
 from fer.sources.layout import IMAGE_ENDINGS
 from fer.weights.store import WeightsInfo, load_model
@@ -129,7 +129,7 @@ def weights_file(path: Path) -> Path:
     return file
 
 
-def _three_channels(pixels: Pixels) -> Pixels:
+def _three_channels(pixels: Levels) -> Levels:
     return np.repeat(pixels[:, :, None], 3, axis=2) if pixels.ndim == 2 else pixels
 
 

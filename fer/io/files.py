@@ -108,6 +108,14 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         handle.write(data)
 
 
+def link_or_copy(file: Path, target: Path) -> None:
+    """A finished file under a second name: the same file where the disk can do so, else a copy."""
+    try:
+        os.link(file, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(file, target)
+
+
 def write_json(path: Path, value: Any, *, sealed: bool = False) -> None:
     """Writes JSON with the same bytes for the same value: sorted keys, two spaces, a newline at the end.
 

@@ -285,16 +285,18 @@ def _alike(model: str, metric: str) -> float:
 
 def _lhc_net() -> Iterator[Finding]:
     """Local against global heads, by equations 21 and 23 with d = HW / 2n and n = 8."""
+    from fer.studies.lhc_analysis import sections, threshold  # imports torch
+
     n = 8
-    pairs = [(a, b) for a in range(n + 1) for b in range(n + 1 - a) if a + b]
-    whole = {(a, b) for a, b in pairs if (a / 3 + b / 9) / (a + b) <= 1 / (6 * (1 + 1 / (2 * n)))}
-    full = sorted(pair for pair in whole if sum(pair) == n)
+    pairs = [(a, b) for a, b, _ in sections(n)]
+    whole = [(a, b) for a, b in pairs if a <= threshold(56 * 56, 196, n) * b]
+    full = [pair for pair in whole if sum(pair) == n]
     number = _one("lhc_net", "text 2.2", "first two blocks", "", "local_wins_above_A_over_B", "d = HW/2n, n = 8")
     yield Finding(
         "combinations lhc_net",
         'LHC-Net (2021), section 2.2: but for (0, 8) and (1, 7) "every other combination" favors local heads',
         f"of the {n + 1} pairs with A + B = {n}, {len(full)} favor the global head: {', '.join(map(str, full))}; "
-        f"of all {len(pairs)} with A + B <= {n}, {len(whole)}: {', '.join(map(str, sorted(whole)))}",
+        f"of all {len(pairs)} with A + B <= {n}, {len(whole)}: {', '.join(map(str, whole))}",
         (number,),
     )
     block = create("lhc_net").lhc[4]

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from fer import published
 from fer.ledger.counts import count
@@ -246,9 +246,9 @@ def _modules(number: Number) -> tuple[float, str]:
 
 def _threshold(number: Number) -> tuple[float, str]:
     """Equations 21 and 23 with d = HW / 2n and n = 8: L1 > G1 as A > threshold * B; HW cancels."""
-    n = 8
-    one, two, whole = 1 / 3, 1 / 9, 1 / (6 * (1 + 1 / (2 * n)))  # of A, of B, of A + B
-    ours = (whole - two) / (one - whole)
+    from fer.studies.lhc_analysis import threshold
+
+    ours = float(threshold(56 * 56, 196, 8))
     return ours, f"equations 21, 23: A/3 + B/9 > (A + B) / 6.375, so A > {ours:.4f} B"
 
 
@@ -264,11 +264,11 @@ def _drop_path(number: Number) -> tuple[float, str]:
 
 
 def _views(number: Number) -> tuple[float, str]:
-    """Of the test-time augmentation of the text where it is there, or the code's."""
+    """Of the test-time augmentation of the text."""
     from fer.evaluation import tta
     from fer.evaluation.config import TtaName
 
-    name: Any = "lhc_paper" if "lhc_paper" in get_args(TtaName) else "lhc"
+    name: TtaName = "lhc_paper"
     weighted = tta.views(name, 224)
     views = [view for view, _ in weighted]
     plain, zoomed = ([view for view in views if (view.zoom != 1) == one] for one in (False, True))
@@ -286,10 +286,9 @@ def _views(number: Number) -> tuple[float, str]:
 
 def _loss_margin(number: Number) -> tuple[float, str]:
     """The margin over the host's training loss, beyond which a run is left out."""
-    from fer.studies import lhc_analysis
+    from fer.studies.lhc_analysis import LOSS_MARGIN
 
-    margin = getattr(lhc_analysis, "LOSS_MARGIN", 1.1)
-    return 100 * (margin - 1 if margin > 1 else margin), "fer.studies.lhc_analysis: a run above it is left out"
+    return 100 * LOSS_MARGIN, "fer.studies.lhc_analysis: a run above it is left out"
 
 
 def _depths(number: Number) -> tuple[float, str]:

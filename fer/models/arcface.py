@@ -94,7 +94,10 @@ class ArcFace(FerModel):
         if not 0 <= margin < pi / 2:
             raise ValueError(f"arcface: margin = {margin}: 0 to pi / 2 (radians) is allowed")
         features, head, width, whole = backbone()
-        super().__init__(num_classes, input_size=whole.input_size, mean=whole.mean, std=whole.std, resize=whole.resize)
+        super().__init__(
+            num_classes, input_size=whole.input_size, mean=whole.mean, std=whole.std, resize=whole.resize,
+            truncate=whole.truncate,
+        )  # fmt: skip
         self.scale = scale
         self.margin = margin
         self.features = features

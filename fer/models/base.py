@@ -2,7 +2,7 @@
 
 The trainer, the evaluator and the exporter know a model only through `FerModel`:
 
-* its input specification: `input_size`, `mean`, `std`, `resize`;
+* its input specification: `input_size`, `mean`, `std`, `resize`, `truncate`;
 * in training mode it returns a `TrainOutput`, in evaluation mode the logits alone, (B, num_classes);
 * its paper's loss, `loss(output, targets)`.
 """
@@ -44,6 +44,8 @@ class FerModel(nn.Module, ABC):
     Input: float (B, 3, input_size, input_size), RGB in [0, 1], then `(x - mean) / std` per channel.
 
     Attributes:
+        truncate: whether resized training images lose the fractions of their levels and pass through JPEG, and all
+            others keep the fractions; False rounds both alike. See `fer.shards.pixels.resize`.
         loss_is: description of `loss`; "cross-entropy" where it is that of the logits, as in validation.
         without_classes: what a model with `num_classes=0` returns; None where it needs at least one class.
         name, options: the arguments of `create_model`, set by it; the name is None where the class was called itself.
@@ -60,6 +62,7 @@ class FerModel(nn.Module, ABC):
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         resize: Resize = Resize(),
+        truncate: bool = False,
     ) -> None:
         super().__init__()
         least, meaning = (0, f" ({self.without_classes})") if self.without_classes else (1, "")
@@ -72,6 +75,7 @@ class FerModel(nn.Module, ABC):
         self.mean = mean
         self.std = std
         self.resize = resize
+        self.truncate = truncate
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor | TrainOutput:

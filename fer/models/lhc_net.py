@@ -47,13 +47,16 @@ class LHCConfig:
     """The host network and its LHC blocks, one for each of its levels (stem and stages).
 
     Attributes:
-        num_heads, head_dims: n and d of each block.
+        num_heads, head_dims, pools, scales, kernels: n, d, p, g and s of each block, the columns of the table "Setup".
         residual_weights: initial w of each block's trained residual weight 1 + tanh(w); None for no such weights.
     """
 
     host: ResNetV2Config
     num_heads: tuple[int, ...]
     head_dims: tuple[int, ...]
+    pools: tuple[int, ...] = (3,) * NUM_BLOCKS
+    scales: tuple[float, ...] = (1.0,) * NUM_BLOCKS
+    kernels: tuple[int, ...] = (3,) * NUM_BLOCKS
     residual_weights: tuple[float, ...] | None = None
 
 
@@ -161,7 +164,7 @@ class LHCBlock(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Re-initializes the weights of the attention, as Keras does by default; the residual weight is kept."""
+        """First weights of the attention, as Keras draws them by default."""
         self.embed.reset_parameters()
         for layer in (self.temperature, self.value):
             nn.init.xavier_uniform_(layer.weight)
@@ -175,10 +178,14 @@ class LHCBlock(nn.Module):
     def attention(self, x: Tensor) -> Tensor:
         """(B,C,H,W) -> (B,C,H,W), channels last in memory."""
         batch, channels, height, width = x.shape
+        return self.heads(x).view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """The output of each head, the paper's A_h (equation 16), transposed: (B,C,H,W) -> (B,n,P,C)."""
+        batch, channels = x.shape[:2]
         weights = self.weights(x)
         value = _mean_pool(self.value(x), 3).permute(0, 2, 3, 1).reshape(batch, self.num_heads, -1, channels)
-        attended = value @ weights.transpose(2, 3)  # (B,n,P,C)
-        return attended.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return value @ weights.transpose(2, 3)
 
     def weights(self, x: Tensor) -> Tensor:
         """The attention weights of each head and query channel: (B,C,H,W) -> (B,n,C,C), the keys last, of sum 1."""
@@ -223,7 +230,8 @@ class LHCNet(ResNet34V2):
         finds the first two necessary: 16 of the 31 heads.
     num_heads, head_dims: n and d of each block; None for the configuration's, as published
         (table "Setup LHC blocks") 8, 8, 7, 7, 1 and 196, 196, 56, 14, 25.
-    drop_rate: dropout probability after each hidden layer; None for the configuration's, 0.4 as published.
+    pools, scales, kernels: p, g and s of each block; None for the configuration's, as published 3, 1 and 3 throughout.
+    drop_rate, truncate: the host's.
 
     Paper's table Results 1, FER2013, private test without TTA, best run: ResNet34v2 72.81, LHC-Net 73.39, LHC-NetC
     73.53 (means of the best 40 % of the runs: 72.69, 72.89, 73.04).
@@ -239,35 +247,42 @@ class LHCNet(ResNet34V2):
         blocks: Sequence[bool] | None = None,
         num_heads: Sequence[int] | None = None,
         head_dims: Sequence[int] | None = None,
+        pools: Sequence[int] | None = None,
+        scales: Sequence[float] | None = None,
+        kernels: Sequence[int] | None = None,
         drop_rate: float | None = None,
+        truncate: bool = False,
     ) -> None:
-        super().__init__(num_classes, config=config.host, drop_rate=drop_rate)
+        super().__init__(num_classes, config=config.host, drop_rate=drop_rate, truncate=truncate)
         levels = config.host.levels()
-        switches = _each("blocks", blocks, [True] * len(levels))
-        heads = _each("num_heads", num_heads, config.num_heads)
-        dims = _each("head_dims", head_dims, config.head_dims)
-        weights = config.residual_weights or [None] * len(levels)
+        columns = (
+            _each("blocks", blocks, [True] * len(levels)),
+            _each("num_heads", num_heads, config.num_heads),
+            _each("head_dims", head_dims, config.head_dims),
+            _each("pools", pools, config.pools),
+            _each("scales", scales, config.scales),
+            _each("kernels", kernels, config.kernels),
+            config.residual_weights or [None] * len(levels),
+        )
         self.lhc = nn.ModuleList()
-        rows = zip(levels, switches, heads, dims, weights, strict=True)
-        for number, ((channels, size), on, n, d, w) in enumerate(rows, 1):
+        for number, ((channels, size), on, n, d, p, g, s, w) in enumerate(zip(levels, *columns, strict=True), 1):
             if n < 1 or size * size % n:
                 raise ValueError(f"num_heads = {n} of block {number}: a divisor of its {size} x {size} map is allowed")
             if d < 1:
                 raise ValueError(f"head_dims = {d} of block {number}: at least 1 is needed")
-            self.lhc.append(LHCBlock(channels, size, n, d, residual_weight=w) if on else nn.Identity())
+            for name, side in (("pools", p), ("kernels", s)):
+                if side < 1 or side % 2 == 0:
+                    raise ValueError(f"{name} = {side} of block {number}: an odd number of at least 1 is needed")
+            if g < 0:
+                raise ValueError(f"scales = {g} of block {number}: at least 0 is needed")
+            options = {"pool": p, "kernel": s, "exponent": g, "residual_weight": w}
+            self.lhc.append(LHCBlock(channels, size, n, d, **options) if on else nn.Identity())
 
     def features(self, x: Tensor) -> Tensor:
         """(B,3,S,S) -> the map after the last block, (B,C,S/32,S/32)."""
         for level, lhc in zip((self.stem, *self.stages), self.lhc, strict=True):
             x = lhc(level(x))
         return x
-
-    def reset_blocks(self, *numbers: int) -> None:
-        """Re-initializes the attention weights of the given blocks, counted from 1; of all without an argument."""
-        for number in numbers or range(1, len(self.lhc) + 1):
-            block = self.lhc[number - 1]
-            if isinstance(block, LHCBlock):
-                block.reset_parameters()
 
     def load_host(self, state: Mapping[str, Tensor]) -> None:
         """Loads all weights of the network that the published training continues from; the new ones are kept.
@@ -306,7 +321,11 @@ class LHCNetC(LHCNet):
         blocks: Sequence[bool] | None = None,
         num_heads: Sequence[int] | None = None,
         head_dims: Sequence[int] | None = None,
+        pools: Sequence[int] | None = None,
+        scales: Sequence[float] | None = None,
+        kernels: Sequence[int] | None = None,
         drop_rate: float | None = None,
+        truncate: bool = False,
         residual_weights: Sequence[float] = (0.0, 0.0, 0.0, -1.0, -0.5),
         train_only_controller: bool = False,
     ) -> None:
@@ -316,7 +335,11 @@ class LHCNetC(LHCNet):
             blocks=blocks,
             num_heads=num_heads,
             head_dims=head_dims,
+            pools=pools,
+            scales=scales,
+            kernels=kernels,
             drop_rate=drop_rate,
+            truncate=truncate,
         )
         self.train_only_controller = train_only_controller
         if train_only_controller:

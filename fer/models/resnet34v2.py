@@ -211,18 +211,22 @@ class ResNet34V2(FerModel):
     """ResNet34v2 with the paper's classifier. Its input is pixels 0..255: mean 0 and standard deviation 1/255.
 
     drop_rate: dropout probability after each of the two hidden layers; None for the configuration's, 0.4 as published.
+    truncate: resized training images as the published code stores them, others unrounded; see `FerModel.truncate`.
 
     Parameters with 7 classes: 27,590,858 trainable. The paper's 27.6 M are 27,606,224: 15,366 BatchNorm statistics are
     counted as well.
     """
 
-    def __init__(self, num_classes: int = 7, *, config: ResNetV2Config, drop_rate: float | None = None) -> None:
+    def __init__(
+        self, num_classes: int = 7, *, config: ResNetV2Config, drop_rate: float | None = None, truncate: bool = False
+    ) -> None:
         super().__init__(
             num_classes,
             input_size=config.input_size,
             mean=(0.0, 0.0, 0.0),
             std=(1 / 255, 1 / 255, 1 / 255),
             resize=Resize(antialias=config.antialias),
+            truncate=truncate,
         )
         momentum = config.bn_momentum
         self.stem = Stem(config.stem_width, config.stem_kernel, momentum, pool=config.stem_pool)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from fer import published
@@ -58,6 +57,11 @@ class Result:
     def selected_on_test(self) -> bool:
         """Whether the epoch was selected on the test split, as published code does."""
         return bool(self.train.get("recipe", {}).get("protocol") == "published")
+
+    @property
+    def refit(self) -> bool:
+        """Whether validation chose a number of epochs, for which all rows but the test split's were trained on then."""
+        return not self.selected_on_test and self.train.get("recipe", {}).get("selection") == "refit"
 
     @property
     def selection_metric(self) -> str:
@@ -126,6 +130,18 @@ class Dataset:
         """Whether its images are rendered."""
         return self.manifest is not None and self.manifest.synthetic
 
+    def validation_selected(self, result: Result) -> Result | None:
+        """The same run but for its protocol, whose epoch validation selected; None where there is none, or it is it."""
+
+        def rest(one: Result) -> tuple[Any, ...]:
+            recipe = {key: value for key, value in one.train["recipe"].items() if key not in ("protocol", "selection")}
+            return recipe, one.train.get("seed"), one.train.get("data_digest")
+
+        if not result.selected_on_test and not result.refit:
+            return None
+        plain = (one for one in self.results if one.train and one.test and not one.selected_on_test and not one.refit)
+        return next((one for one in plain if rest(one) == rest(result)), None)
+
     @property
     def recipe_differences(self) -> tuple[str, ...]:
         """In what its runs differ besides the model, in words."""
@@ -158,11 +174,11 @@ class Content:
 
 def collect(params: Params) -> Content:
     """Every combination of `run` in params.yaml, whatever else has been trained or evaluated, and the studies."""
-    pairs = {(dataset, model): None for dataset in params.run.datasets for model in params.run.models}
+    pairs = dict.fromkeys(params.combinations)
     for stage in ("trained", "evaluated"):
         for path in sorted((params.root / stage).glob("*/*/*.json")):
             pairs.setdefault((path.parent.parent.name, path.parent.name), None)
-    keys = dict.fromkeys(dataset for dataset, _ in pairs)
+    keys = dict.fromkeys([*params.run.datasets, *(dataset for dataset, _ in pairs)])
     evaluations = collect_evaluations(params)
     datasets = (
         _dataset(params, key, [model for dataset, model in pairs if dataset == key], evaluations) for key in keys
@@ -195,7 +211,7 @@ def _dataset(params: Params, key: str, models: list[str], evaluations: Evaluatio
         manifest=manifest,
         rejects=reject_lines(manifest, params.root / "data" / "faces" / key) if manifest else (),
         digest=data_digest,
-        results=tuple(_result(params.root, key, model, data_digest) for model in models),
+        results=tuple(_result(params, key, model, data_digest) for model in models),
         known_as=known_as,
         published=tuple(shown),
         published_left_out=len(works) - len(shown),
@@ -204,27 +220,28 @@ def _dataset(params: Params, key: str, models: list[str], evaluations: Evaluatio
     )
 
 
-def _result(root: Path, dataset: str, model: str, data_digest: str | None) -> Result:
-    trained, evaluated = root / "trained" / dataset / model, root / "evaluated" / dataset / model
-    train = training_facts(trained) if (trained / "train.json").is_file() else {}
+def _result(params: Params, dataset: str, model: str, data_digest: str | None) -> Result:
+    trained, evaluated = (params.root / kind / dataset / model for kind in ("trained", "evaluated"))
+    target = {stage: params.target(stage, dataset, model) for stage in ("train", "evaluate")}
+    train = training_facts(trained, target["train"]) if (trained / "train.json").is_file() else {}
     validation, test = (
-        read_object(path, _KEYS[path.name], f"make it again: dvc repro -sf {_STAGE[path.name]}@{dataset}-{model}")
+        read_object(path, _KEYS[path.name], f"make it again: dvc repro -sf {target[_STAGE[path.name]]}")
         if path.is_file()
         else {}
         for path in (trained / "val.json", evaluated / "test.json")
     )
     missing = None
     if not train:
-        missing = f"not trained yet: dvc repro train@{dataset}-{model}"
+        missing = f"not trained yet: dvc repro {target['train']}"
     elif not test:
-        missing = f"trained, not evaluated yet: dvc repro evaluate@{dataset}-{model}"
+        missing = f"trained, not evaluated yet: dvc repro {target['evaluate']}"
     result = Result(
         dataset=dataset,
         model=model,
         train=train,
         validation=validation,
         test=test,
-        history=training_history(trained),
+        history=training_history(trained, target["train"]),
         missing=missing,
         stale=(),
     )
@@ -233,8 +250,8 @@ def _result(root: Path, dataset: str, model: str, data_digest: str | None) -> Re
         stale.append("the data has changed since the model was trained")
     if test and result.selected_on_test and not result.protocols:
         stale.append(
-            "the epoch was selected on the test split, and the evaluation has no validation-selected result: "
-            f"dvc repro -sf evaluate@{dataset}-{model}"
+            "the epoch was selected on the test split, and the evaluation does not say so: "
+            f"dvc repro -sf {target['evaluate']}"
         )
     weights = trained / "model.safetensors"
     if test and weights.is_file() and result.about.get("weights_sha256") != sha256(weights):

@@ -59,6 +59,11 @@ class Evaluations:
         """The columns of the matrix."""
         return list(dict.fromkeys(dataset for row in self.matrix.values() for dataset in row))
 
+    @property
+    def synthetic(self) -> set[str]:
+        """Those of them that are rendered."""
+        return {name for row in self.matrix.values() for name, line in row.items() if line.get("synthetic")}
+
 
 def collect_evaluations(params: Params) -> Evaluations:
     """The contents of reports/evaluations and reports/matrix; empty where there is nothing."""

@@ -139,12 +139,16 @@ def _measured(one: Evaluation) -> dict[str, Any]:
 def _ours(result: Result) -> list[dict[str, Any]]:
     """The lines of one of our results."""
     rows = f"{result.test['rows']:,} test rows"
-    optimistic = "epoch selected on the test split, as published code does: optimistic"
+    optimistic = "all other rows trained on, epoch selected on the test split, as published code does: optimistic"
     found = [(result.model, result.test["accuracy"], result.interval("accuracy"), "epoch selected on validation")]
     if result.selected_on_test:
         found[0] = (*found[0][:3], optimistic)
-    if result.protocols:
-        chosen = result.protocols["validation"]
+    if result.refit:
+        found[0] = (
+            *found[0][:3],
+            "number of epochs selected on validation, then all rows but the test split's trained on",
+        )
+    if result.protocols and (chosen := result.protocols["validation"]):
         name, note = f"{result.model}, validation-selected", f"epoch {chosen['epoch']}"
         found.append((name, chosen["accuracy"], result.protocol_interval("validation"), note))
     if result.tta:

@@ -112,7 +112,7 @@ def _result(params: Params, path: Path, file: StudyFile, figures: Sequence[tuple
         file=file,
         lines=tuple(file.lines(params)),
         cells=len(file.cells),
-        planned=sum(len(file.columns(row)) for row in chosen) * len(file.options.seeds) * (file.folds or 1),
+        planned=sum(len(file.columns(row)) * len(file.options.seeds_of(row)) for row in chosen) * (file.folds or 1),
         left_out=tuple(row.row for row in file.study.rows if row not in chosen),
         figures=tuple(figures),
         links=tuple((name, f"studies/{quote(os.fsencode(path.name))}/{name}") for name in there),

@@ -30,7 +30,7 @@ class Line:
         test, validation, tta: accuracies over its runs, 0 .. 1, the last with test-time augmentation; None where there
             is none.
         difference: to what the row is compared with; tta_gain: of the augmentation, run by run.
-        validation_selected: test accuracy at the epochs that validation would have selected, where test selected them.
+        validation_selected: test accuracy after as many epochs as validation chose, where test selected them.
         against: row that `difference` is to, where it is not the study's baseline.
         dataset: it was trained on, by its name in print or its key; empty where the table has one.
         note: in words.
@@ -77,7 +77,7 @@ class _Row(_Part):
     against: str | None = None
     published: float | None
     test: _Spread
-    validation: _Spread
+    validation: _Spread | None = None
     difference: _Spread | None
     tta: _Spread | None = None
     tta_gain: _Spread | None = None
@@ -98,7 +98,7 @@ class _Set(_Part):
     row: str
     printed: dict[str, float]
     runs: int = Field(ge=0, le=10**6)
-    rejected: list[int]
+    rejected: list[str]
     accuracies: list[_Fraction]
     differences: _Differences
     top_40: _Fraction | None = Field(alias="Top 40%")
@@ -156,14 +156,15 @@ class StudyFile(_Part):
     def compared_with(self) -> str | None:
         """What the differences are to, in words; None where nothing is compared."""
         if self.study.kind == "lhc_sets":
-            return "the host at equal seeds"
+            return f"{self.study.series()[0]} at equal seeds"
         if self.study.kind == "noise":
             return f"{self.series[0]} at equal seeds"
         return self.study.baseline or ("another row" if any(row.against for row in self.rows) else None)
 
     def lines(self, params: Params) -> list[Line]:
         """The table, as the study's kind has it."""
-        rows = {row.row: row for row in self.study.rows}
+        rows = {row.series or row.row: row for row in reversed(self.study.rows)} if self.sets else {}
+        rows |= {row.row: row for row in self.study.rows}
         read = {"lhc_sets": self._of_sets, "noise": self._of_levels}.get(self.study.kind, self._of_rows)
         return [
             Line(name=name, **{**self._about(rows[name], params, found.pop("key", None)), **found})
@@ -201,12 +202,12 @@ class StudyFile(_Part):
 
     def _of_sets(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for one in self.sets:
-            compared = one.differences and one.row != self.study.baseline
             yield (
                 one.row,
                 {
                     "test": spread(one.accuracies) if one.accuracies else None,
-                    "difference": spread(one.differences) if compared else None,
+                    "difference": spread(one.differences) if one.differences else None,
+                    "published": one.printed.get("Best"),
                     "note": f"{len(one.rejected)} of {one.runs} runs left out" if one.rejected else "",
                 },
             )
@@ -250,6 +251,8 @@ def read_study_file(content: Any, where: str) -> StudyFile:
 def _mistake(file: StudyFile) -> str | None:
     """What does not fit together, in words; None where all does."""
     study, known = file.study, {row.row for row in file.study.rows}
+    if study.kind == "lhc_sets":
+        known |= set(study.series())
     tables: dict[str, tuple[str, Sequence[Any]]] = {"lhc_sets": ("sets", file.sets), "noise": ("levels", file.levels)}
     name, lines = tables.get(study.kind, ("rows", file.rows))
     if not lines:

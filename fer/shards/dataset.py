@@ -81,7 +81,7 @@ class ShardSet:
         return self.manifest.label_space
 
     def split(self, name: str, *, folds: int | None = None, fold: int = 0, repeat: int = 0) -> ShardSplit:
-        """The rows of "train", "validation" or "test": the manifest's own, or one fold of a cross-validation.
+        """The rows of "train", "validation", "test" or "development": the manifest's own, or one fold's.
 
         Args:
             folds, fold, repeat: as in `fer.shards.manifest.Manifest.files`.

@@ -103,7 +103,7 @@ class Manifest:
         """Names of a split's parts, in the manifest's order.
 
         Args:
-            split: "train", "validation" or "test".
+            split: "train", "validation", "test", or "development": all rows but the test split's.
             folds: None for the manifest's own splits. A number cuts the development rows - the training rows, and the
                 validation rows where they are a fold of those - into so many folds: validation is fold `fold`, train
                 is the others. Test is the published test split, and a published validation split is in none of them.
@@ -114,6 +114,8 @@ class Manifest:
             ValueError: no such split, or a cross-validation that these shards cannot give; names the possible ones.
         """
         published = {str(name): self.splits[name] for name in SPLITS if self.splits.get(name)}
+        if split == "development" and folds is None:
+            return tuple(part.file for part in self.parts if part.split != "test")
         if split not in published:
             raise ValueError(f"{self.dataset}: there is no split {split!r}; there are: {', '.join(published)}")
         if folds is None:

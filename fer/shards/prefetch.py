@@ -6,13 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-Pixels = npt.NDArray[np.uint8]
 T = TypeVar("T")
 
 
@@ -85,16 +84,17 @@ class BufferPool:
     threads free may stay with the process.
     """
 
-    def __init__(self) -> None:
-        self._free: dict[tuple[int, ...], list[Pixels]] = {}
+    def __init__(self, dtype: npt.DTypeLike = np.uint8) -> None:
+        self._dtype = dtype
+        self._free: dict[tuple[int, ...], list[npt.NDArray[Any]]] = {}
 
-    def take(self, shape: tuple[int, ...]) -> Pixels:
+    def take(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         """An array of any content; its memory returns to the pool when no array or tensor uses it any more."""
         free = self._free.setdefault(shape, [])
         try:
             memory = free.pop()
         except IndexError:
-            memory = np.empty(shape, np.uint8)
+            memory = np.empty(shape, self._dtype)
         lent = memory.view()
         weakref.finalize(lent, free.append, memory).atexit = False
         return lent

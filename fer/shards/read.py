@@ -21,7 +21,7 @@ from torch import Tensor
 from fer.models.base import Resize
 from fer.shards.dataset import Int64Array, RowGroups, ShardSet, ShardSplit
 from fer.shards.order import balanced_weights, epoch_order, occurrences, rank_slice
-from fer.shards.pixels import ModelInput, PixelCache, Pixels, decode, normalize, resize
+from fer.shards.pixels import Levels, ModelInput, PixelCache, Pixels, decode, normalize, resize
 from fer.shards.prefetch import BufferPool, Prefetcher, Sequencer
 from fer.shards.schema import ShardError
 from fer.transforms.draws import sample_keys
@@ -51,7 +51,7 @@ class Batch:
     """Samples of one step, or of one rank's part of it.
 
     Attributes:
-        images: uint8 (B, H, W, 3), RGB.
+        images: uint8 (B, H, W, 3), RGB; float32 where they are not rounded (`ModelInput.truncate`).
         targets: int64 (B,), labels.
         rows: int64 (B,), the samples' rows in the split.
         index: number of the global batch within the epoch.
@@ -94,7 +94,7 @@ class TrainBatches:
         self,
         split: ShardSplit,
         *,
-        model_input: tuple[int, Resize],
+        model_input: ModelInput | tuple[int, Resize],
         batch_size: int,
         seed: int,
         augment: Augmenter | None = None,
@@ -118,7 +118,8 @@ class TrainBatches:
         self._part = rank_slice(batch_size, rank, world_size)
         self._window_groups = window_groups
         self._weights = balanced_weights(split.labels()) if sampler == "balanced" else None
-        self._reader = _Reader(split, ModelInput(*model_input), cache_bytes, threads, prefetch, soft_labels)
+        target = ModelInput(*model_input)
+        self._reader = _Reader(split, target, cache_bytes, threads, prefetch, soft_labels, training=True)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -170,7 +171,7 @@ class EvalBatches:
         self,
         split: ShardSplit,
         *,
-        model_input: tuple[int, Resize],
+        model_input: ModelInput | tuple[int, Resize],
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
@@ -221,13 +222,15 @@ class _Reader:
         threads: int,
         prefetch: int | None,
         soft_labels: bool = False,
+        *,
+        training: bool = False,
     ) -> None:
         target.check()
-        self._split, self._target = split, target
+        self._split, self._target, self._training = split, target, training
         self._cache = PixelCache(split.rows, cache_bytes)
         self._labels = split.labels()
         self._distributions = split.distributions() if soft_labels else None
-        self._buffers = BufferPool()
+        self._buffers = BufferPool(target.dtype(training=training))
         self._prefetcher = Prefetcher(threads, prefetch)
         self.close = self._prefetcher.close
 
@@ -277,7 +280,7 @@ class _Reader:
             try:
                 pixels = self._pixels(row, image)
                 if pixels.ndim == 2:
-                    pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB).astype(np.uint8, copy=False)
+                    pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB).astype(images.dtype, copy=False)
                 if apply is None:
                     images[position] = pixels
                 else:
@@ -292,11 +295,12 @@ class _Reader:
             torch.from_numpy(images), torch.from_numpy(self._labels[rows]), torch.from_numpy(rows), index, soft
         )
 
-    def _pixels(self, row: int, image: _Stored) -> Pixels:
+    def _pixels(self, row: int, image: _Stored) -> Levels:
         """(size, size) or (size, size, 3)."""
         if not image.encoded:
-            return resize(image.data, self._target)
+            return resize(image.data, self._target, training=self._training)
         decoded = decode(image.data)
-        resized = resize(decoded, self._target)
-        self._cache.put(row, decoded, resized)
+        resized = resize(decoded, self._target, training=self._training)
+        # JPEG changes an image each time: what went through it is never kept.
+        self._cache.put(row, decoded, decoded if self._target.truncate else resized)
         return resized

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,7 +23,7 @@ from fer.cluster.config import ClusterConfig
 from fer.console import log, progress
 from fer.faces.blocks import BlockResult, crop_block, finished, forget_attempts
 from fer.faces.config import CropConfig
-from fer.io.files import FileError, sha256, write_json
+from fer.io.files import FileError, link_or_copy, sha256, write_json
 from fer.lineage import versions
 from fer.outputs import FACES
 from fer.params import Params
@@ -43,7 +41,7 @@ _DECODING_THREADS = 2
 def run(params: Params, dataset: str) -> Path:
     """Crops every face of `datasets.<dataset>`; see `crop_dataset`."""
     return crop_dataset(
-        dataset, params.dataset(dataset), params.crop, params.cluster,
+        dataset, params.dataset(dataset), params.crop_of(dataset), params.cluster,
         seed=params.seed, root=params.root, parent=params.parent,
     )  # fmt: skip
 
@@ -96,7 +94,7 @@ def crop_dataset(
         labels = source.label_space.labels
         with FACES.publish(final) as out:
             for result in results:
-                _take(work / result.file, out / result.file)
+                link_or_copy(work / result.file, out / result.file)  # killed now, the stage has lost nothing
             _write_rejects(out / "rejects.parquet", rejects)
             write_json(
                 out / "faces.json",
@@ -239,14 +237,6 @@ def _judge(results: Sequence[BlockResult], total: int, config: CropConfig, raw: 
 
 
 # ------------------------------------------------------------------------------------------------ its results
-
-
-def _take(file: Path, target: Path) -> None:
-    """A finished file under another name, still there under its own: a stage that is killed now has lost nothing."""
-    try:
-        os.link(file, target)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(file, target)
 
 
 def _examples(rejects: Sequence[Reject]) -> dict[str, dict[str, str]]:

@@ -9,13 +9,14 @@ from typing import Any
 
 from fer.console import log
 from fer.hashing import stable_hash
-from fer.io.files import FileError, read_json, sha256, write_json
+from fer.io.files import FileError, link_or_copy, read_json, sha256, write_json
 from fer.outputs import RAW
 from fer.params import Params
 from fer.processes import lock, remove_held
 from fer.sources.base import Source, describe
 from fer.sources.origin import changed, given_paths, look, with_absolute_paths
 from fer.sources.registry import DatasetConfig, get_source
+from fer.stages.closure import code
 
 FORMAT = 1
 
@@ -29,9 +30,10 @@ def run(params: Params, dataset: str) -> Path:
 def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path, parent: Path | None = None) -> Path:
     """Writes one dataset to `root`/data/raw/<name>, complete or not at all.
 
-    Nothing is done where the folder holds all that is asked for, and its origin has not changed. An interrupted
-    transfer leaves its part in .work/download, and the same command resumes it; a whole file that was refused for its
-    counts is kept there too.
+    Nothing is done where the folder holds all that is asked for, and its origin has not changed. Where another
+    dataset's folder holds it, made by the same code (.work/raw), its files are linked: of two crops of a dataset the
+    second needs no other data. An interrupted transfer leaves its part in .work/download, and the same command resumes
+    it; a whole file that was refused for its counts is kept there too.
 
     Args:
         name: key under `datasets`; names the folder.
@@ -53,6 +55,14 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path,
     if is_complete(final, source, origin):
         log.info("%s: already complete", final.relative_to(root))
         return final
+    notes, code_digest = home / ".work" / "raw", code().digest("download", reader=type(source).__module__)
+    for twin in sorted(other.parent for other in final.parent.glob("*/source.json") if other.parent != final):
+        made = {"code": code_digest, "source": sha256(twin / "source.json")}
+        if _read(notes / f"{twin.name}.json") == made and is_complete(twin, source, origin):
+            _link(twin, final)
+            write_json(notes / f"{name}.json", made)
+            log.info("%s: the same data as in %s", final.relative_to(root), twin.relative_to(root))
+            return final
     known = {key: digest for key, digest in origin.items() if digest is not None}
     paths = " ".join(str(path) for path in given_paths(config).values())
     work = home / ".work" / "download" / f"{name}-{stable_hash(paths):016x}"
@@ -67,10 +77,19 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path,
             about = {"format": FORMAT, "request": source.request, "files": files, **body}
             about |= {"origin": known} if known else {}
             write_json(out / "source.json", about, sealed=True)
+        write_json(notes / f"{name}.json", {"code": code_digest, "source": sha256(final / "source.json")})
         remove_held(work)
     total = sum(one["bytes"] for one in files)
     log.info("%s: %d files, %.1f MB", final.relative_to(root), len(files), total / 1e6)
     return final
+
+
+def _link(twin: Path, final: Path) -> None:
+    """Another dataset's complete folder once more, as `final`."""
+    with RAW.publish(final) as out:
+        for file in (*(one["file"] for one in describe(twin)["files"]), "source.json"):
+            (out / file).parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(twin / file, out / file)
 
 
 def is_complete(raw: Path, source: Source, origin: Mapping[str, str | None]) -> bool:
@@ -88,6 +107,10 @@ def is_complete(raw: Path, source: Source, origin: Mapping[str, str | None]) -> 
         return False
     paths = {raw / one["file"]: {"bytes": one["bytes"], "sha256": one["sha256"]} for one in description["files"]}
     return all(path.is_file() and _size_and_digest(path) == known for path, known in paths.items())
+
+
+def _read(path: Path) -> Any:
+    return read_json(path) if path.is_file() else None
 
 
 def _size_and_digest(path: Path) -> dict[str, Any]:

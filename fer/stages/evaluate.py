@@ -9,8 +9,8 @@
         figures/*.svg
 
 Nothing before this stage reads the test split, and nothing after it chooses by its results; except for a recipe with
-`protocol: published`, which selects on the test split as the published code does, and is labeled so
-(fer.evaluation.protocols).
+`protocol: published`, which selects on the test split as the published code does, and is labeled so, as is one with
+`selection: refit`, which also trains on all other rows (fer.training.phases, fer.evaluation.protocols).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fer.evaluation.config import EvaluateConfig
 from fer.evaluation.output import entries, write
 from fer.evaluation.predict import Predictions, PredictJob, merge, predict_share
 from fer.evaluation.protocols import both_protocols
-from fer.evaluation.summary import SPLIT, summary_of
+from fer.evaluation.summary import SPLIT, summary_of, unseen_or_why_not
 from fer.io.files import FileError, sha256
 from fer.labels import is_identities
 from fer.lineage import training_facts, training_history
@@ -40,6 +40,7 @@ from fer.params import Params
 from fer.processes import lock
 from fer.shards.read import ShardSet
 from fer.stages.record import record
+from fer.training.phases import LABELS, protocol_name
 from fer.training.recipe import Recipe
 from fer.weights.store import read_info
 
@@ -59,28 +60,29 @@ def run(params: Params, dataset: str, model_key: str) -> Path:
     trained, final = params.root / "trained" / dataset / model_key, EVALUATED.folder(params.root, dataset, model_key)
     shards = open_shards(params, dataset, f"trained/{dataset}/{model_key}")
     weights = (trained / "model.safetensors").resolve()
-    facts = _training_facts(trained, weights, shards, f"{dataset}-{model_key}")
-    protocols = _protocols(trained, facts, shards.manifest.rows(SPLIT), params.evaluate.confidence)
+    facts = _training_facts(trained, weights, shards, params.target("train", dataset, model_key))
+    name, protocols = _protocols(trained, facts, shards.manifest.rows(SPLIT), params.evaluate.confidence)
     with lock(params.root / ".work" / f"evaluate-{dataset}-{model_key}.lock"):
         classes = ClassMap(of_model=shards.labels, of_dataset=shards.labels)
         predictions, summary = evaluate(params, dataset, shards, weights, classes)
         if protocols:
             summary["protocols"] = protocols
         identity = {"dataset": dataset, "model": model_key, "fingerprint": facts.get("fingerprint")}
-        summary["about"] = entries(identity | facts_of(shards, weights, params.evaluate))
+        label = {} if name == "validation" else {"protocol": name}
+        summary["about"] = entries(identity | facts_of(shards, weights, params.evaluate) | label)
         with EVALUATED.publish(final) as folder:
             title = f"{model_key} on {dataset}"
             write(folder, predictions, summary, shards, title, training_history(trained), facts.get("best_epoch"))
         record(
             params, dataset, model_key, summary, shards, final,
-            key=str(facts.get("fingerprint") or sha256(weights)), run_id=facts.get("mlflow_run_id"), tags={},
-            model=weights,
+            key=str(facts.get("fingerprint") or sha256(weights)), run_id=facts.get("mlflow_run_id"),
+            tags={"protocol": name}, model=weights,
         )  # fmt: skip
-    more = ""
-    if protocols:
-        more = (
-            f"; its epoch was chosen on the test split: {protocols['published']['accuracy']:.4f} there, "
-            f"{protocols['validation']['accuracy']:.4f} at the epoch that validation would have chosen"
+    more = "" if name == "validation" else f"; {LABELS[name]}"
+    if protocols and protocols["validation"]:
+        more += (
+            f": {protocols['published']['accuracy']:.4f}, and {protocols['validation']['accuracy']:.4f} after as many "
+            f"epochs as validation chose: {100 * protocols['difference']['accuracy']:+.2f} points"
         )
     log.info(f"evaluate {model_key} on {dataset}: {described(summary)}{more} -> {final.relative_to(params.root)}")
     return final
@@ -118,11 +120,11 @@ def evaluate(
         tta=config.tta,
         labels=classes.of_model,
     )
+    unseen = unseen_or_why_not(shards, params.root / "data" / "statistics" / dataset)
     predictions = classes.scored(predict(job, config, params.cluster, rows))
     if not len(predictions.rows):
         raise ValueError(f"{dataset}: no test row has one of the classes {', '.join(classes.shared)}")
-    statistics = params.root / "data" / "statistics" / dataset
-    summary = summary_of(predictions, classes, shards, statistics, config, params.seed)
+    summary = summary_of(predictions, classes, shards, unseen, config, params.seed)
     assert int(np.sum(summary["confusion"])) == len(predictions.rows), "every row that is scored is counted once"
     return predictions, summary
 
@@ -183,33 +185,33 @@ def _predict_part(job: PredictJob, world_size: int, gpu: bool, rank: int) -> Pre
     return predict_share(job, rank, world_size, "cuda" if gpu else "cpu")
 
 
-def _training_facts(trained: Path, weights: Path, shards: ShardSet, item: str) -> dict[str, Any]:
+def _training_facts(trained: Path, weights: Path, shards: ShardSet, target: str) -> dict[str, Any]:
     """train.json and run.json, after checking that the weights were trained on this data and have its labels."""
     if not weights.is_file():
-        raise FileError(f"{weights}: no such file; train it with `dvc repro train@{item}`")
+        raise FileError(f"{weights}: no such file; train it with `dvc repro {target}`")
     info = read_info(weights)
     if info.labels != tuple(shards.labels):
         raise ValueError(
             f"{weights}: trained on labels {', '.join(info.labels)}; the shards in {shards.folder} have "
-            f"{', '.join(shards.labels)}, in this order. Train again with `dvc repro train@{item}`"
+            f"{', '.join(shards.labels)}, in this order. Train again with `dvc repro {target}`"
         )
-    facts = training_facts(trained)
+    facts = training_facts(trained, target)
     if facts.get("data_digest") != shards.digest:
         raise ValueError(
             f"{trained / 'train.json'}: trained on other data than {shards.folder} holds now, so that a test row may "
-            f"have been trained on. Train again with `dvc repro train@{item}`"
+            f"have been trained on. Train again with `dvc repro {target}`"
         )
     return facts
 
 
-def _protocols(trained: Path, facts: dict[str, Any], rows: int, confidence: float) -> dict[str, Any] | None:
-    """Both protocols' test metrics where the run chose its epoch on the test split."""
-    if facts.get("recipe", {}).get("protocol") != "published":
-        return None
+def _protocols(trained: Path, facts: dict[str, Any], rows: int, confidence: float) -> tuple[str, dict[str, Any] | None]:
+    """How the result came about, and both protocols' test metrics where the run chose its epoch on the test split."""
     recipe = parse(Recipe, facts["recipe"], str(trained / "train.json"), "recipe")
+    if (name := protocol_name(recipe)) != "published":
+        return name, None
     columns = training_history(trained)
     history = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     try:
-        return both_protocols(history, recipe, rows, confidence)
+        return name, both_protocols(history, recipe, rows, confidence)
     except ValueError as error:
         raise FileError(f"{trained / 'history.csv'}: {error}") from None

@@ -107,6 +107,8 @@ def tables(lines: Sequence[Mapping[str, Any]]) -> list[str]:
             for of in by_weights.values()
         )
         out += [f"## Test {metric.replace('_', ' ')}, %", "", *markdown_table(["model", *datasets], rows), ""]
+    if synthetic := list(dict.fromkeys(line["dataset"] for line in lines if line["synthetic"])):
+        out.append(f"SYNTHETIC, says nothing about accuracy on people: {', '.join(synthetic)}.\n")
     out.append(
         "In brackets: the interval over test rows. /n: the number of classes, shared by model and dataset. **Bold**: "
         "the dataset that the model was trained on."

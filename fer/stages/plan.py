@@ -2,9 +2,10 @@
 
     data/plan/<stage>/<item>.json   what each item of each other stage depends on; appears complete, by rename
 
-DVC itself compares the parameters and the outputs of earlier stages. Here stand the digest of the code (`fer.stages.
-closure`), of data and weights outside the project, and the recipe with the values of the file that it names. It runs
-first and every time: a name that is refused reaches no shell, and no output of others is removed.
+DVC itself compares the outputs of earlier stages, and the sections of params.yaml that hold for all. Here stand the
+digest of the code (`fer.stages.closure`), of data and weights outside the project, and what is an item's own: its
+dataset and crop, its recipe with the values of the file that it names, and of `train` what decides bits. It runs first
+and every time: a name that is refused reaches no shell, and no output of others is removed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fer.io.files import FileError, write_json
 from fer.outputs import EVALUATED, FACES, PLAN, RAW, SHARDS, STATISTICS, TRAINED
 from fer.params import Params
 from fer.stages.closure import Code
-from fer.training.recipe import Recipe
+from fer.training.recipe import DECISIVE, Recipe
 
 _OF_DATASET = {"download": (RAW,), "crop": (FACES,), "shard": (SHARDS, STATISTICS)}
 _OF_MODEL = {"train": (TRAINED,), "evaluate": (EVALUATED,)}
@@ -34,7 +35,7 @@ def checked_items(params: Params) -> list[tuple[str, ...]]:
     items = []
     for stages, keys in (
         (_OF_DATASET, [(dataset,) for dataset in params.run.datasets]),
-        (_OF_MODEL, list(product(params.run.datasets, params.run.models))),
+        (_OF_MODEL, params.combinations),
     ):
         for (stage, outputs), names in product(stages.items(), keys):
             for output in outputs:
@@ -69,14 +70,16 @@ def plan(params: Params, items: list[tuple[str, ...]], code: Code) -> Iterator[t
     for stage, *names in items:
         content: dict[str, Any]
         if stage in ("download", "crop"):
-            config = params.dataset(names[0])
+            config, crop = params.dataset(names[0]), params.crop_of(names[0])
             reader = type(get_source(config, params.seed)).__module__
             if stage == "download":
                 content = {"code": code.digest(stage, reader=reader)}
                 content["origin"] = origin_digest(names[0], config, params.root, params.home)
             else:
-                content = {"code": code.digest(stage, reader=reader, detector=params.crop.detector)}
-                content["detector"] = _detector_digest(params.crop.detector)
+                content = {"code": code.digest(stage, reader=reader, detector=crop.detector)}
+                content["detector"] = _detector_digest(crop.detector)
+                content["crop"] = crop.model_dump(mode="json")
+            content["dataset"] = config.model_dump(mode="json")
         elif stage == "shard":
             content = {"code": code.digest(stage)}
         else:
@@ -84,9 +87,10 @@ def plan(params: Params, items: list[tuple[str, ...]], code: Code) -> Iterator[t
             content = {"code": code.digest(stage, recipes=[recipe])}
             if stage == "train":
                 content["recipe"] = recipe.model_dump(mode="json")
+                content["train"] = params.train_of(names[1]).model_dump(include=DECISIVE)
                 content["pretrained"] = _pretrained(params, recipe, TRAINED.folder(params.root, *names))
         yield (stage, *names), content
-    yield ("report",), {"code": code.digest("report", recipes=[params.recipe(key) for key in params.run.models])}
+    yield ("report",), {"code": code.digest("report", recipes=[params.recipe(key) for key in params.run_models])}
 
 
 def _detector_digest(detector: str) -> str | None:

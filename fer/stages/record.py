@@ -71,9 +71,9 @@ def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
     """The metrics in test.json, by their names in MLflow without the `test_` before each.
 
     Those of the rows without duplicates in training and validation begin with `without_duplicates_`. A run that chose
-    its epoch on the test split has `accuracy_published_protocol`, the one of that epoch;
-    `accuracy_validation_protocol`, of the epoch that validation would have chosen; and `accuracy_protocol_difference`,
-    the former minus the latter; and the same of the balanced accuracy.
+    its epoch on the test split has `accuracy_published_protocol`, the one of that epoch; where validation chose a
+    number of epochs too, `accuracy_validation_protocol`, after as many, and `accuracy_protocol_difference`, the former
+    minus the latter; and the same of the balanced accuracy.
     """
     found = _headline(summary)
     unseen = summary.get("without_duplicates", {})
@@ -88,8 +88,10 @@ def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
     if protocols := summary.get("protocols"):
         for name in ("accuracy", "balanced_accuracy"):
             for protocol in ("published", "validation"):
-                found[f"{name}_{protocol}_protocol"] = protocols[protocol][name]
-            found[f"{name}_protocol_difference"] = protocols["difference"][name]
+                if protocols[protocol]:
+                    found[f"{name}_{protocol}_protocol"] = protocols[protocol][name]
+            if protocols["difference"]:
+                found[f"{name}_protocol_difference"] = protocols["difference"][name]
     return found
 
 

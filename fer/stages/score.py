@@ -63,7 +63,7 @@ class Weights:
         `kind`: "published weights", which others trained, or "own weights". `trained_on`: a key of `datasets`, or the
         published name of a dataset; None where unknown. `selected_on_test`: whether the epoch was selected on the test
         split of that dataset, as far as it is known; so it is where others tell how. `printed`: the authors' accuracy,
-        0 .. 1, and their `protocol`.
+        0 .. 1, and their `protocol`. `file`, `file_sha256`: that of others which was imported.
         """
         extra = self.info.extra
         entry = register().get(str(extra.get("published")))
@@ -71,10 +71,12 @@ class Weights:
             "weights": self.given,
             "model": self.info.model,
             "kind": "published weights" if "file" in extra else "own weights",
-            "trained_on": extra.get("dataset"),
+            "trained_on": str(extra["dataset"]) if "dataset" in extra else None,
             "protocol": self.facts.get("protocol"),
             "selected_on_test": self.facts.get("recipe", {}).get("protocol") == "published",
         }
+        if "file" in extra:
+            about |= {"file": extra["file"], "file_sha256": extra.get("sha256")}
         if entry:
             printed = entry.accuracy / 100 if entry.accuracy else None
             about |= {"printed": printed, "protocol": entry.protocol, "selected_on_test": entry.protocol is not None}
@@ -131,7 +133,12 @@ def score(
             return final, summary
         predictions, summary = evaluate(params, dataset, shards, weights.file, classes)
         summary["notes"] = _notes(params, dataset, shards, weights)
-        facts = {"dataset": dataset, "own_dataset": weights.trained_on(params, dataset), "fingerprint": fingerprint}
+        facts = {
+            "dataset": dataset,
+            "synthetic": shards.manifest.synthetic,
+            "own_dataset": weights.trained_on(params, dataset),
+            "fingerprint": fingerprint,
+        }
         summary["about"] = entries(weights.about | facts | facts_of(shards, weights.file, params.evaluate))
         with EVALUATIONS.publish(final) as folder:
             write(folder, predictions, summary, shards, title)
@@ -169,9 +176,7 @@ def _notes(params: Params, dataset: str, shards: ShardSet, weights: Weights) -> 
     """In what this evaluation differs from one of the authors, or of the run, as far as it is known."""
     notes, info, manifest = [], weights.info, shards.manifest
     trained = info.extra.get("crop") or {}
-    if other := [
-        key for key in ("align", "border", "size") if key in trained and trained[key] != manifest.crop.get(key)
-    ]:
+    if other := [key for key in ("align", "border") if key in trained and trained[key] != manifest.crop.get(key)]:
         kinds = (f"{key} {manifest.crop.get(key)}, in training {trained[key]}" for key in other)
         notes.append(f"the faces are cropped otherwise than those of the training: {'; '.join(kinds)}")
     if manifest.image_size and (side := min(manifest.image_size)) < info.input_size:

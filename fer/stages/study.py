@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -38,12 +39,12 @@ from fer.params import Params
 from fer.processes import empty_held, lock
 from fer.published import dataset_name
 from fer.stages import add_resume_options
-from fer.studies import Study, StudyOptions, list_studies, load_study, row_recipe
-from fer.studies.cell import Cell, Plan, train_cell
+from fer.studies import Row, Study, StudyOptions, list_studies, load_study, row_recipe
+from fer.studies.cell import Cell, Plan, link, tidy, train_cell
 from fer.studies.results import read
 from fer.tracking import Run, open_run
 from fer.training.job import TrainJob
-from fer.training.recipe import CrossValidation
+from fer.training.recipe import vary
 
 _OPTIONS = ("smoke", "dataset", "recipe", "seeds", "folds", "rows", "tta", "workers")
 _RECORDED = "recorded.json"  # in a cell's folder, and the study's: the MLflow run has all there is
@@ -71,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
     if args.name is None:
         for name in list_studies():
             study = load_study(name, Path())
-            print(f"{name:<24}{study.source}: {study.title}")
+            print(f"{name:<26}{study.source}: {study.title}")
         return
     given = {name: getattr(args, name) for name in _OPTIONS}
     changes = {name: value for name, value in given.items() if value is not None}
@@ -129,9 +130,7 @@ def run(
                     parent.log_artifact(final / file)
                 print(report.markdown)
                 log.info("-> %s", final.relative_to(params.root))
-            for cell in finished.cells:
-                for state in Path(cell.job.work_dir).glob("state-*.pt"):
-                    state.unlink()
+            tidy(plan)
             if wrong:
                 what = f"{len(failures)} of {len(plan.distinct)} cells failed" if failures else "rows trained the same"
                 raise ValueError("\n  ".join([f"{name}: {what}; the table has the others:", *wrong]))
@@ -169,7 +168,8 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions, *,
     datasets = " ".join(dict.fromkeys(one for row in study.rows for one in options.columns(study, row)))
     label = hashlib.sha256(f"{name} {datasets}".encode()).hexdigest()[:8]
     folder = (params.home / ".work" / f"study-{Path(name).stem}-{label}").resolve()
-    folds, cells = options.folds or study.folds, []
+    folds = options.folds or study.folds
+    cells: list[Cell] = []
     places = [(row, dataset) for row in options.chosen(study) for dataset in options.columns(study, row)]
     for row, dataset in places:
         config = params.dataset(dataset)
@@ -178,13 +178,17 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions, *,
             None if options.smoke or shards.manifest.synthetic else dataset_name(config.source, len(shards.labels))
         )
         recipe = row_recipe(study, row, options, params.root, dataset)
+        changes = row.set | (row.smoke if options.smoke else {}) | options.set
         pretrained = locate(recipe.sources, params.root, params.parent)
-        for seed in options.seeds:
+        for seed in options.seeds_of(row):
             for fold in range(folds) if folds else [None]:
                 own = recipe
                 if folds and fold is not None:
-                    held = CrossValidation(folds=folds, fold=fold)
-                    own = recipe.model_copy(update={"cross_validation": held})
+                    held = {"cross_validation": {"folds": folds, "fold": fold}}
+                    own = vary(recipe, held, f"study row {row.row!r}")
+                others = [cell for cell in cells if (cell.fold, cell.dataset) == (fold, dataset)]
+                starts, recipes = _sources(study, row, seed, others)
+                linked = {name: keys for name, keys in (("starts", starts), ("recipes", recipes)) if keys}
                 job = TrainJob.create(
                     shards,
                     own,
@@ -193,15 +197,17 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions, *,
                     config=params.train,
                     work=folder,
                     pretrained=pretrained,
-                    more={"tta": study.tta, "threads": params.train.threads},
+                    more={"tta": study.tta, "threads": params.train.threads, **linked},
                     command=f"fer study {name}",
                     accept_versions=accept_versions,
                 )
                 key = job.fingerprint[:20]
                 job = replace(job, fingerprint=key, work_dir=str(folder / key))
-                cells.append(Cell(row=row.row, dataset=dataset, known_as=known_as, fold=fold, job=job))
+                cell = Cell(row=row.row, dataset=dataset, known_as=known_as, fold=fold, job=job)
+                cells.append(replace(cell, starts=starts, recipes=recipes, changes=changes))
     if not cells:
         raise ConfigError(f"fer study {name}: no row has a run on {datasets or 'these datasets'}")
+    cells = link(cells)
     cells.sort(key=lambda cell: options.seeds.index(cell.job.seed))  # a study that is stopped has whole comparisons
     plan = Plan(name=name, kind=study.kind, tta=study.tta, folder=str(folder), gpu=params.train.gpu, cells=tuple(cells))
     _check_distinct(study, options, plan)
@@ -219,6 +225,17 @@ def _check_distinct(study: Study, options: StudyOptions, plan: Plan) -> None:
                     f"{plan.name}: rows {other!r} and {row.row!r} train the same on {dataset}; change one, or choose "
                     "others with --rows"
                 )
+
+
+def _sources(study: Study, row: Row, seed: int, cells: Sequence[Cell]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Keys of the `cells`, all planned before, that a run starts from, and whose recipe it takes."""
+    starts: tuple[str, ...] = ()
+    if row.start:
+        found = [cell for cell in cells if cell.row in row.start.rows]
+        starts = tuple(cell.key for cell in found if row.start.run == "best" or cell.job.seed == seed)
+        if not starts:
+            raise ConfigError(f"{study.title}: row {row.row!r}, seed {seed}: no run of {', '.join(row.start.rows)}")
+    return starts, tuple(cell.key for cell in cells if cell.row in row.recipe_of)
 
 
 def _assignments(texts: Sequence[str]) -> dict[str, Any]:
@@ -240,26 +257,34 @@ def _run_cells(params: Params, plan: Plan, record: CellLog, workers: int | None)
     log.info("%s: %d cells, %d of them done", plan.name, len(plan.distinct), len(plan.distinct) - len(pending))
     try:
         record.catch_up()
-        if pending and workers != 0:
-            from fer.cluster import grid
-
-            train = params.train
-            grid.run_all(
-                partial(_train_one, plan), [cell.key for cell in pending], record, params.cluster,
-                folder=Path(plan.folder), threads=train.threads, gpu=train.gpu, at_once=workers,
-            )  # fmt: skip
-            return record.failures
-        for cell in pending:
-            record.start({"cell": cell.key})
-            reason = ""
-            try:
-                train_cell(plan, cell)
-            except ValueError as error:
-                reason = str(error).splitlines()[0]
-            record.end({"cell": cell.key}, reason)
+        while wave := [cell for cell in pending if plan.is_ready(cell)]:
+            _run_wave(params, plan, wave, record, workers)
+            pending = [cell for cell in pending if cell not in wave]
+        record.failures.update({cell.title: "a run that it depends on failed" for cell in pending})
         return record.failures
     finally:
         record.close()
+
+
+def _run_wave(params: Params, plan: Plan, cells: Sequence[Cell], record: CellLog, workers: int | None) -> None:
+    """Trains cells of which none depends on another."""
+    if workers != 0:
+        from fer.cluster import grid
+
+        train = params.train
+        grid.run_all(
+            partial(_train_one, plan), [cell.key for cell in cells], record, params.cluster,
+            folder=Path(plan.folder), threads=train.threads, gpu=train.gpu, at_once=workers,
+        )  # fmt: skip
+        return
+    for cell in cells:
+        record.start({"cell": cell.key})
+        reason = ""
+        try:
+            train_cell(plan, cell)
+        except ValueError as error:
+            reason = str(error).splitlines()[0]
+        record.end({"cell": cell.key}, reason)
 
 
 def _train_one(plan: Plan, key: str) -> None:
@@ -283,7 +308,7 @@ class CellLog:
     def start(self, values: Mapping[str, Any]) -> None:
         """A cell begins, or begins again after its worker was lost."""
         cell = self._plan.distinct[values["cell"]]
-        recipe = cell.job.recipe
+        recipe = self._plan.resolved(cell).job.recipe
         settings = {"recipe": recipe.model_dump(mode="json"), "seed": cell.job.seed, "fold": cell.fold}
         with self._lock:
             if not self._closed and cell.key not in self._runs:
@@ -312,7 +337,7 @@ class CellLog:
             log.info(
                 "%s: validation %.4f, test %.4f, epoch %d, %.0f s",
                 cell.title,
-                *(result[name] for name in ("val_accuracy", "test_accuracy", "best_epoch", "seconds")),
+                *(result.get(name, math.nan) for name in ("val_accuracy", "test_accuracy", "best_epoch", "seconds")),
             )
 
     def all_failed(self) -> bool:

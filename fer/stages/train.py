@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fer.cluster.config import ClusterConfig
 from fer.console import log, progress
 from fer.io.files import read_json
 from fer.lineage import hardware, lineage, versions
@@ -26,6 +27,7 @@ from fer.tracking import Run, open_run
 from fer.training.job import TrainJob
 from fer.training.loop import build_model, not_loaded, train
 from fer.training.metrics import best_metrics
+from fer.training.phases import LABELS, phase_stages, protocol_name, trained_on, validated
 from fer.training.progress import FILE_NAME as PROGRESS
 from fer.training.progress import Progress
 from fer.training.publish import publish
@@ -49,7 +51,7 @@ def run(params: Params, dataset: str, model_key: str, *, accept_versions: bool =
         ValueError: a mistake in params, shards that cannot be used, resources that do not exist, another process at the
             same run, checkpoints that cannot be used, or a run that diverged.
     """
-    recipe = params.recipe(model_key)
+    recipe, config = params.recipe(model_key), params.train_of(model_key)
     params.dataset(dataset)
     published = TRAINED.folder(params.root, dataset, model_key)
     shards = ShardSet.open((params.root / "data" / "shards" / dataset).resolve())
@@ -59,18 +61,19 @@ def run(params: Params, dataset: str, model_key: str, *, accept_versions: bool =
         recipe,
         seed=params.seed,
         code=code_digest,
-        config=params.train,
+        config=config,
         work=params.home / ".work",
         pretrained=locate(recipe.sources, params.root, params.parent),
         command=f"python -m pipelines.train --dataset {dataset} --model {model_key}",
         accept_versions=accept_versions,
     )
+    stages, protocol = phase_stages(recipe), protocol_name(recipe)
     model, work, title = build_model(job), Path(job.work_dir), f"train {model_key} on {dataset}"
     random = not_loaded(job) if job.pretrained else []
     digests = {source.part: source.digest for source in job.pretrained}
     start = {"source": recipe.start_from, "sha256": digests.pop(WHOLE, None), "random": random}
     settings = {"recipe": recipe.model_dump(mode="json"), "seed": params.seed}
-    stage = {"train": params.train.model_dump()}
+    stage = {"train": config.model_dump()}
     facts = {
         "dataset": dataset,
         "model": recipe.last.model,
@@ -84,8 +87,10 @@ def run(params: Params, dataset: str, model_key: str, *, accept_versions: bool =
         "code_digest": code_digest,
         "pretrained": digests,
         "start_from": start if recipe.start_from else None,
+        "protocol": protocol,
+        "trained_on": trained_on(recipe),
     }
-    tags = {key: facts[key] for key in ("dataset", "model", "parameters", "data_digest", "code_digest")}
+    tags = {key: facts[key] for key in ("dataset", "model", "parameters", "data_digest", "code_digest", "protocol")}
     with (
         lock(work / "lock", wait=params.queued),
         open_run(
@@ -101,43 +106,47 @@ def run(params: Params, dataset: str, model_key: str, *, accept_versions: bool =
     ):
         if restart:
             empty_held(work)
-        _announce(title, job, params.train)
+        _announce(title, job, config)
         if recipe.start_from:
             log.info(f"{title}: starts from {recipe.start_from}; at random: {shortened(random) or 'nothing'}")
-        _run(params, job, Follower(title, work, sum(stage.epochs for stage in recipe.in_stages), tracked))
+        follower = Follower(title, work, sum(stage.recipe.epochs for stage in stages), tracked)
+        _run(job, config, params.cluster, follower)
         state = TrainState.load(work)
         assert state is not None, "a run that ended well left its last state"
-        assert state.stage_is_over(recipe.last.epochs, recipe.last.patience), "a run ends at its end"
+        assert state.stage + 1 == len(stages), "a run ends with its last stage"
+        assert stages[-1].is_over(state), "a run ends at its end"
         for record in state.records():  # what a killed driver could not log; points are logged once
             tracked.log_epoch(record)
-        best = state.history[state.best_epoch - 1]
+        best = {**(validated(recipe, state) or {}), **state.history[state.best_epoch - 1]}
         tracked.log_metrics({**best_metrics(best), "checkpoint_fallbacks": state.fallbacks}, step=state.epoch)
         facts |= settings | {"decisive_versions": state.versions}
+        if recipe.selection == "refit":
+            facts["chosen_epochs"] = state.chosen[: len(recipe.in_stages)]
         publish(published, model, job, state, facts, stage | _circumstances(params, state, tracked))
         for name in ("history.csv", "train.json", "run.json"):
             tracked.log_artifact(published / name, "training")
         remove_held(work)
     log.info(
-        f"{title}: best epoch {state.best_epoch} of {state.epoch}, validation accuracy {best['val_accuracy']:.4f}, "
-        f"balanced {best['val_balanced_accuracy']:.4f} -> {published.relative_to(params.root)}"
+        f"{title}: best epoch {state.best_epoch} of {state.epoch}, {_metrics_line(best)}"
+        f"{'' if protocol == 'validation' else f'; {LABELS[protocol]}'} -> {published.relative_to(params.root)}"
     )
     if accept_versions or restart:
-        log.info(f"next, so that `dvc repro` keeps it: dvc commit --force train@{dataset}-{model_key}")
+        log.info(f"next, so that `dvc repro` keeps it: dvc commit --force {params.target('train', dataset, model_key)}")
     return published
 
 
 # ------------------------------------------------------------------------------------------------ where it runs
 
 
-def _run(params: Params, job: TrainJob, follower: Follower) -> None:
+def _run(job: TrainJob, config: TrainStageConfig, cluster: ClusterConfig, follower: Follower) -> None:
     (Path(job.work_dir) / PROGRESS).unlink(missing_ok=True)
     with follower:
-        if params.train.workers:
+        if config.workers:
             from fer.cluster.fit import train_on_ray
 
-            train_on_ray(job, params.train, params.cluster, follower.poll)
+            train_on_ray(job, config, cluster, follower.poll)
         else:
-            train(job, device=_own_device(params.train.gpu), on_epoch=follower.on_epoch, on_step=follower.on_step)
+            train(job, device=_own_device(config.gpu), on_epoch=follower.on_epoch, on_step=follower.on_step)
 
 
 def _own_device(gpu: bool) -> str:
@@ -152,7 +161,9 @@ def _announce(title: str, job: TrainJob, stage: TrainStageConfig) -> None:
     """Logs what will be done; a damaged checkpoint is reported here, before any worker starts."""
     where = f"{stage.workers} Ray workers" if stage.workers else "this process"
     epochs = " + ".join(str(part.epochs) for part in job.recipe.in_stages)
-    log.info(f"{title}: {epochs} epochs in {where}, {stage.threads} thread(s) each")
+    protocol = protocol_name(job.recipe)
+    label = "" if protocol == "validation" else f"; {LABELS[protocol]}"
+    log.info(f"{title}: {epochs} epochs in {where}, {stage.threads} thread(s) each{label}")
     if state := TrainState.load(Path(job.work_dir)):
         if stage.workers:  # in this process the loop itself warns
             state.check(job, stage.workers, warn=log.warning)
@@ -183,8 +194,7 @@ class Follower:
         line = (
             f"epoch {record['epoch']}/{self._epochs}: loss {record['train_loss']:.4f}, "
             f"accuracy {record['train_accuracy']:.4f}; "
-            f"validation loss {record['val_loss']:.4f}, accuracy {record['val_accuracy']:.4f}, "
-            f"balanced {record['val_balanced_accuracy']:.4f}; "
+            f"{_metrics_line(record, loss=True)}; "
             f"{record['images_per_second']:.0f} images/s, {record['seconds']:.1f} s"
         )
         log.info("%s", line)
@@ -208,6 +218,17 @@ class Follower:
             self.on_epoch(record)
         self._last_epoch = max(self._last_epoch, len(records))
         self.on_step(Progress(**content))
+
+
+def _metrics_line(record: Record, *, loss: bool = False) -> str:
+    """The metrics of the splits that a row of history holds, in words."""
+    parts = []
+    for prefix, split in (("val", "validation"), ("test", "test")):
+        if f"{prefix}_accuracy" in record:
+            start = f"{split} loss {record[f'{prefix}_loss']:.4f}, " if loss else f"{split} "
+            balanced = record[f"{prefix}_balanced_accuracy"]
+            parts.append(f"{start}accuracy {record[f'{prefix}_accuracy']:.4f}, balanced {balanced:.4f}")
+    return "; ".join(parts) or "all rows but the test split's are trained on"
 
 
 # ------------------------------------------------------------------------------------------------ results

@@ -60,7 +60,8 @@ def main(args: argparse.Namespace) -> None:
     """Runs or resumes the search."""
     loaded = parameters.load()
     changes = {key: value for name, key in _OPTIONS.items() if (value := getattr(args, name)) is not None}
-    config = parse(TuneConfig, loaded.tune.model_dump() | changes, "fer tune", "tune")
+    loaded.recipe(args.model)
+    config = parse(TuneConfig, loaded.tune_of(args.model).model_dump() | changes, "fer tune", "tune")
     run(loaded, args.dataset, args.model, config, accept_versions=args.accept_versions, restart=args.restart)
 
 
@@ -76,7 +77,7 @@ def run(
     """Runs a search, or resumes it, and writes `tuned/<dataset>/<model_key>.yaml`.
 
     Args:
-        config: section `tune` of params.yaml, with the command's options in place of its own.
+        config: section `tune` as it holds for the model, with the command's options in place of its own.
         accept_versions, restart: as in `fer.stages.train.run`.
 
     Returns:
@@ -150,7 +151,7 @@ def _plan(
     from fer.training.job import TrainJob
     from fer.weights.parts import locate
 
-    recipe = params.recipe(model_key)
+    recipe, train = params.recipe(model_key), params.train_of(model_key)
     # How much is tried, which is not what a trial is, stays out: a longer search resumes a shorter one.
     what = config.model_dump(mode="json", exclude={"trials", "max_concurrent", "time_budget_minutes"})
     job = TrainJob.create(
@@ -158,15 +159,15 @@ def _plan(
         recipe,
         seed=params.seed,
         code=code().digest("tune", recipes=[recipe]),
-        config=params.train,
+        config=train,
         work=params.home / ".work",
         pretrained=locate(recipe.sources, params.root, params.parent),
-        more={"tune": what, "threads": params.train.threads},
+        more={"tune": what, "threads": train.threads},
         command=f"fer tune --dataset {dataset} --model {model_key}",
         accept_versions=accept_versions,
     )
     job = replace(job, work_dir=str((params.home / ".work" / f"tune-{job.fingerprint[:16]}").resolve()))
-    return TrialPlan(job=job, gpu=params.train.gpu, epochs=config.epochs, metric=config.metric)
+    return TrialPlan(job=job, gpu=train.gpu, epochs=config.epochs, metric=config.metric)
 
 
 def _search(params: Params, plan: TrialPlan, config: TuneConfig, parent: Run, dataset: str, model_key: str) -> TrialLog:
@@ -259,7 +260,7 @@ def _print_next_step(params: Params, dataset: str, model_key: str, written: Path
         model_key,
         f"recipe: {written.relative_to(params.root).as_posix()}#{sha256(written)[:8]}",
     )
-    log.info("then: dvc repro train@%s-%s", dataset, model_key)
+    log.info("then: dvc repro %s", params.target("train", dataset, model_key))
 
 
 def _short(value: object) -> str:

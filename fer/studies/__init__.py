@@ -6,12 +6,12 @@ a column a dataset. Printed numbers are in `fer.published`, found by work, table
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from fer import published
 from fer.config import Config, ConfigError, nearest, parse, read_yaml
@@ -26,13 +26,21 @@ class Cite(Config):
     setting: str | None = Field(None, description="null: whichever, where only one is printed")
 
 
+class Start(Config):
+    """Trained runs of other rows, one of which a run starts from."""
+
+    rows: list[str] = Field(min_length=1)
+    run: Literal["best", "same_seed"] = Field(
+        "best", description="best: by validation accuracy, of all their seeds; same_seed: of the run's own seed"
+    )
+
+
 class Row(Config):
     """One row of a table."""
 
     row: str = Field(description="as printed")
     cite: Cite = Cite()
     published: float | None = Field(None, description="in a study of one's own: accuracy in %, for its own datasets")
-    printed: dict[str, float] = Field(default_factory=dict, description="kind lhc_sets: the printed columns, in %")
     datasets: dict[str, str] = Field(default_factory=dict, description="dataset -> recipe, in place of the study's")
     set: dict[str, Any] = Field(
         default_factory=dict, description="keys of the recipe with their values; a dot leads into schedule and options"
@@ -41,8 +49,23 @@ class Row(Config):
     same_as: str | None = Field(None, description="row that trains the same in the smoke mode, and is meant to")
     against: str | None = Field(None, description="row that it is compared with; null: the baseline")
     stages: int | None = Field(None, ge=1, description="only so many of the recipe's stages; null: all")
-    series: str | None = Field(None, description="kind noise: line of the figure that it belongs to")
+    seeds: list[NonNegativeInt | None] = Field(
+        default_factory=lambda: [0, None],
+        min_length=2,
+        max_length=2,
+        description="slice of the seeds: place of the first, from 0, and of the one after the last; null: all the rest",
+    )
+    start: Start | None = Field(None, description="starts from the weights of a run of rows above; null: from none")
+    recipe_of: list[str] = Field(
+        default_factory=list, description="has the recipe of the best run of these rows above, with `set` over it"
+    )
+    series: str | None = Field(None, description="kind noise: line of the figure; kind lhc_sets: set of runs")
     level: float | None = Field(None, ge=0, description="place on the axis; kind noise: wrong training labels in %")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Rows whose runs its own depend on."""
+        return frozenset([*(self.start.rows if self.start else []), *self.recipe_of])
 
 
 class Smoke(Config):
@@ -56,7 +79,7 @@ class Smoke(Config):
 
 Kind = Literal["table", "classes", "lhc_sets", "lhc_blocks", "noise"]
 """How the runs of a study are read: rows beside a baseline; the same and the accuracy of every class; LHC-Net's sets of
-runs; its blocks, switched off and reset after training; or series of models over levels of label noise."""
+runs; its blocks, switched off and de-trained; or series of models over levels of label noise."""
 
 
 class Study(Config):
@@ -118,8 +141,10 @@ class Study(Config):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"rows that occur twice: {', '.join(twice)}")
         named = {"baseline": self.baseline}
-        for row in self.rows:
+        for place, row in enumerate(self.rows):
             named |= {f"{row.row}: against": row.against, f"{row.row}: same_as": row.same_as}
+            if unknown := sorted(row.needs.difference(names[:place])):
+                raise ValueError(f"row {row.row!r}: start or recipe_of names {unknown[0]!r}, which is no row above it")
         for key, name in named.items():
             if name is not None and name not in names:
                 raise ValueError(f"{key} {name!r}: not a row{nearest(name, names)}")
@@ -129,8 +154,10 @@ class Study(Config):
     def _kind_has_what_it_needs(self) -> Self:
         if self.axis is not None and any(row.level is None for row in self.rows):
             raise ValueError("axis: each row needs a level, its place on it")
-        if self.kind == "lhc_sets" and self.baseline is None:
-            raise ValueError("kind lhc_sets: needs a baseline, the set of the host alone")
+        if self.kind == "lhc_sets":
+            loose = [row.row for row in self.rows if row.series is None]
+            if self.baseline is None or loose != [self.baseline]:
+                raise ValueError("kind lhc_sets: needs a baseline, the host, and a series for each of the other rows")
         if self.kind == "noise":
             places = [(row.series, row.level) for row in self.rows]
             if any(None in place for place in places) or len(set(places)) < len(places):
@@ -141,8 +168,13 @@ class Study(Config):
         return self
 
     def series(self) -> list[str]:
-        """Kind noise: the names of the series, in order of their rows; the first is what the other is compared with."""
+        """The names of the series, in order of their rows; the first is what the others are compared with."""
         return list(dict.fromkeys(row.series for row in self.rows if row.series is not None))
+
+    def runs_of(self, series: str, results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Of results, each with its `row`, those of the rows of a series."""
+        rows = {row.row for row in self.rows if row.series == series}
+        return [one for one in results if one["row"] in rows]
 
     def levels(self) -> list[float]:
         """Kind noise: the levels, rising."""
@@ -204,7 +236,7 @@ class StudyOptions(Config):
         return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
     def chosen(self, study: Study) -> list[Row]:
-        """The requested rows; ConfigError where one does not exist."""
+        """The requested rows and those that they depend on; ConfigError where one does not exist."""
         if self.rows is None:
             return study.rows
         names = [row.row for row in study.rows]
@@ -212,7 +244,14 @@ class StudyOptions(Config):
             raise ConfigError(
                 f"fer study --rows: no row {unknown[0]!r}{nearest(unknown[0], names)}; the rows: {', '.join(names)}"
             )
-        return [row for row in study.rows if row.row in self.rows]
+        required = set(self.rows)
+        for row in reversed(study.rows):  # what a row needs stands above it
+            required.update(row.needs if row.row in required else ())
+        return [row for row in study.rows if row.row in required]
+
+    def seeds_of(self, row: Row) -> tuple[int, ...]:
+        """The seeds of a row's runs."""
+        return self.seeds[slice(*row.seeds)]
 
     def departure(self, study: Study) -> str | None:
         """What a person changed of the study, so that the published results are of another run; None: nothing."""
@@ -275,6 +314,8 @@ def row_recipe(study: Study, row: Row, options: StudyOptions, root: Path, datase
     values = {**study.set, **row.set, **(smoke if options.smoke else {}), **options.set}
     if "model" in values and "options" not in values:
         values = {"options": {}, **values}  # options are a model's own
+    if row.start:
+        values |= {"pretrained": {}, "start_from": None}  # its weights come from another run
     made = vary(recipe, values, where)
     if row.stages is None:
         return made

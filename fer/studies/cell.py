@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +23,24 @@ from fer.evaluation.config import TtaName
 from fer.evaluation.protocols import both_protocols
 from fer.evaluation.tta import WithViews
 from fer.io.files import read_json, write_atomic, write_json
-from fer.models.cost import kept_for_backward
+from fer.models.cost import kept_for_backward, measure
 from fer.studies import Kind
-from fer.studies.lhc_analysis import probe
+from fer.studies.lhc_analysis import probe, size
 from fer.training.data import open_data
 from fer.training.distributed import Distributed
 from fer.training.job import TrainJob
 from fer.training.loop import build_model, compute_logits, train
 from fer.training.metrics import classification_metrics
+from fer.training.phases import validated
+from fer.training.recipe import vary
 from fer.training.state import TrainState, saved_states
 
 RESULT = "result.json"
 PREDICTIONS = "predictions.npz"
 PLAN = "plan.json"
 CONFIDENCE = 0.95
+_OWN_RESULT: Mapping[Kind, str] = {"lhc_blocks": "probes", "lhc_sets": "keras_parameters"}
+"""What a result has for a study of this kind alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,9 @@ class Cell:
         known_as: the dataset's name in print; None where nobody has published on it.
         fold: that is held out; None without cross-validation.
         job: what it trains, in the folder of the cell, whose name is its fingerprint.
+        starts: keys of the cells of which it starts from the best one's weights; empty: from none.
+        recipes: keys of the cells of which it has the best one's recipe, with `changes` over it; empty: its own.
+        shares: key of the cell whose stages are its own first ones, so that it resumes from there; None: there is none.
     """
 
     row: str
@@ -56,6 +63,10 @@ class Cell:
     known_as: str | None = None
     fold: int | None
     job: TrainJob
+    starts: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
+    shares: str | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -67,6 +78,11 @@ class Cell:
         """For people."""
         fold = "" if self.fold is None else f", fold {self.fold}"
         return f"{self.row}, {self.dataset}, seed {self.job.seed}{fold}"
+
+    @property
+    def after(self) -> set[str]:
+        """Keys of the cells that must be finished before it begins."""
+        return {*self.starts, *self.recipes, *((self.shares,) if self.shares else ())}
 
     @property
     def about(self) -> dict[str, Any]:
@@ -95,16 +111,24 @@ class Plan:
         return found
 
     def adopt(self) -> None:
-        """Takes over what other studies trained: a run that stands in several tables is made once."""
+        """Takes over what other studies trained: a run that stands in several tables is made once.
+
+        One that others start from is taken over where its weights are still there.
+        """
+        sources = {key for cell in self.cells for key in cell.starts}
         for cell in self.distinct.values():
             work = Path(cell.job.work_dir)
             finished = sorted(work.parent.parent.glob(f"study-*/{cell.key}/{RESULT}"))
             if (work / RESULT) in finished:
                 continue
             for theirs in finished:
-                if self.kind == "lhc_blocks" and "probes" not in read_json(theirs):
+                states = saved_states(theirs.parent)[:1]
+                lacks = _OWN_RESULT.get(self.kind, "seconds") not in read_json(theirs)
+                if lacks or (cell.key in sources and not states):
                     continue
                 work.mkdir(parents=True, exist_ok=True)
+                for state in states:
+                    write_atomic(work / state.name, state.read_bytes())
                 for name in (PREDICTIONS, RESULT):  # a cell with a result is finished: that comes last
                     write_atomic(work / name, (theirs.parent / name).read_bytes())
                 break
@@ -140,6 +164,27 @@ class Plan:
                 found += [(other, cell)] if other is not cell else []
         return found
 
+    def best(self, keys: Iterable[str]) -> Cell:
+        """Of finished cells the one with the highest validation accuracy, the first among equals."""
+        cells = [self.distinct[key] for key in keys]
+        return max(cells, key=lambda cell: (self.result(cell) or {})["val_accuracy"])
+
+    def is_ready(self, cell: Cell) -> bool:
+        """Whether all that it depends on is finished."""
+        return all(self.result(self.distinct[key]) is not None for key in cell.after)
+
+    def resolved(self, cell: Cell) -> Cell:
+        """A cell that is ready, with the recipe that it takes over."""
+        if not cell.recipes:
+            return cell
+        recipe = vary(self.best(cell.recipes).job.recipe, cell.changes, f"study row {cell.row!r}")
+        return replace(cell, job=replace(cell.job, recipe=recipe))
+
+    def origin(self, cell: Cell) -> dict[str, str]:
+        """What a cell that is ready takes from others, for people."""
+        found = {"starts_from": cell.starts, "recipe_of": cell.recipes}
+        return {name: self.best(keys).title for name, keys in found.items() if keys}
+
     def write(self) -> None:
         """Writes plan.json into the folder, for the report."""
         write_json(Path(self.folder, PLAN), {"study": self.name, "cells": [cell.about for cell in self.cells]})
@@ -152,12 +197,12 @@ class Plan:
 
 def train_cell(plan: Plan, cell: Cell) -> None:
     """Trains a cell, or resumes it, opens the test split, and writes its predictions and its result."""
-    job, recipe, device = cell.job, cell.job.recipe.last, "cuda:0" if plan.gpu else "cpu"
-    work = Path(job.work_dir)
+    job = plan.resolved(cell).job
+    recipe, device, work = job.recipe.last, "cuda:0" if plan.gpu else "cpu", Path(job.work_dir)
     work.mkdir(parents=True, exist_ok=True)
-    _inherit(plan, cell)
     if plan.gpu:
         torch.cuda.reset_peak_memory_stats()  # one process trains several cells
+    _begin(plan, cell)
     state = train(job, device=device)
     model = build_model(job)
     model.load_state_dict(state.best_model)
@@ -173,10 +218,10 @@ def train_cell(plan: Plan, cell: Cell) -> None:
             found = classification_metrics(*compute_logits(WithViews(model, plan.tta), data.test, recipe, device)[:2])
             more |= {f"test_tta_{name}": value for name, value in found.items()}
         if plan.kind == "lhc_blocks":
-            more["probes"] = probe(model, data.test, recipe, device, seed=job.seed)
+            more["probes"] = probe(model, job, data.test, recipe, device)
     finally:
         data.close()
-    best = state.history[state.best_epoch - 1]
+    best = {**(validated(job.recipe, state) or {}), **state.history[state.best_epoch - 1]}
     if protocols := both_protocols(state.history, job.recipe, len(targets), CONFIDENCE):
         more["protocols"] = protocols
     buffer = io.BytesIO()
@@ -193,8 +238,11 @@ def train_cell(plan: Plan, cell: Cell) -> None:
             **{name: value for name, value in best.items() if name.startswith(("train_", "val_"))},
             **{f"test_{name}": value for name, value in classification_metrics(logits, targets).items()},
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            **(size(model) if plan.kind == "lhc_sets" else {}),
+            **plan.origin(cell),
             "seconds": round(sum(timing["seconds"] for timing in state.timings), 1),
             "peak_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6) if plan.gpu else None,
+            "gmacs": round(measure(model).operations.macs / 1e9, 4),
             "kept_mb": round(
                 kept_for_backward(model, torch.zeros(2, 3, *[model.input_size] * 2, device=device)) / 2e6, 2
             ),
@@ -209,23 +257,64 @@ def _columns(history: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
     return {name: values for name, values in found.items() if len(values) == len(history) and np.isfinite(values).all()}
 
 
-def _inherit(plan: Plan, cell: Cell) -> None:
-    """Starts a run in stages from a finished one of the same study that is the same up to a stage.
+def link(cells: Sequence[Cell]) -> list[Cell]:
+    """Tells each run in stages which other one is the same up to a stage, the longest of them.
 
     Both are functions of the seed: the result has the bits that it would have had, without the first stages' hours.
     """
-    job, stages = cell.job, cell.job.recipe.in_stages
-    if len(stages) == 1 or saved_states(Path(job.work_dir)):
+
+    stages = {cell.key: cell.job.recipe.in_stages for cell in cells}
+
+    def shared(cell: Cell, other: Cell) -> int:
+        """Stages of the other run where they are the first ones of this one; 0 where the two differ in anything."""
+        own, theirs = stages[cell.key], stages[other.key]
+        if not len(theirs) < len(own) or theirs != own[: len(theirs)] or cell.after or other.after:
+            return 0
+        if cell.job.recipe.selection == "refit":  # its stages come twice, on other rows
+            return 0
+        alike = replace(cell.job, recipe=other.job.recipe, work_dir=other.job.work_dir, fingerprint=other.key)
+        return len(theirs) if alike == other.job and other.fold == cell.fold else 0
+
+    linked = []
+    for cell in cells:
+        nearest = max(cells, key=partial(shared, cell))
+        linked.append(replace(cell, shares=nearest.key) if shared(cell, nearest) else cell)
+    return linked
+
+
+def _begin(plan: Plan, cell: Cell) -> None:
+    """Gives a run that has not begun the state that it starts from.
+
+    Raises:
+        ValueError: the weights that it starts from are gone.
+    """
+    if not (cell.starts or cell.shares) or saved_states(Path(cell.job.work_dir)):
         return
-    nearest = 0
-    for other in plan.cells:
-        theirs, folder = other.job.recipe.in_stages, Path(other.job.work_dir)
-        alike = replace(other.job, recipe=job.recipe, work_dir=job.work_dir, fingerprint=job.fingerprint) == job
-        if not alike or other.fold != cell.fold or not nearest < len(theirs) < len(stages):
-            continue
-        is_done = theirs == stages[: len(theirs)] and (folder / RESULT).is_file()
-        if is_done and (state := TrainState.load(folder)) is not None:
-            state.fingerprint, nearest = job.fingerprint, len(theirs)
-            state.save(Path(job.work_dir))
-            for older in saved_states(Path(job.work_dir))[1:]:
-                older.unlink()
+    source = plan.distinct[cell.shares] if cell.shares else plan.best(cell.starts)
+    state = TrainState.load(Path(source.job.work_dir))
+    if state is None and cell.starts:
+        raise ValueError(
+            f"the weights of {source.title} are gone from {source.job.work_dir}; start over: "
+            f"`{cell.job.command} --restart`"
+        )
+    if state is None:  # of an earlier start: then it trains its first stages itself
+        return
+    if cell.starts:
+        weights, job = state.best_model, cell.job
+        state = TrainState(fingerprint=job.fingerprint, seed=job.seed, world_size=1, threads=job.threads, model=weights)
+    state.fingerprint = cell.job.fingerprint
+    state.save(Path(cell.job.work_dir))
+
+
+def tidy(plan: Plan) -> None:
+    """Removes the checkpoints of finished cells, but for the weights that later runs start from.
+
+    Those are what unfinished cells depend on, and the hosts that runs with other seeds would start from.
+    """
+    done = {key for key, cell in plan.distinct.items() if plan.result(cell) is not None}
+    kept = {key for cell in plan.cells if cell.key not in done for key in cell.after}
+    hosts = [plan.best(cell.starts) for cell in plan.cells if cell.starts and done.issuperset(cell.starts)]
+    kept |= {host.key for host in hosts if not host.starts}
+    for key in done:
+        for state in saved_states(Path(plan.distinct[key].job.work_dir))[1 if key in kept else 0 :]:
+            state.unlink()

@@ -71,24 +71,23 @@ def curve(points: Sequence[tuple[float, Spread, float | None]], axis: str, title
 
 
 @styled
-def lhc_break_even(
-    blocks: Sequence[Mapping[str, Any]], heads: Sequence[int], curves: Sequence[Sequence[float]], title: str
-) -> Figure:
-    """Equations 21 to 26: below which fraction of global heads' gain local heads are no longer more efficient.
+def lhc_efficiency(found: Mapping[str, Any], title: str) -> Figure:
+    """Equations 21 and 23 for the first two blocks: L1 of the pairs (A, B) with C = 0, beside G1.
 
     Args:
-        blocks: `name`, and `heads` and `value` of the block as published.
-        heads: numbers of heads. curves: of each block, the fraction at each of them.
+        found: `fer.studies.lhc_analysis.efficiency()`.
     """
     figure, axes = blank(6.6, 4.2)
-    colors = (VALIDATION, ACCENT, INK, TRAIN, MUTED)
-    for block, curve, color in zip(blocks, curves, colors, strict=False):
-        axes.plot(heads, curve, color=color, linewidth=1.8, label=block["name"])
-        axes.plot(block["heads"], block["value"], "o", color=color, markersize=6)
-    axes.axhline(0.26, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
-    axes.text(heads[-1], 0.27, "printed: 0.26", ha="right", color=MUTED, fontsize=9)
-    axes.set(xlim=(1, heads[-1]), ylim=(0, 1.02), xlabel="heads n, each of d = HW / 2n")
-    axes.set_ylabel("r: local heads win where A > r B")
+    for local, color, label in ((False, TRAIN, "one global head wins"), (True, VALIDATION, "local heads win")):
+        places = [place for place, pair in enumerate(found["pairs"]) if pair["local"] == local]
+        axes.bar(places, [found["pairs"][place]["L1"] for place in places], color=color, width=0.6, label=label)
+    axes.axhline(found["global"], color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label="G1: one global head")
+    axes.set_xticks(range(len(found["pairs"])), [f"{pair['A']}, {pair['B']}" for pair in found["pairs"]])
+    axes.set(
+        xlabel="A, B: sections with one, with two active filters",
+        ylabel="L1: parameters for each\ndimension and constraint",
+    )
+    axes.grid(axis="x", visible=False)
     axes.set_title(title)
     axes.legend(fontsize=9)
     return figure
@@ -119,10 +118,10 @@ def lhc_sets(lines: Sequence[Mapping[str, Any]], title: str) -> Figure:
 
 @styled
 def lhc_blocks(plain: float, probes: Mapping[str, Mapping[str, float]], title: str) -> Figure:
-    """Test accuracy without each block, and with each re-initialized; dashed, of the whole network."""
+    """Test accuracy without each block, and with each de-trained; dashed, of the whole network."""
     names = list(probes["off"])
     figure, axes = blank(7.6, 1.6 + 0.5 * len(names))
-    kinds = ((-0.18, "off", VALIDATION, "switched off"), (0.18, "reset", TRAIN, "re-initialized"))
+    kinds = ((-0.18, "off", VALIDATION, "switched off"), (0.18, "reset", TRAIN, "de-trained"))
     for offset, key, color, label in kinds:
         axes.barh(
             [place + offset for place in range(len(names))], [100 * probes[key][name] for name in names], height=0.34,

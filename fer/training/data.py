@@ -8,6 +8,7 @@ from fer.models import FerModel
 from fer.shards.read import EvalBatches, ModelInput, ShardSet, ShardSplit, TrainBatches
 from fer.shards.schema import Split
 from fer.training.distributed import Distributed
+from fer.training.phases import Rows
 from fer.training.recipe import Recipe
 from fer.transforms.reference import Augmenter
 
@@ -17,21 +18,21 @@ class Data:
     """What one rank trains on and validates.
 
     Attributes:
-        split: the training split, to name its samples.
-        test: opened only where a recipe chooses its epoch by the published protocol.
+        validation: None where its rows are trained on.
+        split: the rows that are trained on, to name its samples.
+        test: None where it was not asked for.
     """
 
     train: TrainBatches
-    validation: EvalBatches
+    validation: EvalBatches | None
     split: ShardSplit
     test: EvalBatches | None
 
     def close(self) -> None:
         """Ends the reader's threads."""
-        self.train.close()
-        self.validation.close()
-        if self.test:
-            self.test.close()
+        for batches in (self.train, self.validation, self.test):
+            if batches:
+                batches.close()
 
 
 def open_data(
@@ -42,11 +43,14 @@ def open_data(
     seed: int,
     distributed: Distributed,
     threads: int,
+    rows: Rows = "train",
     test: bool = False,
 ) -> Data:
     """The rank's part of the train and validation splits.
 
-    The test split is opened for the published protocol, and where `test` asks for it.
+    Args:
+        rows: "development" trains on both, so that there is nothing to validate on.
+        test: whether to open the test split too.
 
     Raises:
         ValueError: the batch cannot be split evenly between the ranks, or the shards cannot be used.
@@ -60,7 +64,7 @@ def open_data(
     shards = ShardSet.open(folder, verify=False)
     held = recipe.cross_validation
     chosen = {} if held is None else {"folds": held.folds, "fold": held.fold, "repeat": held.repeat}
-    split = shards.split("train", **chosen)
+    split = shards.split(rows, **chosen)
     model_input = ModelInput.of(model)
     train = TrainBatches(
         split,
@@ -85,6 +89,5 @@ def open_data(
             threads=threads,
         )
 
-    return Data(
-        train, evaluation("validation"), split, evaluation("test") if test or recipe.protocol == "published" else None
-    )
+    validation = evaluation("validation") if rows == "train" else None
+    return Data(train, validation, split, evaluation("test") if test else None)

@@ -26,6 +26,7 @@ from fer.training.job import TrainJob
 from fer.training.learner import Learner, autocast
 from fer.training.metrics import classification_metrics
 from fer.training.optimizer import set_learning_rate
+from fer.training.phases import PhaseStage, phase_stages
 from fer.training.progress import Progress, ProgressFile
 from fer.training.recipe import Recipe
 from fer.training.schedule import learning_rate
@@ -47,7 +48,7 @@ def train(
     on_epoch: Callable[[Record], object] = lambda record: None,
     on_step: Callable[[Progress], object] = lambda progress: None,
 ) -> TrainState:
-    """Trains to the end of the recipe, stage by stage, from the newest state in the work folder.
+    """Trains to the end of the recipe, phase by phase and stage by stage, from the newest state in the work folder.
 
     The batch of an update is the recipe's `batch_size` over all ranks, whatever their number; loss and gradient are its
     mean. After each epoch is saved, `on_epoch` gets its row of history with `seconds` and `images_per_second`; after
@@ -59,22 +60,25 @@ def train(
         StateError: checkpoints are there, and none is whole, or other versions of the libraries wrote them.
         ValueError: the batch cannot be split evenly between the ranks, or the data cannot be read.
     """
-    distributed, stages = Distributed(rank, world_size), job.recipe.in_stages
+    distributed, stages = Distributed(rank, world_size), phase_stages(job.recipe)
     _make_reproducible(job.threads, device)
     with distributed.report_lost_ranks(Path(job.work_dir)):
         state = _resume(job, distributed)
         while True:
-            recipe = stages[state.stage]
-            if not state.stage_is_over(recipe.epochs, recipe.patience):
-                model = build_model(job, state.stage)
-                learner = Learner.create(recipe, model, device=device, world_size=world_size)
+            stage = stages[state.stage]
+            if not stage.is_over(state):
+                model = build_model(job, state.stage % len(job.recipe.in_stages))
+                learner = Learner.create(stage.recipe, model, device=device, world_size=world_size)
                 learner.restore(state)
-                data = open_data(job.shards, recipe, model, seed=job.seed, distributed=distributed, threads=job.threads)
+                data = open_data(
+                    job.shards, stage.recipe, model, seed=job.seed, distributed=distributed, threads=job.threads,
+                    rows=stage.rows, test=(stage.chosen_by or "").startswith("test_"),
+                )  # fmt: skip
                 with closing(data):
-                    _Stage(job, state, learner, data, distributed).train(on_epoch, on_step)
+                    _Stage(job, stage, state, learner, data, distributed).train(on_epoch, on_step)
             if state.stage + 1 == len(stages):
                 return state
-            state.begin_next_stage()
+            state.begin_next_stage(anew=stages[state.stage + 1].is_first)
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class _Stage:
     """One stage of a run, from where its state is to its end."""
 
     job: TrainJob
+    stage: PhaseStage
     state: TrainState
     learner: Learner
     data: Data
@@ -93,8 +98,9 @@ class _Stage:
         recipe, model, device, folder = learner.recipe, learner.model, learner.device, Path(job.work_dir)
         steps = data.train.steps_per_epoch
         make_targets = Targets(recipe, data.split.class_histogram, device)
-        progress = ProgressFile(folder, distributed, epochs=state.first_epoch + recipe.epochs, steps=steps)
-        while not state.stage_is_over(recipe.epochs, recipe.patience):
+        epochs = state.first_epoch + self.stage.epochs(state.chosen)
+        progress = ProgressFile(folder, distributed, epochs=epochs, steps=steps)
+        while not self.stage.is_over(state):
             started, first_step = time.monotonic(), state.step
             learner.train()
             for batch in data.train.epoch(state.epoch, start_step=first_step):
@@ -113,10 +119,10 @@ class _Stage:
 
             trained = time.monotonic() - started
             row = {"epoch": state.epoch + 1, "stage": state.stage + 1, "learning_rate": rate, **state.train_metrics()}
-            row |= validate(learner.chosen, data.validation, recipe, distributed, device, "val")
-            if data.test:
-                row |= validate(learner.chosen, data.test, recipe, distributed, device, "test")
-            state.end_epoch(row, recipe.chosen_by, learner.chosen)
+            for prefix, split in (("val", data.validation), ("test", data.test)):
+                if split:
+                    row |= validate(learner.chosen, split, recipe, distributed, device, prefix)
+            state.end_epoch(row, self.stage.chosen_by, learner.chosen)
             images_per_second = (steps - first_step) * recipe.batch_size / trained
             state.timings.append({"seconds": time.monotonic() - started, "images_per_second": images_per_second})
             _save(state, folder, distributed, learner)

@@ -12,6 +12,7 @@ from fer.io.files import write_atomic, write_json
 from fer.models import FerModel
 from fer.outputs import TRAINED
 from fer.training.job import TrainJob
+from fer.training.phases import validated
 from fer.training.state import TrainState
 from fer.weights.store import save_model
 
@@ -26,9 +27,9 @@ def publish(
 ) -> None:
     """Writes the five files of a finished run as one folder, in place of an earlier one.
 
-    model.safetensors: the weights of the best epoch; history.csv: one row an epoch; val.json: the best epoch's
-    metrics; train.json: `facts`. These four are the same bytes for equal runs, however often one was interrupted.
-    run.json: `circumstances`.
+    model.safetensors: the weights of the best epoch; history.csv: one row an epoch, nan for a split that was not read;
+    val.json: the metrics of the epoch that validation chose, where it did; train.json: `facts`. These four are the same
+    bytes for equal runs, however often one was interrupted. run.json: `circumstances`.
 
     Args:
         model: the recipe's model, for its description; its weights do not matter.
@@ -54,12 +55,13 @@ def publish(
             weights=state.best_model,
         )
         table = io.StringIO()
-        writer = csv.DictWriter(table, list(state.history[0]), lineterminator="\n")
+        columns = dict.fromkeys(name for row in state.history for name in row)
+        writer = csv.DictWriter(table, list(columns), restval="nan", lineterminator="\n")
         writer.writeheader()
         writer.writerows(state.history)
         write_atomic(folder / "history.csv", table.getvalue())
-        best = state.history[state.best_epoch - 1]
-        metrics = {key: value for key, value in best.items() if key.startswith("val_")}
-        write_json(folder / "val.json", {"best_epoch": state.best_epoch, **metrics})
+        chosen = validated(job.recipe, state) or {}
+        metrics = {key: value for key, value in chosen.items() if key.startswith("val_")}
+        write_json(folder / "val.json", {"best_epoch": chosen.get("epoch", state.best_epoch), **metrics})
         write_json(folder / "train.json", {**facts, "best_epoch": state.best_epoch})
         write_json(folder / "run.json", circumstances)

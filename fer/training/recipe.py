@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fer.config import Config, ConfigError, nearest, parse, read_yaml
+from fer.config import Config, ConfigError, keys_of, nearest, parse, read_yaml
 from fer.io.files import below, sha256
 from fer.io.yaml12 import brief
 from fer.transforms.reference import AugmentSpec
@@ -25,6 +25,9 @@ MOST_IMAGES = 65_536
 
 _MOST_OPTION = 10_000
 """Of a number among a model's options, which count blocks, heads, classes of tokens, channels or pixels."""
+
+SETTINGS = ("train", "tune")
+"""Sections of params.yaml of which a recipe or an entry under `models` may hold other values for its model."""
 
 _MOST_FILES = 10
 """Recipe files that start from each other; more go round in a circle."""
@@ -139,8 +142,13 @@ class Recipe(Config):
     )
     protocol: Literal["validation", "published"] = Field(
         "validation",
-        description="split that chooses the epoch. published: the test split, as the published code does it; the "
-        "results are then labeled so, and shown beside those of the validation-selected epoch",
+        description="split that chooses the epoch. published: the test split, and all other rows are trained on, as "
+        "published code does it; the results are then labeled so",
+    )
+    selection: Literal["best", "refit"] = Field(
+        "best",
+        description="refit: the best epoch on validation only says how many there are; then all rows but the test "
+        "split's are trained on from the first weights. With protocol: published, both results are known",
     )
     cross_validation: CrossValidation | None = Field(
         None, description="another split of the development rows into training and validation; null: the shards' own"
@@ -168,6 +176,9 @@ class Recipe(Config):
                 raise ValueError(
                     f"options.{brief(name)} = {brief(repr(option))}: numbers up to {_MOST_OPTION} are allowed"
                 )
+        if self.cross_validation and (self.protocol, self.selection) != ("validation", "best"):
+            key = "selection: refit" if self.selection == "refit" else "protocol: published"
+            raise ValueError(f"cross_validation holds a fold out, and {key} trains on all rows: leave one of them out")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError("betas must lie in [0, 1)")
         self.in_stages  # noqa: B018 - an error in a stage is one in the recipe
@@ -186,7 +197,7 @@ class Recipe(Config):
         base = self.model_dump(mode="json", exclude={"stages"})
         made = []
         for number, stage in enumerate(self.stages, start=1):
-            if fixed := {"stages", "pretrained", "start_from", "protocol"} & set(stage):
+            if fixed := {"stages", "pretrained", "start_from", "protocol", "selection"} & set(stage):
                 raise ValueError(f"stages[{number}]: {', '.join(sorted(fixed))} holds for all stages alike")
             own = base if "model" not in stage else {**base, "options": {}}  # options are a model's own
             try:
@@ -199,11 +210,6 @@ class Recipe(Config):
     def last(self) -> Recipe:
         """The recipe of the last stage, whose model is the result."""
         return self.in_stages[-1]
-
-    @property
-    def chosen_by(self) -> str:
-        """Column of the history that chooses the epoch."""
-        return f"{'test' if self.protocol == 'published' else 'val'}_{self.selection_metric}"
 
 
 class TrainStageConfig(Config):
@@ -224,6 +230,10 @@ class TrainStageConfig(Config):
         le=7 * 24 * 3600,
         description="a worker that is silent for so long, while others wait for it, counts as lost",
     )
+
+
+DECISIVE = {"workers", "threads", "gpu"}
+"""Keys of `TrainStageConfig` on which the bits of a result depend."""
 
 
 def list_recipes() -> list[str]:
@@ -260,7 +270,20 @@ def load_recipe(
     Raises:
         ConfigError: names the file, the key and the value.
     """
-    return parse(Recipe, _resolve(entry, root, where, prefix, parent), where, prefix)
+    return load_entry(entry, root, where, prefix, parent)[0]
+
+
+def load_entry(
+    entry: Mapping[str, Any], root: Path, where: str, prefix: str = "", parent: Path | None = None
+) -> tuple[Recipe, dict[str, Any]]:
+    """The same, with the keys of each of `SETTINGS` that the entry, or the recipe it starts from, gives; unchecked."""
+    return _parse(_resolve(entry, root, where, prefix, parent), where, prefix)
+
+
+def _parse(values: Mapping[str, Any], where: str, prefix: str) -> tuple[Recipe, dict[str, Any]]:
+    place = f"{prefix}." if prefix else ""
+    own = {key: keys_of(key, values[key], where, place + key) for key in SETTINGS if key in values}
+    return parse(Recipe, {key: value for key, value in values.items() if key not in own}, where, prefix), own
 
 
 def _resolve(
@@ -294,17 +317,20 @@ def _resolve(
             raise ConfigError(f"{place} = {brief(name)!r}: no such recipe{nearest(name, sorted(known))}; {listing}")
         stem, _, section = name.partition("/")
         base, file = dict(known[name]), f"fer/recipes/{stem}.yaml"
-    parse(Recipe, base, file, section)
+    _parse(base, file, section)
     base = overlaid(base, entry)
     del base["recipe"]
     return base
 
 
 def overlaid(base: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of `base` with those of `entry` over them; `schedule` and `options` key by key, all others whole."""
+    """The keys of `base` with those of `entry` over them.
+
+    `schedule`, `options` and the `SETTINGS` are merged key by key, all others replaced whole.
+    """
     result = dict(base)
     for key, value in entry.items():
-        merged = key in ("schedule", "options") and isinstance(value, Mapping)
+        merged = key in ("schedule", "options", *SETTINGS) and isinstance(value, Mapping)
         result[key] = {**result.get(key, {}), **value} if merged else value
     return result
 

@@ -52,7 +52,7 @@ class TrainState:
     threads: int
     schema: int = SCHEMA
     stage: int = 0
-    """Index of the recipe's stage in progress, and the epoch that it began with."""
+    """Index of the stage in progress, over all phases (`fer.training.phases`), and the epoch that it began with."""
     first_epoch: int = 0
     epoch: int = 0
     """Finished epochs of all stages, which is also the index of the one in progress."""
@@ -70,6 +70,8 @@ class TrainState:
     best_metric: float | None = None
     """Of that epoch; of a loss the negative, so that more is better."""
     best_model: dict[str, Tensor] = field(default_factory=dict)
+    chosen: list[int] = field(default_factory=list)
+    """Of each finished stage the number of its epochs up to the best one."""
     history: list[Record] = field(default_factory=list)
     """One row an epoch, as in history.csv: no times, so that it is the same after a resume."""
     timings: list[Record] = field(default_factory=list)
@@ -89,10 +91,14 @@ class TrainState:
         self.global_step += 1
         self.totals = [old + new for old, new in zip(self.totals, totals, strict=True)]
 
-    def end_epoch(self, row: Record, selection_metric: str, model: nn.Module) -> None:
-        """Closes the epoch with its row of history; keeps a copy of the weights where they are the best so far."""
-        metric = -row[selection_metric] if selection_metric.endswith("_loss") else row[selection_metric]
-        if self.best_metric is None or metric > self.best_metric:
+    def end_epoch(self, row: Record, chosen_by: str | None, model: nn.Module) -> None:
+        """Closes the epoch with its row of history; keeps a copy of the weights where they are the best so far.
+
+        Args:
+            chosen_by: the column that decides; None: the last epoch is the best.
+        """
+        metric = None if chosen_by is None else -row[chosen_by] if chosen_by.endswith("_loss") else row[chosen_by]
+        if metric is None or self.best_metric is None or metric > self.best_metric:
             self.best_epoch, self.best_metric = self.epoch + 1, metric
             self.best_model = {key: tensor.detach().cpu().clone() for key, tensor in model.state_dict().items()}
         self.history.append(row)
@@ -108,10 +114,11 @@ class TrainState:
         stale = patience is not None and self.best_epoch > 0 and self.epoch - self.best_epoch >= patience
         return stale or self.epoch - self.first_epoch >= epochs
 
-    def begin_next_stage(self) -> None:
-        """Begins the next stage with the best weights of the one that is over."""
+    def begin_next_stage(self, *, anew: bool = False) -> None:
+        """Begins the next stage with the best weights of the one that is over, or `anew` with the first ones."""
+        self.chosen.append(self.best_epoch - self.first_epoch)
         self.stage, self.first_epoch = self.stage + 1, self.epoch
-        self.model, self.optimizer, self.ema = self.best_model, {}, None
+        self.model, self.optimizer, self.ema = {} if anew else self.best_model, {}, None
         self.best_epoch, self.best_metric, self.best_model = 0, None, {}
 
     def train_metrics(self) -> Record:

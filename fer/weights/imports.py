@@ -51,7 +51,7 @@ def import_weights(
         raise ValueError(f"{path}: give with --model the model that these weights are of")
     network = load_published(name, path)
     labels = _order(path, network.num_classes, labels, known, ask)
-    extra = {"file": path.name, "sha256": sha256(path)}
+    extra = {"file": path.name, "sha256": sha256(path) if path.is_file() else None}  # a checkpoint may be a folder
     if known:
         extra |= {"published": source, "source": known.source, "licence": known.licence, "dataset": known.dataset}
         if known.channels == "bgr":
@@ -75,7 +75,7 @@ def _order(
     if labels:
         raise ValueError(f"{path}: has {num_classes} classes; {len(labels)} labels are given: {', '.join(labels)}")
     if num_classes > max(map(len, DATASET_LABELS.values())):
-        raise FileError(f"{path}: {num_classes} classes, which are not expressions: weights to initialize a part from")
+        raise FileError(f"{path}: {num_classes} classes, which are not expressions: weights that a run starts from")
     raise ValueError(f"{path}: has {num_classes} classes in an unknown order. {ask}")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fer.console import log
 from fer.io.files import FileError, below, sha256
 from fer.labels import is_identities
 from fer.models import FerModel, create_model
@@ -83,12 +84,16 @@ def locate(given: Mapping[str, str], root: Path, parent: Path | None = None) -> 
         parent: searched for files that `root` lacks.
 
     Raises:
-        FileError: one is not there.
+        FileError: one is not there, or reads BGR.
     """
     sources = []
     for part, source in sorted(given.items()):
         entry = register().get(source)
         path = find(source) if entry else below(source, root, parent)
+        if entry and entry.channels == "bgr":
+            raise FileError(
+                f"{key_of(part)} = {source!r}: of BGR images; run `fer weights import {source} --out FILE`, name FILE"
+            )
         if not path.is_file():
             raise FileError(f"{key_of(part)} = {source!r}: neither a file ({path}) nor a name in `fer weights list`")
         model = entry.model if entry else None
@@ -138,6 +143,8 @@ def load_whole(model: FerModel, source: PartSource, labels: Sequence[str]) -> li
     if _is_ours(path):
         whole, info = load_model(path)
         state, theirs = whole.state_dict(), () if is_identities(info.label_space) else info.labels
+        if (info.mean, info.std) != (model.mean, model.std):
+            log.warning(f"{path}: expects pixels normalized by mean {info.mean}, std {info.std}, not as {model.name}")
     else:
         state, theirs = load_state(source.model or model.name, path), source.labels
     with torch.device("meta"):

@@ -1,7 +1,5 @@
 """Promises of `fer bench`."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from pathlib import Path
@@ -52,6 +50,7 @@ def test_a_model_is_measured_beside_the_published_code(capsys: pytest.CaptureFix
     assert result.table().startswith("evaluation at batch 4, forward and backward at 2, 1 threads")
 
 
+@pytest.mark.slow
 def test_the_peak_memory_is_that_of_the_pass_alone() -> None:
     small, large = (
         peak_mib(Setting(network="mobilefacenet", ours=True, training=True, batch=batch, threads=1)) for batch in (2, 8)

@@ -1,7 +1,5 @@
 """What the crop benchmark computes from what it measures."""
 
-from __future__ import annotations
-
 import pytest
 
 from benchmarks.crop import FileSource, Timed, rate

@@ -1,8 +1,5 @@
 """Promises of `fer bench ingest`."""
 
-from __future__ import annotations
-
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -71,19 +68,3 @@ def test_the_reader_is_measured_beside_a_folder_of_files_in_processes_of_their_o
     result = REGISTRY["ingest"].run(parse(["ingest", *words]))
     assert [row["reader"] for row in result.rows] == ["ours", "folder", "folder, tuned"]
     assert all(row["images/s"] > 0 and row["CPU us"] > 0 for row in result.rows)
-
-
-@pytest.mark.slow
-def test_ten_times_the_data_takes_no_more_memory(tmp_path: Path) -> None:
-    def memory(rows: int) -> float:
-        folder = tmp_path / str(rows)
-        folder.mkdir()
-        command = [sys.executable, "-m", "benchmarks.baselines"]
-        subprocess.run([*command, "prepare", "ours", str(folder), "112", str(rows)], check=True)
-        words = ["read", "ours", str(folder), "112", "128", "2", "1"]
-        done = subprocess.run([*command, *words], check=True, capture_output=True, text=True)
-        return float(json.loads(done.stdout.splitlines()[-1])["memory_mb"])
-
-    small, large = memory(8192), memory(81920)
-    assert large < 300
-    assert large < small + 30

@@ -1,7 +1,5 @@
 """A dataset of small images in small blocks, and the crop stage over it, stopped where a test wants."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -15,6 +13,7 @@ from unittest import mock
 
 import cv2
 import numpy as np
+from builders.places import contents
 from builders.projects import PYTHONPATH, environment
 
 from fer.cluster.config import ClusterConfig
@@ -88,7 +87,7 @@ def crop(root: Path, *, workers: int = 0, name: str = "tiny", config: CropConfig
     cluster = ClusterConfig(cpus=3, object_store_mb=100, crop_workers=workers)
     with mock.patch("fer.stages.crop.get_source", return_value=TinySource()):
         folder = crop_dataset(name, None, config, cluster, seed=0, root=root)  # type: ignore[arg-type]
-    return files(folder)
+    return contents(folder)
 
 
 def start(root: Path, *, workers: int) -> subprocess.Popen[str]:
@@ -101,11 +100,6 @@ def start(root: Path, *, workers: int) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """The contents of a folder."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def begun(root: Path) -> Counter[int]:

@@ -1,7 +1,5 @@
 """Small images as files of any kind; the messages and the memory of decoding them."""
 
-from __future__ import annotations
-
 import io
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """What the tests of datasets that users bring share: tiny images, packing a layout, reading it back."""
 
-from __future__ import annotations
-
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -49,6 +47,14 @@ def zipped(folder: Path, archive: Path, *, encoding: str = "utf-8") -> Path:
                 name = unicodedata.normalize("NFC", str(path.relative_to(folder)))
                 out.writestr(name if encoding == "utf-8" else Unmarked(name), path.read_bytes())
     return archive
+
+
+def in_archives(plain: Path, root: Path) -> Path:
+    """A folder with an archive of each folder of a layout."""
+    root.mkdir()
+    for folder in plain.iterdir():
+        zipped(folder, root / f"{folder.name}.zip")
+    return root
 
 
 def fetch(root: Path, kind: type[TreeConfig], path: Path | list[Path] | None, /, **options: Any) -> Path:

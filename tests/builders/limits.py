@@ -1,7 +1,5 @@
 """How long a test waits before it says that something hangs: by this machine, as busy as it is."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,11 +1,11 @@
 """Runs that a test opens, and what it finds in an MLflow store."""
 
-from __future__ import annotations
-
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fer.tracking import Run, TrackingConfig, open_run
+from fer.tracking import Run, TrackingConfig, compat, open_run
 
 Curves = dict[str, list[tuple[int, float]]]
 
@@ -14,6 +14,20 @@ def start(root: Path, key: str, config: TrackingConfig | None = None, **more: An
     """A run of the experiment "toy" with that fingerprint."""
     arguments: dict[str, Any] = {"params": {"lr": 0.1}, "tags": {"dataset": "toy"}} | more
     return open_run(config or TrackingConfig(), root, experiment="toy", run_name="nano", key=key, **arguments)
+
+
+@cache
+def _empty_store() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        compat.load_mlflow().MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db").search_experiments()
+        return Path(folder, "mlflow.db").read_bytes()
+
+
+def give_store(root: Path) -> Path:
+    """Gives a project a local store without runs: MLflow takes seconds to create one, here once a session."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "mlflow.db").write_bytes(_empty_store())
+    return root
 
 
 def client(root: Path, database: str = "mlflow.db") -> Any:

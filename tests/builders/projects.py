@@ -1,7 +1,5 @@
 """Projects small enough to train in seconds: params.yaml and shards in a folder, and the stages as child processes."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -116,12 +114,12 @@ def run_dvc(root: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def run_in(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Python in a project with the project's own copy of the code."""
+def run_in(root: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Python in a project with the project's own copy of the code; `variables` of its environment."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=root,
-        env=environment() | {"PYTHONPATH": str(root)},
+        env=environment() | {"PYTHONPATH": str(root)} | variables,
         capture_output=True,
         text=True,
         timeout=patience(280),

@@ -1,7 +1,5 @@
 """Training runs in processes of their own: the loop alone, killed where a test wants, and their states compared."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import multiprocessing.process

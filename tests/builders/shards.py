@@ -1,7 +1,5 @@
 """Shards on disk: images that can be told apart or learned, in parts of several row groups, with a manifest."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,9 +1,9 @@
 """Children that a fault test delays, kills or stops at a known place, and what they leave."""
 
-from __future__ import annotations
-
 import json
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -54,6 +54,16 @@ def wait_until(
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return found
+
+
+def catches_signals(pid: int) -> bool:
+    """Whether a process has its handlers of SIGINT and SIGTERM: Linux lists the signals that it catches."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+    caught = int(re.findall(r"SigCgt:\s*([0-9a-f]+)", status)[0], 16)
+    return all(caught >> (number - 1) & 1 for number in (signal.SIGINT, signal.SIGTERM))
 
 
 def resumed(output: str) -> bool:

@@ -3,18 +3,15 @@
 The start of a local cluster is in `test_session.py`, and what its head says of tokens in `test_jobs.py`.
 """
 
-from __future__ import annotations
-
 import inspect
 import pickle
 import subprocess
 import sys
-import time
 from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
-from builders.limits import patience
+from builders.stopping import wait_until
 
 from fer.cluster import compat, session
 from fer.cluster.config import ClusterConfig
@@ -79,9 +76,7 @@ def test_ray_lists_the_processes_of_its_own_cluster_that_have_ended() -> None:
             one for one in psutil.Process().children(recursive=True) if "log_monitor.py" in str(one.cmdline())
         ]
         monitor.kill()
-        deadline = time.monotonic() + patience(30)
-        while not (dead := compat.dead_processes()):
-            assert time.monotonic() < deadline, CHANGED
+        dead = wait_until(compat.dead_processes, seconds=30)
         assert dead == {"log_monitor": (monitor.pid, "ended by SIGKILL")}, CHANGED
         assert cluster.watch.loss() is None, "a part that the work can be without"
 

@@ -1,7 +1,5 @@
 """Ray Train: failures in words, how many workers resume after a loss, and how long they may wait."""
 
-from __future__ import annotations
-
 import os
 import pickle
 from collections.abc import Iterator

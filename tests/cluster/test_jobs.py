@@ -1,13 +1,10 @@
 """`fer submit` against a real `ray start --head` that requires a token."""
 
-from __future__ import annotations
-
 import os
 import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 from builders.limits import patience
+from builders.places import free_port
+from builders.stopping import catches_signals, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -38,8 +37,8 @@ def main():
         print("worker imports", ray.get(import_it.remote()), flush=True)
     if model == "sleep":
         time.sleep(120)
-    if model == "brief":
-        time.sleep(8)
+    while model == "brief" and not Path("go").exists():
+        time.sleep(0.1)
     if model == "wrong":
         raise ValueError("params.yaml: a mistake")
     Path("trained").mkdir(exist_ok=True)
@@ -66,12 +65,6 @@ class Head:
     token: str
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _environment(**changes: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -82,9 +75,9 @@ def _environment(**changes: str) -> dict[str, str]:
 def head() -> Iterator[Head]:
     """A cluster of one node with 1 CPU, ended with exactly the processes that it started."""
     folder = Path(tempfile.mkdtemp(prefix="fer-job-", dir="/tmp"))
-    port, dashboard, agent, token = _free_port(), _free_port(), _free_port(), secrets.token_hex(32)
+    port, dashboard, agent, token = free_port(), free_port(), free_port(), secrets.token_hex(32)
     command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus", "1"]
-    command += ["--node-ip-address", "127.0.0.1", "--port", str(port), "--ray-client-server-port", str(_free_port())]
+    command += ["--node-ip-address", "127.0.0.1", "--port", str(port), "--ray-client-server-port", str(free_port())]
     command += ["--dashboard-port", str(dashboard), "--dashboard-agent-listen-port", str(agent)]
     command += ["--temp-dir", str(folder), "--object-store-memory", str(80 * 2**20)]
     environment = _environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
@@ -93,11 +86,7 @@ def head() -> Iterator[Head]:
             command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + 60
-        while b"Ray runtime started" not in (folder / "start.log").read_bytes():
-            assert process.poll() is None, (folder / "start.log").read_text()
-            assert time.monotonic() < deadline, (folder / "start.log").read_text()
-            time.sleep(0.2)
+        wait_until(lambda: b"Ray runtime started" in (folder / "start.log").read_bytes(), process)
         yield Head(f"http://127.0.0.1:{dashboard}", token)
     finally:
         family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
@@ -154,15 +143,16 @@ def _wait_for_line(process: subprocess.Popen[str], text: str) -> str:
 
 
 def test_exit_code_log_and_error_of_the_stage_are_returned(project: Path, head: Head) -> None:
-    code, output = _submit(project, head, "exit3")
-    assert code == 3, output
+    exits, raises = (_start(project, head, model) for model in ("exit3", "wrong"))
+    output, _ = exits.communicate(timeout=120)
+    assert exits.returncode == 3, output
     assert f"stage exit3 in {project}" in output
     (line,) = [line for line in output.splitlines() if "Running entrypoint" in line]
     assert line.endswith(f"'{project}' python -m pipelines.train --dataset tiny --model exit3")
     assert len(line.replace(str(project), "")) < 200, "the log begins with what runs, not with how it is prepared"
     assert "failed with exit code 3" in output
-    code, output = _submit(project, head, "wrong")
-    assert code == 1
+    output, _ = raises.communicate(timeout=120)
+    assert raises.returncode == 1
     assert "a mistake" in output
     assert "Traceback" not in output
 
@@ -178,6 +168,7 @@ def test_outputs_land_in_the_project_folder_where_dvc_looks_and_workers_import_t
     assert "dvc commit --force train@tiny-cluster" in output
 
 
+@pytest.mark.slow  # quick: tests/commands/test_job_request.py
 def test_upload_copies_code_to_shared_storage_and_no_data(project: Path, head: Head, tmp_path: Path) -> None:
     (project / "data").mkdir()
     (project / "data" / "large.bin").write_bytes(b"0" * 1000)
@@ -198,20 +189,6 @@ def test_upload_copies_code_to_shared_storage_and_no_data(project: Path, head: H
     assert not (project / "trained").exists()
 
 
-def test_an_unseen_folder_and_one_with_another_params_file_are_rejected(
-    project: Path, head: Head, tmp_path: Path
-) -> None:
-    code, output = _submit(project, head, "cluster", project_dir="/nowhere/fer")
-    assert code == 1
-    assert "/nowhere/fer: the head node sees no such folder" in output
-    shutil.copytree(project, tmp_path / "old", symlinks=True)
-    (tmp_path / "old" / "params.yaml").write_text("seed: 1\n")
-    code, output = _submit(project, head, "cluster", project_dir=str(tmp_path / "old"))
-    assert code == 1
-    assert "not the one this job was submitted with" in output
-    assert not (tmp_path / "old" / "trained").exists()
-
-
 POINTS = {
     "running": "stage sleep in",
     "just submitted": "submitted",
@@ -222,16 +199,20 @@ POINTS = {
 
 
 @pytest.mark.parametrize(
-    "point", [pytest.param(point, marks=() if point == "running" else pytest.mark.slow) for point in POINTS]
+    ("signum", "expected", "point"),
+    [
+        pytest.param(*ending, point, marks=() if (ending[1], point) == (130, "running") else pytest.mark.slow)
+        for point in POINTS
+        for ending in ((signal.SIGINT, 130), (signal.SIGTERM, 143))
+    ],
 )
-@pytest.mark.parametrize(("signum", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupting_the_client_stops_the_job_and_leaves_no_process(
     project: Path, head: Head, signum: int, expected: int, point: str
 ) -> None:
     process = _start(project, head, "sleep")
     line = POINTS[point]
     if line is None:
-        _wait_for_handlers(process)
+        wait_until(lambda: catches_signals(process.pid), process)
     else:
         _wait_for_line(process, line)
     time.sleep(2 if point == "running for a while" else 0)
@@ -242,23 +223,8 @@ def test_interrupting_the_client_stops_the_job_and_leaves_no_process(
     output, _ = process.communicate(timeout=patience(100))
     assert process.returncode == expected, output
     assert line is None or "stopped; no partial output was left" in output
-    deadline = time.monotonic() + patience(5)
-    while left := _stages_that_sleep():
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
+    wait_until(lambda: not _stages_that_sleep(), seconds=5)
     assert not (project / "trained").exists()
-
-
-def _wait_for_handlers(process: subprocess.Popen[str]) -> None:
-    """Until the client hears of signals: Linux lists what a process catches."""
-    caught = (1 << (signal.SIGTERM - 1)) | (1 << (signal.SIGINT - 1))
-    deadline = time.monotonic() + patience(60)
-    while True:
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        if int(re.findall(r"SigCgt:\s*([0-9a-f]+)", status)[0], 16) & caught == caught:
-            return
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def _stages_that_sleep() -> list[int]:
@@ -269,29 +235,33 @@ def _stages_that_sleep() -> list[int]:
     ]
 
 
+@pytest.mark.slow  # quick: tests/commands/test_job_request.py
 def test_a_detached_job_runs_on_and_the_same_command_follows_it(project: Path, head: Head) -> None:
     code, output = _submit(project, head, "brief", detach=True)
     assert code == 0, output
     first = re.search(r"job (fer-train-tiny-brief-\d+): submitted", output)
     assert first
-    code, output = _submit(project, head, "brief")
-    assert code == 0, output
-    assert f"job {first[1]}: already running with the same parameters" in output
+    follower = _start(project, head, "brief")
+    output = _wait_for_line(follower, f"job {first[1]}: already running with the same parameters")
+    (project / "go").touch()
+    output += follower.communicate(timeout=120)[0]
+    assert follower.returncode == 0, output
     assert "stage brief in" in output
     assert (project / "trained" / "brief").exists()
 
 
 def test_missing_and_wrong_token_and_wrong_address_name_the_variable_to_set(project: Path, head: Head) -> None:
-    token, wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": head.token}, f"http://127.0.0.1:{_free_port()}"
+    token, wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": head.token}, f"http://127.0.0.1:{free_port()}"
     cases: list[tuple[Head, dict[str, str], tuple[str, ...]]] = [
         (head, {}, ("requires a token", "RAY_AUTH_MODE=token")),
         (head, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}, ("refuses the token", "RAY_AUTH_TOKEN")),
         (head, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/nowhere"}, ("RAY_AUTH_TOKEN_PATH",)),
         (Head(wrong, head.token), token, ("does not answer", "--address")),
     ]
-    for cluster, variables, words in cases:
-        code, output = _submit(project, cluster, "exit0", environment=variables)
-        assert code == 1
+    clients = [_start(project, cluster, "exit0", environment=variables) for cluster, variables, _ in cases]
+    for client, (_, _, words) in zip(clients, cases, strict=True):
+        output, _ = client.communicate(timeout=120)
+        assert client.returncode == 1
         assert all(word in output for word in words), output
         assert "Traceback" not in output
         assert head.token not in output

@@ -1,13 +1,10 @@
 """The MLflow server of `infra/mlflow/compose.yaml` without its containers: its own pip line, command and PostgreSQL."""
 
-from __future__ import annotations
-
 import os
 import re
 import secrets
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,17 +18,12 @@ from typing import Any
 import pytest
 import yaml_text
 from builders.limits import patience
+from builders.places import free_port
 
 COMPOSE = Path(__file__).resolve().parents[2] / "infra" / "mlflow" / "compose.yaml"
 PASSWORD = secrets.token_hex(16)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _programs() -> Path:
@@ -87,7 +79,7 @@ def database() -> Iterator[int]:
     if os.geteuid() == 0:  # as which PostgreSQL refuses to run
         shutil.chown(folder, "nobody")
         someone |= {"user": "nobody", "extra_groups": []}
-    port = _free_port()
+    port = free_port()
     try:
         (folder / "password").write_text(PASSWORD)
         (folder / "password").chmod(0o644)
@@ -115,7 +107,7 @@ def test_the_compose_files_own_line_and_command_keep_runs_in_postgresql(database
     clean["PATH"] = f"{tmp_path / 'venv' / 'bin'}{os.pathsep}{clean['PATH']}"
     subprocess.run(shlex.split(line), check=True, env=clean)
 
-    artifacts, port = tmp_path / "artifacts", _free_port()
+    artifacts, port = tmp_path / "artifacts", free_port()
     command = shlex.split(server["command"].replace("/artifacts", shlex.quote(str(artifacts))))
     for option, value in (("--host", "127.0.0.1"), ("--port", str(port))):
         command[command.index(option) + 1] = value

@@ -1,18 +1,22 @@
 """The Ray session: demand against supply, errors of tasks, order of results. One local cluster for all of it."""
 
-from __future__ import annotations
-
 import math
 import os
+import re
+import shutil
 import signal
 import time
 from collections.abc import Iterator
 from itertools import chain, repeat
 from pathlib import Path
 
+import psutil
 import pytest
+from builders.limits import patience
+from builders.runs import child, write_output_to
 
-from fer.cluster import health, nodes
+from fer import processes
+from fer.cluster import health, nodes, session
 from fer.cluster.config import ClusterConfig
 from fer.cluster.map import map_blocks
 from fer.cluster.nodes import require
@@ -107,6 +111,53 @@ def test_the_head_of_a_named_cluster_may_be_away_for_a_while_only(
     monkeypatch.setattr(health.time, "monotonic", lambda: now + 2 * health._HEAD_SECONDS)
     with pytest.raises(health.LostClusterError, match=r"head of the Ray cluster at 127\.0\.0\.1:6379 has not answered"):
         watch.check()
+
+
+def lose_the_head(output: str) -> None:
+    """Work on a local cluster, for `child`, whose head dies meanwhile."""
+    write_output_to(output)
+
+    def main() -> None:
+        with connect(ClusterConfig(cpus=1, object_store_mb=100)) as found:
+            family = psutil.Process().children(recursive=True)
+            (head,) = [one for one in family if one.name().startswith("gcs_server")]
+            head.kill()
+            run_in_thread(lambda: time.sleep(200), found.watch.check)
+
+    processes.run(main)
+
+
+@pytest.mark.ray
+def test_a_local_cluster_that_loses_its_head_ends_the_work_with_its_name_and_leaves_no_process(tmp_path: Path) -> None:
+    work = child(lose_the_head, str(tmp_path / "output"))
+    work.join(patience(100))
+    output = (tmp_path / "output").read_text()
+    assert work.exitcode == 1, output
+    assert re.search(r"error: the local Ray cluster has lost its head, .*\(gcs_server\), .*, ended by SIGKILL", output)
+    assert "the same command" in output
+    assert "Traceback" not in output
+    (logs,) = re.findall(r"logs of the local Ray cluster are kept in (\S+)", output)
+    assert not [one for one in psutil.process_iter(["cmdline"]) if logs in " ".join(one.info["cmdline"] or [])]
+    shutil.rmtree(logs)
+
+
+def test_a_local_cluster_that_is_too_slow_for_the_limit_of_ray_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[Path] = []
+    outcomes = iter([Exception("The current node timed out during startup. This could"), "a context", OSError("no")])
+
+    def start(*_: object, **__: object) -> object:
+        if isinstance(outcome := next(outcomes), Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(session.compat, "start_local_cluster", start)
+    monkeypatch.setattr(session, "end_all_of", ended.append)
+    assert session._start_local(CONFIG, tmp_path, False) == "a context"
+    assert ended == [tmp_path]
+    with pytest.raises(OSError, match="no"):
+        session._start_local(CONFIG, tmp_path, False)
 
 
 def test_without_ray_the_map_is_a_plain_map() -> None:

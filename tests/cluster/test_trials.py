@@ -1,12 +1,10 @@
 """The trials of a search: proposals, one trial on its own, and the record of all."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import optuna
 import pytest
@@ -78,8 +76,7 @@ class _Run:
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         self.metrics.append((step, dict(metrics)))
 
-    def log_epoch(self, record: Mapping[str, float]) -> None:
-        Run.log_epoch(cast(Run, self), record)
+    log_epoch = Run.log_epoch
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Tags are ignored."""
@@ -116,7 +113,6 @@ def test_every_trial_and_its_run_get_a_final_status(plan: TrialPlan) -> None:
     assert [record.trials[n].status for n in (1, 2, 3, 4)] == ["finished", "stopped early", "failed", "interrupted"]
     assert [run.status for run in runs.values()] == ["FINISHED", "FINISHED", "FAILED", "KILLED"]
     best = record.best()
-    assert best is not None
     assert best.number == 2
     assert "*  2" in table(record, "val_accuracy")
     rows = json.loads(Path(plan.job.work_dir, "trials.json").read_text())

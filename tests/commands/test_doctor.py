@@ -1,7 +1,5 @@
 """`fer doctor`: the findings that each fault of a machine and its services must give."""
 
-from __future__ import annotations
-
 import argparse
 import http.server
 import socket
@@ -13,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from builders.places import free_port
 from builders.projects import make_project
 
 from fer.commands import doctor
@@ -83,7 +82,8 @@ def test_more_workers_than_processors_fail_before_ray_would_wait_for_them(params
     assert finding.level == "fail"
 
 
-def test_port_of_another_service_is_named_with_its_process() -> None:
+def test_port_of_another_service_is_named_with_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_PROBE_SECONDS", 0.2)
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
@@ -134,9 +134,7 @@ def test_abandoned_runs_of_a_server_are_found() -> None:
 
 @pytest.mark.parametrize(("required", "level"), [(False, "warn"), (True, "fail")])
 def test_dead_server_is_reported_without_its_password(params: Params, required: bool, level: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        uri = f"http://user:secret@127.0.0.1:{probe.getsockname()[1]}"
+    uri = f"http://user:secret@127.0.0.1:{free_port()}"
     tracking = params.tracking.model_copy(update={"uri": uri, "required": required})
     (finding,) = doctor.check_tracking(replace(params, tracking=tracking))
     assert finding.level == level

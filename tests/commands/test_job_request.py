@@ -1,7 +1,5 @@
 """`fer submit` without a cluster: the line that starts a job, a job server that fails, and code that is uploaded."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from pathlib import Path

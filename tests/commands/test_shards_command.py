@@ -1,7 +1,5 @@
 """`fer shards`: classes, splits, leaks and folds in readable lines."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """`fer weights`: its output, and that an unknown order of classes must be given."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -52,6 +52,13 @@ def test_the_views_come_in_the_published_order_and_the_image_itself_counts_three
     assert sum(weight for _, weight in ours) == 62
 
 
+def test_the_views_of_the_text_differ_from_the_codes_in_the_rotation_of_the_zoomed_ones() -> None:
+    code, text = views("lhc", 224), views("lhc_paper", 224)
+    assert text[:54] == code[:54]
+    zoomed = [(v.zoom, v.rotation, v.flip, weight) for v, weight in text[54:]]
+    assert zoomed == [(0.9, rotation, flip, 1) for rotation in (0, 0.4, -0.4) for flip in (False, True)]
+
+
 def test_shifts_are_the_same_share_of_any_size() -> None:
     assert {abs(view.right) for view, _ in views("lhc", 112)} == {0, 5}
 

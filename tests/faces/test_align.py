@@ -1,7 +1,5 @@
 """Alignment: geometry and pixels of the warp."""
 
-from __future__ import annotations
-
 import math
 
 import cv2

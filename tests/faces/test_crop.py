@@ -1,7 +1,5 @@
 """Face crops of images, and the reasons of refusals."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -148,13 +146,6 @@ def test_same_sample_gives_the_same_bytes() -> None:
     _, data = cv2.imencode(".png", pattern())
     one, two = (only(crop_sample(sample(face(0.7), image=data.tobytes()), CONFIG)) for _ in range(2))
     assert one == two
-
-
-def test_hostile_images_are_refused_or_cropped(test_data: Path) -> None:
-    for path in sorted((test_data / "bad").iterdir()):
-        if path.is_file() and path.suffix.lower() in (".jpg", ".png", ".tiff", ".gif", ""):
-            results = crop_sample(sample(face(), image=path.read_bytes()), CONFIG)
-            assert len(results) == 1, path.name
 
 
 # ------------------------------------------------------------------------------------------------ with a detector
@@ -318,8 +309,6 @@ def test_finder_asks_for_lower_scores_and_creates_its_detector_once(
     assert finder(CONFIG, None) is None
     config = DETECT.model_copy(update={"min_score": 0.7, "detector_side": 320})
     first, second = (finder(config, str(tmp_path / "net")) for _ in range(2))
-    assert first is not None
-    assert second is not None
     assert first.min_score == 0.7
     assert first.detector is second.detector
     assert asked == [("yunet", {"weights": tmp_path / "net", "min_score": 0.35, "longest_side": 320})]

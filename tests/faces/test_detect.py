@@ -1,7 +1,5 @@
 """The interface of the detectors, their weights, and their faces in photographs that were annotated by eye."""
 
-from __future__ import annotations
-
 import json
 import math
 import tracemalloc

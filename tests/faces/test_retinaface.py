@@ -1,7 +1,5 @@
 """RetinaFace: parity of network, anchors and decoding with the published code, and properties of the detector."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import cv2

@@ -1,7 +1,5 @@
 """Assignment of labels to faces: every policy, its refusals, and deterministic ties."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -146,7 +144,6 @@ def test_small_faces_and_faces_beyond_the_image_are_refused(
 
 def test_face_completely_outside_is_refused_at_any_max_outside() -> None:
     refusal = unfit((300, 10, 340, 50), SIZE, CONFIG.model_copy(update={"max_outside": 1.0}))
-    assert refusal is not None
     assert refusal.reason == "outside_picture"
 
 

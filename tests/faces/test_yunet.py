@@ -1,7 +1,5 @@
 """YuNet: the layout of OpenCV's output, and refused files."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The time limits here are for two idle cores; a slower or busy machine gets more."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

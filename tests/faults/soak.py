@@ -6,8 +6,6 @@ The JSON holds the commit, the seeds, where each run was killed, and how it ende
 with other bits, did not end, or left something behind.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import random

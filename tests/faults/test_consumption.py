@@ -1,7 +1,5 @@
 """What the ranks were given, as they write it down: nothing twice, nothing left out, whatever was killed."""
 
-from __future__ import annotations
-
 import random
 import signal
 from collections import defaultdict
@@ -66,7 +64,7 @@ def survivors(folder: Path) -> tuple[dict[tuple[int, int], list[int]], int]:
     return taken, repeated
 
 
-@pytest.mark.parametrize("world_sizes", [(2, 2), (2, 1)])
+@pytest.mark.parametrize("world_sizes", [pytest.param((2, 2), marks=pytest.mark.slow), (2, 1)])
 def test_every_sample_of_the_surviving_history_was_consumed_as_often_as_drawn_and_in_order(
     world_sizes: tuple[int, int], tmp_path: Path
 ) -> None:

@@ -1,14 +1,13 @@
 """A stopped crop stage resumes after its last finished block, to the same bytes, on any number of workers."""
 
-from __future__ import annotations
-
 import random
 import signal
 from pathlib import Path
 
 import pytest
-from builders.crops import BLOCKS, CHANGES, CONFIG, TinySource, begun, crop, crop_until, files, make_raw, start
+from builders.crops import BLOCKS, CHANGES, CONFIG, TinySource, begun, crop, crop_until, make_raw, start
 from builders.limits import patience
+from builders.places import contents
 from builders.projects import finish
 from builders.runs import run_child, still_alive
 from builders.stopping import family, wait_until
@@ -56,11 +55,11 @@ def test_error_in_a_block_keeps_existing_outputs_and_every_finished_block(
     raw = make_raw(tmp_path)
     final = tmp_path / "data" / "faces" / "tiny"
     crop(tmp_path, config=CONFIG.model_copy(update={"size": 40}))
-    before = files(final)
+    before = contents(final)
     (raw / "raise-4").touch()
     with pytest.raises(ValueError, match="block 4 cannot be read"):
         crop(tmp_path)
-    assert files(final) == before
+    assert contents(final) == before
     (raw / "raise-4").unlink()
     assert crop(tmp_path) == undisturbed
     assert begun(tmp_path) == {0: 2, 1: 2, 2: 2, 3: 2, 4: 3, 5: 2}
@@ -133,12 +132,13 @@ def test_block_that_kills_every_worker_is_given_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow  # quick: tests/cluster/test_session.py
 def test_killed_actor_is_replaced_and_the_bytes_are_the_same(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     raw = make_raw(tmp_path)
     (raw / "kill-1").touch()
     (raw / "kill-4").touch()
     finish(start(tmp_path, workers=2), timeout=250)
-    assert files(tmp_path / "data" / "faces" / "tiny") == undisturbed
+    assert contents(tmp_path / "data" / "faces" / "tiny") == undisturbed
     assert {block for block, times in begun(tmp_path).items() if times > 1} >= {1, 4}
     assert not list(raw.glob("kill-*"))
 
@@ -151,7 +151,7 @@ def test_any_number_of_workers_gives_the_same_bytes(
 ) -> None:
     make_raw(tmp_path)
     finish(start(tmp_path, workers=workers), timeout=250)
-    assert files(tmp_path / "data" / "faces" / "tiny") == undisturbed
+    assert contents(tmp_path / "data" / "faces" / "tiny") == undisturbed
 
 
 @pytest.mark.ray

@@ -2,8 +2,6 @@
 servers and the attacks of archives are in tests/io/test_transfer.py and test_archives.py.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 import signal
@@ -13,12 +11,10 @@ import time
 import zipfile
 from pathlib import Path
 
-import pytest
 from flaky_server import BODY, Site, serve
 
 from fer.io.archives import extract
-from fer.io.files import FileError
-from fer.io.transfer import Patience, download
+from fer.io.transfer import download
 
 DIGEST = hashlib.sha256(BODY).hexdigest()
 _FETCH = "import sys, pathlib; from fer.io.transfer import download; download(sys.argv[1], pathlib.Path(sys.argv[2]))"
@@ -62,18 +58,6 @@ def test_download_killed_before_the_rename_needs_no_byte_more(tmp_path: Path) ->
         download(f"{site.url}/a", tmp_path / "data.bin")
         assert (tmp_path / "data.bin").read_bytes() == BODY
         assert len(site.asked) == 1
-
-
-@pytest.mark.parametrize("fault", ["cut", "stall", 404, "page", "short"])
-def test_run_after_a_server_fault_completes(tmp_path: Path, fault: str | int) -> None:
-    target = tmp_path / "data.bin"
-    with serve(Site(faults=[fault])) as site:
-        with pytest.raises(FileError):
-            download(f"{site.url}/a", target, patience=Patience(attempts=1, stall=0.2))
-        assert not target.exists()
-        download(f"{site.url}/a", target)
-    assert target.read_bytes() == BODY
-    assert [path.name for path in tmp_path.iterdir()] == ["data.bin"]
 
 
 def test_extraction_killed_at_any_file_is_repeated_by_the_next_run(tmp_path: Path) -> None:

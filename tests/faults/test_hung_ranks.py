@@ -1,7 +1,5 @@
 """A stopped rank is waited for; one that never moves again, or cannot read its sample, ends the run."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -1,7 +1,5 @@
 """NaN or infinity on one rank, even in SAM's second pass: all ranks stop before the update; samples are named."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Queued experiments of DVC, which run in folders that are deleted: lasting files are in the project, none is lost."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -13,10 +11,12 @@ import cv2
 import numpy as np
 import pytest
 import yaml_text
-from builders.mlflow_runs import runs
-from builders.projects import NANO, REPOSITORY, finish, make_project, run_dvc, start_training
+from builders.limits import patience
+from builders.mlflow_runs import give_store, runs
+from builders.projects import NANO, REPOSITORY, TOY, make_project, run_dvc
+from builders.runs import child, run_child, run_stage
 from builders.shards import LABELS
-from builders.stopping import copy_code
+from builders.stopping import copy_code, wait_until
 
 from fer import params
 from fer.processes import lock
@@ -123,21 +123,20 @@ def test_experiment_waits_for_another_with_the_same_download_and_both_are_comple
 
 
 def test_experiment_waits_for_another_with_the_same_run_and_both_are_recorded(tmp_path: Path) -> None:
-    project = make_project(tmp_path / "project", epochs=1)
+    project = make_project(give_store(tmp_path / "project"), epochs=1, recipe=TOY)
+    output, waits = tmp_path / "output", tmp_path / "output of the one that waits"
     one, two = queue(project, "one"), queue(project, "two")
-    finish(start_training(one, DVC_ROOT=str(project)))
+    inside = f"import os\nos.environ['DVC_ROOT'] = {str(project)!r}"
+    assert run_child(run_stage, str(one), str(output), inside) == 0, output.read_text()
     facts = json.loads((one / "trained/tiny/toy/train.json").read_text())
     with lock(project / ".work" / facts["fingerprint"][:16] / "lock"):
-        waiting = start_training(two, DVC_ROOT=str(project))
-        assert waiting.stderr is None
-        assert waiting.stdout is not None
-        line = next(line for line in waiting.stdout if "held by" in line)
-        assert f"held by process {os.getpid()}; waiting for it to end" in line
-        plain = start_training(project)
-        output, _ = plain.communicate()
-        assert plain.returncode == 1, "only an experiment waits"
-        assert f"held by process {os.getpid()}; wait for it to end or stop it" in output
-    finish(waiting)
+        waits.touch()
+        waiting = child(run_stage, str(two), str(waits), inside)
+        wait_until(lambda: f"held by process {os.getpid()}; waiting for it to end" in waits.read_text(), waiting)
+        assert run_child(run_stage, str(project), str(output)) == 1, "only an experiment waits"
+        assert f"held by process {os.getpid()}; wait for it to end or stop it" in output.read_text()
+    waiting.join(patience(100))
+    assert waiting.exitcode == 0, waits.read_text()
     for name in ("model.safetensors", "history.csv", "val.json", "train.json"):
         assert (two / "trained/tiny/toy" / name).read_bytes() == (one / "trained/tiny/toy" / name).read_bytes()
     assert statuses(project).count("FINISHED") == 2

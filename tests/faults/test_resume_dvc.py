@@ -1,7 +1,5 @@
 """`dvc repro`, stopped in the middle of a stage: no process survives, nothing looks finished, the next one resumes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import signal
@@ -9,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml_text
-from builders.crops import files
 from builders.limits import patience
+from builders.places import contents
 from builders.projects import make_project, published, run_dvc
 from builders.runs import still_alive
 from builders.stopping import checkpoints, copy_code, family, make_repository, resumed, start_repro, wait_until
@@ -58,7 +56,7 @@ def test_stopped_repro_leaves_no_process_and_no_output_and_the_next_resumes(
         run_dvc(root, "repro")  # nothing has changed
     else:
         assert resumed(output)
-        assert files(root / "data" / "faces" / "tiny") == files(whole / "data" / "faces" / "tiny")
+        assert contents(root / "data" / "faces" / "tiny") == contents(whole / "data" / "faces" / "tiny")
         assert list(json.loads(run_dvc(root, "status", "--json"))) == ["plan"], "which looks for changed data each time"
 
 

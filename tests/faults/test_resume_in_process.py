@@ -1,7 +1,5 @@
 """A killed run, of one process or of several ranks, resumes to the same bits."""
 
-from __future__ import annotations
-
 import random
 import signal
 import time
@@ -24,7 +22,7 @@ from builders.runs import (
 
 from fer.training.job import TrainJob
 from fer.training.loop import train
-from fer.training.state import TrainState, saved_states
+from fer.training.state import TrainState
 
 KILLED = -signal.SIGKILL
 UPDATES = 15  # 3 epochs of 5 updates, a checkpoint after every second
@@ -64,7 +62,7 @@ def test_killed_again_and_again_at_any_moment_resumes_to_the_same_bits(
     killed, draws, kills = elsewhere(job, tmp_path / "work"), random.Random(2), 0
     while True:
         process = child(train, killed)
-        process.join(0.02 + 0.03 * kills + 0.1 * draws.random())  # longer each time, so that it comes to an end
+        process.join(0.02 + 0.06 * kills + 0.1 * draws.random())  # longer each time, so that it comes to an end
         if process.exitcode is not None:
             break
         process.kill()
@@ -88,18 +86,7 @@ def test_killed_while_a_checkpoint_is_written_resumes_to_the_same_bits(
     assert no_leftovers(Path(killed.work_dir))
 
 
-def test_damaged_checkpoint_costs_some_steps_and_no_bits(
-    job: TrainJob, undisturbed: TrainState, tmp_path: Path
-) -> None:
-    damaged = elsewhere(job, tmp_path / "work")
-    assert run_child(kill_at_step, damaged, 9) == KILLED
-    newest = saved_states(Path(damaged.work_dir))[0]
-    newest.write_bytes(newest.read_bytes()[:-1000])
-    assert run_child(train, damaged) == 0
-    assert_same_bits(final_state(damaged), undisturbed)
-
-
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_killed_rank_ends_all_and_all_resume_to_the_same_bits(world_size: int, tmp_path: Path) -> None:
     job = make_job(tmp_path, epochs=2, batch_size=12)
     whole, killed = elsewhere(job, tmp_path / "whole"), elsewhere(job, tmp_path / "killed")

@@ -1,7 +1,5 @@
 """Two Ray workers under a driver: whichever process dies, nothing looks finished, and the bits stay the same."""
 
-from __future__ import annotations
-
 import csv
 import os
 import random
@@ -15,7 +13,7 @@ from typing import Any
 
 import pytest
 from builders.limits import patience
-from builders.mlflow_runs import recorded
+from builders.mlflow_runs import give_store, recorded
 from builders.projects import NANO, environment, finish, make_project, start_training
 from builders.runs import assert_same, final_state, make_job, run_ranks, still_alive
 from builders.shards import make_shards
@@ -26,7 +24,7 @@ from fer.training.state import TrainState
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-EPOCHS = 6
+EPOCHS = 4
 UNDER_SAM = {**NANO, "sam": {"rho": 0.05}}
 
 
@@ -42,7 +40,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TrainState:
 
 def start(root: Path, **train: Any) -> tuple[subprocess.Popen[str], list[int]]:
     """The stage with two workers, which have trained for at least one epoch; their processes."""
-    stage = start_training(make_project(root, recipe=UNDER_SAM, epochs=EPOCHS, workers=2, **train))
+    stage = start_training(make_project(give_store(root), recipe=UNDER_SAM, epochs=EPOCHS, workers=2, **train))
     wait_until(lambda: progress(root)["epoch"] >= 1, stage)
     return stage, progress(root)["pids"]
 
@@ -95,9 +93,8 @@ LOST = {
 }
 
 
-@pytest.mark.parametrize(
-    "process", [pytest.param(one, marks=pytest.mark.slow) if one != "gcs_server" else one for one in LOST]
-)
+@pytest.mark.slow  # quick: tests/cluster/test_session.py
+@pytest.mark.parametrize("process", LOST)
 def test_lost_process_of_ray_ends_the_stage_with_its_name_and_the_same_command_resumes(
     process: str, undisturbed: TrainState, tmp_path: Path
 ) -> None:
@@ -139,6 +136,7 @@ processes.run(main)
 """
 
 
+@pytest.mark.slow  # quick: tests/cluster/test_session.py
 def test_local_cluster_that_is_too_slow_for_the_limit_of_ray_is_started_again() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SLOW_START],

@@ -1,9 +1,6 @@
 """SIGINT and SIGTERM, at five points of the train stage and of `dvc repro`: nothing looks finished, nobody survives."""
 
-from __future__ import annotations
-
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,7 +13,7 @@ import pytest
 from builders.limits import patience
 from builders.projects import REPOSITORY, TOY, environment, make_project, published, run_dvc
 from builders.runs import child, run_child, run_stage, still_alive
-from builders.stopping import checkpoints, copy_code, family, start_repro, wait_until
+from builders.stopping import catches_signals, checkpoints, copy_code, family, start_repro, wait_until
 
 QUIET = {"recipe": TOY, "epochs": 2, "tracking": {"enabled": False}}
 BOTH = pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -73,16 +70,6 @@ def test_stage_stopped_at_any_of_five_points_leaves_nothing_half_done_and_resume
     assert published(root) == published(whole)
 
 
-def catches_signals(process: psutil.Process) -> bool:
-    """Whether it has its handlers: Linux lists the signals that a process catches."""
-    try:
-        status = Path(f"/proc/{process.pid}/status").read_text()
-    except FileNotFoundError:
-        return False
-    caught = int(re.findall(r"SigCgt:\s*([0-9a-f]+)", status)[0], 16)
-    return bool(caught >> (signal.SIGTERM - 1) & 1)
-
-
 @pytest.mark.parametrize(
     "entry", ["fer.cli", *(f"pipelines.{path.stem}" for path in REPOSITORY.glob("pipelines/*.py"))]
 )
@@ -102,8 +89,7 @@ def stop_while_it_imports(root: Path, signum: signal.Signals, moment: float) -> 
         stderr=subprocess.STDOUT,
         text=True,
     )
-    found = psutil.Process(command.pid)
-    wait_until(lambda: catches_signals(found), command)
+    wait_until(lambda: catches_signals(command.pid), command)
     time.sleep(moment)
     command.send_signal(signum)
     output, _ = command.communicate(timeout=patience(60))
@@ -127,7 +113,7 @@ def moments(root: Path, repro: subprocess.Popen[bytes]) -> list[Callable[[], obj
     """Five points of a repro, from the outside: the stage starts, holds its lock, has written a checkpoint, ..."""
     before = checkpoints(root)
     return [
-        lambda: any(catches_signals(process) for process in family(repro)),
+        lambda: any(catches_signals(process.pid) for process in family(repro)),
         lambda: [path for path in root.glob(".work/locks/*") if path.read_text()],
         lambda: checkpoints(root) - before,
         lambda: list(root.glob(".work/*/.state-*.tmp-*")),

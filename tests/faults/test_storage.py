@@ -1,7 +1,5 @@
 """A disk that is full, read-only or forbidden: the stage reports it and fails, and published files stay."""
 
-from __future__ import annotations
-
 import ctypes
 import importlib
 import os
@@ -15,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from builders.places import contents
 from builders.projects import REPOSITORY, TOY, make_project, published
 from builders.runs import run_child, run_stage, write_output_to
 from builders.stopping import resumed
@@ -69,10 +68,10 @@ PIPELINE = {
 PARAMS = """
 seed: 0
 run: {datasets: [toy], models: [nano]}
-datasets: {toy: {source: synthetic, scenes: 80}}
+datasets: {toy: {source: synthetic, scenes: 60, scene_size: 96, face_size: [40.0, 70.0]}}
 models: {nano: {recipe: ddamfn/nano, epochs: 1, batch_size: 16, schedule: {warmup_epochs: 0.0}}}
 crop: {}
-shard: {}
+shard: {folds: 3}
 train: {workers: 0}
 evaluate: {bootstrap_samples: 100, threads: 1}
 report: {}
@@ -82,21 +81,26 @@ tune: {}
 """
 
 
-def run_pipeline(root: str, output: str, name: str, code: str = "") -> None:
-    """A stage as `python -m pipelines.<name>` runs it, for `child`. Its output goes to a file."""
+def run_pipeline(root: str, output: str, names: tuple[str, ...], code: str = "") -> None:
+    """Stages in turn, each as `python -m pipelines.<name>` runs it, for `child`. Their output goes to a file."""
     from fer import processes
 
     write_output_to(output)
     os.chdir(root)
     sys.path.insert(0, str(REPOSITORY))
-    sys.argv = [name, *PIPELINE[name][1]]
     exec(code, {})
-    processes.run(importlib.import_module(f"pipelines.{name}").main)
+
+    def main() -> None:
+        for name in names:
+            sys.argv = [name, *PIPELINE[name][1]]
+            importlib.import_module(f"pipelines.{name}").main()
+
+    processes.run(main)
 
 
-def pipeline(root: Path, name: str, code: str = "") -> tuple[int | None, str]:
+def pipeline(root: Path, *names: str, code: str = "") -> tuple[int | None, str]:
     output = root.parent / "output.txt"
-    return run_child(run_pipeline, str(root), str(output), name, code), output.read_text()
+    return run_child(run_pipeline, str(root), str(output), names, code), output.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +109,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("finished") / "project"
     root.mkdir()
     (root / "params.yaml").write_text(PARAMS)
-    for name in PIPELINE:
-        code, output = pipeline(root, name)
-        assert code == 0, output
+    code, output = pipeline(root, *PIPELINE)
+    assert code == 0, output
     return root
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def refused(
@@ -126,16 +125,16 @@ def refused(
     out = root / PIPELINE[name][0]
     if name == "download":  # a complete one is not downloaded again
         (out / "toy" / "scenes-00000.parquet").write_bytes(b"damaged")
-    before = content(out)
+    before = contents(out)
     with fault(out) as code:
-        ended, output = pipeline(root, name, code)
+        ended, output = pipeline(root, name, code=code)
         assert ended == 1, output
         assert "Traceback" not in output
         (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
         assert line.startswith(f"error: {out}"), line
         assert f": {reason}; " in line
         assert line.endswith("run the same command again; existing outputs are unchanged")
-        assert {name: data for name, data in content(out).items() if name != "filler"} == before
+        assert {name: data for name, data in contents(out).items() if name != "filler"} == before
         assert not list(root.rglob(".*.tmp-*"))
 
 

@@ -3,11 +3,8 @@
 The quick tests of a store that is down are `tests/tracking/test_tracking_journal.py`.
 """
 
-from __future__ import annotations
-
 import json
 import os
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -18,8 +15,10 @@ from pathlib import Path
 import pytest
 from builders.limits import patience
 from builders.mlflow_runs import recorded, start
+from builders.places import free_port
 from builders.projects import NANO, environment, finish, make_project, published, start_training
 from builders.runs import child
+from builders.stopping import checkpoints, slow_updates, wait_until
 
 from fer.tracking import TrackingConfig, TrackingError, compat, health
 from fer.tracking.journal import left_journals
@@ -68,8 +67,7 @@ def one_of_many(root: str, number: int, gate: str) -> None:
 def test_six_processes_at_once_on_a_new_database_all_have_their_run(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     starters = [child(one_of_many, str(tmp_path), number, str(gate)) for number in range(6)]
-    while len(list(tmp_path.glob("gate-*"))) < 6:
-        time.sleep(0.05)
+    wait_until(lambda: len(list(tmp_path.glob("gate-*"))) == 6)
     gate.touch()
     for starter in starters:
         starter.join(patience(200))
@@ -87,10 +85,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self._folder = folder
+        self._folder, self.port = folder, free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
@@ -101,14 +96,14 @@ class Server:
                 [*command, "--artifacts-destination", str(self._folder / "artifacts")],
                 cwd=self._folder, env=environment(), stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
-        deadline = time.monotonic() + patience(200)
-        while True:
-            try:
-                health.check_server(self.uri)
-                return
-            except TrackingError:
-                assert time.monotonic() < deadline, (self._folder / "server.txt").read_text()
-                time.sleep(0.2)
+        wait_until(self._answers, self._process)
+
+    def _answers(self) -> bool:
+        try:
+            health.check_server(self.uri)
+        except TrackingError:
+            return False
+        return True
 
     def kill(self) -> None:
         os.killpg(self._process.pid, 9)
@@ -119,16 +114,10 @@ class Server:
 def test_server_killed_in_the_middle_of_a_run_changes_no_bit_and_gets_every_metric_later(tmp_path: Path) -> None:
     server = Server(tmp_path / "server")
     server.start()
-    slowly = "import fer.training.loop as loop, time\nrate = loop.set_learning_rate\n"
-    slowly += "loop.set_learning_rate = lambda *args: (time.sleep(0.5), rate(*args))\n"
     root = make_project(tmp_path / "project", recipe=NANO, epochs=3, tracking={"uri": server.uri})
     try:
-        training = start_training(root, code=slowly)
-        deadline = time.monotonic() + patience(200)
-        while not list(root.glob(".work/*/state-*.pt")):
-            assert training.poll() is None, training.communicate()[0]
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        training = start_training(root, code=slow_updates(0.5))
+        wait_until(lambda: checkpoints(root), training)
         server.kill()
         assert "entries are kept here until it works" in finish(training, timeout=280)
         assert left_journals(root)

@@ -1,12 +1,9 @@
 """A Ray cluster of two nodes, on this machine, loses one of them: the run resumes on the other."""
 
-from __future__ import annotations
-
 import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from builders.places import free_port
 from builders.projects import TOY, environment, finish, make_project, start_training
 from builders.runs import final_state, make_job, run_ranks
 from builders.stopping import progress, run_facts, wait_until
@@ -39,16 +37,16 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.address = f"127.0.0.1:{_free_port()}"
+        self.address = f"127.0.0.1:{free_port()}"
         self.variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         port = self.address.rpartition(":")[2]
-        self.head = self._start("head", "--head", "--port", port, "--ray-client-server-port", str(_free_port()))
+        self.head = self._start("head", "--head", "--port", port, "--ray-client-server-port", str(free_port()))
         self.other = self._start("other", "--address", self.address)
 
     def _start(self, name: str, *options: str) -> subprocess.Popen[bytes]:
         command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus", "1"]
         command += ["--node-ip-address", "127.0.0.1", "--object-store-memory", str(80 * 2**20), *options]
-        command += ["--dashboard-agent-listen-port", str(_free_port())]
+        command += ["--dashboard-agent-listen-port", str(free_port())]
         if name == "head":
             command += ["--include-dashboard", "false", "--temp-dir", str(self._folder)]
         path = self._folder / f"{name}.txt"
@@ -77,12 +75,6 @@ def cluster() -> Iterator[Cluster]:
         made.kill(made.other)
         made.kill(made.head)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_run_that_loses_a_node_resumes_on_the_other_with_the_same_samples_and_loss(

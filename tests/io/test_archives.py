@@ -1,7 +1,5 @@
 """An archive is extracted completely or not at all, and never outside its folder."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import os
@@ -24,6 +22,7 @@ from builders.archives import (
     zip_of,
     zip_of_zeros,
 )
+from builders.places import contents
 
 from fer.io import files
 from fer.io.archives import Limits, extract
@@ -44,7 +43,7 @@ def unpack(tmp_path: Path, data: bytes, **options: object) -> dict[str, bytes]:
     archive.write_bytes(data)
     extract(archive, out, **options)  # type: ignore[arg-type]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["any name", "out"]
-    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    return contents(out)
 
 
 def assert_refused(tmp_path: Path, data: bytes, words: str, **options: object) -> None:

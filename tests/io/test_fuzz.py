@@ -4,12 +4,10 @@ Files of every kind are written, then corrupted: bits flipped, pieces removed, i
 allowed outcomes are listed; anything else fails. The examples are the same in every run.
 """
 
-from __future__ import annotations
-
+import contextlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -146,32 +144,6 @@ RECORD = {
     "annot_B": {"boxes": {"minX": 2, "minY": "3", "maxX": 30.5, "maxY": 41}, "faceExp": "중립"},
     "annot_C": {"boxes": {"minX": 0, "minY": 0, "maxX": 29.0, "maxY": 39.0}, "faceExp": "알수없음"},
 }
-anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
-
-
-def check_record(raw: Any) -> None:
-    try:
-        record = parse_record(raw)
-    except RowError:
-        return
-    assert isinstance(record, Record)
-    assert record.box is None or (record.box[2] > record.box[0] and record.box[3] > record.box[1])
-
-
-@bounded
-@given(data=st.data())
-def test_aihub_record_with_any_value_is_a_record_or_a_record_error(data: st.DataObject) -> None:
-    record = json.loads(json.dumps(RECORD))
-    for _ in range(data.draw(st.integers(1, 3))):
-        place = data.draw(st.sampled_from([record, *(value for value in record.values() if isinstance(value, dict))]))
-        if place:
-            place[data.draw(st.sampled_from(sorted(place)))] = data.draw(anything)
-    check_record(record)
-    check_record(data.draw(anything))
 
 
 @bounded
@@ -186,7 +158,8 @@ def test_corrupted_file_of_records_is_read_record_by_record_or_refused(
     except FileError:
         return
     for raw in records:
-        check_record(raw)
+        with contextlib.suppress(RowError):
+            assert isinstance(parse_record(raw), Record)
 
 
 NUMBERS = [b"9" * 5000, b"[" * 100_000, b"\xff\xfe{}", b'{"a": 1' + b"0" * 5000 + b"}"]

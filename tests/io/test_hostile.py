@@ -5,8 +5,6 @@ from, or refused for a reason; `fer.io.images` has the rules. Tables, archives a
 user's own files.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import unicodedata
@@ -95,7 +93,6 @@ def over_white(name: str) -> Callable[[Path], Pixels]:
 
     def expected(folder: Path) -> Pixels:
         stored = cv2.imread(str(folder / name), cv2.IMREAD_UNCHANGED)
-        assert stored is not None
         assert stored.shape[2] == 4
         share = stored[:, :, 3:] / 255
         return np.rint(stored[:, :, 2::-1] * share + 255 * (1 - share)).astype(np.uint8)

@@ -1,7 +1,5 @@
 """Every kind of image is decoded to the same upright RGB, or refused with a reason."""
 
-from __future__ import annotations
-
 import os
 import struct
 import zlib

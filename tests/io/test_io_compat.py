@@ -1,7 +1,5 @@
 """Canaries: each private part of Pillow or of the standard library that `fer.io.compat` uses still works as assumed."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 import zipfile

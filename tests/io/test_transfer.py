@@ -1,7 +1,5 @@
 """A downloaded file is complete and verified, or does not have its final name."""
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import hashlib
@@ -235,7 +233,7 @@ def test_part_longer_than_the_file_of_unknown_version_is_discarded(site: Site, t
         ([204], "answered 204 No Content, and sent no file"),
     ],
 )
-def test_failed_download_leaves_the_existing_file(
+def test_failed_download_leaves_the_existing_file_and_the_next_one_completes(
     site: Site, target: Path, faults: list[str | int], words: str
 ) -> None:
     target.parent.mkdir()
@@ -244,6 +242,10 @@ def test_failed_download_leaves_the_existing_file(
     with pytest.raises(FileError, match=rf"^{site.url}/a: .*({words})"):
         download(f"{site.url}/a", target, patience=QUICK)
     assert target.read_bytes() == b"old"
+    site.faults.clear()
+    target.unlink()
+    download(f"{site.url}/a", target)
+    assert (target.read_bytes(), in_folder(target)) == (BODY, ["data.bin"])
 
 
 def test_wrong_digest_is_refused_and_nothing_is_left(site: Site, target: Path) -> None:

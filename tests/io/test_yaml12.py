@@ -1,7 +1,5 @@
 """YAML 1.2: the values that DVC reads, limits that hold before any value is built, and output for every reader."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

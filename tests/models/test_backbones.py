@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fer.models import FerModel, TrainOutput, create_model
 from fer.models.inference import for_inference
-from fer.models.ir import IR18, IR50, IR50_THREE_STAGES, IRConfig, IRFeatures, IRUnit
+from fer.models.ir import IR18, IR50, IRConfig, IRFeatures, IRUnit
 from fer.models.mobilefacenet import (
     PUBLISHED,
     InvertedResidual,
@@ -49,12 +49,6 @@ def with_random_statistics(model: nn.Module) -> nn.Module:
     return model
 
 
-def test_features_have_the_live_parameters_of_the_branches() -> None:
-    with torch.device("meta"):
-        assert parameters(IRFeatures(IR50_THREE_STAGES)) == 17_611_968
-        assert parameters(MobileFaceNetFeatures(PUBLISHED)) == 911_232
-
-
 @pytest.mark.parametrize(("config", "last"), [(IR18, (1, 512, 7, 7)), (IR50, (1, 512, 7, 7))])
 def test_every_stage_of_ir_halves_the_map(config: IRConfig, last: tuple[int, ...]) -> None:
     with torch.device("meta"):
@@ -79,6 +73,7 @@ def test_shortcut_of_unchanged_width_is_the_published_max_pooling() -> None:
     [
         ("ir50", {"stages": 3}, (2, 256)),
         ("mobilefacenet", {}, (2, 512)),
+        ("mfn", {}, (2, 256)),
         ("mobilefacenet_landmarks", {}, (2, 68, 2)),
     ],
 )
@@ -150,21 +145,14 @@ class TestLandmarkBranch:
         with pytest.raises(ValueError, match="frozen at random weights"):
             model.eval().train()(self.x)
 
-    def test_evaluation_is_always_allowed(self) -> None:
-        assert self.Model().eval()(self.x).shape == (4, 2)
-
-    def test_random_weights_that_are_trained_are_allowed(self) -> None:
+    def test_evaluation_training_of_all_and_training_after_loading_are_allowed(self) -> None:
+        assert self.Model().eval()(self.x).shape == self.loaded()(self.x).shape == (4, 2)
+        model = self.Model()
+        model.branch.load_state_dict(self.Model().branch.state_dict())
+        assert model(self.x).shape == (4, 2), "the branch alone was loaded"
         model = self.Model(frozen=False)
         model(self.x).sum().backward()
         assert all(p.grad is not None for p in model.parameters())
-
-    def test_loading_the_whole_model_allows_training(self) -> None:
-        assert self.loaded()(self.x).shape == (4, 2)
-
-    def test_loading_the_branch_alone_allows_training(self) -> None:
-        model = self.Model()
-        model.branch.load_state_dict(self.Model().branch.state_dict())
-        assert model(self.x).shape == (4, 2)
 
     def test_loading_only_other_parts_does_not_allow_training(self) -> None:
         model = self.Model()

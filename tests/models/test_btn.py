@@ -142,22 +142,6 @@ def test_evaluation_is_poster_v2s_bit_for_bit() -> None:
         assert torch.equal(for_inference(model)(x), for_inference(poster)(x))
 
 
-def test_a_prediction_never_depends_on_the_other_images_of_its_batch() -> None:
-    torch.manual_seed(0)
-    model = create_model("btn_nano")
-    x = batch(model, 6)
-    for _ in range(2):
-        model(x)  # BatchNorm statistics that are not the initial ones
-    for candidate in (model.eval(), for_inference(model)):
-        with torch.inference_mode():
-            together = candidate(x)
-            for image in range(6):
-                alone = candidate(x[image : image + 1])
-                torch.testing.assert_close(alone, together[image : image + 1], rtol=0, atol=1e-6)
-            others = torch.cat([x[:1], 100 * torch.randn(5, *x.shape[1:])])
-            assert torch.equal(candidate(others)[:1], together[:1])
-
-
 def test_the_model_for_inference_owns_nothing_of_the_training() -> None:
     model = create_model("btn_nano")
     poster = create_model("poster_v2_nano")

@@ -115,7 +115,6 @@ def test_thops_count_of_the_published_posters_comes_out_to_the_digit(
     costs: dict[str, Cost], name: str, numbers: list[str]
 ) -> None:
     paper = published_costs(name, costs[name])
-    assert paper is not None
     assert [number.ours for number in paper.numbers] == numbers
 
 
@@ -135,7 +134,6 @@ def test_every_printed_number_is_ours_under_its_convention(costs: dict[str, Cost
 def test_published_total_is_that_of_the_published_code(costs: dict[str, Cost], name: str) -> None:
     document = json.loads((ASSETS / f"{FIXTURES[name]}.json").read_text())
     paper = published_costs(name, costs[name])
-    assert paper is not None
     weights = sum(torch.Size(shape).numel() for _, shape, *_ in document["keys"])  # Keras counts them all
     assert paper.total == document.get("n_params", weights)
 
@@ -147,7 +145,6 @@ def test_dead_parameters_are_those_that_the_importer_drops(costs: dict[str, Cost
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     dropped = sum(sizes[key] for key in dead_keys(name, sizes) if not key.endswith(statistics))
     paper = published_costs(name, costs[name])
-    assert paper is not None
     assert sum(paper.dead.values()) == dropped
 
 

@@ -66,18 +66,6 @@ def test_each_block_is_switched_alone(on: int) -> None:
         assert not torch.allclose(model.eval()(x), whole.eval()(x))
 
 
-def test_blocks_are_reset_alone() -> None:
-    model = nano(seed=3)
-    before = copy.deepcopy(model.state_dict())
-    model.reset_blocks(4, 5)
-    after = model.state_dict()
-    changed = {".".join(key.split(".")[:2]) for key in before if not torch.equal(before[key], after[key])}
-    assert changed == {"lhc.3", "lhc.4"}
-    model.reset_blocks()
-    changed = {".".join(key.split(".")[:2]) for key in before if not torch.equal(before[key], model.state_dict()[key])}
-    assert changed == {f"lhc.{block}" for block in range(5)}
-
-
 def test_heads_and_dims_are_options() -> None:
     heads, dims = (4, 2, 7, 1, 7), (10, 20, 30, 14, 2)
     with torch.device("meta"):
@@ -86,6 +74,17 @@ def test_heads_and_dims_are_options() -> None:
     assert isinstance(block, LHCBlock)
     assert block.embed.weight.shape == (7, 30, 28 * 28 // 7)
     other = nano(num_heads=[1, 2, 4, 16, 4])
+    assert other(pixels(other)).logits.shape == (4, 7)
+
+
+def test_the_published_settings_are_those_of_the_table_setup_and_reach_the_blocks() -> None:
+    with torch.device("meta"):
+        blocks = list(create_model("lhc_net").get_submodule("lhc").children())
+    found = [(b.num_heads, b.head_dim, b.pool, b.exponent, b.value.kernel_size[0]) for b in blocks]
+    assert found == [(8, 196, 3, 1, 3), (8, 196, 3, 1, 3), (7, 56, 3, 1, 3), (7, 14, 3, 1, 3), (1, 25, 3, 1, 3)]
+    other = nano(pools=[1, 3, 5, 3, 3], scales=[0, 0.5, 1, 1, 1], kernels=[1, 3, 3, 3, 5])
+    found = [(b.pool, b.exponent, b.value.kernel_size[0]) for b in other.lhc]
+    assert found == [(1, 0, 1), (3, 0.5, 3), (5, 1, 3), (3, 1, 3), (3, 1, 5)]
     assert other(pixels(other)).logits.shape == (4, 7)
 
 

@@ -351,13 +351,13 @@ def biformer_training(fixture: str) -> Training:
 
 TINY = "biformer_tiny_224_default"
 QUICK = [
-    *((Training(fixture), dtype) for fixture in CASES if fixture.startswith("ddamfn") for dtype in ("64", "32")),
-    (poster_training("poster_v1_small_7cls", *FROZEN), "64"),
+    *((Training("ddamfn_7cls"), dtype) for dtype in ("64", "32")),
     (poster_training("poster_v2_7cls", *FROZEN), "32"),
     (biformer_training(TINY), "64"),
 ]
 SLOW = [
-    (poster_training("poster_v1_small_7cls", *DRIFT), "64"),
+    *((Training(fixture), dtype) for fixture in ("ddamfn_7cls_h3", "ddamfn_8cls") for dtype in ("64", "32")),
+    *((poster_training("poster_v1_small_7cls", *section), "64") for section in (FROZEN, DRIFT)),
     (poster_training("poster_v2_7cls", *DRIFT), "32"),
     *((poster_training(f"poster_v2_{n}cls", *section), "64") for n in (7, 8) for section in (FROZEN, DRIFT)),
     *((biformer_training(fixture), "64") for fixture in LARGE),

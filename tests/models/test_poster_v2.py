@@ -149,32 +149,6 @@ def test_layer_scale_is_folded_into_the_linear_layer() -> None:
     torch.testing.assert_close(layer.folded()(x), layer(x))
 
 
-def test_frozen_random_landmarks_are_rejected_and_loaded_ones_stay_unchanged() -> None:
-    torch.manual_seed(0)
-    model = create_model("poster_v2_nano", landmark_frozen=True)
-    with pytest.raises(ValueError, match=r"fer weights pull mobilefacenet_landmarks.*landmark_frozen=False"):
-        model(batch(model))
-    weights = create_model("poster_v2_nano").get_submodule("landmarks").state_dict()
-    model.get_submodule("landmarks").load_state_dict(weights)
-    before = deepcopy(model.state_dict())
-    model.loss(model(batch(model)), torch.tensor([0, 1, 2])).backward()  # type: ignore[no-untyped-call]
-    for name, tensor in model.state_dict().items():
-        if name.startswith("landmarks."):
-            assert torch.equal(tensor, before[name]), name
-    assert all(p.grad is None for p in model.get_submodule("landmarks").parameters())
-    assert not torch.equal(before["image.stem.bn.running_mean"], model.state_dict()["image.stem.bn.running_mean"])
-
-
-def test_drifting_landmark_statistics_are_an_option() -> None:
-    model = create_model("poster_v2_nano", landmark_frozen=True, landmark_bn="drift")
-    weights = create_model("poster_v2_nano").get_submodule("landmarks").state_dict()
-    model.get_submodule("landmarks").load_state_dict(weights)
-    model(batch(model))
-    drifted = model.get_submodule("landmarks").state_dict()
-    assert not torch.equal(drifted["stem.bn.running_mean"], weights["stem.bn.running_mean"])
-    assert torch.equal(drifted["stem.conv.weight"], weights["stem.conv.weight"])
-
-
 def test_drop_path_grows_with_the_level() -> None:
     with torch.device("meta"):
         model = create_model("poster_v2")

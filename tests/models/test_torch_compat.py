@@ -1,7 +1,5 @@
 """Canaries of `fer.models.compat`: a version of torch that changes a private part fails here, by name."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

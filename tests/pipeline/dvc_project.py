@@ -1,15 +1,12 @@
 """A clone of the repository with its own DVC project, as a newcomer has it."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import yaml_text
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from builders.projects import REPOSITORY, run_in
 
 
 class Project:
@@ -34,28 +31,12 @@ class Project:
         return done.stdout
 
     def try_dvc(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "dvc", *arguments],
-            cwd=self.root,
-            env=self._environment(),
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-        )
+        """As on a fresh machine without a home; `python` is that of the tests."""
+        path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+        return run_in(self.root, "-m", "dvc", *arguments, PATH=path, HOME="/nonexistent")
 
     def set(self, dotted: str, value: object) -> None:
         yaml_text.edit(self.root / "params.yaml", dotted, value)
-
-    def _environment(self) -> dict[str, str]:
-        # As on a fresh machine without a home; `python` is that of the tests.
-        folder = str(Path(sys.executable).parent)
-        return {
-            "PATH": f"{folder}:/usr/bin:/bin",
-            "PYTHONPATH": str(self.root),
-            "HOME": "/nonexistent",
-            "DVC_NO_ANALYTICS": "1",
-        }
 
 
 def clone(root: Path) -> Project:

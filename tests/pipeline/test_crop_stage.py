@@ -1,7 +1,5 @@
 """The crop stage over real photographs and hostile files: every image is a face or a counted reject, in order."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -10,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from builders.limits import patience
+from builders.places import contents
 
 from fer.cluster.config import ClusterConfig
 from fer.faces.blocks import crop_block
@@ -68,7 +67,7 @@ def crop(root: Path, test_data: Path, **settings: object) -> Path:
 @pytest.fixture(scope="module")
 def cropped(project: Path, test_data: Path) -> dict[str, bytes]:
     """The files of the stage with the default policies."""
-    return {path.name: path.read_bytes() for path in crop(project, test_data).iterdir()}
+    return contents(crop(project, test_data))
 
 
 def images(folder: Path) -> tuple[list[str], dict[str, str]]:
@@ -145,11 +144,11 @@ def test_too_many_broken_images_fail_the_stage_with_examples_and_keep_the_last_r
     project: Path, cropped: dict[str, bytes], test_data: Path
 ) -> None:
     folder = crop(project, test_data)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == cropped, "again the same bytes"
+    assert contents(folder) == cropped, "again the same bytes"
     with pytest.raises(FileError, match=r"images cannot be decoded \(.*truncated.*\):\n  folders/sad/") as failure:
         crop(project, test_data, max_bad_fraction=0.05)
     assert "crop.max_bad_fraction = 0.05" in str(failure.value)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == cropped
+    assert contents(folder) == cropped
 
 
 @pytest.mark.slow

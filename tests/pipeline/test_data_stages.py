@@ -1,15 +1,18 @@
 """download, crop and shard as a user runs them: scripts in a project folder, in-process and on a Ray cluster."""
 
-from __future__ import annotations
-
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from builders.limits import patience
+from builders.places import contents
+from builders.projects import environment
+from builders.stopping import wait_until
 
 from fer import processes
 from fer.io.files import read_json
@@ -41,34 +44,40 @@ def project(root: Path, *, scenes: int = 60, workers: int = 0) -> Path:
     return root
 
 
+IN_TURN = """
+import sys
+from importlib import import_module
+from fer import processes
+def main():
+    for stage in sys.argv.pop(1).split(","):
+        import_module(f"pipelines.{stage}").main()
+processes.run(main)
+"""
+
+
 def command(stage: str, dataset: str = "small") -> list[str]:
     return [sys.executable, "-m", f"pipelines.{stage}", "--dataset", dataset]
 
 
-def environment(repo_root: Path) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {**kept, "PYTHONPATH": str(repo_root), "HOME": "/nonexistent"}
+def outside(root: Path) -> dict[str, Any]:
+    """Where a stage runs: in its project, without a home."""
+    return {"cwd": root, "env": environment() | {"HOME": "/nonexistent"}}
 
 
-def run(root: Path, repo_root: Path, stage: str, dataset: str = "small") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(stage, dataset), cwd=root, env=environment(repo_root), capture_output=True, text=True, timeout=200
-    )
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def run(root: Path, stages: str, dataset: str = "small") -> subprocess.CompletedProcess[str]:
+    """Stages in turn, in one process."""
+    words = [sys.executable, "-c", IN_TURN, stages, "--dataset", dataset]
+    return subprocess.run(words, **outside(root), capture_output=True, text=True, timeout=patience(200))
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, repo_root: Path) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project after download, crop and shard, without Ray and with a home folder that does not exist."""
     root = project(tmp_path_factory.mktemp("project"))
-    for stage in ("download", "crop", "shard"):
-        done = run(root, repo_root, stage)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert f"{stage}@small: done in" in done.stdout
-        assert "Traceback" not in done.stderr
+    done = run(root, "download,crop,shard")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall(r"(\w+)@small: done in", done.stdout) == ["download", "crop", "shard"]
+    assert "Traceback" not in done.stderr
     return root
 
 
@@ -93,23 +102,22 @@ def test_every_scene_is_a_face_or_a_counted_reject(finished: Path) -> None:
     assert summary["splits"]["train"]["rows"] == manifest.rows("train")
 
 
-def test_running_a_stage_again_gives_the_same_bytes(finished: Path, repo_root: Path) -> None:
-    before = tree(finished / "data")
-    for stage in ("download", "crop", "shard"):
-        assert run(finished, repo_root, stage).returncode == 0
-    assert tree(finished / "data") == before
+def test_running_a_stage_again_gives_the_same_bytes(finished: Path) -> None:
+    before = contents(finished / "data")
+    assert run(finished, "download,crop,shard").returncode == 0
+    assert contents(finished / "data") == before
 
 
 def test_no_output_names_the_folder_of_the_project(finished: Path) -> None:
-    for name, data in tree(finished / "data").items():
+    for name, data in contents(finished / "data").items():
         assert str(finished).encode() not in data, name
 
 
-def test_crop_refuses_data_downloaded_with_other_parameters(finished: Path, repo_root: Path) -> None:
+def test_crop_refuses_data_downloaded_with_other_parameters(finished: Path) -> None:
     text = (finished / "params.yaml").read_text()
     try:
         (finished / "params.yaml").write_text(text.replace("scenes: 60", "scenes: 61"))
-        done = run(finished, repo_root, "crop")
+        done = run(finished, "crop")
     finally:
         (finished / "params.yaml").write_text(text)
     assert done.returncode == 1
@@ -125,37 +133,31 @@ def test_crop_refuses_data_downloaded_with_other_parameters(finished: Path, repo
         ("shard", "missing", "dvc repro crop@missing"),
     ],
 )
-def test_user_error_ends_without_a_traceback(
-    tmp_path: Path, repo_root: Path, stage: str, dataset: str, said: str
-) -> None:
-    done = run(project(tmp_path), repo_root, stage, dataset)
+def test_user_error_ends_without_a_traceback(tmp_path: Path, stage: str, dataset: str, said: str) -> None:
+    done = run(project(tmp_path), stage, dataset)
     assert done.returncode == 1
     assert said in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert not list(tmp_path.glob("data/*/*"))
 
 
-def test_second_process_at_the_same_stage_is_refused(tmp_path: Path, repo_root: Path) -> None:
+def test_second_process_at_the_same_stage_is_refused(tmp_path: Path) -> None:
     root = project(tmp_path)
     with processes.lock(root / ".work" / "locks" / "download@small"):
-        done = run(root, repo_root, "download")
+        done = run(root, "download")
     assert done.returncode == 1
     assert str(os.getpid()) in done.stdout
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_download_leaves_no_output_and_no_process(
-    tmp_path: Path, repo_root: Path, number: signal.Signals, code: int
-) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
+def test_a_stopped_download_leaves_no_output_and_no_process(tmp_path: Path, number: signal.Signals, code: int) -> None:
     psutil = pytest.importorskip("psutil")
     root = project(tmp_path, scenes=200_000)
-    stage = subprocess.Popen(command("download"), cwd=root, env=environment(repo_root), stdout=subprocess.DEVNULL)
+    stage = subprocess.Popen(command("download"), **outside(root), stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
-        while not list(root.glob("data/raw/.small*/scenes-*.parquet")):
-            assert time.monotonic() < deadline, "nothing was rendered"
-            assert stage.poll() is None
-            time.sleep(0.1)
+        wait_until(lambda: list(root.glob("data/raw/.small*/scenes-*.parquet")), stage)
         workers = psutil.Process(stage.pid).children(recursive=True)
         stage.send_signal(number)
         assert stage.wait(60) == code
@@ -168,9 +170,7 @@ def test_a_stopped_download_leaves_no_output_and_no_process(
 
 
 @pytest.mark.ray
-def test_two_ray_workers_crop_to_the_same_bytes_and_leave_nothing_behind(
-    finished: Path, tmp_path: Path, repo_root: Path
-) -> None:
+def test_two_ray_workers_crop_to_the_same_bytes_and_leave_nothing_behind(finished: Path, tmp_path: Path) -> None:
     root = project(tmp_path / "ray", workers=2)
     (root / "data").mkdir()
     (root / "data" / "raw").symlink_to(finished / "data" / "raw")
@@ -179,7 +179,7 @@ def test_two_ray_workers_crop_to_the_same_bytes_and_leave_nothing_behind(
     stage = subprocess.Popen(
         command("crop"),
         cwd=root,
-        env={**environment(repo_root), "HOME": str(home)},
+        env=environment() | {"HOME": str(home)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -187,6 +187,6 @@ def test_two_ray_workers_crop_to_the_same_bytes_and_leave_nothing_behind(
     said, _ = stage.communicate(timeout=250)
     assert stage.returncode == 0, said
     assert len(said.splitlines()) == 2, f"two readable lines, not Ray's: {said}"
-    assert tree(root / "data" / "faces") == tree(finished / "data" / "faces")
+    assert contents(root / "data" / "faces") == contents(finished / "data" / "faces")
     assert not list(Path("/tmp").glob(f"fer-ray-{stage.pid}-*"))
     assert not list(home.iterdir())

@@ -1,7 +1,5 @@
 """From a folder of people to a backbone, and from the backbone to a run on expressions: every stage on the way."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A checkpoint of other library versions: no resume without a word, and a way on that DVC takes over."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -203,10 +203,10 @@ def test_both_protocols_and_their_difference_are_on_the_page(tmp_path: Path) -> 
     table = section[section.index("Both protocols") : section.index("Confusion")]
     lines = [re.sub(r"<[^>]+>", "|", line) for line in re.findall("<tr>.*?</tr>", table, re.DOTALL)[1:]]
     published, selected, difference = ([cell for cell in re.split(r"\|+", line) if cell.strip()] for line in lines)
-    assert published[:3] == ["published: epoch selected on the test split; optimistic", "7", "80.00"]
-    assert selected[:3] == ["validation-selected: the epoch that validation would have chosen", "8", "60.00"]
+    assert published[:3] == ["published: epoch selected on the test split; optimistic", "15", "80.00"]
+    assert selected[:3] == ["validation-selected: as many epochs as validation chose", "16", "60.00"]
     assert difference[:2] == ["difference, published minus validation-selected", "+20.00 points"]
-    assert "epoch 7, by accuracy on the test split, as the published code does: optimistic" in section
+    assert "epoch 15, by accuracy on the test split, as the published code does: optimistic" in section
     assert section.count('class="line c"') == 2, "the test curve, in both charts"
     assert "test rows, seen after every epoch" in section
     summary = page[page.index('<h2 id="summary"') : page.index('<h2 id="fer2013">')]
@@ -215,9 +215,31 @@ def test_both_protocols_and_their_difference_are_on_the_page(tmp_path: Path) -> 
     ladder_ = page[page.index("Beside the published results") : page.index('<article id="fer2013-nano">')]
     assert "nano, validation-selected" in ladder_
     assert ladder_.count("optimistic") == 1
-    assert "epoch 8" in ladder_
+    assert "epoch 16" in ladder_
     assert "For 1 of them the epoch was selected on the test split" in page
     assert "For each model the test split was opened once" not in page
+
+
+def test_results_of_all_rows_are_marked_and_compared_with_the_validation_selected_run(tmp_path: Path) -> None:
+    params = make_project(tmp_path)
+    models = {key: params.recipe("nano") for key in ("nano", "refit", "on_test")}
+    params = replace(params, recipes=models)
+    publish_training(params)
+    recipe = params.recipe("nano").model_dump(mode="json")
+    publish_training(params, key="refit", recipe=recipe | {"selection": "refit"}, chosen_epochs=[7])
+    publish_training_chosen_on_test(params, key="on_test", selection="best")
+    for key in models:
+        run_evaluation(params, "toy", key)
+    page = render(collect(params))
+    assert Outline(page).open == []
+    sections = {key: page[page.index(f'<article id="toy-{key}">') :].partition("</article>")[0] for key in models}
+    assert "ALL ROWS" in sections["refit"]
+    assert "(7 epochs); then trained on all rows but the test split's" in sections["refit"]
+    assert "SELECTED ON TEST" in sections["on_test"]
+    assert "no validation-selected result exists" in sections["on_test"]
+    for key in ("refit", "on_test"):
+        assert "+0.00 points for all rows" in sections[key]
+    assert "The same recipe" not in sections["nano"]
 
 
 def test_a_validation_selected_run_has_one_result_and_no_badge(page: str) -> None:
@@ -231,7 +253,7 @@ def test_an_evaluation_without_the_protocols_is_out_of_date(tmp_path: Path) -> N
     path = run_evaluation(params, "toy", "nano") / "test.json"
     write_json(path, {name: value for name, value in read_json(path).items() if name != "protocols"})
     page = render(collect(params))
-    assert "the evaluation has no validation-selected result: dvc repro -sf evaluate@toy-nano" in page
+    assert "the evaluation does not say so: dvc repro -sf evaluate@toy-nano" in page
     assert "SELECTED ON TEST" in page
 
 

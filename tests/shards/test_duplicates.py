@@ -1,7 +1,5 @@
 """The same photograph is found in another crop, size, light or mirrored; different photographs are left alone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Cross-validation from the parts as they lie: who is held out when, and what cannot be had."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Any

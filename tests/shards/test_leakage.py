@@ -1,7 +1,5 @@
 """Rows of one photograph are counted, dropped or grouped; images are represented by names."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,6 +1,6 @@
 """Promises of decoding, resizing and normalising."""
 
-from __future__ import annotations
+import io
 
 import cv2
 import numpy as np
@@ -52,6 +52,49 @@ def test_resize_without_antialias_has_half_pixel_centers_as_torch(size: int, ker
     expected = F.interpolate(x, size=(size, size), mode=kernel, align_corners=False).clamp(0, 255)[0].permute(1, 2, 0)
     result = resize(image, ModelInput(size, Resize(kernel=kernel, antialias=False)))
     assert abs(result.astype(float) - expected.numpy()).max() <= 1.0
+
+
+def test_a_truncated_input_drops_fractions_in_training_and_keeps_them_elsewhere() -> None:
+    """By hand: the two middle pixels of four are 3/4 of the nearer one and 1/4 of the other.
+
+    JPEG of quality 100 then moves a level by 1 at most: here two of them.
+    """
+    image, rounded = np.array([[0, 10], [100, 240]], np.uint8), ModelInput(4, Resize(antialias=False))
+    exact = [[0, 2.5, 7.5, 10], [25, 35.625, 56.875, 67.5], [75, 101.875, 155.625, 182.5], [100, 135, 205, 240]]
+    truncated = rounded._replace(truncate=True)
+    found = resize(image, truncated)
+    assert found.dtype == truncated.dtype(training=False) == np.float32
+    assert found.tolist() == exact
+    trained = resize(image, truncated, training=True)
+    assert trained.dtype == truncated.dtype(training=True) == np.uint8
+    assert trained.tolist() == [[0, 2, 7, 10], [25, 36, 56, 67], [74, 101, 155, 182], [100, 135, 205, 240]]
+    assert (np.floor(exact) - trained).tolist() == [[0, 0, 0, 0], [0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    assert (resize(image, rounded, training=True) == resize(image, rounded)).all()
+    assert resize(image, rounded)[2].tolist() == [75, 102, 156, 183]
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("size", [7, 20, 30])
+def test_truncated_training_images_are_what_pillow_stores_and_others_are_the_rounded_ones_before_rounding(
+    size: int, antialias: bool
+) -> None:
+    target = ModelInput(size, Resize(antialias=antialias), truncate=True)
+    image = picture(3, 20)
+    for own in (image, image[..., 0]):
+        exact = resize(own, target)
+        assert abs(exact - resize(own, target._replace(truncate=False))).max() <= 1
+        file = io.BytesIO()
+        floored = exact.astype(np.uint8) if own.ndim == 3 else np.repeat(exact.astype(np.uint8)[..., None], 3, 2)
+        Image.fromarray(floored).save(file, "JPEG", quality=100, subsampling=0)
+        stored = np.asarray(Image.open(file))
+        assert (resize(own, target, training=True) == (stored if own.ndim == 3 else stored[..., 0])).all()
+
+
+def test_unrounded_levels_are_normalized_by_the_same_formula() -> None:
+    images = torch.tensor([[[[0.0, 2.5, 255.0]]]])
+    kept = images.clone()
+    assert normalize(images, (0.0,) * 3, (1 / 255,) * 3).flatten().tolist() == pytest.approx([0, 2.5, 255])
+    assert torch.equal(images, kept)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

@@ -1,7 +1,5 @@
 """Ten times the data takes no more memory: a process's own size, as the kernel counts it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import psutil

@@ -1,7 +1,5 @@
 """Shards in a store are read as those on the disk are: the same bits, checked, each part fetched once."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The shard stage: split and fold assignment, the same bytes every time, statistics, and faces that are rejected."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os
@@ -16,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from builders.places import contents
 from builders.projects import write_params
 from builders.shards import LABELS, picture
 from builders.shards import png as encoded
@@ -84,10 +83,6 @@ def ids_of(folder: Path, files: tuple[str, ...]) -> list[str]:
 
 def fold_of_each(folder: Path, manifest: Manifest) -> dict[str, int | None]:
     return {sample: part.fold for part in manifest.parts for sample in ids_of(folder, (part.file,))}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 ROWS = [face(index) for index in range(330)]
@@ -395,7 +390,6 @@ def test_duplicates_are_listed_with_their_splits_and_labels(root: Path) -> None:
 
 def test_sheet_has_a_row_a_class_and_the_faces_of_each_split_side_by_side(root: Path) -> None:
     sheet = cv2.imread(str(root / "data/statistics/set/samples.png"))
-    assert sheet is not None
     assert sheet.shape == (7 * 64 + 24, 104 + 3 * (6 * 64 + 8), 3)
     cells = sheet[24:, 104 : 104 + 6 * 64].reshape(7, 64, 6, 64, 3)
     assert (cells.std(axis=(1, 3, 4)) > 10).all(), "each class of train has six faces"

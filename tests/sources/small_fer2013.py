@@ -1,7 +1,5 @@
 """Small files in FER2013's public forms, and the samples that they must give."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """AffectNet in its releases and in what others make of them: the same numbers, the same splits, or a named error."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from collections.abc import Callable, Iterable
@@ -10,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders.layouts import about, fetch, found, labels, picture, read, rejected, text, zipped
+from builders.layouts import about, fetch, found, in_archives, labels, picture, read, rejected, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,15 +74,6 @@ def march(root: Path, validation: str = "val_set") -> Path:
     return root
 
 
-def archives(root: Path) -> Path:
-    """The sets of March 2021, each as an archive in the folder."""
-    march(root.with_name("plain"))
-    root.mkdir()
-    for part in ("train_set", "val_set"):
-        zipped(root.with_name("plain") / part, root / f"{part}.zip")
-    return root
-
-
 def folders(names: Iterable[object], *splits: str) -> Build:
     """Class folders, with one image in each of each split."""
 
@@ -145,7 +134,7 @@ LAYOUTS: dict[str, tuple[Build, dict[str, Any], dict[str, str]]] = {
     "March 2021, seven classes": (march, {"classes": 7}, expected(ORDER[:7])),
     "March 2021, a folder above": (lambda root: march(root / "AffectNet") and root, {}, expected()),
     "March 2021, three folders above": (lambda root: march(root / "x" / "y" / "AffectNet") and root, {}, expected()),
-    "March 2021, archives": (archives, {}, expected()),
+    "March 2021, archives": (lambda root: in_archives(march(root.with_name("plain")), root), {}, expected()),
     "March 2021, valid_set": (lambda root: march(root, "valid_set"), {}, expected()),
     "DAN's folders, numbers": (folders(range(8), "train", "val"), {}, expected()),
     "DAN's folders, two digits": (folders(["00", "01"], "train"), {}, expected(ORDER[:2], "train")),

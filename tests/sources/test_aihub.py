@@ -1,7 +1,5 @@
 """AI-Hub set 82: label rules, boxes, splits by person; Korean names in any encoding."""
 
-from __future__ import annotations
-
 import json
 import os
 import unicodedata
@@ -19,7 +17,7 @@ from PIL import Image
 from fer.io.files import FileError
 from fer.io.images import decode_image
 from fer.labels import DATASET_LABELS, SPACES, named
-from fer.sources.aihub import CLASS_NAMES, AiHubConfig, Record, korean, parse_box, parse_record, read_json_records
+from fer.sources.aihub import CLASS_NAMES, AiHubConfig, Record, korean, parse_record, read_json_records
 from fer.sources.csvfile import RowError
 
 NAMES = SPACES["aihub7"].labels
@@ -417,10 +415,3 @@ def test_any_json_is_a_record_or_a_named_error(raw: Any) -> None:
     assert one.uploader in NAMES
     assert one.box is None or (0 <= one.box[0] < one.box[2] and 0 <= one.box[1] < one.box[3])
     assert one.distribution is None or abs(sum(one.distribution) - 1) < 1e-9
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.dictionaries(st.sampled_from([*BOX, "boxes"]), _SCALARS))
-def test_any_box_has_an_area_or_is_none(raw: dict[str, Any]) -> None:
-    box = parse_box(raw)
-    assert box is None or (box[2] > box[0] >= 0 and box[3] > box[1] >= 0)

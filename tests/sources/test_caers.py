@@ -1,14 +1,12 @@
 """CAER-S however its folders are spelled: the class of every scene, its box where there is a list, or a named error."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from builders.layouts import about, fetch, found, picture, read, rejected, text, zipped
+from builders.layouts import about, fetch, found, in_archives, picture, read, rejected, text
 
 from fer.io.files import FileError
 from fer.labels import DATASET_LABELS
@@ -43,14 +41,6 @@ def boxes(path: Path) -> Path:
     return text(path, "\n".join(lines) + "\n")
 
 
-def archives(root: Path) -> Path:
-    scenes(root.with_name("plain"))
-    root.mkdir()
-    for split in ("train", "test"):
-        zipped(root.with_name("plain") / split, root / f"{split}.zip")
-    return root
-
-
 LAYOUTS: dict[str, Build] = {
     "as published": scenes,
     "Train, Angry": lambda root: scenes(root, "Train", "Test", ANGRY),
@@ -58,7 +48,6 @@ LAYOUTS: dict[str, Build] = {
     "TRAIN, other spellings": lambda root: scenes(root, "TRAIN", "val", OTHERS),
     "numbers and names": lambda root: scenes(root, names=NUMBERED),
     "a folder above": lambda root: scenes(root / "CAER-S").parent,
-    "archives in a folder": archives,
 }
 
 
@@ -67,10 +56,10 @@ def test_every_spelling_of_caers_gives_the_same_samples(tmp_path: Path, build: B
     assert found(tmp_path, CaersConfig, build(tmp_path / "set")) == EXPECTED
 
 
-def test_caers_may_be_a_list_of_archives(tmp_path: Path) -> None:
-    packed = archives(tmp_path / "set")
-    parts = [packed / f"{split}.zip" for split in ("train", "test")]
-    assert found(tmp_path, CaersConfig, parts) == EXPECTED
+def test_caers_may_be_archives_in_a_folder_or_a_list_of_them(tmp_path: Path) -> None:
+    packed = in_archives(scenes(tmp_path / "plain"), tmp_path / "set")
+    for given in (packed, list(packed.iterdir())):
+        assert found(tmp_path, CaersConfig, given) == EXPECTED
 
 
 def test_published_caers_numbers_are_mapped_by_name_and_boxes_add_up() -> None:

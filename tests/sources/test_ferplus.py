@@ -1,7 +1,5 @@
 """FERPlus: labels from votes by the published rule, joined to FER2013's rows by their lines alone."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Class folders of any dataset: every image under the class that its folder names, nothing guessed."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path

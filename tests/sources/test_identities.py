@@ -1,7 +1,5 @@
 """People as a dataset: folders of subjects, and InsightFace's train.rec, of which nothing is trusted unchecked."""
 
-from __future__ import annotations
-
 import pickle
 import struct
 import unicodedata

@@ -1,7 +1,5 @@
 """muxspace/facial_expressions: one label per image, nobody in train and test at once."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

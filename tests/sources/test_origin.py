@@ -1,7 +1,5 @@
 """Changed data are noticed, whatever changed; unchanged data are not read again."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

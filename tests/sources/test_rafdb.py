@@ -1,13 +1,12 @@
 """RAF-DB in the layouts that are met: every label read in its published order, or an error that says what is wrong."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from builders.layouts import about, fetch, found, labels, picture, read, rejected, text, zipped
+from builders.places import contents
 
 from fer.io.files import FileError
 from fer.io.images import decode_image
@@ -117,9 +116,7 @@ def test_images_are_packed_as_published_and_equally_wherever_the_folder_is(tmp_p
     assert decode_image(one.image).shape == (6, 6, 3)
     assert about(raw)["form"] == "label list, aligned images"
     other = fetch(tmp_path / "b", RafDbConfig, published(tmp_path / "other" / "deep" / "basic"))
-    assert {path.name: path.read_bytes() for path in raw.iterdir()} == {
-        path.name: path.read_bytes() for path in other.iterdir()
-    }
+    assert contents(raw) == contents(other)
 
 
 def test_archives_of_the_distribution_are_opened_in_place(tmp_path: Path) -> None:

@@ -1,18 +1,19 @@
 """The synthetic dataset: rendered once, the same bytes on any number of cores, wrong options refused by name."""
 
-from __future__ import annotations
-
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from builders.places import contents
 
 from fer.io.files import FileError, read_json
 from fer.sources import synthetic
 from fer.sources.base import RawSample
 from fer.sources.registry import get_source
 from fer.sources.synthetic import SyntheticConfig
+from fer.stages import download
 from fer.stages.download import download_dataset
 from fer.synth import render
 
@@ -29,10 +30,6 @@ def read(raw: Path, **options: object) -> list[RawSample]:
     return [sample for sample in samples if isinstance(sample, RawSample)]
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def test_the_same_request_gives_the_same_bytes_on_one_core_and_on_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -44,6 +41,24 @@ def test_the_same_request_gives_the_same_bytes_on_one_core_and_on_many(
     assert contents(one) == contents(many)
     other = download_dataset("set", small(), seed=4, root=tmp_path / "other")
     assert contents(one)["scenes-00000.parquet"] != contents(other)["scenes-00000.parquet"]
+
+
+def test_a_second_entry_of_the_same_data_is_linked_while_the_code_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = download_dataset("one", small(), seed=3, root=tmp_path)
+
+    def is_linked(name: str, **options: object) -> bool:
+        other = download_dataset(name, small(**options), seed=3, root=tmp_path)
+        same = (other / "scenes-00000.parquet").samefile(one / "scenes-00000.parquet")
+        assert not same or contents(other) == contents(one)
+        return same
+
+    assert is_linked("crop_of_it")
+    assert is_linked("crop_of_that")
+    assert not is_linked("harder", strength=0.5)
+    monkeypatch.setattr(download, "code", lambda: SimpleNamespace(digest=lambda *_, **__: "of another version"))
+    assert not is_linked("after_an_edit"), "what another version made may differ"
 
 
 def test_the_scenes_read_back_as_samples_with_annotated_faces(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Tables of paths and labels: any writer, any column names, nothing guessed, every unusable row counted."""
 
-from __future__ import annotations
-
 import unicodedata
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The common way in for datasets that users bring, and the table of all readers."""
 
-from __future__ import annotations
-
 import pickle
 import re
 from pathlib import Path

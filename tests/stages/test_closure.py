@@ -214,7 +214,7 @@ def test_published_weights_are_followed_where_a_recipe_names_them(code: Code, re
 def test_no_stage_lists_code_and_none_depends_on_the_circumstances_of_a_run() -> None:
     stages = yaml_text.load((ROOT / "dvc.yaml").read_text())["stages"]
     for name, stage in stages.items():
-        deps = stage.get("deps", [])
+        deps, name = stage.get("do", stage).get("deps", []), name.removesuffix("_pair")
         assert not [path for path in deps if path.startswith(("fer", "pipelines"))], name
         assert name == "plan" or [path for path in deps if path.startswith(f"data/plan/{name}")], name
         assert not [path for path in deps if path.endswith("/run.json")], name
@@ -244,6 +244,11 @@ def planned(root: Path) -> dict[str, str]:
     return {"-".join(item): json.dumps(content) for item, content in plan(params, items, Code(root))}
 
 
+@pytest.fixture(scope="module")
+def before(checkout: Path) -> dict[str, str]:
+    return planned(checkout)
+
+
 BTN = {"train-mine-btn_nano", "evaluate-mine-btn_nano", "report"}
 EVERY_MODEL = BTN | {"train-mine-ddamfn_nano", "evaluate-mine-ddamfn_nano"}
 
@@ -262,22 +267,60 @@ EVERY_MODEL = BTN | {"train-mine-ddamfn_nano", "evaluate-mine-ddamfn_nano"}
         ("fer/shards/duplicates.py", {"shard-synthetic", "shard-mine"}),
         ("fer/evaluation/tta.py", {"evaluate-mine-btn_nano", "evaluate-mine-ddamfn_nano", "report"}),
         ("fer/report/charts.py", {"report"}),
+        ("fer/published/figures.csv", {"report"}),
         ("fer/tracking/run.py", set()),
         ("pipelines/shard.py", {"shard-synthetic", "shard-mine"}),
     ],
 )
-def test_an_edit_changes_the_plan_of_what_depends_on_it_alone(file: str, expected: set[str], checkout: Path) -> None:
-    before, path = planned(checkout), checkout / file
+def test_an_edit_changes_the_plan_of_what_depends_on_it_alone(
+    file: str, expected: set[str], checkout: Path, before: dict[str, str]
+) -> None:
+    path = checkout / file
     text = path.read_text()
     try:
-        path.write_text(f"{text}\n# A remark.\n")
-        assert planned(checkout) == before
         path.write_text(f"{text}\nCHANGED = True\n")
         after = planned(checkout)
     finally:
         path.write_text(text)
     assert {item for item in before if before[item] != after[item]} == expected
     assert all(left_out(file, stage) is None for stage in {item.partition("-")[0] for item in expected})
+
+
+def test_a_remark_changes_no_plan(checkout: Path, before: dict[str, str]) -> None:
+    path = checkout / "fer/models/btn.py"
+    text = path.read_text()
+    try:
+        path.write_text(f"{text}\n# A remark.\n")
+        assert planned(checkout) == before
+    finally:
+        path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("crop.jpeg_quality", 90, {"crop-mine", "crop-synthetic"}),
+        ("datasets.mine.crop", {"size": 64}, {"crop-mine"}),
+        ("datasets.mine.test_fraction", 0.3, {"crop-mine", "download-mine"}),
+        ("models.btn_nano.epochs", 3, {"train-mine-btn_nano"}),
+        ("models.btn_nano.train", {"threads": 3}, {"train-mine-btn_nano"}),
+        ("models.btn_nano.train", {"checkpoint_every_steps": 7, "max_failures": 0}, set()),
+        ("models.btn_nano.tune", {"trials": 2, "space": {"learning_rate": {"low": 0.1, "high": 0.2}}}, set()),
+        ("train.workers", 1, {"train-mine-btn_nano", "train-mine-ddamfn_nano"}),
+        ("train.collective_timeout_seconds", 7, set()),
+    ],
+)
+def test_an_edit_in_params_changes_the_plan_of_the_items_whose_result_it_decides(
+    key: str, value: object, expected: set[str], checkout: Path
+) -> None:
+    before, path = planned(checkout), checkout / "params.yaml"
+    text = path.read_text()
+    try:
+        yaml_text.edit(path, key, value)
+        after = planned(checkout)
+    finally:
+        path.write_text(text)
+    assert {item for item in before if before[item] != after[item]} == expected
 
 
 def test_an_edited_recipe_file_changes_the_plan_of_its_runs_alone(checkout: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders.mlflow_runs import give_store
 from builders.published import LABELS, make_project, publish_training, publish_training_chosen_on_test
 from builders.shards import change_manifest
 
@@ -25,6 +26,7 @@ from fer.stages.evaluate import predict
 from fer.stages.evaluate import run as run_evaluation
 from fer.stages.record import numbers
 from fer.tracking import Run
+from fer.training.phases import LABELS as LABELS_OF_PROTOCOLS
 from fer.weights.store import load_model, save_model
 
 ROWS = 45
@@ -93,14 +95,13 @@ def test_an_epoch_selected_on_test_is_reported_beside_the_validation_selected_on
     publish_training_chosen_on_test(params)
     with caplog.at_level("INFO", logger="fer"):
         summary = read_json(run_evaluation(params, "toy", "nano") / "test.json")
-    assert summary["protocols"]["published"]["epoch"] == 7
+    assert summary["protocols"]["published"]["epoch"] == 15
     assert summary["protocols"]["validation"] == {
-        "epoch": 8, "accuracy": 0.6, "balanced_accuracy": 0.5, "nll": 1.4
+        "epoch": 16, "accuracy": 0.6, "balanced_accuracy": 0.5, "nll": 1.4
     }  # fmt: skip
     assert summary["protocols"]["difference"]["accuracy"] == pytest.approx(0.2)
-    assert (
-        "chosen on the test split: 0.8000 there, 0.6000 at the epoch that validation would have chosen" in caplog.text
-    )
+    assert "0.8000, and 0.6000 after as many epochs as validation chose: +20.00 points" in caplog.text
+    assert {"key": "protocol", "value": "published"} in summary["about"]
     logged = numbers(summary)
     assert logged["accuracy_published_protocol"] == 0.8
     assert logged["accuracy_validation_protocol"] == 0.6
@@ -172,9 +173,32 @@ def test_where_rows_without_duplicates_are_not_known_the_reason_is_reported(
     assert not [name for name in numbers(summary) if "duplicates" in name]
 
 
+def test_an_epoch_selected_on_test_without_validation_has_one_result(tmp_path: Path) -> None:
+    params = make_project(tmp_path)
+    publish_training_chosen_on_test(params, selection="best")
+    summary = read_json(run_evaluation(params, "toy", "nano") / "test.json")
+    assert summary["protocols"]["published"]["epoch"] == 7
+    assert summary["protocols"]["validation"] is summary["protocols"]["difference"] is None
+    assert [name for name in numbers(summary) if "protocol" in name] == [
+        "accuracy_published_protocol", "balanced_accuracy_published_protocol"
+    ]  # fmt: skip
+
+
+def test_a_refit_run_is_labeled(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> None:
+    monkeypatch.setattr("fer.console.log.propagate", True)
+    params = make_project(tmp_path)
+    publish_training(params, recipe=params.recipe("nano").model_dump(mode="json") | {"selection": "refit"})
+    with caplog.at_level("INFO", logger="fer"):
+        summary = read_json(run_evaluation(params, "toy", "nano") / "test.json")
+    assert {"key": "protocol", "value": "refit"} in summary["about"]
+    assert LABELS_OF_PROTOCOLS["refit"] in caplog.text
+    assert "protocols" not in summary
+
+
 def test_an_epoch_selected_on_validation_has_one_result(project: Params) -> None:
     summary = read_json(run_evaluation(project, "toy", "nano") / "test.json")
     assert "protocols" not in summary
+    assert "protocol" not in [line["key"] for line in summary["about"]]
     assert not [name for name in numbers(summary) if "protocol" in name]
 
 
@@ -250,7 +274,7 @@ def test_the_evaluation_is_recorded_in_the_training_run(
     from fer.tracking import TrackingConfig, open_run
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    params = replace(make_project(tmp_path), tracking=TrackingConfig(log_model=False))
+    params = replace(make_project(give_store(tmp_path)), tracking=TrackingConfig(log_model=False))
     with open_run(
         params.tracking, tmp_path, experiment="toy", run_name="nano", key="f" * 64, params={}, tags={}
     ) as training:
@@ -281,7 +305,7 @@ def test_an_evaluation_waits_for_a_store_that_is_down_and_joins_its_run(
             run.log_metrics({"val_accuracy": 0.8}, step=1)
         return run
 
-    params = make_project(tmp_path)
+    params = make_project(give_store(tmp_path))
     training = record(up if trained == "recorded" else down, "f" * 64)
     publish_training(params, mlflow_run_id=training.run_id)
     folder = run_evaluation(replace(params, tracking=down), "toy", "nano")

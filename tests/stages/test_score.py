@@ -91,7 +91,8 @@ def test_registered_weights_are_scored_in_their_own_class_order(project: Params,
     assert about["printed"] == pytest.approx(0.9204)
     assert about["trained_on"] == "RAF-DB"
     assert not about["own_dataset"]
-    assert not list((project.root / ".work").glob("import-*")), "nothing is left of the import"
+    assert about["file"] == ddamfn.name
+    assert not list((project.root / ".work").glob(".evaluate*")), "nothing is left of the import"
 
 
 def test_an_unknown_class_order_is_asked_for_and_a_given_one_decides(project: Params, ddamfn: Path) -> None:
@@ -215,6 +216,7 @@ def test_the_matrix_holds_every_pair_or_the_reason_and_is_not_computed_twice(
     page = render(collect(project))
     assert "Models by datasets" in page
     assert "4 classes" in page
+    assert "SYNTHETIC" in Path("reports/matrix/matrix.md").read_text()
 
 
 def test_pairs_of_too_few_shared_classes_are_skipped_with_the_reason(project: Params) -> None:
@@ -234,10 +236,12 @@ def test_a_damaged_evaluation_costs_no_report(project: Params) -> None:
     evaluate("--matrix")
     path = Path("reports/evaluations/toy/toy-nano/test.json")
     assert "own weights" not in collect(project).evaluations.problems
-    for text in ("[]", "{", '{"about": [], "rows": 1}', "null"):
+    for text in ("[]", "{", '{"about": [], "rows": 1}', "null", '{"about": [1]}'):
         path.write_text(text)
         Path("reports/matrix/matrix.json").write_text(text)
         found = collect(project).evaluations
         assert len(found.problems) == 2
         assert not found.results
         assert "reports/evaluations/toy/toy-nano/test.json" in render(collect(project))
+        with pytest.raises(FileError, match=r"toy-nano/test\.json: .*remove the folder"):
+            evaluate("trained/toy/nano", "--dataset", "toy")

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml_text
+from builders.mlflow_runs import give_store
 from builders.projects import TOY, environment, make_project
 
-from fer.cluster.config import SearchRange, TuneConfig, check_space
-from fer.config import ConfigError, parse
 from fer.io.files import FileError, read_json, sha256
 from fer.stages.tune import refuse_edited
 from fer.training.recipe import load_recipe
@@ -48,18 +47,18 @@ def _pids_of_first_trial(root: Path) -> list[int]:
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Searched:
-    """Three trials, one at a time, of which the third cannot be built; the driver is killed after the first."""
-    root = make_project(tmp_path_factory.mktemp("search"))
+    """Two trials, one at a time, of which the second cannot be built; the driver is killed after the first."""
+    root = give_store(make_project(tmp_path_factory.mktemp("search")))
     params = yaml_text.load((root / "params.yaml").read_text())
     params["tune"] = {
-        "trials": 3,
+        "trials": 2,
         "epochs": 2,
         "grace_epochs": 1,
         "max_concurrent": 1,
         "metric": "val_loss",
         "space": {
             "learning_rate": {"low": 1e-4, "high": 0.1, "log": True},
-            "options.drop_rate": {"choices": [0.2, 5.0]},  # no dropout probability: the model refuses it
+            "options.drop_rate": {"choices": [0.2, 5.0, 6.0, 7.0, 8.0]},  # only the recipe's own is a probability
         },
     }
     (root / "params.yaml").write_text(yaml_text.dump(params))
@@ -88,13 +87,11 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Searched:
 def test_every_trial_reaches_a_final_state(searched: Searched) -> None:
     evidence = read_json(searched.root / "tuned" / "tiny" / "toy.json")
     states = [trial["status"] for trial in evidence["trials"]]
-    assert len(states) == 3
-    assert states[0] in ("finished", "stopped early")
-    assert states[2] == "failed"
-    assert "dropout probability" in evidence["trials"][2]["reason"]
+    assert states == ["finished", "failed"]
+    assert "dropout probability" in evidence["trials"][1]["reason"]
     assert "options.drop_rate" in searched.output
     assert evidence["seed"] == 3
-    assert evidence["budget"]["trials"] == 3
+    assert evidence["budget"]["trials"] == 2
 
 
 @pytest.mark.ray
@@ -115,8 +112,8 @@ def test_trials_are_nested_runs_of_one_parent_that_end_without_repeated_steps(se
     assert len(search_runs) == 1
     assert runs[search_runs[0]][1] == "FINISHED"
     trials = sorted(value for key, value in runs.items() if key in parents)
-    assert [name for name, _ in trials] == ["toy trial 1", "toy trial 2", "toy trial 3"]
-    assert [status for _, status in trials] == ["FINISHED", "FINISHED", "FAILED"]
+    assert [name for name, _ in trials] == ["toy trial 1", "toy trial 2"]
+    assert [status for _, status in trials] == ["FINISHED", "FAILED"]
     assert set(parents.values()) == set(search_runs)
     assert not doubled
 
@@ -158,24 +155,3 @@ def test_an_edited_recipe_is_not_replaced(searched: Searched, tmp_path: Path) ->
 def test_no_weights_and_no_ray_folder_are_left_of_a_finished_search(searched: Searched) -> None:
     left = [path for path in (searched.root / ".work").rglob("*") if path.suffix == ".pt" or path.name == "ray"]
     assert not left
-
-
-def test_more_workers_per_trial_are_rejected_with_params() -> None:
-    with pytest.raises(ConfigError, match=r"tune.workers_per_trial = 2.*set 1"):
-        parse(TuneConfig, {"workers_per_trial": 2}, "params.yaml", "tune")
-
-
-@pytest.mark.parametrize(
-    ("space", "message"),
-    [
-        ({"learning_rat": SearchRange(low=0.1, high=0.2)}, r"tune.space.learning_rat.*did you mean 'learning_rate'"),
-        ({"schedule.warmup": SearchRange(low=0.1, high=0.2)}, r"tune.space.schedule.warmup"),
-        ({"nowhere.at.all": SearchRange(low=0.1, high=0.2)}, r"tune.space.nowhere"),
-        ({"learning_rate": SearchRange(low=0.1, high=20.0)}, r"tune.space.learning_rate.*20"),
-        ({"batch_size": SearchRange(low=16.5, high=32.5)}, r"for whole numbers give choices"),
-        ({"optimizer": SearchRange(choices=["adam", "adamm"])}, r"adamm"),
-    ],
-)
-def test_a_wrong_search_space_is_rejected_with_its_key(space: dict[str, SearchRange], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        check_space(load_recipe(TOY, Path(), "test"), TuneConfig(space=space), "params.yaml")

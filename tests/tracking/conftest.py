@@ -1,7 +1,5 @@
 """A store that all tests of tracking share: creating an MLflow database takes seconds."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Canaries: a new MLflow that breaks one of the functions of `fer.tracking.compat` fails here, by its name."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import sqlite3

@@ -1,7 +1,5 @@
 """Entries that wait for a tracking store: none is lost, sent twice, or recorded in another run."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable
@@ -44,7 +42,6 @@ class Failing:
 
 
 def break_client(run: Run, call: str = "") -> None:
-    assert run._stored is not None
     run._stored.client = Failing(run._stored.client, call)
 
 
@@ -192,7 +189,6 @@ def test_journal_of_a_killed_writer_is_sent_and_that_of_a_living_one_is_not(root
     living = start(root, "living")
     killed = start(root, "killed")
     killed.log_metrics({"val_loss": 2.0}, step=1)
-    assert killed._journal is not None
     killed._journal.close()  # as the kernel does
     with open(killed._journal.path, "a") as handle:
         handle.write('["log_metrics", {"metr')

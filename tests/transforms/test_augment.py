@@ -1,7 +1,5 @@
 """Augmentation is a function of (image, key), and mistakes are reported before the first epoch."""
 
-from __future__ import annotations
-
 import inspect
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The fast forms give the images of albumentations for the same draws, and draw from its distributions."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -69,7 +67,6 @@ def both(specs: list[AugmentSpec], image: np.ndarray) -> Iterator[tuple[np.ndarr
     augment = Augmenter(specs, size)
     assert augment.fast
     pipeline = augment._pipeline
-    assert pipeline is not None
     apply = augment.plan(KEYS)
     numbers = uniforms(KEYS, pipeline._blocks)
     for position in range(len(KEYS)):

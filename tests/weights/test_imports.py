@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fer.labels import DATASET_LABELS
 from fer.models import create_model
 from fer.shards.read import normalize
 from fer.weights import imports, registry
@@ -33,3 +34,15 @@ def test_weights_that_were_trained_on_bgr_give_the_same_logits_for_rgb(
         as_rgb = published(normalize(images_BHWC, published.mean, published.std))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(as_rgb, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_that_is_a_folder_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    monkeypatch.setattr(imports, "load_published", lambda *_: create_model("ddamfn_nano", 7))
+    labels = DATASET_LABELS["rafdb"]
+    info = imports.import_weights(
+        str(folder), tmp_path / "ours.safetensors", model="ddamfn_nano", labels=labels, ask=""
+    )
+    assert info.labels == labels
+    assert info.extra["file"] == "checkpoint"

@@ -130,6 +130,24 @@ def test_a_missing_file_is_refused_by_key_and_value(tmp_path: Path) -> None:
         locate({WHOLE: "absent.pth"}, tmp_path)
 
 
+def test_weights_of_bgr_images_are_imported_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FER_CACHE", str(tmp_path))
+    folder = tmp_path / "weights" / "poster_v1_rafdb"
+    folder.mkdir(parents=True)
+    (folder / "rafdb_best.pth").write_bytes(b"x")
+    with pytest.raises(FileError, match=r"start_from = 'poster_v1_rafdb': .*`fer weights import poster_v1_rafdb"):
+        locate({WHOLE: "poster_v1_rafdb"}, tmp_path)
+
+
+def test_weights_of_other_pixels_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(1)
+    model = create_model("toy")
+    model.mean, model.std = model.mean[::-1], model.std[::-1]
+    save_model(model, tmp_path / "a.safetensors", LABELS, "basic7", name="toy")
+    started(tmp_path / "a.safetensors")
+    assert f"expects pixels normalized by mean {model.mean}" in caplog.text
+
+
 # ------------------------------------------------------------------------------------------------ in a run
 
 
