@@ -44,6 +44,7 @@ class Preset(Config):
     note: str | None = None
     datasets: dict[str, DatasetPreset]
     crop: dict[str, Any] = Field(default_factory=dict, description="section `crop` of params.yaml, as the paper crops")
+    seeds: list[int] = Field([0], min_length=1, description="each row is trained once a seed")
     exhibits: list[Exhibit] = Field(min_length=1)
 
     @model_validator(mode="after")

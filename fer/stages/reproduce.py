@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -111,15 +112,24 @@ class Plan:
 
 
 def make_plan(
-    params: Params, paper: str, *, tables: list[str] | None = None, smoke: bool = False, seeds: Sequence[int] = (0,)
+    params: Params,
+    paper: str,
+    *,
+    tables: list[str] | None = None,
+    smoke: bool = False,
+    seeds: Sequence[int] | None = None,
 ) -> Plan:
     """What the tables and figures of a paper take, and what of it is missing. Nothing is written.
+
+    Args:
+        seeds: None: those of the preset, in the smoke mode its first two.
 
     Raises:
         ConfigError: an unknown paper, table or figure.
     """
     preset = load_preset(paper)
     exhibits = preset.chosen(tables)
+    seeds = tuple(preset.seeds[: 2 if smoke else None] if seeds is None else seeds)
     datasets: dict[str, Any] = {}
     absent: dict[str, str] = {}
     for key in preset.datasets:
@@ -129,10 +139,10 @@ def make_plan(
         else:
             datasets[key] = entry
     names = dict.fromkeys(name for exhibit in exhibits for name in exhibit.studies)
-    jobs = {name: _job(params, preset, name, smoke, tuple(seeds), absent) for name in names}
+    jobs = {name: _job(params, preset, name, smoke, seeds, absent) for name in names}
     used = {column for job in jobs.values() for column in job.columns}
     return Plan(
-        paper=paper, preset=preset, smoke=smoke, seeds=tuple(seeds), exhibits=exhibits, jobs=jobs,
+        paper=paper, preset=preset, smoke=smoke, seeds=seeds, exhibits=exhibits, jobs=jobs,
         datasets={key: entry for key, entry in datasets.items() if key in used},
     )  # fmt: skip
 
@@ -171,8 +181,9 @@ def _job(
         missing |= dict.fromkeys([*weights, *(f"{key}: {absent[key]}" for key in recipes if key in absent)])
         for key, recipe in recipes.items():
             cost = seconds(recipe, _SMOKE_IMAGES if smoke else preset.datasets[key].train)
-            shared = f"{key} {recipe.model_dump_json()}"
-            own_runs = {f"{shared} {number}": cost for number in range(len(seeds) * (study.folds or 1))}
+            shared = f"{key} {recipe.model_dump_json()} {row.start} {row.recipe_of}"
+            each = product(options.seeds_of(row), range(study.folds or 1))
+            own_runs = {f"{shared} {seed} {fold}": cost for seed, fold in each}
             runs |= own_runs
             if not weights and key not in absent:
                 rows[row.row], columns[key] = None, None
@@ -214,7 +225,8 @@ def macs() -> dict[str, float]:
 
 def describe(plan: Plan, root: Path) -> str:
     """The plan for people."""
-    lines = [f"{plan.preset.title}", f"in {_folder(root, plan).relative_to(root)}", ""]
+    seeds = f"seed{'s' * (len(plan.seeds) > 1)} {', '.join(map(str, plan.seeds))}"
+    lines = [f"{plan.preset.title}", f"in {_folder(root, plan).relative_to(root)}, {seeds}", ""]
     width = max(len(exhibit.name) for exhibit in plan.exhibits) + 2
     for exhibit in plan.exhibits:
         head = f"{exhibit.name:<{width}}"

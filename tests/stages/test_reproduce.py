@@ -222,6 +222,12 @@ def test_a_folder_that_was_not_made_here_is_refused_and_left_alone(project: Para
     assert {path.name: path.read_text() for path in folder.iterdir()} == there
 
 
+def test_a_paper_that_compares_sets_of_runs_has_several_seeds_also_in_the_smoke_mode(project: Params) -> None:
+    assert make_plan(project, "lhc_net").seeds == (0, 1, 2)
+    assert make_plan(project, "lhc_net", smoke=True).seeds == (0, 1)
+    assert make_plan(project, "lhc_net", seeds=[7]).seeds == (7,)
+
+
 def test_nothing_runs_where_all_is_missing(project: Params) -> None:
     with pytest.raises(ConfigError, match="--dry-run"):
         reproduce.run(project, make_plan(project, "btn"))
