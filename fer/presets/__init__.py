@@ -18,6 +18,7 @@ class DatasetPreset(Config):
 
     entry: dict[str, Any] = Field(description="under `datasets` of params.yaml; the paths are the user's")
     layout: str = Field(description="of the drawn faces of the smoke mode, `fer synth dataset --layout`")
+    detect: bool = Field(False, description="its faces are found by crop.detector")
     train: int = Field(ge=1, description="training images that the paper states, for the estimate of time")
 
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
@@ -26,6 +27,7 @@ from typing import Any
 from fer import params as parameters
 from fer.config import ConfigError, read_yaml
 from fer.console import log
+from fer.faces.weights import PUBLISHED as DETECTORS
 from fer.io import yaml12
 from fer.io.files import FileError, below, read_object, write_atomic, write_json
 from fer.params import Params
@@ -153,15 +155,27 @@ def _user_entry(params: Params, preset: Preset, key: str) -> tuple[dict[str, Any
     known = sorted(params.datasets.items(), key=lambda item: item[0] != key)
     for _, config in known:
         if config.source == own["source"] and getattr(config, "path", None) is not None:
-            if gone := [path for path in _local_paths(config) if not below(path, params.root).expanduser().exists()]:
+            if gone := [path for path in _local_paths(config) if not (params.root / path).exists()]:
                 return {}, f"{gone[0]} is not there: correct datasets.{key} in {parameters.FILE_NAME}"
-            return {**config.model_dump(mode="json", exclude_unset=True), **own}, ""
+            given = config.model_dump(mode="json", exclude_unset=True)
+            return {**{name: value for name, value in given.items() if name != "crop"}, **own}, _no_detector(
+                preset, key
+            )
     return {}, f"set datasets.{key}.path in {parameters.FILE_NAME} to your copy (docs/datasets.md)"
+
+
+def _no_detector(preset: Preset, key: str) -> str:
+    """What is missing to find the faces of a dataset; "" where nothing is, or they need not be found."""
+    detector = preset.crop.get("detector", "annotated")
+    if preset.datasets[key].detect and detector != "annotated":
+        return next(_missing_files([DETECTORS[detector]], Path()), "")
+    return ""
 
 
 def _local_paths(config: DatasetConfig) -> Iterator[str]:
     for given in given_paths(config).values():
-        yield from (path for path in ([given] if isinstance(given, str) else given) if "://" not in path)
+        paths = [given] if isinstance(given, str) else given
+        yield from (os.path.expanduser(path) for path in paths if "://" not in path)  # noqa: PTH111 - a Path's raises
 
 
 def _job(
@@ -177,7 +191,8 @@ def _job(
     ready: set[str] = set()
     for row in study.rows:
         recipes = {key: row_recipe(study, row, options, params.root, key) for key in options.columns(study, row)}
-        weights = [problem for recipe in recipes.values() for problem in _missing_weights(recipe, params.root)]
+        sources = dict.fromkeys(source for recipe in recipes.values() for source in recipe.sources.values())
+        weights = list(_missing_files(sources, params.root))
         missing |= dict.fromkeys([*weights, *(f"{key}: {absent[key]}" for key in recipes if key in absent)])
         for key, recipe in recipes.items():
             cost = seconds(recipe, _SMOKE_IMAGES if smoke else preset.datasets[key].train)
@@ -193,8 +208,9 @@ def _job(
     )  # fmt: skip
 
 
-def _missing_weights(recipe: Recipe, root: Path) -> Iterator[str]:
-    for source in recipe.sources.values():
+def _missing_files(weights: Iterable[str], root: Path) -> Iterator[str]:
+    """The weights that are not there, each with its remedy; a name of `fer weights list`, or a path below `root`."""
+    for source in weights:
         try:
             if source not in register() and not below(source, root).is_file():
                 raise FileError(f"{source}: not there")
@@ -326,7 +342,8 @@ def _drawn(plan: Plan, folder: Path) -> dict[str, Any]:
         preset = plan.preset.datasets[key]
         out = folder / "drawn" / preset.layout
         facts = out.with_suffix(".json")
-        if not (out.is_dir() and facts.is_file()):
+        if not facts.is_file():
+            shutil.rmtree(out, ignore_errors=True)  # of a stopped run
             log.info("drawing %d faces in the layout of %s", _SMOKE_IMAGES, preset.layout)
             write_json(facts, write(preset.layout, out, images=_SMOKE_IMAGES))
         entry = {**read_object(facts, {"source": str}, "remove it"), **preset.entry}

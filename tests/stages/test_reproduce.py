@@ -139,6 +139,11 @@ def test_rows_without_their_weights_are_left_out(project: Params) -> None:
     assert any("fer weights pull ir50" in problem for problem in plan.jobs["btn_components"].missing)
 
 
+def test_a_detector_without_its_weights_is_named(project: Params) -> None:
+    missing = make_plan(with_paths(project, rafdb="faces"), "ddamfn", tables=["8"]).jobs["ddamfn_results"].missing
+    assert any("retinaface" in problem for problem in missing)
+
+
 @pytest.mark.usefixtures("weights")
 def test_another_entry_of_the_same_source_gives_its_path(project: Params) -> None:
     plan = make_plan(with_paths(project, affectnet8="affectnet"), "btn", tables=["2"])
