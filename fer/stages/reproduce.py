@@ -157,10 +157,7 @@ def _user_entry(params: Params, preset: Preset, key: str) -> tuple[dict[str, Any
         if config.source == own["source"] and getattr(config, "path", None) is not None:
             if gone := [path for path in _local_paths(config) if not (params.root / path).exists()]:
                 return {}, f"{gone[0]} is not there: correct datasets.{key} in {parameters.FILE_NAME}"
-            given = config.model_dump(mode="json", exclude_unset=True)
-            return {**{name: value for name, value in given.items() if name != "crop"}, **own}, _no_detector(
-                preset, key
-            )
+            return {**config.model_dump(mode="json", exclude_unset=True), **own}, _no_detector(preset, key)
     return {}, f"set datasets.{key}.path in {parameters.FILE_NAME} to your copy (docs/datasets.md)"
 
 
