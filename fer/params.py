@@ -219,7 +219,7 @@ def load(path: Path | None = None) -> Params:
 
 
 def _without_crops(data: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The file's content without the key `crop` of its datasets, and what stood there, by its place."""
+    """The file's content without the key `crop` of its datasets, and those keys' values by place."""
     if not isinstance(data.get("datasets"), dict):
         return data, {}
     datasets, own = dict(data["datasets"]), {}

@@ -78,7 +78,7 @@ def train(
                     _Stage(job, stage, state, learner, data, distributed).train(on_epoch, on_step)
             if state.stage + 1 == len(stages):
                 return state
-            state.begin_next_stage(anew=stages[state.stage + 1].is_first)
+            state.begin_next_stage(from_first_weights=stages[state.stage + 1].is_first)
 
 
 @dataclass(frozen=True)

@@ -114,11 +114,11 @@ class TrainState:
         stale = patience is not None and self.best_epoch > 0 and self.epoch - self.best_epoch >= patience
         return stale or self.epoch - self.first_epoch >= epochs
 
-    def begin_next_stage(self, *, anew: bool = False) -> None:
-        """Begins the next stage with the best weights of the one that is over, or `anew` with the first ones."""
+    def begin_next_stage(self, *, from_first_weights: bool = False) -> None:
+        """Begins the next stage with the best weights of the one that is over, or with the first ones."""
         self.chosen.append(self.best_epoch - self.first_epoch)
         self.stage, self.first_epoch = self.stage + 1, self.epoch
-        self.model, self.optimizer, self.ema = {} if anew else self.best_model, {}, None
+        self.model, self.optimizer, self.ema = {} if from_first_weights else self.best_model, {}, None
         self.best_epoch, self.best_metric, self.best_model = 0, None, {}
 
     def train_metrics(self) -> Record:
