@@ -278,7 +278,10 @@ def _heading(study: Study, options: StudyOptions) -> list[str]:
 
 
 def _notes(study: Study, options: StudyOptions) -> list[str]:
-    return [note for note in (_SMOKE if options.smoke else None, options.departure(study), study.note) if note]
+    left_out = [name for name in study.datasets if options.dataset and name not in options.dataset]
+    columns = f"Datasets of the table that were not trained on: {', '.join(left_out)}." if left_out else None
+    notes = (_SMOKE if options.smoke else None, options.departure(study), columns, study.note)
+    return [note for note in notes if note]
 
 
 def _shown(line: Mapping[str, Any]) -> str:

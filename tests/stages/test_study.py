@@ -192,7 +192,7 @@ def test_the_weight_of_the_attention_loss_is_named_wherever_its_printed_gain_is(
 @pytest.mark.parametrize("name", [name for name in list_studies() if not name.startswith("lhc")])
 def test_every_study_runs_in_the_smoke_mode_and_no_two_rows_give_the_same_logits(tmp_path: Path, name: str) -> None:
     root = tmp_path / "project"
-    make_shards(root / "data" / "shards" / "synthetic", train=320, test=32, size=32)
+    make_shards(root / "data" / "shards" / "synthetic", train=320, validation=80, test=32, size=32)
     write_params(
         root,
         "synthetic",
@@ -200,10 +200,11 @@ def test_every_study_runs_in_the_smoke_mode_and_no_two_rows_give_the_same_logits
         train={"workers": 0, "threads": 1},
         tracking={"enabled": False},
     )
-    folder = run(load(root / "params.yaml"), name, StudyOptions(smoke=True, workers=0))
-    content = read_json(folder / "results.json")
+    study = load_study(name, root)
+    options = StudyOptions(smoke=True, workers=0, folds=2 if study.folds else None)  # as many as the shards have
+    content = read_json(run(load(root / "params.yaml"), name, options) / "results.json")
     assert content["wrong"] == []
-    assert {cell["row"] for cell in content["cells"]} == {row.row for row in load_study(name, root).rows}
+    assert {cell["row"] for cell in content["cells"]} == {row.row for row in study.rows}
 
 
 @pytest.mark.ray
@@ -604,6 +605,16 @@ def test_detraining_gives_back_the_bits_that_a_block_had_before_its_training(par
     assert len(blocks) == 5 * 7
     for name in blocks:
         assert torch.equal(first[name], seen[-1][name]), name
+
+
+def test_columns_without_shards_are_left_out_and_named_unless_they_were_asked_for(params: Params) -> None:
+    several = replace(params, datasets={**params.datasets, "noisy": params.datasets["tiny"]})
+    (params.root / "whole.yaml").write_text(CLASSES)
+    folder = run(several, "whole.yaml", StudyOptions(workers=0, rows=("BTN",)))
+    assert {row["dataset"] for row in read_json(folder / "results.json")["rows"]} == {"tiny"}
+    assert "not trained on: noisy." in (folder / "table.md").read_text()
+    with pytest.raises(ValueError, match="noisy"):
+        run(several, "whole.yaml", StudyOptions(workers=0, rows=("BTN",), dataset=("noisy",)))
 
 
 CLASSES = """
