@@ -21,6 +21,7 @@ from fer.io.files import read_json
 from fer.models import create_model
 from fer.models.ddamfn import attention_loss
 from fer.params import Params, load
+from fer.shards.manifest import load_manifest
 from fer.stages import study as study_stage
 from fer.stages.study import _assignments, make_plan, run
 from fer.studies import Study, StudyOptions, lhc_analysis, list_studies, load_study, row_recipe
@@ -638,6 +639,9 @@ def test_a_table_of_two_datasets_has_its_columns_its_classes_and_its_figures(
     shutil.rmtree(params.root / "data" / "shards" / "tiny")
     make_shards(params.root / "data" / "shards" / "tiny", test=60)
     make_shards(params.root / "data" / "shards" / "noisy", seed=1)  # 8 test images: some classes have none
+    for name in ("tiny", "noisy"):  # synthetic ones have no name in print
+        folder = params.root / "data" / "shards" / name
+        replace(load_manifest(folder), synthetic=False).save(folder)
     several = replace(params, datasets={**params.datasets, "noisy": params.datasets["tiny"]})
     names = iter(["RAF-DB", None, "RAF-DB", *["RAF-DB"] * 2])
     monkeypatch.setattr(study_stage, "dataset_name", lambda source, classes: next(names))
