@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders.mlflow_runs import give_store
+from builders.mlflow_runs import client, give_store
 from builders.projects import make_project, write_params
 from builders.shards import make_shards
 
@@ -368,10 +368,8 @@ def test_a_run_that_stands_in_two_tables_is_trained_once(params: Params) -> None
 
 def _runs(params: Params) -> dict[str, dict[str, Any]]:
     """The runs of the study's experiment by name, none of which is there twice."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=f"sqlite:///{params.root / 'mlflow.db'}")
-    found = client.search_runs([client.get_experiment_by_name("study own").experiment_id])
+    store = client(params.root)
+    found = store.search_runs([store.get_experiment_by_name("study own").experiment_id])
     runs = {
         run.info.run_name: {
             "id": run.info.run_id,
