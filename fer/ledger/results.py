@@ -151,7 +151,7 @@ def _studies(params: Params) -> Iterator[Run]:
                 of_row = {(line["row"], line.get("dataset")): line for line in lines}
                 for row, value in content.get("head_correlation", {}).items():
                     whole = next(line for line in lines if line["row"] == row)
-                    about = {"metric": "head_correlation", "table": table, "row": row}
+                    about = {"metric": "head_correlation", "setting": "", "table": table, "row": row}
                     dataset = whole.get("known_as") or str(whole.get("dataset"))
                     yield Run(**shared, **about, dataset=dataset, value=100 * value, seeds=whole["test"]["count"])
                 for line in (*lines, *content.get("classes", ())):

@@ -259,6 +259,19 @@ def test_results_of_studies_are_found_by_work_table_and_row(tmp_path: Path) -> N
     assert apply(number, Rule(check="result", model="lhc_net"), [run, best, views]).ours == "74.00"
 
 
+def test_the_correlation_of_heads_fills_its_line(tmp_path: Path) -> None:
+    spread = {"count": 2, "mean": 0.7, "std": None, "low": None, "high": None}
+    line = {"row": "LHC-Net", "dataset": "fer2013", "known_as": "FER2013", "test": spread, "parameters": 32_000_000}
+    study = {"kind": "lhc_blocks", "rows": [{"row": "LHC-Net"}]}
+    content = {"study": study, "options": {"smoke": False}, "rows": [line], "head_correlation": {"LHC-Net": 0.41}}
+    place = tmp_path / "reports" / "studies" / "blocks"
+    place.mkdir(parents=True)
+    (place / "results.json").write_text(json.dumps(content))
+    number = one(work="lhc_net", table="text 2.2", row="LHC-Net", metric="head_correlation").number
+    outcome = apply(number, Rule(check="result", model="lhc_net", ablation=True), measured(project(tmp_path)))
+    assert (number.value, outcome.ours, outcome.seeds) == (63, "41.00", 2)
+
+
 def test_evaluated_models_are_found_by_dataset_and_model(tmp_path: Path) -> None:
     test = {
         "about": [],
