@@ -189,7 +189,9 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions, *,
     for row, dataset in places:
         config = params.dataset(dataset)
         shards = ShardSet.open((params.root / "data" / "shards" / dataset).resolve())
-        known_as = None if options.smoke else dataset_name(config.source, len(shards.labels))
+        known_as = (
+            None if options.smoke or shards.manifest.synthetic else dataset_name(config.source, len(shards.labels))
+        )
         recipe = row_recipe(study, row, options, params.root, dataset)
         changes = row.set | (row.smoke if options.smoke else {}) | options.set
         pretrained = locate(recipe.sources, params.root, params.parent)

@@ -160,7 +160,9 @@ def test_exit_code_log_and_error_of_the_stage_are_returned(project: Path, head: 
 def test_outputs_land_in_the_project_folder_where_dvc_looks_and_workers_import_the_code(
     project: Path, head: Head
 ) -> None:
-    code, output = _submit(project, head, "cluster", tracking_uri="http://mlflow.example:5000")
+    code, output = _submit(
+        project, head, "cluster", tracking_uri="http://mlflow.example:5000", target="train@tiny-cluster"
+    )
     assert code == 0, output
     assert (project / "trained" / "cluster").read_text() == "done"
     assert "worker imports pipelines" in output

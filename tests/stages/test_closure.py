@@ -267,7 +267,7 @@ EVERY_MODEL = BTN | {"train-mine-ddamfn_nano", "evaluate-mine-ddamfn_nano"}
         ("fer/shards/duplicates.py", {"shard-synthetic", "shard-mine"}),
         ("fer/evaluation/tta.py", {"evaluate-mine-btn_nano", "evaluate-mine-ddamfn_nano", "report"}),
         ("fer/report/charts.py", {"report"}),
-        ("fer/published/figures.csv", {"report"}),
+        ("fer/published/numbers.csv", {"report"}),
         ("fer/tracking/run.py", set()),
         ("pipelines/shard.py", {"shard-synthetic", "shard-mine"}),
     ],

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders.mlflow_runs import give_store
+from builders.mlflow_runs import client, give_store, runs, start
 from builders.published import LABELS, make_project, publish_training, publish_training_chosen_on_test
 from builders.shards import change_manifest
 
@@ -25,7 +25,7 @@ from fer.shards.table import read_table
 from fer.stages.evaluate import predict
 from fer.stages.evaluate import run as run_evaluation
 from fer.stages.record import numbers
-from fer.tracking import Run
+from fer.tracking import Run, TrackingConfig
 from fer.training.phases import LABELS as LABELS_OF_PROTOCOLS
 from fer.weights.store import load_model, save_model
 
@@ -269,39 +269,28 @@ def assert_recorded(client: Any, run: Any) -> None:
 def test_the_evaluation_is_recorded_in_the_training_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool
 ) -> None:
-    from mlflow import MlflowClient
-
-    from fer.tracking import TrackingConfig, open_run
-
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     params = replace(make_project(give_store(tmp_path)), tracking=TrackingConfig(log_model=False))
-    with open_run(
-        params.tracking, tmp_path, experiment="toy", run_name="nano", key="f" * 64, params={}, tags={}
-    ) as training:
+    with start(tmp_path, "f" * 64, params.tracking) as training:
         training.log_metrics({"val_accuracy": 0.8}, step=1)
     publish_training(params, mlflow_run_id=training.run_id, old=old, fingerprint="another")
     folder = run_evaluation(params, "toy", "nano")
-    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
-    run = client.get_run(training.run_id)
+    (run,) = runs(tmp_path)
+    assert run.info.run_id == training.run_id
     assert run.data.metrics["test_accuracy"] == read_json(folder / "test.json")["accuracy"]
-    assert_recorded(client, run)
-    assert len(client.search_runs([run.info.experiment_id])) == 1
+    assert_recorded(client(tmp_path), run)
 
 
 @pytest.mark.parametrize("trained", ["recorded", "waiting"])
 def test_an_evaluation_waits_for_a_store_that_is_down_and_joins_its_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trained: str
 ) -> None:
-    from mlflow import MlflowClient
-
-    from fer.tracking import TrackingConfig, open_run
-
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr("fer.console.log.propagate", True)
     up, down = TrackingConfig(log_model=False), TrackingConfig(uri="http://127.0.0.1:9")
 
     def record(config: TrackingConfig, key: str) -> Run:
-        with open_run(config, tmp_path, experiment="toy", run_name="nano", key=key, params={}, tags={}) as run:
+        with start(tmp_path, key, config) as run:
             run.log_metrics({"val_accuracy": 0.8}, step=1)
         return run
 
@@ -312,16 +301,14 @@ def test_an_evaluation_waits_for_a_store_that_is_down_and_joins_its_run(
     assert "the model cannot wait for MLflow" in caplog.text
 
     record(up, "another")  # the store answers again: what waits is sent
-    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("toy").experiment_id
-    (run,) = (run for run in client.search_runs([experiment]) if run.data.tags["fer.fingerprint"] == "f" * 64)
+    (run,) = runs(tmp_path, "f" * 64)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["val_accuracy"] == 0.8
     summary = read_json(folder / "test.json")
     for name in ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll"):
         assert run.data.metrics[f"test_{name}"] == pytest.approx(summary[name])
-    assert_recorded(client, run)
-    kept = client.download_artifacts(run.info.run_id, "evaluation/test.json", str(tmp_path))
+    assert_recorded(client(tmp_path), run)
+    kept = client(tmp_path).download_artifacts(run.info.run_id, "evaluation/test.json", str(tmp_path))
     assert read_json(Path(kept)) == summary
 
 

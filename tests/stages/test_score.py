@@ -12,7 +12,7 @@ import torch
 import yaml_text
 from builders.conformance import load as load_fixture
 from builders.conformance import published_state
-from builders.mlflow_runs import runs
+from builders.mlflow_runs import give_store, runs
 from builders.published import make_project, publish_training
 from builders.shards import LABELS, change_manifest, write_people
 
@@ -179,7 +179,7 @@ def test_wrong_arguments_are_rejected_before_anything_is_written(
 
 def test_the_evaluation_is_recorded_once_as_that_of_published_weights(project: Params) -> None:
     yaml_text.edit(Path("params.yaml"), "tracking", {"log_model": False})
-    write_weights(project.root / "theirs.safetensors", "basic7", file="theirs.pth")
+    write_weights(give_store(project.root) / "theirs.safetensors", "basic7", file="theirs.pth")
     evaluate("theirs.safetensors", "--dataset", "toy")
     (run,) = runs(project.root)
     assert run.data.tags["fer.kind"] == "published weights"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders.mlflow_runs import give_store
+from builders.mlflow_runs import client, give_store
 from builders.projects import make_project, write_params
 from builders.shards import make_shards
 
@@ -21,6 +21,7 @@ from fer.io.files import read_json
 from fer.models import create_model
 from fer.models.ddamfn import attention_loss
 from fer.params import Params, load
+from fer.shards.manifest import load_manifest
 from fer.stages import study as study_stage
 from fer.stages.study import _assignments, make_plan, run
 from fer.studies import Study, StudyOptions, lhc_analysis, list_studies, load_study, row_recipe
@@ -367,10 +368,8 @@ def test_a_run_that_stands_in_two_tables_is_trained_once(params: Params) -> None
 
 def _runs(params: Params) -> dict[str, dict[str, Any]]:
     """The runs of the study's experiment by name, none of which is there twice."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=f"sqlite:///{params.root / 'mlflow.db'}")
-    found = client.search_runs([client.get_experiment_by_name("study own").experiment_id])
+    store = client(params.root)
+    found = store.search_runs([store.get_experiment_by_name("study own").experiment_id])
     runs = {
         run.info.run_name: {
             "id": run.info.run_id,
@@ -533,7 +532,7 @@ def test_sets_start_from_the_best_host_and_the_best_setting_is_trained_on_under_
     lines = {line["row"]: line for line in content["sets"]}
     assert {name: line["runs"] for name, line in lines.items()} == {"ResNet34v2": 2, "LHC-Net": 3, "LHC-NetC": 2}
     assert content["host"] == host["key"]
-    for words in ("Results 2", f"Set C has the setting of {setting['row']}"):
+    for words in ("Results 2", f"The best setting: {setting['row']}"):
         assert words in table
     assert (folder / "sets.svg").is_file()
 
@@ -638,6 +637,9 @@ def test_a_table_of_two_datasets_has_its_columns_its_classes_and_its_figures(
     shutil.rmtree(params.root / "data" / "shards" / "tiny")
     make_shards(params.root / "data" / "shards" / "tiny", test=60)
     make_shards(params.root / "data" / "shards" / "noisy", seed=1)  # 8 test images: some classes have none
+    for name in ("tiny", "noisy"):  # synthetic ones have no name in print
+        folder = params.root / "data" / "shards" / name
+        replace(load_manifest(folder), synthetic=False).save(folder)
     several = replace(params, datasets={**params.datasets, "noisy": params.datasets["tiny"]})
     names = iter(["RAF-DB", None, "RAF-DB", *["RAF-DB"] * 2])
     monkeypatch.setattr(study_stage, "dataset_name", lambda source, classes: next(names))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from builders.mlflow_runs import give_store
+from builders.mlflow_runs import give_store, runs
 from builders.projects import NANO, TOY, finish, make_project, start_training
 from builders.runs import run_child, run_stage
 from builders.shards import LABELS
@@ -174,16 +174,14 @@ def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(params:
 def test_a_run_is_ranked_by_its_selected_epoch_and_not_by_its_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlflow import MlflowClient
-
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     root = give_store(make_project(tmp_path, epochs=3, recipe={**TOY, "learning_rate": 0.1}))
     assert run_child(run_stage, str(root), str(tmp_path / "output.txt")) == 0, (tmp_path / "output.txt").read_text()
     published = root / "trained" / "tiny" / "toy"
     best = json.loads((published / "val.json").read_text())
     assert best["best_epoch"] < 3
-    run_id = json.loads((published / "run.json").read_text())["mlflow_run_id"]
-    metrics = MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}").get_run(run_id).data.metrics
+    (run,) = runs(root)
+    metrics = run.data.metrics
     for name in ("val_accuracy", "val_balanced_accuracy", "val_loss"):
         assert metrics[f"best_{name}"] == best[name]
     assert metrics["best_epoch"] == best["best_epoch"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders.mlflow_runs import give_store, runs
 from builders.projects import TOY, make_project
 from builders.runs import (
     assert_same_bits,
@@ -130,10 +131,8 @@ def test_a_trial_of_a_search_is_validated_whatever_the_recipes_protocol(job: Tra
 
 
 def test_a_refit_run_says_so_in_all_that_it_leaves(tmp_path: Path) -> None:
-    from mlflow import MlflowClient
-
     keys = {**TOY, "selection": "refit", "selection_metric": "loss"}
-    root = make_project(tmp_path, epochs=2, recipe=keys)
+    root = give_store(make_project(tmp_path, epochs=2, recipe=keys))
     output = tmp_path / "output.txt"
     assert run_child(run_stage, str(root), str(output)) == 0, output.read_text()
     folder = root / "trained" / "tiny" / "toy"
@@ -145,8 +144,7 @@ def test_a_refit_run_says_so_in_all_that_it_leaves(tmp_path: Path) -> None:
     assert [row["val_loss"] == "nan" for row in rows] == [False] * 2 + [True] * chosen
     assert val["val_loss"] == float(rows[chosen - 1]["val_loss"])
     assert "number of epochs chosen on validation, then trained on all rows" in output.read_text()
-    run_id = json.loads((folder / "run.json").read_text())["mlflow_run_id"]
-    run = MlflowClient(tracking_uri=f"sqlite:///{root / 'mlflow.db'}").get_run(run_id).data
-    assert run.tags["protocol"] == "refit"
-    assert run.params["recipe.selection"] == "refit"
-    assert run.metrics["best_val_loss"] == val["val_loss"]
+    (run,) = runs(root)
+    assert run.data.tags["protocol"] == "refit"
+    assert run.data.params["recipe.selection"] == "refit"
+    assert run.data.metrics["best_val_loss"] == val["val_loss"]
