@@ -79,7 +79,8 @@ def _table(study: Study, options: StudyOptions, plan: Plan, results: Results) ->
             points = sorted((levels[line["row"]] or 0.0, line["test"], line["published"]) for line in lines)
             title = _titled(f"{study.title} ({_shown(lines[0])})", options)
             drawn[f"curve-{dataset}"] = study_figures.curve(points, study.axis, title)
-    drawn |= _of_runs(study, options, plan, results)
+    if study.draw:
+        drawn |= _of_runs(study, options, plan, results)
     return Report(markdown(study, options, table), {"rows": plain}, drawn)
 
 
