@@ -78,7 +78,7 @@ def read_yaml(path: Any) -> dict[str, Any]:
 def keys_of(section: str, value: Any, where: str, place: str) -> dict[str, Any]:
     """`value`, found at `place` of a file, where some keys of a section belong; ConfigError where it is no mapping."""
     if not isinstance(value, dict):
-        raise ConfigError(f"{where}: {place} = {brief(repr(value))}: expected keys of the section {section!r}")
+        raise ConfigError(f"{where}: {brief(place)} = {brief(repr(value))}: expected keys of the section {section!r}")
     return value
 
 

@@ -263,15 +263,14 @@ def _parent(root: Path) -> Path | None:
 
 
 def _check_together(params: Params, where: str) -> None:
-    """ConfigError where sections are valid on their own, but a stage that `run` selects would refuse them together."""
+    """ConfigError where parts are valid on their own, but not together, or a stage that `run` selects refuses them."""
     for dataset in params.datasets:
         params.crop_of(dataset)
     for key in params.recipes:
         params.train_of(key)
-        if "space" in params.own.get(place := f"models.{key}.tune", {}):
-            check_space(params.recipe(key), params.tune_of(key), where, place)
-        else:
-            params.tune_of(key)
+        config, place = params.tune_of(key), f"models.{key}.tune"
+        if "space" in params.own.get(place, {}):
+            check_space(params.recipe(key), config, where, place)
     for key in params.run_models:
         workers = max(params.train_of(key).workers, 1)
         for recipe in params.recipe(key).in_stages:

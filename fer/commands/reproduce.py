@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paper", nargs="?", help="none lists them")
     parser.add_argument("--tables", nargs="+", metavar="NAME", help='only these: 5, "Figure 6", "Results 1"')
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0], metavar="N", help="each row is trained once a seed"
+        "--seeds", type=int, nargs="+", metavar="N", help="each row is trained once a seed (the preset's)"
     )
     parser.add_argument("--smoke", action="store_true", help="small models on drawn faces, minutes; needs no data")
     parser.add_argument("--dry-run", action="store_true", help="the plan alone: runs, missing data and weights, hours")

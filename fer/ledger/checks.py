@@ -14,9 +14,10 @@ from fer.ledger.counts import count
 from fer.ledger.printed import close, decimals, described
 from fer.ledger.results import Run
 from fer.ledger.rules import Outcome, Rule
+from fer.presets import load_preset
 from fer.published import Number
 
-_SCALES = {"%": 0.01, "K": 1e3, "M": 1e6, "G": 1e9}
+_SCALES = {"K": 1e3, "M": 1e6}
 
 PATHS = {
     "learning_rate": "learning_rate",
@@ -160,10 +161,9 @@ def create(model: str) -> Any:
 
 
 def _count(number: Number, rule: Rule) -> Outcome:
-    ours, where = count(number)
-    printed = number.value * _SCALES.get(number.unit, 1)
-    same = close(number, ours / _SCALES.get(number.unit, 1)) if number.unit in _SCALES else ours == printed
-    return _compared(same, ours, where, "our registry counts otherwise")
+    counted, where = count(number)
+    ours = counted / _SCALES.get(number.unit, 1)
+    return _compared(close(number, ours), ours, where, "our registry counts otherwise")
 
 
 # ------------------------------------------------------------------------------------------------ costs
@@ -291,6 +291,11 @@ def _loss_margin(number: Number) -> tuple[float, str]:
     return 100 * LOSS_MARGIN, "fer.studies.lhc_analysis: a run above it is left out"
 
 
+def _crop(number: Number) -> tuple[float, str]:
+    """The side of the crops of the paper's preset."""
+    return float(load_preset(number.work).crop["size"]), f"preset {number.work}: crop.size"
+
+
 def _depths(number: Number) -> tuple[float, str]:
     """The rows of the study of Figure 6."""
     from fer.studies import load_study
@@ -300,6 +305,7 @@ def _depths(number: Number) -> tuple[float, str]:
 
 
 _FUNCTIONS: Mapping[str, Callable[[Number], tuple[float, str]]] = {
+    "crop": _crop,
     "modules": _modules,
     "heads": _heads,
     "threshold": _threshold,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
+from typing import Any
 
 from fer.labels import DATASET_LABELS, named
+from fer.presets import load_preset
 from fer.published import Number
 from fer.sources import affectnet, caers, fer2013, rafdb
 from fer.sources.fer2013_rows import SIDE
@@ -12,13 +15,11 @@ from fer.sources.fer2013_rows import SIDE
 Table = Mapping[str, Mapping[str, int]]
 """Split -> class -> images."""
 
-AIHUB = (9000, 1000)
-"""`per_class` with which `source: aihub` takes the slides' training and test images."""
-
 _SPLITS = {"train_size": "train", "val_size": "validation", "test_size": "test"}
 _SETTINGS = {"train": "train", "Train": "train", "validation": "test", "Validation": "test"}
 
 
+@cache
 def table(dataset: str) -> Table:
     """The counts of a dataset by split and class; of CAER-S, which prints none by class, under one name."""
     if dataset == "RAF-DB":
@@ -32,9 +33,14 @@ def table(dataset: str) -> Table:
     if dataset == "AI-Hub":
         return {
             split: dict.fromkeys(DATASET_LABELS["aihub82"], size)
-            for split, size in zip(("train", "test"), AIHUB, strict=True)
+            for split, size in zip(("train", "test"), _slides()["per_class"], strict=True)
         }
     return {split: {"all": size} for split, size in caers.PUBLISHED.items()}
+
+
+def _slides() -> Mapping[str, Any]:
+    """How the slides' part of AI-Hub is taken."""
+    return load_preset("dynamic_attention").datasets["aihub"].entry
 
 
 def classes(dataset: str) -> int:

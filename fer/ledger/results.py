@@ -77,7 +77,7 @@ class Run:
             return 0
         here = self.dataset == number.dataset
         if (self.work, self.table, self.row) == (number.work, number.table, number.row):
-            return 1 if self.smoke else 6 if here else 2
+            return 1 + here if self.smoke else 6 if here else 2
         if ablation or not here or self.smoke:
             return 0
         if self.work:
@@ -149,21 +149,48 @@ def _studies(params: Params) -> Iterator[Run]:
                 yield from _of_sets(content.get("sets", ()), shared, parameters=0 if recipe else None)
                 cites = {row["row"]: row.get("cite") or {} for row in study["rows"]}
                 of_row = {(line["row"], line.get("dataset")): line for line in lines}
+                for row, value in content.get("head_correlation", {}).items():
+                    whole = next(line for line in lines if line["row"] == row)
+                    about = {"metric": "head_correlation", "setting": "", "table": table, "row": row}
+                    dataset = whole.get("known_as") or str(whole.get("dataset"))
+                    yield Run(**shared, **about, dataset=dataset, value=100 * value, seeds=whole["test"]["count"])
                 for line in (*lines, *content.get("classes", ())):
                     cite, test, label = cites[line["row"]], line["test"], line.get("label")
-                    whole = of_row[line["row"], line.get("dataset")]
+                    whole, row = of_row[line["row"], line.get("dataset")], cite.get("row") or line["row"]
                     yield Run(
                         **shared,
                         table=table,
-                        row=cite.get("row") or line["row"],
-                        setting=label or cite.get("setting") or study.get("setting") or "",
-                        dataset=whole.get("known_as") or str(line.get("dataset")),
+                        row=row,
+                        setting=label or cite.get("setting") or study.get("setting") or _only_setting(work, table, row),
+                        dataset=whole.get("known_as")
+                        or _known(str(line.get("dataset")), params)
+                        or str(line["dataset"]),
                         metric=_METRICS.get(label, "class_accuracy"),
                         value=100 * test["mean"],
                         ends=(_percent(test["low"]), _percent(test["high"])),
                         seeds=test["count"],
                         parameters=whole.get("parameters"),
                     )
+
+                for cell in (one for one in content["cells"] if one.get("fold") is not None):
+                    yield Run(
+                        **{**shared, "about": (*shared["about"], "accuracy on the fold that is held out")},
+                        table=table,
+                        row=cites[cell["row"]].get("row") or cell["row"],
+                        setting=f"Fold {cell['fold'] + 1}",
+                        dataset=cell.get("known_as")
+                        or _known(str(cell.get("dataset")), params)
+                        or str(cell["dataset"]),
+                        metric="accuracy",
+                        value=100 * cell["val_accuracy"],
+                        parameters=cell["parameters"],
+                    )
+
+
+def _only_setting(work: str, table: str, row: str) -> str:
+    """The setting of a row's printed accuracies, where all have the same."""
+    settings = {number.setting for number in published.numbers(work=work, table=table, row=row, metric="accuracy")}
+    return settings.pop() if len(settings) == 1 else ""
 
 
 def _of_sets(sets: Iterable[Mapping[str, Any]], shared: dict[str, Any], parameters: int | None) -> Iterator[Run]:
@@ -181,7 +208,7 @@ def _of_sets(sets: Iterable[Mapping[str, Any]], shared: dict[str, Any], paramete
                         table=table,
                         row=line["row"],
                         setting=setting,
-                        dataset="FER2013",
+                        dataset=line.get("known_as") or line.get("dataset", "FER2013"),
                         metric="accuracy",
                         value=100 * value,
                         seeds=line["runs"],
@@ -239,8 +266,12 @@ def _percent(fraction: float | None) -> float | None:
     return None if fraction is None else 100 * fraction
 
 
-def _known(key: str, params: Params, classes: int) -> str | None:
-    return published.dataset_name(params.datasets[key].source, classes) if key in params.datasets else None
+def _known(key: str, params: Params, classes: int | None = None) -> str | None:
+    """The name in print of a dataset of params.yaml; of AffectNet by the number of classes, else by its entry."""
+    if key not in params.datasets:
+        return None
+    config = params.datasets[key]
+    return published.dataset_name(config.source, classes or int(getattr(config, "classes", 7)))
 
 
 def _plain(setting: str) -> str:

@@ -18,6 +18,7 @@ class DatasetPreset(Config):
 
     entry: dict[str, Any] = Field(description="under `datasets` of params.yaml; the paths are the user's")
     layout: str = Field(description="of the drawn faces of the smoke mode, `fer synth dataset --layout`")
+    detect: bool = Field(False, description="its faces are found by crop.detector")
     train: int = Field(ge=1, description="training images that the paper states, for the estimate of time")
 
 
@@ -44,6 +45,7 @@ class Preset(Config):
     note: str | None = None
     datasets: dict[str, DatasetPreset]
     crop: dict[str, Any] = Field(default_factory=dict, description="section `crop` of params.yaml, as the paper crops")
+    seeds: list[int] = Field([0], min_length=1, description="each row is trained once a seed")
     exhibits: list[Exhibit] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -206,9 +206,9 @@ def _training_facts(trained: Path, weights: Path, shards: ShardSet, target: str)
 
 def _protocols(trained: Path, facts: dict[str, Any], rows: int, confidence: float) -> tuple[str, dict[str, Any] | None]:
     """How the result came about, and both protocols' test metrics where the run chose its epoch on the test split."""
-    recipe = parse(Recipe, facts["recipe"], str(trained / "train.json"), "recipe")
-    if (name := protocol_name(recipe)) != "published":
+    if (name := protocol_name(facts["recipe"])) != "published":
         return name, None
+    recipe = parse(Recipe, facts["recipe"], str(trained / "train.json"), "recipe")
     columns = training_history(trained)
     history = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     try:

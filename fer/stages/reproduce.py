@@ -13,18 +13,21 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from fer import params as parameters
 from fer.config import ConfigError, read_yaml
 from fer.console import log
+from fer.faces.weights import PUBLISHED as DETECTORS
 from fer.io import yaml12
 from fer.io.files import FileError, below, read_object, write_atomic, write_json
 from fer.params import Params
@@ -111,15 +114,24 @@ class Plan:
 
 
 def make_plan(
-    params: Params, paper: str, *, tables: list[str] | None = None, smoke: bool = False, seeds: Sequence[int] = (0,)
+    params: Params,
+    paper: str,
+    *,
+    tables: list[str] | None = None,
+    smoke: bool = False,
+    seeds: Sequence[int] | None = None,
 ) -> Plan:
     """What the tables and figures of a paper take, and what of it is missing. Nothing is written.
+
+    Args:
+        seeds: None: those of the preset, in the smoke mode its first two.
 
     Raises:
         ConfigError: an unknown paper, table or figure.
     """
     preset = load_preset(paper)
     exhibits = preset.chosen(tables)
+    seeds = tuple(preset.seeds[: 2 if smoke else None] if seeds is None else seeds)
     datasets: dict[str, Any] = {}
     absent: dict[str, str] = {}
     for key in preset.datasets:
@@ -129,10 +141,10 @@ def make_plan(
         else:
             datasets[key] = entry
     names = dict.fromkeys(name for exhibit in exhibits for name in exhibit.studies)
-    jobs = {name: _job(params, preset, name, smoke, tuple(seeds), absent) for name in names}
+    jobs = {name: _job(params, preset, name, smoke, seeds, absent) for name in names}
     used = {column for job in jobs.values() for column in job.columns}
     return Plan(
-        paper=paper, preset=preset, smoke=smoke, seeds=tuple(seeds), exhibits=exhibits, jobs=jobs,
+        paper=paper, preset=preset, smoke=smoke, seeds=seeds, exhibits=exhibits, jobs=jobs,
         datasets={key: entry for key, entry in datasets.items() if key in used},
     )  # fmt: skip
 
@@ -143,15 +155,24 @@ def _user_entry(params: Params, preset: Preset, key: str) -> tuple[dict[str, Any
     known = sorted(params.datasets.items(), key=lambda item: item[0] != key)
     for _, config in known:
         if config.source == own["source"] and getattr(config, "path", None) is not None:
-            if gone := [path for path in _local_paths(config) if not below(path, params.root).expanduser().exists()]:
+            if gone := [path for path in _local_paths(config) if not (params.root / path).exists()]:
                 return {}, f"{gone[0]} is not there: correct datasets.{key} in {parameters.FILE_NAME}"
-            return {**config.model_dump(mode="json", exclude_unset=True), **own}, ""
+            return {**config.model_dump(mode="json", exclude_unset=True), **own}, _no_detector(preset, key)
     return {}, f"set datasets.{key}.path in {parameters.FILE_NAME} to your copy (docs/datasets.md)"
+
+
+def _no_detector(preset: Preset, key: str) -> str:
+    """What is missing to find the faces of a dataset; "" where nothing is, or they need not be found."""
+    detector = preset.crop.get("detector", "annotated")
+    if preset.datasets[key].detect and detector != "annotated":
+        return next(_missing_files([DETECTORS[detector]], Path()), "")
+    return ""
 
 
 def _local_paths(config: DatasetConfig) -> Iterator[str]:
     for given in given_paths(config).values():
-        yield from (path for path in ([given] if isinstance(given, str) else given) if "://" not in path)
+        paths = [given] if isinstance(given, str) else given
+        yield from (os.path.expanduser(path) for path in paths if "://" not in path)  # noqa: PTH111 - a Path's raises
 
 
 def _job(
@@ -167,12 +188,14 @@ def _job(
     ready: set[str] = set()
     for row in study.rows:
         recipes = {key: row_recipe(study, row, options, params.root, key) for key in options.columns(study, row)}
-        weights = [problem for recipe in recipes.values() for problem in _missing_weights(recipe, params.root)]
+        sources = dict.fromkeys(source for recipe in recipes.values() for source in recipe.sources.values())
+        weights = list(_missing_files(sources, params.root))
         missing |= dict.fromkeys([*weights, *(f"{key}: {absent[key]}" for key in recipes if key in absent)])
         for key, recipe in recipes.items():
             cost = seconds(recipe, _SMOKE_IMAGES if smoke else preset.datasets[key].train)
-            shared = f"{key} {recipe.model_dump_json()}"
-            own_runs = {f"{shared} {number}": cost for number in range(len(seeds) * (study.folds or 1))}
+            shared = f"{key} {recipe.model_dump_json()} {row.start} {row.recipe_of}"
+            each = product(options.seeds_of(row), range(study.folds or 1))
+            own_runs = {f"{shared} {seed} {fold}": cost for seed, fold in each}
             runs |= own_runs
             if not weights and key not in absent:
                 rows[row.row], columns[key] = None, None
@@ -182,8 +205,9 @@ def _job(
     )  # fmt: skip
 
 
-def _missing_weights(recipe: Recipe, root: Path) -> Iterator[str]:
-    for source in recipe.sources.values():
+def _missing_files(weights: Iterable[str], root: Path) -> Iterator[str]:
+    """The weights that are not there, each with its remedy; a name of `fer weights list`, or a path below `root`."""
+    for source in weights:
         try:
             if source not in register() and not below(source, root).is_file():
                 raise FileError(f"{source}: not there")
@@ -214,7 +238,8 @@ def macs() -> dict[str, float]:
 
 def describe(plan: Plan, root: Path) -> str:
     """The plan for people."""
-    lines = [f"{plan.preset.title}", f"in {_folder(root, plan).relative_to(root)}", ""]
+    seeds = f"seed{'s' * (len(plan.seeds) > 1)} {', '.join(map(str, plan.seeds))}"
+    lines = [f"{plan.preset.title}", f"in {_folder(root, plan).relative_to(root)}, {seeds}", ""]
     width = max(len(exhibit.name) for exhibit in plan.exhibits) + 2
     for exhibit in plan.exhibits:
         head = f"{exhibit.name:<{width}}"
@@ -314,7 +339,8 @@ def _drawn(plan: Plan, folder: Path) -> dict[str, Any]:
         preset = plan.preset.datasets[key]
         out = folder / "drawn" / preset.layout
         facts = out.with_suffix(".json")
-        if not (out.is_dir() and facts.is_file()):
+        if not facts.is_file():
+            shutil.rmtree(out, ignore_errors=True)  # of a stopped run
             log.info("drawing %d faces in the layout of %s", _SMOKE_IMAGES, preset.layout)
             write_json(facts, write(preset.layout, out, images=_SMOKE_IMAGES))
         entry = {**read_object(facts, {"source": str}, "remove it"), **preset.entry}

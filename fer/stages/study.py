@@ -98,6 +98,7 @@ def run(
     study = load_study(name, params.root)
     if options.tta is not None:
         study = study.model_copy(update={"tta": options.tta})
+    options = _of_the_datasets_there(params, study, options)
     plan = make_plan(params, name, study, options, accept_versions=accept_versions)
     stem = check_name(Path(name).stem, "fer study")
     final = params.root / "reports" / "studies" / (stem + ("-smoke" if options.smoke else ""))
@@ -112,7 +113,8 @@ def run(
             params={"source": study.source}, tags={"fer.kind": "study"},
             join=_read(work / _RECORDED) == recorded,  # a study that is only read again leaves its run as it is
         ) as parent:  # fmt: skip
-            plan.adopt()
+            if not restart:
+                plan.adopt()
             record = CellLog(params, plan, parent, experiment)
             failures = _run_cells(params, plan, record, options.workers)
             finished = plan.finished()
@@ -133,7 +135,8 @@ def run(
             tidy(plan)
             if wrong:
                 what = f"{len(failures)} of {len(plan.distinct)} cells failed" if failures else "rows trained the same"
-                raise ValueError("\n  ".join([f"{name}: {what}; the table has the others:", *wrong]))
+                kept = "the table has what there is" if finished.cells else "there is no table"
+                raise ValueError("\n  ".join([f"{name}: {what}; {kept}:", *wrong]))
         if parent.active:
             write_json(work / _RECORDED, recorded)
     return final
@@ -152,6 +155,18 @@ def _wrong(study: Study, options: StudyOptions, finished: Plan, failures: Mappin
 
 
 # ------------------------------------------------------------------------------------------------ what is trained
+
+
+def _of_the_datasets_there(params: Params, study: Study, options: StudyOptions) -> StudyOptions:
+    """The options with the columns that have shards, where nobody chose any; as they are where none has."""
+    from fer.shards.manifest import FILE_NAME
+
+    there = [name for name in study.datasets if (params.root / "data" / "shards" / name / FILE_NAME).is_file()]
+    missing = [name for name in study.datasets if name not in there]
+    if options.dataset is not None or options.smoke or not there or not missing:
+        return options
+    log.warning("left out, for they have no shards: %s (dvc repro shard@NAME)", ", ".join(missing))
+    return options.model_copy(update={"dataset": tuple(there)})
 
 
 def make_plan(params: Params, name: str, study: Study, options: StudyOptions, *, accept_versions: bool = False) -> Plan:
@@ -174,7 +189,9 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions, *,
     for row, dataset in places:
         config = params.dataset(dataset)
         shards = ShardSet.open((params.root / "data" / "shards" / dataset).resolve())
-        known_as = None if options.smoke else dataset_name(config.source, len(shards.labels))
+        known_as = (
+            None if options.smoke or shards.manifest.synthetic else dataset_name(config.source, len(shards.labels))
+        )
         recipe = row_recipe(study, row, options, params.root, dataset)
         changes = row.set | (row.smoke if options.smoke else {}) | options.set
         pretrained = locate(recipe.sources, params.root, params.parent)
@@ -215,10 +232,10 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions, *,
 def _check_distinct(study: Study, options: StudyOptions, plan: Plan) -> None:
     """ConfigError where two rows would train the same thing, unless they are meant to."""
     first: dict[tuple[str, str], str] = {}
-    for row in options.chosen(study):
+    for row in (row for row in options.chosen(study) if not (options.smoke and row.same_as)):
         for key, dataset in {(cell.key, cell.dataset) for cell in plan.cells if cell.row == row.row}:
             other = first.setdefault((key, dataset), row.row)
-            if other != row.row and not (options.smoke and row.same_as):
+            if other != row.row:
                 raise ConfigError(
                     f"{plan.name}: rows {other!r} and {row.row!r} train the same on {dataset}; change one, or choose "
                     "others with --rows"
@@ -280,8 +297,8 @@ def _run_wave(params: Params, plan: Plan, cells: Sequence[Cell], record: CellLog
         reason = ""
         try:
             train_cell(plan, cell)
-        except ValueError as error:
-            reason = str(error).splitlines()[0]
+        except (ValueError, RuntimeError, OSError, MemoryError) as error:  # as out of memory on the GPU
+            reason = (str(error) or type(error).__name__).splitlines()[0]
         record.end({"cell": cell.key}, reason)
 
 

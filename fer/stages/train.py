@@ -67,7 +67,8 @@ def run(params: Params, dataset: str, model_key: str, *, accept_versions: bool =
         command=f"python -m pipelines.train --dataset {dataset} --model {model_key}",
         accept_versions=accept_versions,
     )
-    stages, protocol = phase_stages(recipe), protocol_name(recipe)
+    stages, protocol = phase_stages(recipe), protocol_name(recipe.model_dump())
+    label = "" if protocol == "validation" else f"; {LABELS[protocol]}"
     model, work, title = build_model(job), Path(job.work_dir), f"train {model_key} on {dataset}"
     random = not_loaded(job) if job.pretrained else []
     digests = {source.part: source.digest for source in job.pretrained}
@@ -106,7 +107,7 @@ def run(params: Params, dataset: str, model_key: str, *, accept_versions: bool =
     ):
         if restart:
             empty_held(work)
-        _announce(title, job, config)
+        _announce(title, job, config, label)
         if recipe.start_from:
             log.info(f"{title}: starts from {recipe.start_from}; at random: {shortened(random) or 'nothing'}")
         follower = Follower(title, work, sum(stage.recipe.epochs for stage in stages), tracked)
@@ -127,8 +128,8 @@ def run(params: Params, dataset: str, model_key: str, *, accept_versions: bool =
             tracked.log_artifact(published / name, "training")
         remove_held(work)
     log.info(
-        f"{title}: best epoch {state.best_epoch} of {state.epoch}, {_metrics_line(best)}"
-        f"{'' if protocol == 'validation' else f'; {LABELS[protocol]}'} -> {published.relative_to(params.root)}"
+        f"{title}: best epoch {state.best_epoch} of {state.epoch}, {_metrics_line(best)}{label}"
+        f" -> {published.relative_to(params.root)}"
     )
     if accept_versions or restart:
         log.info(f"next, so that `dvc repro` keeps it: dvc commit --force {params.target('train', dataset, model_key)}")
@@ -157,12 +158,10 @@ def _own_device(gpu: bool) -> str:
     return "cuda:0" if gpu else "cpu"
 
 
-def _announce(title: str, job: TrainJob, stage: TrainStageConfig) -> None:
+def _announce(title: str, job: TrainJob, stage: TrainStageConfig, label: str) -> None:
     """Logs what will be done; a damaged checkpoint is reported here, before any worker starts."""
     where = f"{stage.workers} Ray workers" if stage.workers else "this process"
     epochs = " + ".join(str(part.epochs) for part in job.recipe.in_stages)
-    protocol = protocol_name(job.recipe)
-    label = "" if protocol == "validation" else f"; {LABELS[protocol]}"
     log.info(f"{title}: {epochs} epochs in {where}, {stage.threads} thread(s) each{label}")
     if state := TrainState.load(Path(job.work_dir)):
         if stage.workers:  # in this process the loop itself warns

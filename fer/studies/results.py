@@ -79,7 +79,8 @@ def _table(study: Study, options: StudyOptions, plan: Plan, results: Results) ->
             points = sorted((levels[line["row"]] or 0.0, line["test"], line["published"]) for line in lines)
             title = _titled(f"{study.title} ({_shown(lines[0])})", options)
             drawn[f"curve-{dataset}"] = study_figures.curve(points, study.axis, title)
-    drawn |= _of_runs(study, options, plan, results)
+    if study.draw:
+        drawn |= _of_runs(study, options, plan, results)
     return Report(markdown(study, options, table), {"rows": plain}, drawn)
 
 
@@ -278,7 +279,10 @@ def _heading(study: Study, options: StudyOptions) -> list[str]:
 
 
 def _notes(study: Study, options: StudyOptions) -> list[str]:
-    return [note for note in (_SMOKE if options.smoke else None, options.departure(study), study.note) if note]
+    left_out = [name for name in study.datasets if options.dataset and name not in options.dataset]
+    columns = f"Datasets of the table that were not trained on: {', '.join(left_out)}." if left_out else None
+    notes = (_SMOKE if options.smoke else None, options.departure(study), columns, study.note)
+    return [note for note in notes if note]
 
 
 def _shown(line: Mapping[str, Any]) -> str:
@@ -347,7 +351,10 @@ def _noise(study: Study, options: StudyOptions, plan: Plan, results: Results) ->
 
 def _lhc_sets(study: Study, options: StudyOptions, plan: Plan, results: Results) -> Report:
     """Sets A, B and C (section 3): B and C are one set, which is compared with A, the first series."""
-    host = max((one for one in results if one["row"] == study.baseline), key=lambda one: float(one["val_accuracy"]))
+    hosts = [one for one in results if one["row"] == study.baseline]
+    if not hosts:
+        raise ConfigError(f"{study.title}: no seed of {study.baseline!r} is finished; run the study again")
+    host = max(hosts, key=lambda one: float(one["val_accuracy"]))
     found = {name: study.runs_of(name, results) for name in study.series()}
     base, *others = study.series()
     lines, rows, second = [], [], []
@@ -358,7 +365,8 @@ def _lhc_sets(study: Study, options: StudyOptions, plan: Plan, results: Results)
         line = lhc_analysis.set_summary(runs, host["train_loss"], found[base] if name in others else ())
         best = max(runs, key=lambda one: float(one["val_accuracy"]))
         views = {"TTA no": best["test_accuracy"], "TTA yes": best.get("test_tta_accuracy")}
-        lines.append({"row": name, "printed": printed, **line, "views": views})
+        about = {name: runs[0][name] for name in ("dataset", "known_as")}
+        lines.append({"row": name, **about, "printed": printed, **line, "views": views})
         rows.append(
             [
                 *(name, str(line["runs"]), str(len(line["rejected"])), percent(line["mean"])),
@@ -397,7 +405,7 @@ def _origins(host: Mapping[str, Any], results: Results) -> str:
     """Which host and which setting were taken, in words."""
     taken = next((one["recipe_of"] for one in results if "recipe_of" in one), None)
     text = f"The host: {host['row']}, seed {host['seed']}, {percent(host['test_accuracy'])} % on test."
-    return text + (f" Set C has the setting of {taken}." if taken else " Set C needs a second seed.")
+    return text + (f" The best setting: {taken}." if taken else "")
 
 
 def _lhc_blocks(study: Study, options: StudyOptions, plan: Plan, results: Results) -> Report:
@@ -415,7 +423,13 @@ def _lhc_blocks(study: Study, options: StudyOptions, plan: Plan, results: Result
         first = next(iter(probes))
         plain = fmean(one["test_accuracy"] for one in results if one["row"] == first)
         figures["blocks"] = study_figures.lhc_blocks(plain, without[first], _titled(first, options))
-    return Report("\n".join(text) + "\n", {**base.content, "efficiency": efficiency}, figures)
+    pairs = {
+        row: [value for one in seeds for block in one["heads"] for value in block["correlations"]]
+        for row, seeds in probes.items()
+    }
+    alike = {row: fmean(values) for row, values in pairs.items() if values}
+    content = {**base.content, "head_correlation": alike, "efficiency": efficiency}
+    return Report("\n".join(text) + "\n", content, figures)
 
 
 _KINDS: dict[Kind, Callable[[Study, StudyOptions, Plan, Results], Report]] = {

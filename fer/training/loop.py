@@ -119,6 +119,7 @@ class _Stage:
 
             trained = time.monotonic() - started
             row = {"epoch": state.epoch + 1, "stage": state.stage + 1, "learning_rate": rate, **state.train_metrics()}
+            distributed.broadcast_buffers(learner.chosen)  # the next stage may read them, if nothing is validated too
             for prefix, split in (("val", data.validation), ("test", data.test)):
                 if split:
                     row |= validate(learner.chosen, split, recipe, distributed, device, prefix)

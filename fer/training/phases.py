@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fer.training.recipe import Recipe
 
@@ -61,11 +61,11 @@ class PhaseStage:
         )
 
 
-def protocol_name(recipe: Recipe) -> str:
-    """How the result of a recipe came about: a key of `LABELS`."""
-    if recipe.protocol == "published":
+def protocol_name(recipe: Mapping[str, Any]) -> str:
+    """How the result of a recipe, as in train.json, came about: a key of `LABELS`."""
+    if recipe.get("protocol") == "published":
         return "published"
-    return "refit" if recipe.selection == "refit" else "validation"
+    return "refit" if recipe.get("selection") == "refit" else "validation"
 
 
 def phase_stages(recipe: Recipe) -> list[PhaseStage]:

@@ -57,7 +57,9 @@ def load_published(model: FerModel | str, path: str | Path) -> FerModel:
         raise ValueError(f"{path}: the model was not made by create_model, its published layout is unknown")
     options, state = _converted(name, path)
     if options["num_classes"] is None:
-        raise ValueError(f"{path}: holds no head of {name}; for weights that a training starts from, see start_from")
+        raise ValueError(
+            f"{path}: holds no head of {name}; a recipe names such weights in start_from, to train from them"
+        )
     if isinstance(model, str):
         model = create_model(name, **options).eval()
     else:

@@ -127,6 +127,10 @@ def test_every_cost_is_reproduced_under_the_convention_of_its_paper(work: str, m
         ({"work": "lhc_net", "metric": "heads_share"}, "51.6129", "equal"),
         ({"work": "ddamfn", "metric": "accuracy_gain", "dataset": "AffectNet-7"}, "0.84", "differs"),
         ({"work": "ddamfn", "metric": "lambda_a"}, "0.1", "equal"),
+        ({"work": "lhc_net", "metric": "rotation_rad", "setting": "second batch: rotation, +-"}, "0.4", "equal"),
+        ({"work": "lhc_net", "table": "Stage1", "metric": "rotation_deg"}, "30", "equal"),
+        ({"work": "dynamic_attention", "setting": "cropped image"}, "256", "equal"),
+        ({"work": "dynamic_attention", "row": "Hurt", "setting": "Train"}, "9000", "equal"),
         ({"work": "dynamic_attention", "metric": "flops_saved"}, "72.0798", "equal"),
         ({"work": "lhc_net", "table": "text Introduction", "metric": "total_size"}, "35887", "differs"),
     ],
@@ -253,6 +257,19 @@ def test_results_of_studies_are_found_by_work_table_and_row(tmp_path: Path) -> N
     assert outcome.differs == "recipe lhc_net/fer2013; ranked on test, as printed"
     number = one(work="lhc_net", table="Results 2", row="LHC-Net", setting="TTA yes", metric="accuracy").number
     assert apply(number, Rule(check="result", model="lhc_net"), [run, best, views]).ours == "74.00"
+
+
+def test_the_correlation_of_heads_fills_its_line(tmp_path: Path) -> None:
+    spread = {"count": 2, "mean": 0.7, "std": None, "low": None, "high": None}
+    line = {"row": "LHC-Net", "dataset": "fer2013", "known_as": "FER2013", "test": spread, "parameters": 32_000_000}
+    study = {"kind": "lhc_blocks", "rows": [{"row": "LHC-Net"}]}
+    content = {"study": study, "options": {"smoke": False}, "rows": [line], "head_correlation": {"LHC-Net": 0.41}}
+    place = tmp_path / "reports" / "studies" / "blocks"
+    place.mkdir(parents=True)
+    (place / "results.json").write_text(json.dumps(content))
+    number = one(work="lhc_net", table="text 2.2", row="LHC-Net", metric="head_correlation").number
+    outcome = apply(number, Rule(check="result", model="lhc_net", ablation=True), measured(project(tmp_path)))
+    assert (number.value, outcome.ours, outcome.seeds) == (63, "41.00", 2)
 
 
 def test_evaluated_models_are_found_by_dataset_and_model(tmp_path: Path) -> None:

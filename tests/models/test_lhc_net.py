@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fer.labels import SPACES
 from fer.models import FerModel, create_model
 from fer.models.lhc_net import NANO, LHCBlock, LHCNet, LHCNetC
 from fer.models.resnet34v2 import ResNet34V2
+from fer.shards.pixels import ModelInput
+from fer.weights.store import load_model, save_model
 
 
 def pixels(model: FerModel, size: int = 4, seed: int = 0) -> Tensor:
@@ -148,6 +152,16 @@ def test_the_published_protocol_passes_weights_on() -> None:
         controlled.load_host(broken)
     for fault in ("missing: lhc.2.value.bias", "another shape: head.fc3.weight", "unexpected: extra"):
         assert fault in str(error.value)
+
+
+def test_the_preparation_of_images_is_kept_with_the_weights(tmp_path: Path) -> None:
+    for truncate in (False, True):
+        model = nano(truncate=truncate)
+        save_model(
+            model, tmp_path / "m.safetensors", SPACES["basic7"].labels, "basic7", name="lhc_net_nano",
+            options={"truncate": truncate},
+        )  # fmt: skip
+        assert ModelInput.of(load_model(tmp_path / "m.safetensors")[0]) == ModelInput(64, model.resize, truncate)
 
 
 # ------------------------------------------------------------------------------------------------ numbers

@@ -26,7 +26,7 @@ from fer.models.cost import measure
 from fer.params import Params
 from fer.presets import list_presets, load_preset
 from fer.stages import reproduce
-from fer.stages.reproduce import MARKER, Plan, describe, macs, make_plan, make_project, write_page
+from fer.stages.reproduce import MARKER, describe, macs, make_plan, make_project
 from fer.studies import list_studies, load_study
 from fer.weights.registry import cache_folder, register
 
@@ -139,6 +139,11 @@ def test_rows_without_their_weights_are_left_out(project: Params) -> None:
     assert any("fer weights pull ir50" in problem for problem in plan.jobs["btn_components"].missing)
 
 
+def test_a_detector_without_its_weights_is_named(project: Params) -> None:
+    missing = make_plan(with_paths(project, rafdb="faces"), "ddamfn", tables=["8"]).jobs["ddamfn_results"].missing
+    assert any("retinaface" in problem for problem in missing)
+
+
 @pytest.mark.usefixtures("weights")
 def test_another_entry_of_the_same_source_gives_its_path(project: Params) -> None:
     plan = make_plan(with_paths(project, affectnet8="affectnet"), "btn", tables=["2"])
@@ -222,6 +227,12 @@ def test_a_folder_that_was_not_made_here_is_refused_and_left_alone(project: Para
     assert {path.name: path.read_text() for path in folder.iterdir()} == there
 
 
+def test_a_paper_that_compares_sets_of_runs_has_several_seeds_also_in_the_smoke_mode(project: Params) -> None:
+    assert make_plan(project, "lhc_net").seeds == (0, 1, 2)
+    assert make_plan(project, "lhc_net", smoke=True).seeds == (0, 1)
+    assert make_plan(project, "lhc_net", seeds=[7]).seeds == (7,)
+
+
 def test_nothing_runs_where_all_is_missing(project: Params) -> None:
     with pytest.raises(ConfigError, match="--dry-run"):
         reproduce.run(project, make_plan(project, "btn"))
@@ -231,18 +242,17 @@ def test_nothing_runs_where_all_is_missing(project: Params) -> None:
 # ------------------------------------------------------------------------------------------------ the page
 
 
-def page_of(params: Params, plan: Plan) -> str:
-    return write_page(params, plan).read_text()
-
-
 @pytest.mark.usefixtures("few_images")
-def test_the_page_has_every_table_and_figure_and_every_printed_number(project: Params) -> None:
-    plan = make_plan(project, "btn", smoke=True)
-    make_project(project, plan)
-    page = page_of(project, plan)
-    for number, exhibit in enumerate(plan.exhibits, 1):
+def test_where_stages_fail_the_page_has_every_table_and_figure_and_every_printed_number(
+    project: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduce, "_repro", lambda folder: 1)
+    with pytest.raises(ValueError, match="reproductions/btn-smoke"):
+        reproduce.run(project, make_plan(project, "btn", tables=["5"], smoke=True))
+    page = (project.root / "reports" / "btn-smoke.html").read_text()
+    for number, exhibit in enumerate(load_preset("btn").exhibits, 1):
         assert f'<h2 id="part-{number}">{exhibit.name}: ' in page
-    assert "SMOKE" in page.upper()
+    assert "Smoke run" in page
     assert page.count('<td class="n">') >= len(list(published.numbers(work="btn")))
 
 

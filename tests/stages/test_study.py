@@ -21,6 +21,7 @@ from fer.io.files import read_json
 from fer.models import create_model
 from fer.models.ddamfn import attention_loss
 from fer.params import Params, load
+from fer.shards.manifest import load_manifest
 from fer.stages import study as study_stage
 from fer.stages.study import _assignments, make_plan, run
 from fer.studies import Study, StudyOptions, lhc_analysis, list_studies, load_study, row_recipe
@@ -191,7 +192,7 @@ def test_the_weight_of_the_attention_loss_is_named_wherever_its_printed_gain_is(
 @pytest.mark.parametrize("name", [name for name in list_studies() if not name.startswith("lhc")])
 def test_every_study_runs_in_the_smoke_mode_and_no_two_rows_give_the_same_logits(tmp_path: Path, name: str) -> None:
     root = tmp_path / "project"
-    make_shards(root / "data" / "shards" / "synthetic", train=320, test=32, size=32)
+    make_shards(root / "data" / "shards" / "synthetic", train=320, validation=80, test=32, size=32)
     write_params(
         root,
         "synthetic",
@@ -199,10 +200,11 @@ def test_every_study_runs_in_the_smoke_mode_and_no_two_rows_give_the_same_logits
         train={"workers": 0, "threads": 1},
         tracking={"enabled": False},
     )
-    folder = run(load(root / "params.yaml"), name, StudyOptions(smoke=True, workers=0))
-    content = read_json(folder / "results.json")
+    study = load_study(name, root)
+    options = StudyOptions(smoke=True, workers=0, folds=2 if study.folds else None)  # as many as the shards have
+    content = read_json(run(load(root / "params.yaml"), name, options) / "results.json")
     assert content["wrong"] == []
-    assert {cell["row"] for cell in content["cells"]} == {row.row for row in load_study(name, root).rows}
+    assert {cell["row"] for cell in content["cells"]} == {row.row for row in study.rows}
 
 
 @pytest.mark.ray
@@ -530,7 +532,7 @@ def test_sets_start_from_the_best_host_and_the_best_setting_is_trained_on_under_
     lines = {line["row"]: line for line in content["sets"]}
     assert {name: line["runs"] for name, line in lines.items()} == {"ResNet34v2": 2, "LHC-Net": 3, "LHC-NetC": 2}
     assert content["host"] == host["key"]
-    for words in ("Results 2", f"Set C has the setting of {setting['row']}"):
+    for words in ("Results 2", f"The best setting: {setting['row']}"):
         assert words in table
     assert (folder / "sets.svg").is_file()
 
@@ -603,6 +605,16 @@ def test_detraining_gives_back_the_bits_that_a_block_had_before_its_training(par
         assert torch.equal(first[name], seen[-1][name]), name
 
 
+def test_columns_without_shards_are_left_out_and_named_unless_they_were_asked_for(params: Params) -> None:
+    several = replace(params, datasets={**params.datasets, "noisy": params.datasets["tiny"]})
+    (params.root / "whole.yaml").write_text(CLASSES)
+    folder = run(several, "whole.yaml", StudyOptions(workers=0, rows=("BTN",)))
+    assert {row["dataset"] for row in read_json(folder / "results.json")["rows"]} == {"tiny"}
+    assert "not trained on: noisy." in (folder / "table.md").read_text()
+    with pytest.raises(ValueError, match="noisy"):
+        run(several, "whole.yaml", StudyOptions(workers=0, rows=("BTN",), dataset=("noisy",)))
+
+
 CLASSES = """
 title: A whole table
 work: btn
@@ -625,6 +637,9 @@ def test_a_table_of_two_datasets_has_its_columns_its_classes_and_its_figures(
     shutil.rmtree(params.root / "data" / "shards" / "tiny")
     make_shards(params.root / "data" / "shards" / "tiny", test=60)
     make_shards(params.root / "data" / "shards" / "noisy", seed=1)  # 8 test images: some classes have none
+    for name in ("tiny", "noisy"):  # synthetic ones have no name in print
+        folder = params.root / "data" / "shards" / name
+        replace(load_manifest(folder), synthetic=False).save(folder)
     several = replace(params, datasets={**params.datasets, "noisy": params.datasets["tiny"]})
     names = iter(["RAF-DB", None, "RAF-DB", *["RAF-DB"] * 2])
     monkeypatch.setattr(study_stage, "dataset_name", lambda source, classes: next(names))
@@ -670,7 +685,7 @@ def test_a_table_of_two_datasets_has_its_columns_its_classes_and_its_figures(
         (SETS.replace("start: &best {rows: [host]}", "start: &best {rows: [C]}"), "'A': start or recipe_of names 'C'"),
         (SETS.replace("run: same_seed", "run: worst"), "start.run = 'worst'"),
         (SETS.replace("seeds: [0, 2]", "seeds: [1, 2]"), "row 'A', seed 0: no run of host"),
-        (STAGES.replace("against: ResNet34v2", "against: ResNet"), "against = 'ResNet': not a row"),
+        (STAGES.replace("against: ResNet34v2", "against: ResNet"), "against 'ResNet': not a row"),
         (STAGES.replace("stages: 1}", "stages: 3}"), "stages = 3, the recipe 'lhc_net/nano' has 2"),
     ],
 )  # fmt: skip

@@ -83,6 +83,16 @@ def test_authors_classes_in_an_unknown_order_stay_random(tmp_path: Path) -> None
     assert torch.equal(model.fc.weight, state["fc.weight"][[order.index(label) for label in LABELS]])
 
 
+def test_a_transformer_for_expressions_starts_from_biformers_file(tmp_path: Path) -> None:
+    state = {key: torch.from_numpy(array) for key, array in published_state(load("biformer_tiny_224_default")).items()}
+    state |= {"head.weight": torch.zeros(1000, 512), "head.bias": torch.zeros(1000)}
+    torch.save({"model": state, "epoch": 299}, tmp_path / "biformer_tiny_in1k.pth")
+    model, random = started(tmp_path / "biformer_tiny_in1k.pth", "dynamic_vit_tiny")
+    assert random == ["head.weight", "head.bias"]
+    assert torch.equal(model.stem[0].conv.weight, state["downsample_layers.0.0.weight"])
+    assert torch.equal(model.stages[3][1].mlp.fc2.bias, state["stages.3.1.mlp.3.bias"])
+
+
 def test_the_register_tells_model_and_label_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FER_CACHE", str(tmp_path))
     folder = tmp_path / "weights" / "ddamfn_rafdb"
