@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -196,12 +197,10 @@ def _process_on(port: int) -> str | None:
         sockets |= {
             f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port
         }
-    for folder in Path("/proc").glob("[0-9]*") if sockets else ():
-        try:
-            if any(str(link.readlink()) in sockets for link in (folder / "fd").iterdir()):
-                return f"{(folder / 'comm').read_text().strip()}, process {folder.name}"
-        except OSError:  # another user's process, or one that just ended
-            continue
+    for link in Path("/proc").glob("[0-9]*/fd/*") if sockets else ():
+        with suppress(OSError):  # another user's process, or a file or process that was just closed
+            if str(link.readlink()) in sockets:
+                return f"{(link.parents[1] / 'comm').read_text().strip()}, process {link.parts[2]}"
     return None
 
 

@@ -36,6 +36,7 @@ from fer.models import create_model
 from fer.shards.manifest import load_manifest
 from fer.sources.base import AnnotatedFace, RawSample
 from fer.training.publish import publish
+from fer.training.recipe import load_recipe
 from fer.weights.store import WeightsInfo, load_model, save_model
 
 LABELS = SPACES["basic7"].labels
@@ -190,9 +191,10 @@ def test_unknown_crop_value_is_rejected() -> None:
 def published_run(folder: Path, **facts: object) -> WeightsInfo:
     """The description in the weights that a run publishes."""
     model = create_model("ddamfn_nano", len(LABELS))
-    last = SimpleNamespace(model="ddamfn_nano", options={})
-    job = SimpleNamespace(labels=LABELS, fingerprint="f", recipe=SimpleNamespace(last=last))
-    state = SimpleNamespace(best_epoch=1, best_model=model.state_dict(), history=[{"epoch": 1, "val_accuracy": 0.5}])
+    recipe = load_recipe({"recipe": "ddamfn/nano"}, Path(), "test")
+    job = SimpleNamespace(labels=LABELS, fingerprint="f", recipe=recipe)
+    history = [{"epoch": 1, "stage": 1, "val_accuracy": 0.5}]
+    state = SimpleNamespace(best_epoch=1, first_epoch=0, chosen=[], best_model=model.state_dict(), history=history)
     publish(folder, model, job, state, {"dataset": "d", "label_space": "basic7", "crop": {}, **facts}, {})
     return Classifier(folder).info
 

@@ -46,6 +46,7 @@ def test_everything_runs_once_then_nothing_then_only_what_changed(project: Proje
     assert sorted(project.repro()) == sorted(STAGES)
     assert project.repro() == ["plan"]
     project.set("models.second.learning_rate", 0.002)
+    project.dvc("repro", "plan")
     assert changed(project) == ["plan", "train@small-second"]
     model = project.root / "fer" / "models" / "btn.py"
     model.write_text(f"{model.read_text()}\nEDITED = 1\n")
