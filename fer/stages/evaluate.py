@@ -143,15 +143,21 @@ def facts_of(shards: ShardSet, weights: Path, config: EvaluateConfig) -> dict[st
 def described(summary: Mapping[str, Any]) -> str:
     """The main metrics in words, for the log."""
     interval, unseen, tta = summary["intervals"][0], summary["without_duplicates"], summary.get("tta")
-    beside = unseen.get("note")
-    if beside is None:
+    if "note" in unseen:
+        beside = f"without duplicates in training and validation {unseen['note']}"
+    elif unseen["rows"] == summary["rows"]:
+        beside = "no duplicates in training and validation"
+    else:
         low, high = (unseen["intervals"][0][end] for end in ("low", "high"))
-        beside = f"{unseen['accuracy']:.4f} ({low:.4f} to {high:.4f}, {unseen['rows']} rows)"
+        beside = (
+            f"without duplicates in training and validation {unseen['accuracy']:.4f} ({low:.4f} to {high:.4f}, "
+            f"{unseen['rows']} rows)"
+        )
     return (
         f"test accuracy {summary['accuracy']:.4f} ({100 * interval['confidence']:g} % interval {interval['low']:.4f} "
         f"to {interval['high']:.4f}, {summary['rows']} rows), balanced {summary['balanced_accuracy']:.4f}, "
-        f"macro F1 {summary['macro_f1']:.4f}, ECE {summary['ece']:.4f}; without duplicates in training and "
-        f"validation {beside}" + (f"; with {tta['name']} views {tta['accuracy']:.4f}" if tta else "")
+        f"macro F1 {summary['macro_f1']:.4f}, ECE {summary['ece']:.4f}; {beside}"
+        + (f"; with {tta['name']} views {tta['accuracy']:.4f}" if tta else "")
     )
 
 

@@ -270,7 +270,7 @@ def test_printed_costs_stand_beside_ours_where_the_table_has_them() -> None:
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=[pytest.mark.ray, pytest.mark.slow])])
 @pytest.mark.timeout(300)
 def test_each_finished_cell_of_a_stopped_study_is_in_mlflow_with_its_duration(
-    params: Params, workers: int, monkeypatch: pytest.MonkeyPatch
+    params: Params, workers: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     options = StudyOptions(smoke=True, workers=workers)
@@ -282,6 +282,9 @@ def test_each_finished_cell_of_a_stopped_study_is_in_mlflow_with_its_duration(
         finish(*arguments)
         os.kill(os.getpid(), signal.SIGINT)
 
+    # A process that a shell started in the background ignores SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with monkeypatch.context() as first:
         first.setattr(study_stage.CellLog, "_finish", stopped)
         with pytest.raises(KeyboardInterrupt):
