@@ -67,6 +67,9 @@ class CropConfig(Config):
     box_margin: float = Field(
         default=0.1, ge=0, le=1, description="fraction of the box added on each side where a face is cropped by its box"
     )
+    color: Literal["source", "gray"] = Field(
+        default="source", description="of the crops; gray: for a model of gray faces alone, such as FER2013's"
+    )
     jpeg_quality: int = Field(default=95, ge=1, le=100, description="of aligned crops, with 4:4:4 chroma")
     max_bad_fraction: float = Field(
         default=0.01,

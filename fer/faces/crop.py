@@ -283,6 +283,8 @@ def _finish(
     face: Face,
     config: CropConfig,
 ) -> FaceCrop:
+    if config.color == "gray" and image.ndim == 3:
+        image = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
     pose = face.annotation.pose
     if pose is None and face.score is not None and face.landmarks is not None:
         pose = align.pose_of(face.landmarks)

@@ -92,6 +92,16 @@ def test_gray_images_are_stored_with_one_channel() -> None:
     assert crop.channels == 1
 
 
+@pytest.mark.parametrize("is_crop", [False, True])
+def test_gray_crops_have_the_luma_of_the_color_ones(is_crop: bool) -> None:
+    one = sample(face(), is_crop=is_crop)
+    color = decode_image(only(crop_sample(one, CONFIG)).image)
+    gray = only(crop_sample(one, CONFIG.model_copy(update={"color": "gray"})))
+    assert gray.channels == 1
+    luma = color @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    assert np.abs(decode_image(gray.image)[:, :, 0] - luma).max() <= (1 if is_crop else 12), "but for the JPEGs' errors"
+
+
 def test_every_annotated_face_has_its_own_id() -> None:
     results = crop_sample(sample(face(label=1), face(shift=(80.0, 80.0), label=2)), CONFIG)
     assert [(r.sample_id, r.face.annotation.label) for r in results if isinstance(r, FaceCrop)] == [
