@@ -45,14 +45,6 @@ class ClassMap:
         others = [name for name in self.of_model if name not in self.of_dataset]
         return (*self.shared, *(others if self.extra == "wrong" else ()))
 
-    def check(self, where: str) -> None:
-        """ValueError where fewer than two classes are shared. where: names model and dataset."""
-        if len(self.shared) < FEWEST:
-            raise ValueError(
-                f"{where}: {len(self.shared)} shared classes, at least {FEWEST} are needed; the model has "
-                f"{', '.join(self.of_model)}, the dataset {', '.join(self.of_dataset)}"
-            )
-
     def labels(self, of_dataset: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The dataset's labels as indices into `names`; -1 for classes that the model lacks. Shapes (n,)."""
         names = self.names

@@ -58,13 +58,15 @@ def summary_of(
     all_clean = np.array([label for column in of_all for label in column["clean_label"]])
     all_poses = [pose for column in of_all for pose in column["pose"]]
 
-    summary = _metrics(predictions, classes, config, seed)
+    found = _metrics(predictions, classes, config, seed)
+    summary = dict(found)
     correct = predictions.logits.argmax(axis=1) == predictions.labels
     clean = classes.labels(all_clean)[predictions.rows]
     if (clean != predictions.labels).any():
         summary["clean_accuracy"] = float((predictions.logits.argmax(axis=1) == clean).mean())
     if "tta" in summary:
-        summary["tta"] |= {"name": config.tta, "difference": [tta_difference(predictions, config, seed)]}
+        difference = [tta_difference(predictions, config, seed)]
+        summary["tta"] = {**found["tta"], "name": config.tta, "difference": difference}
     poses = [all_poses[row] for row in predictions.rows]
     known = np.array([pose is not None for pose in poses])
     if known.any():
@@ -72,7 +74,7 @@ def summary_of(
         summary["pose"] = metrics.accuracy_by_bin(yaw, correct[known], config.pose_bins)
     if classes.of_model != classes.of_dataset:
         summary["classes"] = classes.about(len(all_poses) - len(predictions.rows))
-    summary["without_duplicates"] = _without_duplicates(predictions, classes, unseen, config, seed)
+    summary["without_duplicates"] = _without_duplicates(found, predictions, classes, unseen, config, seed)
     return summary
 
 
@@ -86,15 +88,22 @@ def _metrics(predictions: Predictions, classes: ClassMap, config: EvaluateConfig
 
 
 def _without_duplicates(
-    predictions: Predictions, classes: ClassMap, unseen: Unseen, config: EvaluateConfig, seed: int
+    found: dict[str, Any],
+    predictions: Predictions,
+    classes: ClassMap,
+    unseen: Unseen,
+    config: EvaluateConfig,
+    seed: int,
 ) -> dict[str, Any]:
+    """found: `_metrics` of all rows, which are those of the rest where no row has a duplicate."""
     if isinstance(unseen, str):
         return {"note": unseen}
     kept = unseen[predictions.rows]
     if not kept.any():
         return {"note": "none: every test row has a duplicate in training or validation"}
-    rows = Predictions(*(values[kept] for values in vars(predictions).values()))
-    found = _metrics(rows, classes, config, seed)
+    if not kept.all():
+        rows = Predictions(*(values[kept] for values in vars(predictions).values()))
+        found = _metrics(rows, classes, config, seed)
     return {"rows": found["rows"], **{name: found[name] for name in (*_PLAIN, "tta") if name in found}}
 
 

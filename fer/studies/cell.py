@@ -262,7 +262,6 @@ def link(cells: Sequence[Cell]) -> list[Cell]:
 
     Both are functions of the seed: the result has the bits that it would have had, without the first stages' hours.
     """
-
     stages = {cell.key: cell.job.recipe.in_stages for cell in cells}
 
     def shared(cell: Cell, other: Cell) -> int:
