@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install run test test-slow soak check bench bench-peers ui clean
+.PHONY: help install run test test-slow soak check bench bench-peers shipped ui clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -39,6 +39,9 @@ bench: install ## the benchmarks (about an hour)
 bench-peers: install ## what `fer bench ingest` measures the reader against
 	pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	pip install --quiet --disable-pip-version-check --no-deps litdata==0.2.76 mosaicml-streaming==0.13.0
+
+shipped: install ## train the model that the package ships: make shipped FER2013=fer2013.csv VOTES=fer2013new.csv
+	python -m pipelines.shipped --fer2013 "$(FER2013)" --votes "$(VOTES)"
 
 ui: install ## MLflow's pages on the runs
 	fer ui

@@ -34,6 +34,7 @@ _COMMANDS = {
     "shards": _Command("fer.commands.shards", "show a dataset's shards: classes, splits, leakage, folds"),
     "verify": _Command("fer.commands.verify", "face verification with a backbone, on people it was not trained on"),
     "evaluate": _Command("fer.commands.evaluate", "score weights of ours or of others on the test split of a dataset"),
+    "card": _Command("fer.stages.card", "what a trained model is and can do; pack it to pass it on"),
     "predict": _Command("fer.commands.predict", "find the faces in your photos and name their expressions"),
     "tune": _Command("fer.stages.tune", "search the hyperparameters of a model on a dataset"),
     "study": _Command("fer.stages.study", "train the rows of a published table, compare with its results"),

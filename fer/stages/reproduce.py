@@ -314,15 +314,29 @@ def make_project(params: Params, plan: Plan) -> Path:
     if plan.smoke:
         own |= {"train": {"workers": 0, "threads": 1}, "cluster": {"crop_workers": 0}}  # Ray takes longer than the runs
         own["tracking"] = {**own["tracking"], "log_model": False}
-    _update(folder / parameters.FILE_NAME, yaml12.dump(own))
-    _update(folder / "dvc.yaml", yaml12.dump(_stages(plan)))
+    write_project(params.root, folder, own, _stages(plan))
+    return folder
+
+
+def write_project(root: Path, folder: Path, settings: Mapping[str, Any], stages: Mapping[str, Any]) -> None:
+    """Writes a DVC project below the user's, which shares its cache; what is the same is left as it is.
+
+    Args:
+        root: of the user's project.
+        settings: params.yaml.
+        stages: those of dvc.yaml.
+
+    Raises:
+        ConfigError: wrong settings.
+    """
+    _update(folder / parameters.FILE_NAME, yaml12.dump(settings))
+    _update(folder / "dvc.yaml", yaml12.dump({**read_yaml(ROOT / "dvc.yaml"), "stages": stages}))
     _update(folder / ".gitignore", _IGNORED)
-    _update(folder / ".dvc" / "config", f"[core]\n    no_scm = true\n{_shared_cache(params.root)}")
-    for name, target in (("pipelines", ROOT / "pipelines"), ("downloads", params.root / "downloads")):
+    _update(folder / ".dvc" / "config", f"[core]\n    no_scm = true\n{_shared_cache(root)}")
+    for name, target in (("pipelines", ROOT / "pipelines"), ("downloads", root / "downloads")):
         if target.is_dir() and not (folder / name).is_symlink():
             (folder / name).symlink_to(os.path.relpath(target, folder), target_is_directory=True)
     parameters.load(folder / parameters.FILE_NAME)  # a mistake is named before anything runs
-    return folder
 
 
 def _update(path: Path, content: str) -> None:
@@ -369,9 +383,8 @@ def _moved(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stages(plan: Plan) -> dict[str, Any]:
-    """dvc.yaml: the data stages of this repository, and a stage for each study."""
-    document = read_yaml(ROOT / "dvc.yaml")
-    stages = {name: document["stages"][name] for name in _DATA_STAGES}
+    """The data stages of this repository, and a stage for each study."""
+    stages = {name: stage for name, stage in read_yaml(ROOT / "dvc.yaml")["stages"].items() if name in _DATA_STAGES}
     for name, job in plan.jobs.items():
         if job.ready:
             words = ["fer", "study", name, "--dataset", *job.columns, "--seeds", *map(str, plan.seeds)]
@@ -386,7 +399,7 @@ def _stages(plan: Plan) -> dict[str, Any]:
                 "deps": [f"data/shards/{column}" for column in job.columns],
                 "outs": [{results: {"cache": False, "persist": True}}],
             }
-    return {**document, "stages": stages}
+    return stages
 
 
 def _shared_cache(root: Path) -> str:
@@ -417,7 +430,7 @@ def run(params: Params, plan: Plan) -> Path:
     folder = _folder(params.root, plan)
     with lock(folder.with_name(f".{plan.name}.lock")):
         make_project(params, plan)
-        code = _repro(folder)
+        code = repro(folder)
         page = write_page(params, make_plan(params, plan.paper, smoke=plan.smoke, seeds=plan.seeds))
     log.info("-> %s", page.relative_to(params.root))
     if code:
@@ -428,7 +441,7 @@ def run(params: Params, plan: Plan) -> Path:
     return page
 
 
-def _repro(folder: Path) -> int:
+def repro(folder: Path) -> int:
     """`dvc repro` in the project, which continues with other studies where one fails; its exit code."""
     own = Path(sys.executable).parent  # `python` and `fer` of this environment, whatever is active
     set_environment("PATH", os.pathsep.join([str(own), *os.get_exec_path()]))

@@ -23,6 +23,8 @@ from fer.labels import is_identities, space
 from fer.models import FerModel, create_model
 
 SCHEMA = 1
+WEIGHTS_NAME = "model.safetensors"
+"""In the folder of a run."""
 _KEY = "fer"
 _REMEDY = "restore the file, or create it again: train again, or fetch and import it again (`fer weights`)"
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}

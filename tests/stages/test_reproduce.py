@@ -212,7 +212,7 @@ def test_commands_of_the_project_reach_the_shell_quoted(project: Params, monkeyp
     job = plan.jobs["btn_losses"]
     rows = tuple(row.row for row in job.study.rows[1:])
     monkeypatch.setitem(plan.jobs, "btn_losses", replace(job, rows=rows))  # type: ignore[arg-type]
-    words = shlex.split(reproduce._stages(plan)["stages"]["study-btn_losses"]["cmd"])
+    words = shlex.split(reproduce._stages(plan)["study-btn_losses"]["cmd"])
     assert words[words.index("--rows") + 1 : words.index("--smoke")] == list(rows)
 
 
@@ -246,7 +246,7 @@ def test_nothing_runs_where_all_is_missing(project: Params) -> None:
 def test_where_stages_fail_the_page_has_every_table_and_figure_and_every_printed_number(
     project: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reproduce, "_repro", lambda folder: 1)
+    monkeypatch.setattr(reproduce, "repro", lambda folder: 1)
     with pytest.raises(ValueError, match="reproductions/btn-smoke"):
         reproduce.run(project, make_plan(project, "btn", tables=["5"], smoke=True))
     page = (project.root / "reports" / "btn-smoke.html").read_text()
