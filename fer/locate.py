@@ -25,7 +25,9 @@ def find_model(source: str | os.PathLike[str] | None) -> Path:
         return _shipped()
     name = os.fspath(source)
     if name.startswith(MLFLOW_SCHEMES):
-        raise NotImplementedError
+        from fer.tracking.models import fetch_model
+
+        return fetch_model(name)
     path = Path(name).expanduser()
     if not path.exists() and name in registry.register():
         return _imported(name)
