@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import fer
 from fer.console import log
 
 if TYPE_CHECKING:
-    from fer.inference.photos import Classifier, Photo
+    from fer.inference.model import Model, Result
 
 _SOME_UNREAD = 3
 
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--detector",
         choices=("retinaface", "yunet", "whole"),
         help="whole: each photo is one face, cropped like the training data. Default: the detector of the "
-        "training data, else retinaface",
+        "training data, else yunet",
     )
     parser.add_argument(
         "--detector-weights", metavar="PATH", help="its file or folder (default: the cache of `fer weights pull`)"
@@ -58,12 +59,19 @@ def main(args: argparse.Namespace) -> int:
     given = list(_given(args.photos))
     if not given:
         raise ValueError(f"no photo in {', '.join(args.photos)}: no file there has the ending of an image")
-    _check_tables(args, given)
-    photos = _predict(args, given, _targets(given, args.out) if args.annotate else [None] * len(given))
-    unread = sum(not photo.read for photo in photos)
+    model = fer.load(
+        args.weights,
+        detector=args.detector,
+        detector_weights=args.detector_weights,
+        threads=args.threads,
+        tta=args.tta,
+    )
+    _check_tables(args, given, model.path)
+    results = _predict(args, model, given, _targets(given, args.out) if args.annotate else [None] * len(given))
+    unread = sum(not result.read for result in results)
     if unread:
-        log.warning("%d of %d photos could not be read", unread, len(photos))
-    return 0 if not unread else 1 if unread == len(photos) else _SOME_UNREAD
+        log.warning("%d of %d photos could not be read", unread, len(results))
+    return 0 if not unread else 1 if unread == len(results) else _SOME_UNREAD
 
 
 # ------------------------------------------------------------------------------------------------ arguments
@@ -79,7 +87,7 @@ class _Given:
 
 
 def _given(names: Sequence[str]) -> Iterator[_Given]:
-    from fer.inference.photos import find_photos
+    from fer.inference.photos import find_photos, name_of
     from fer.io.images import MAX_BYTES
 
     for name in names:
@@ -87,9 +95,7 @@ def _given(names: Sequence[str]) -> Iterator[_Given]:
             yield _Given(name, sys.stdin.buffer.read(MAX_BYTES + 1), Path(name))
             continue
         for path in find_photos([Path(name)]):
-            # File names may hold line breaks and bytes that are not text.
-            shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(path))
-            yield _Given(shown, path, path.relative_to(name) if Path(name).is_dir() else Path(path.name))
+            yield _Given(name_of(path, 1), path, path.relative_to(name) if Path(name).is_dir() else Path(path.name))
 
 
 def _targets(given: Sequence[_Given], folder: Path) -> list[Path | None]:
@@ -115,12 +121,9 @@ def _targets(given: Sequence[_Given], folder: Path) -> list[Path | None]:
     return targets
 
 
-def _check_tables(args: argparse.Namespace, given: Sequence[_Given]) -> None:
+def _check_tables(args: argparse.Namespace, given: Sequence[_Given], weights: Path) -> None:
     """ValueError where a table would replace a folder, a photo, the weights, or the other table."""
-    from fer.inference.photos import weights_file
-
-    taken = {one.source.resolve() for one in given if isinstance(one.source, Path)}
-    taken.add(weights_file(args.weights).resolve())
+    taken = {weights.resolve(), *(one.source.resolve() for one in given if isinstance(one.source, Path))}
     for option in ("json", "csv"):
         path: Path | None = getattr(args, option)
         if path is None:
@@ -133,57 +136,44 @@ def _check_tables(args: argparse.Namespace, given: Sequence[_Given]) -> None:
 # ------------------------------------------------------------------------------------------------ prediction
 
 
-def _predict(args: argparse.Namespace, given: Sequence[_Given], targets: Sequence[Path | None]) -> list[Photo]:
-    import cv2
-    import torch
-
-    from fer.faces.config import CropConfig
-    from fer.faces.crop import finder
-    from fer.faces.weights import locate
+def _predict(
+    args: argparse.Namespace, model: Model, given: Sequence[_Given], targets: Sequence[Path | None]
+) -> list[Result]:
     from fer.inference.output import SYNTHETIC, annotated, lines, write_jpeg
-    from fer.inference.photos import Classifier, classify, crop_config
     from fer.io.images import read_image
 
-    torch.set_num_threads(args.threads)
-    cv2.setNumThreads(args.threads)
-    classifier = Classifier(args.weights)
-    labels, note = classifier.info.labels, SYNTHETIC if classifier.info.synthetic else ""
-    config, search = CropConfig(), None
-    if args.detector != "whole":
-        config = crop_config(classifier.info, args.detector, where=str(classifier.path))
-        search = finder(config, str(locate(config.detector, args.detector_weights, Path.cwd())))
+    note = SYNTHETIC if model.info.synthetic else ""
     if note:
-        print(f"warning: {classifier.path}: {note}", file=sys.stderr, flush=True)
-    photos = []
-    sources = [(one.name, one.source) for one in given]
-    found = classify(sources, classifier, config, search, tta=args.tta, batch=args.batch, threads=args.threads)
-    for photo, one, target in zip(found, given, targets, strict=True):
-        for line in lines(photo, labels):
+        print(f"warning: {model.path}: {note}", file=sys.stderr, flush=True)
+    results = []
+    found = model.results([(one.name, one.source) for one in given], batch=args.batch)
+    for result, one, target in zip(found, given, targets, strict=True):
+        for line in lines(result):
             print(line, flush=True)
-        if target is not None and photo.faces:
+        if target is not None and result.faces:
             assert isinstance(one.source, Path)
-            write_jpeg(target, annotated(read_image(one.source), photo.faces, labels, note))
-        photos.append(photo)
-    _write_tables(args, classifier, photos)
-    return photos
+            write_jpeg(target, annotated(read_image(one.source), result.faces, note))
+        results.append(result)
+    _write_tables(args, model, results)
+    return results
 
 
-def _write_tables(args: argparse.Namespace, classifier: Classifier, photos: Sequence[Photo]) -> None:
-    from fer.inference.output import as_csv, as_json
+def _write_tables(args: argparse.Namespace, model: Model, results: Sequence[Result]) -> None:
+    from fer.inference.output import as_csv
     from fer.io.files import sha256, write_atomic, write_json
 
-    labels, synthetic = classifier.info.labels, classifier.info.synthetic
+    synthetic = model.info.synthetic
     if args.json is not None:
         about = {
             "weights": str(args.weights),
-            "weights_sha256": sha256(classifier.path),
-            "labels": list(labels),
+            "weights_sha256": sha256(model.path),
+            "labels": list(model.labels),
             "trained_on_synthetic": synthetic,
             "tta": args.tta,
         }
-        write_json(args.json, {**about, "photos": [as_json(photo, labels) for photo in photos]})
+        write_json(args.json, {**about, "photos": [result.to_dict() for result in results]})
     if args.csv is not None:
-        write_atomic(args.csv, as_csv(photos, labels, synthetic=synthetic))
+        write_atomic(args.csv, as_csv(results, model.labels, synthetic=synthetic))
 
 
 def _cpus() -> int:

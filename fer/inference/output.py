@@ -7,12 +7,11 @@ import io
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
-from fer.inference.photos import Face, Photo
+from fer.inference.model import Face, Result
 from fer.io.files import write_atomic
 from fer.shards.pixels import Pixels
 
@@ -23,75 +22,54 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _JPEG_QUALITY = 92
 
 
-def lines(photo: Photo, labels: Sequence[str]) -> Iterator[str]:
+def lines(result: Result) -> Iterator[str]:
     """One for each face: the file, the face's number, its box, its label and the label's probability."""
-    for face in photo.faces:
-        box = ",".join(f"{value:.0f}" for value in face.box)
-        label, probability = labels[face.best], face.probabilities[face.best]
-        yield f"{photo.name}  face {face.number}  box {box}  {label} {probability:.3f}"
-    if not photo.faces:
-        yield f"{photo.name}  {'; '.join(_why(photo))}"
+    for number, face in enumerate(result.faces, 1):
+        box = ",".join(f"{value:.0f}" for value in face.box or ())
+        yield f"{result.name}  face {number}  box {box}  {face.label} {face.probabilities[face.label]:.3f}"
+    if not result.faces:
+        yield f"{result.name}  {'; '.join(_why(result))}"
 
 
-def _why(photo: Photo) -> list[str]:
-    if not photo.read:
-        return [f"not read: {one.detail}" for one in photo.refused]
-    return [f"no face: {one.detail}" + ("" if one.reason == "no_face" else f" ({one.reason})") for one in photo.refused]
+def _why(result: Result) -> list[str]:
+    if not result.read:
+        return [f"not read: {one.detail}" for one in result.refused]
+    return [
+        f"no face: {one.detail}" + ("" if one.reason == "no_face" else f" ({one.reason})") for one in result.refused
+    ]
 
 
-def as_json(photo: Photo, labels: Sequence[str]) -> dict[str, Any]:
-    """All results of a photo, as plain JSON."""
-    return {
-        "file": photo.name,
-        "read": photo.read,
-        "faces": [
-            {
-                "face": face.number,
-                "box": list(face.box),
-                "score": face.score,
-                "label": labels[face.best],
-                "probabilities": dict(zip(labels, _rounded(face), strict=True)),
-                "logits": dict(zip(labels, map(float, face.logits), strict=True)),
-            }
-            for face in photo.faces
-        ],
-        "refused": [{"reason": one.reason, "detail": one.detail} for one in photo.refused],
-    }
-
-
-def as_csv(photos: Sequence[Photo], labels: Sequence[str], *, synthetic: bool = False) -> str:
+def as_csv(results: Sequence[Result], labels: Sequence[str], *, synthetic: bool = False) -> str:
     """A table with a row for each face, and one for each photo without a face, with the reasons in `refused`.
 
     Args:
         synthetic: whether the model was trained on synthetic faces, for the last column.
     """
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     of_face = ["face", "x1", "y1", "x2", "y2", "score", "label", "confidence", *(f"p_{label}" for label in labels)]
+    writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", *of_face, "refused", "trained_on_synthetic"])
     last = str(synthetic).lower()
-    for photo in photos:
-        for face in photo.faces:
-            probabilities = _rounded(face)
-            found = [face.number, *face.box, "" if face.score is None else face.score, labels[face.best]]
-            writer.writerow([photo.name, *found, max(probabilities), *probabilities, "", last])
-        if not photo.faces:
-            writer.writerow([photo.name, *[""] * len(of_face), " ".join(one.reason for one in photo.refused), last])
+    for result in results:
+        for number, face in enumerate(result.faces, 1):
+            found = face.to_dict()
+            probabilities = list(found["probabilities"].values())
+            row = [number, *found["box"], "" if face.score is None else face.score, face.label, max(probabilities)]
+            writer.writerow([result.name, *row, *probabilities, "", last])
+        if not result.faces:
+            writer.writerow([result.name, *[""] * len(of_face), " ".join(one.reason for one in result.refused), last])
     return text.getvalue()
 
 
-def _rounded(face: Face) -> list[float]:
-    return [round(float(value), 6) for value in face.probabilities]
-
-
-def annotated(image: Pixels, faces: Sequence[Face], labels: Sequence[str], note: str = "") -> Pixels:
+def annotated(image: Pixels, faces: Sequence[Face], note: str = "") -> Pixels:
     """A copy of an upright photo, (H, W, 3) RGB, with each face's box, number and label, and a note in a band below."""
     drawn = image.copy()
     unit = max(1, round(max(image.shape[:2]) / 500))  # px of a thin line
     size = 0.45 * unit
-    for face in faces:
+    for number, face in enumerate(faces, 1):
+        assert face.box is not None
         x1, y1, x2, y2 = (round(value) for value in face.box)
-        text = f"{face.number} {labels[face.best]} {face.probabilities[face.best]:.2f}"
+        text = f"{number} {face.label} {face.probabilities[face.label]:.2f}"
         (width, height), base = cv2.getTextSize(text, _FONT, size, unit)
         left = max(0, min(x1, image.shape[1] - width))
         bottom = y1 if y1 - height - base >= 0 else min(image.shape[0], y2 + height + base)
