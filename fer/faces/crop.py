@@ -137,7 +137,7 @@ def crop_samples(
         ValueError: a label without a box, and no finder; it names the image.
         RuntimeError: anything unexpected; it names the image.
     """
-    for batch in _batches(_in_order(_open, samples, threads), BATCH if finder else 1):
+    for batch in _batches(in_order(_open, samples, threads), BATCH if finder else 1):
         searched = [image for image in batch if isinstance(image, _Decoded) and image.is_searched]
         found = dict(zip(map(id, searched), _detect(searched, finder), strict=True)) if finder else {}
         for image in batch:
@@ -187,7 +187,7 @@ def _without_equal_channels(image: Image) -> Image:
     return image
 
 
-def _in_order(task: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+def in_order(task: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
     """Results in the order of the items, computed ahead by at most one per thread."""
     if threads == 1:
         yield from map(task, items)

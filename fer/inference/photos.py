@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from fer.faces.crop import Unreadable
 
 ImageLike = str | os.PathLike[str] | bytes | npt.NDArray[np.uint8] | PillowImage
-"""An image file's path, its http(s) URL, its bytes, RGB pixels uint8 (H, W, 3) or gray (H, W), or an opened image."""
+"""An image file's path, its URL (http, s3, ...), its bytes; RGB uint8 (H, W, 3), gray (H, W); or an opened image."""
 
 
 def is_image(value: object) -> TypeGuard[ImageLike]:
@@ -31,8 +32,8 @@ def is_image(value: object) -> TypeGuard[ImageLike]:
 
 
 def is_url(value: object) -> TypeGuard[str]:
-    """Whether it is an address on the web."""
-    return isinstance(value, str) and value.lower().startswith(("http://", "https://"))
+    """Whether it is an address on the web or in an object store."""
+    return isinstance(value, str) and re.match(r"[a-z][a-z0-9+.-]*://", value, re.IGNORECASE) is not None
 
 
 def name_of(image: ImageLike, number: int) -> str:
