@@ -55,6 +55,7 @@ class Face:
         label: of the highest probability.
         probabilities: by label, in the order of the weights, summing to 1.
         logits: by label.
+        track: number of the person in a video; `probabilities` and `label` are then smoothed over time.
     """
 
     box: tuple[float, float, float, float] | None
@@ -62,6 +63,7 @@ class Face:
     label: str
     probabilities: dict[str, float]
     logits: dict[str, float]
+    track: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON; probabilities are rounded to six digits."""
@@ -71,6 +73,7 @@ class Face:
             "label": self.label,
             "probabilities": {label: round(value, 6) for label, value in self.probabilities.items()},
             "logits": dict(self.logits),
+            **({} if self.track is None else {"track": self.track}),
         }
 
 
@@ -83,17 +86,21 @@ class Result:
         faces: the highest score first.
         refused: faces, or the whole image, that were not classified; reasons as in rejects.parquet.
         read: whether the image could be decoded.
+        frame, seconds: place in a video, from 0; None of a photo.
     """
 
     name: str
     faces: tuple[Face, ...]
     refused: tuple[Reject, ...]
     read: bool
+    frame: int | None = None
+    seconds: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON; faces are numbered from 1."""
         return {
             "file": self.name,
+            **({} if self.frame is None else {"frame": self.frame, "seconds": self.seconds}),
             "read": self.read,
             "faces": [{"face": number, **face.to_dict()} for number, face in enumerate(self.faces, 1)],
             "refused": [{"reason": one.reason, "detail": one.detail} for one in self.refused],

@@ -12,11 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from builders.images import encoded
 from builders.scenes import CROP, LABELS, Scenes
 from builders.shards import write_part, write_set
+from flaky_server import Site, serve
 
 from fer import cli, console
 from fer.config import ConfigError
@@ -25,7 +27,7 @@ from fer.faces.config import CropConfig
 from fer.faces.crop import FaceCrop, crop_samples
 from fer.faces.detection import Image
 from fer.inference.model import Model, crop_config
-from fer.inference.output import SYNTHETIC, annotated, as_csv, lines
+from fer.inference.output import SYNTHETIC, annotated, as_csv, columns_of, lines, place_labels, rows_of
 from fer.inference.photos import find_photos
 from fer.io.files import FileError
 from fer.io.images import decode_image
@@ -192,7 +194,7 @@ def test_tables_have_every_face_with_all_probabilities_in_the_order_of_the_weigh
     model: Model, scenes: Scenes
 ) -> None:
     photos = list(model.results(photos_in(scenes.folder)))
-    rows = list(csv.DictReader(as_csv(photos, LABELS).splitlines()))
+    rows = list(csv.DictReader(as_csv(rows_of(photos), LABELS).splitlines()))
     written = json.loads(json.dumps([photo.to_dict() for photo in photos]))
     faces = [(photo, face) for photo in photos for face in photo.faces]
     assert [row["face"] for row in rows if row["face"]] == [
@@ -227,7 +229,7 @@ def predict(model: Model, weights: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> int | None:
-        return cli._main(["predict", str(weights), *arguments, "--threads", "1"])
+        return cli._main(["predict", "--weights", str(weights), *arguments, "--threads", "1"])
 
     return run
 
@@ -269,6 +271,66 @@ def test_unreadable_photos_have_their_own_exit_code_and_are_counted_last(
     assert capsys.readouterr().out.splitlines()[-1] == "warning: 2 of 2 photos could not be read"
     assert predict(str(scenes.folder / "00.jpg")) == 0
     assert "could not be read" not in capsys.readouterr().out
+
+
+def test_parquet_holds_the_table_of_csv(predict, scenes: Scenes, tmp_path: Path) -> None:
+    assert predict(str(scenes.folder), "--csv", "f.csv", "--parquet", "f.parquet") == 0
+    rows = list(csv.DictReader((tmp_path / "f.csv").read_text().splitlines()))
+    stored = pq.read_table(tmp_path / "f.parquet").to_pylist()
+    assert list(stored[0]) == list(rows[0]) == list(columns_of(LABELS))
+    assert [row["label"] or "" for row in stored] == [row["label"] for row in rows]
+    assert [row["p_anger"] for row in stored if row["face"]] == [float(row["p_anger"]) for row in rows if row["face"]]
+
+
+def test_json_on_standard_output_is_nothing_else(
+    predict, scenes: Scenes, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console.log, "handlers", [])
+    monkeypatch.setattr(console.log, "propagate", False)
+    (tmp_path / "page.jpg").write_bytes(b"<html>")
+    assert predict(str(scenes.folder / "00.jpg"), "page.jpg", "--json", "-") == 3
+    assert len(json.loads(capsys.readouterr().out)["photos"]) == 2
+    assert not (tmp_path / "-").exists()
+
+
+def test_patterns_and_urls_are_photos(
+    predict, scenes: Scenes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve(Site(body=(scenes.folder / "00.jpg").read_bytes())) as site:
+        url = f"{site.url}/a/b.jpg"
+        assert predict(str(scenes.folder / "*.jpg"), f"{url}?key=secret", "--json", "f.json") == 0
+    files = [photo["file"] for photo in json.loads((tmp_path / "f.json").read_text())["photos"]]
+    assert files == [*map(str, sorted(scenes.folder.iterdir())), url]
+    assert "secret" not in capsys.readouterr().out
+
+
+def test_weights_before_the_photos_still_work_with_a_warning(
+    model, weights: Path, scenes: Scenes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for old in (str(weights), str(weights / "model.safetensors")):
+        assert cli._main(["predict", old, str(scenes.folder / "00.jpg")]) == 0
+        assert f"--weights {old}" in caplog.text
+    with pytest.raises(ValueError, match="and --weights"):
+        cli._main(["predict", str(weights), str(scenes.folder), "--weights", str(weights)])
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(ValueError, match="holds weights and images"):
+        cli._main(["predict", str(tmp_path), str(scenes.folder)])
+
+
+def test_labels_of_a_crowd_do_not_overlap() -> None:
+    random = np.random.default_rng(0)
+    boxes = [(x, y, x + 30, y + 30) for x, y in random.integers(0, 570, (40, 2)).tolist()] + [(300, 300, 330, 330)] * 5
+    sizes = [(80, 12)] * len(boxes)
+    places = place_labels(boxes, sizes, (600, 600))
+    taken = np.zeros((600, 600), int)
+    for (left, top), (width, height) in zip(places, sizes, strict=True):
+        assert 0 <= left <= 600 - width
+        assert 0 <= top <= 600 - height
+        taken[top : top + height, left : left + width] += 1
+    assert taken.max() == 1
+    assert place_labels([(10, 50, 60, 90)], [(40, 12)], (100, 100)) == [(10, 38)], "above its face"
+    assert place_labels([(0, 0, 8, 8)] * 9, [(40, 12)] * 9, (10, 10)) == [(0, 0)] * 9, "no room"
 
 
 def test_help_lists_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -378,7 +440,7 @@ def test_every_output_of_a_synthetic_model_says_so(
 ) -> None:  # fmt: skip
     folder = resaved(weights, tmp_path / "trained", extra)
     out = ["--json", "f.json", "--csv", "f.csv", "--annotate", "--out", "o", "--threads", "1"]
-    assert cli._main(["predict", str(folder), "photos", *out]) == 0
+    assert cli._main(["predict", "--weights", str(folder), "photos", *out]) == 0
     printed = capsys.readouterr()
     warning = f"warning: {folder}/model.safetensors: trained on synthetic faces: says nothing about people\n"
     assert printed.err == (warning if synthetic else "")
@@ -417,7 +479,7 @@ def test_weights_with_nan_are_refused(
     state["fc.bias"] = torch.full_like(state["fc.bias"], float("nan"))
     save_model(model, tmp_path / "m.safetensors", LABELS, "basic7", info.extra, name="ddamfn_nano", weights=state)
     with pytest.raises(FileError, match=r"m\.safetensors: 1 of .* NaN or infinity: fc\.bias; restore the file"):
-        cli._main(["predict", str(tmp_path / "m.safetensors"), "photos", "--json", "f.json"])
+        cli._main(["predict", "--weights", str(tmp_path / "m.safetensors"), "photos", "--json", "f.json"])
     shards, weights = str(shards_of(tmp_path / "s", [])), str(tmp_path / "m.safetensors")
     job = PredictJob(shards=shards, weights=weights, split="test", batch_size=1, threads=1)
     with pytest.raises(FileError, match=r"m\.safetensors: 1 of .* NaN or infinity: fc\.bias; restore the file"):
@@ -451,7 +513,12 @@ def test_faces_of_real_photos_are_found_by_yunet(
     photos = [str(test_data / "photos" / name) for name in ("pyfeat_multi_face.jpg", "deepface_couple.jpg")]
     upright = [str(test_data / "bad" / f"exif_orientation_{tag}.jpg") for tag in (1, 6)]
     yunet = ["--detector", "yunet", "--detector-weights", str(test_data / "weights" / "yunet"), "--threads", "1"]
-    assert cli._main(["predict", str(weights), *photos, *upright, "--json", str(tmp_path / "faces.json"), *yunet]) == 0
+    assert (
+        cli._main(
+            ["predict", "--weights", str(weights), *photos, *upright, "--json", str(tmp_path / "faces.json"), *yunet]
+        )
+        == 0
+    )
     found = json.loads((tmp_path / "faces.json").read_text())["photos"]
     assert [len(photo["faces"]) for photo in found] == [5, 2, 1, 1]
     one, turned = (photo["faces"][0] for photo in found[2:])
