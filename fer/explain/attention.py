@@ -80,7 +80,7 @@ def attention_maps(model: FerModel, images: Tensor) -> dict[str, Attention]:
         return hook
 
     kinds = (CrossAttention, DualDirectionHead, LHCBlock, RoutingAttention, RoutedSelfAttention)
-    found = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
+    found: list[tuple[str, nn.Module]] = [(name, one) for name, one in model.named_modules() if isinstance(one, kinds)]
     branch = model.branch if isinstance(model, BTN) else None
     if isinstance(branch, BatchBranch):
         found.append(("branch.class_maps", branch.class_maps))
@@ -98,17 +98,17 @@ def attention_maps(model: FerModel, images: Tensor) -> dict[str, Attention]:
 def _cross(module: CrossAttention, query: Tensor, context: Tensor, *, batch: int, placed: bool) -> Attention:
     """Of (B,Q,C) and (B,M,C); or of the W windows of each image, (B*W,Q,C) and (B*W,M,C)."""
     query = query if module.query is None else module.query(query)
-    q = query.unflatten(-1, (module.num_heads, -1)).transpose(1, 2)  # (B,K,Q,C/K)
+    q = torch.unflatten(query, -1, (module.num_heads, -1)).transpose(1, 2)  # (B,K,Q,C/K)
     keys = module.key_value(context)[..., : query.shape[-1]]
-    k = keys.unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
+    k = torch.unflatten(keys, -1, (module.num_heads, -1)).transpose(1, 2)
     bias = 0 if module.position_bias is None else module.position_bias()
     weights = torch.softmax(module.scale * q @ k.mT + bias, dim=-1)  # (B,K,Q,M)
     if not placed:
         return Attention(kind="cross", weights=weights, map=None)
     side = math.isqrt(weights.shape[-1])
-    received = weights.mean(2)[..., -(side**2) :].unflatten(-1, (side, side))  # without a class token in front
+    received = torch.unflatten(weights.mean(2)[..., -(side**2) :], -1, (side, side))  # without a class token in front
     across = math.isqrt(len(weights) // batch)
-    windows = received.unflatten(0, (batch, across, across))  # (B,S/W,S/W,K,W,W)
+    windows = torch.unflatten(received, 0, (batch, across, across))  # (B,S/W,S/W,K,W,W)
     return Attention(kind="cross", weights=weights, map=windows.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3))
 
 
@@ -116,7 +116,7 @@ def _routing(module: RoutingAttention | RoutedSelfAttention, x: Tensor) -> Atten
     """Of a map (B,H,W,C), or of a class token and patches (B,1+T,C)."""
     queries_and_keys = module.qkv(x)[..., : 2 * x.shape[-1]]
     if isinstance(module, RoutedSelfAttention):
-        queries_and_keys = queries_and_keys[:, 1:].unflatten(1, (module.side, module.side))
+        queries_and_keys = torch.unflatten(queries_and_keys[:, 1:], 1, (module.side, module.side))
     chosen = route(queries_and_keys, module.num_regions, module.topk)  # (B,R*R,topk)
     count = chosen.shape[1]
     kept = torch.zeros(len(chosen), count, device=x.device).scatter_add_(

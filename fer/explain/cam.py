@@ -105,7 +105,7 @@ def score_cam(model: FerModel, images: Tensor, target: Tensor, layer: str) -> Te
     for image, channels, label in zip(images, activations.sum(2), target.tolist(), strict=True):
         channels = channels[channels.flatten(1).amax(1) > channels.flatten(1).amin(1)]
         masks = enlarged(channels, images.shape[-1])
-        logits = [model(image * part[:, None])[:, label] for part in masks.split(MASKED_AT_ONCE)]
+        logits = [model(image * part[:, None])[:, label] for part in torch.split(masks, MASKED_AT_ONCE)]
         weights = torch.cat([channels.new_empty(0), *logits]).softmax(0)
         found.append((weights[:, None, None] * channels).sum(0).relu())
     return torch.stack(found)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from fer.models import FerModel, create_model
 
-BLUR = {"ksize": (11, 11), "sigmaX": 5.0}
-"""The Gaussian that insertion starts from, in pixels: that of RISE's code."""
+BLUR_SIDE, BLUR_SIGMA = 11, 5.0
+"""Of the Gaussian that insertion starts from, in pixels: that of RISE's code."""
 
 
 @torch.no_grad()
@@ -40,7 +40,9 @@ def deletion_and_insertion(
     count = maps[0].numel()
     place = maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view_as(maps)[:, None]
     pixels = images.permute(0, 2, 3, 1).cpu().numpy()
-    blurred = torch.from_numpy(np.stack([cv2.GaussianBlur(image, **BLUR) for image in pixels]))
+    blurred = torch.from_numpy(
+        np.stack([cv2.GaussianBlur(image, (BLUR_SIDE, BLUR_SIDE), BLUR_SIGMA) for image in pixels])
+    )
     blurred = blurred.permute(0, 3, 1, 2).to(images)
     curves: list[list[Tensor]] = [[], []]
     for step in range(steps + 1):
@@ -98,7 +100,8 @@ def rank_correlation(maps: Tensor, others: Tensor) -> npt.NDArray[np.float64]:
     ranks = [rankdata(each.flatten(1).cpu().numpy(), axis=1) for each in (maps, others)]
     first, second = (rank - rank.mean(1, keepdims=True) for rank in ranks)
     scale = np.sqrt((first**2).sum(1) * (second**2).sum(1))
-    return np.divide((first * second).sum(1), scale, out=np.zeros(len(scale)), where=scale > 0)
+    correlation: npt.NDArray[np.float64] = (first * second).sum(1) / np.where(scale > 0, scale, 1)
+    return correlation
 
 
 def pointing_game(maps: Tensor, boxes: Tensor) -> Tensor:

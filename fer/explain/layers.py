@@ -67,7 +67,7 @@ def _places(class_token: Tensor, levels: int, side: int) -> Layout:
     first = class_token.shape[1]
     return Layout(
         side,
-        lambda y: y[:, first:].transpose(1, 2).unflatten(2, (levels, side, side)),
+        lambda y: torch.unflatten(y[:, first:].transpose(1, 2), 2, (levels, side, side)),
         lambda y: torch.cat([class_token, y.flatten(2).transpose(1, 2)], dim=1),
     )
 
@@ -100,7 +100,7 @@ def as_map(model: FerModel, layer: str) -> Iterator[nn.Module]:
 
 def find(model: FerModel, layer: str) -> nn.Module:
     """The module of that dotted name; ValueError suggests the nearest."""
-    modules = dict(model.named_modules())
+    modules: dict[str, nn.Module] = dict(model.named_modules())
     if not layer or layer not in modules:
         hint = nearest(layer, list(modules))
         raise ValueError(f"model {model.name!r} has no layer {layer!r}{hint}; {_remedy(model)}")
