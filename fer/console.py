@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -31,12 +31,12 @@ class _BarSafeHandler(logging.StreamHandler[Any]):
         self.flush()
 
 
-def set_up(level: int = logging.INFO) -> None:
-    """Sends the `fer` logger to standard output, once; other loggers keep their handlers."""
+def set_up(level: int = logging.INFO, stream: TextIO | None = None) -> None:
+    """Sends the `fer` logger to standard output, or to `stream`, once; other loggers keep their handlers."""
     log.setLevel(level)
     log.propagate = False
     log.handlers.clear()
-    handler = _BarSafeHandler(sys.stdout)
+    handler = _BarSafeHandler(stream or sys.stdout)
     handler.setFormatter(_LineFormatter())
     log.addHandler(handler)
 

@@ -37,6 +37,7 @@ _DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # else a server that dies delays a run for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "GIT_PYTHON_REFRESH": "quiet",
+    "OPENCV_FFMPEG_LOGLEVEL": "-8",  # of a damaged video, our own message names the file
     # Threads of torch that wait for work sleep instead of spinning: beside the reader's threads, spinning costs more
     # than it saves (measured: 2 to 10 times the throughput on busy cores).
     "OMP_WAIT_POLICY": "passive",

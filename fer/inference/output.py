@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from fer.inference.photos import Face, Photo
+from fer.inference.model import Face, Result
 from fer.io.files import write_atomic
 from fer.shards.pixels import Pixels
 
@@ -23,81 +23,78 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _JPEG_QUALITY = 92
 
 
-def lines(photo: Photo, labels: Sequence[str]) -> Iterator[str]:
+def lines(result: Result) -> Iterator[str]:
     """One for each face: the file, the face's number, its box, its label and the label's probability."""
-    for face in photo.faces:
-        box = ",".join(f"{value:.0f}" for value in face.box)
-        label, probability = labels[face.best], face.probabilities[face.best]
-        yield f"{photo.name}  face {face.number}  box {box}  {label} {probability:.3f}"
-    if not photo.faces:
-        yield f"{photo.name}  {'; '.join(_why(photo))}"
+    place = "" if result.seconds is None else f" {result.seconds:.2f} s"
+    for number, face in enumerate(result.faces, 1):
+        box = ",".join(f"{value:.0f}" for value in face.box or ())
+        found = f"{face.label} {face.probabilities[face.label]:.3f}"
+        yield f"{result.name}{place}  face {face.track or number}  box {box}  {found}"
+    if not result.faces:
+        yield f"{result.name}  {'; '.join(_why(result))}"
 
 
-def _why(photo: Photo) -> list[str]:
-    if not photo.read:
-        return [f"not read: {one.detail}" for one in photo.refused]
-    return [f"no face: {one.detail}" + ("" if one.reason == "no_face" else f" ({one.reason})") for one in photo.refused]
+def _why(result: Result) -> list[str]:
+    if not result.read:
+        return [f"not read: {one.detail}" for one in result.refused]
+    return [
+        f"no face: {one.detail}" + ("" if one.reason == "no_face" else f" ({one.reason})") for one in result.refused
+    ]
 
 
-def as_json(photo: Photo, labels: Sequence[str]) -> dict[str, Any]:
-    """All results of a photo, as plain JSON."""
-    return {
-        "file": photo.name,
-        "read": photo.read,
-        "faces": [
-            {
-                "face": face.number,
-                "box": list(face.box),
-                "score": face.score,
-                "label": labels[face.best],
-                "probabilities": dict(zip(labels, _rounded(face), strict=True)),
-                "logits": dict(zip(labels, map(float, face.logits), strict=True)),
-            }
-            for face in photo.faces
-        ],
-        "refused": [{"reason": one.reason, "detail": one.detail} for one in photo.refused],
-    }
+def columns_of(labels: Sequence[str]) -> dict[str, type]:
+    """The columns of a table of faces."""
+    face = {"face": int, **dict.fromkeys(("x1", "y1", "x2", "y2", "score"), float), "label": str, "confidence": float}
+    last = {"refused": str, "trained_on_synthetic": bool, "frame": int, "seconds": float, "track": int}
+    return {"file": str, **face, **{f"p_{label}": float for label in labels}, **last}
 
 
-def as_csv(photos: Sequence[Photo], labels: Sequence[str], *, synthetic: bool = False) -> str:
-    """A table with a row for each face, and one for each photo without a face, with the reasons in `refused`.
+def rows_of(results: Iterable[Result], *, synthetic: bool = False) -> Iterator[dict[str, Any]]:
+    """A row for each face, and one for each image without a face, with the reasons in `refused`; see `columns_of`.
 
     Args:
-        synthetic: whether the model was trained on synthetic faces, for the last column.
+        synthetic: whether the model was trained on synthetic faces.
     """
+    for result in results:
+        image = {"file": result.name, "frame": result.frame, "seconds": result.seconds}
+        image["trained_on_synthetic"] = synthetic
+        for number, face in enumerate(result.faces, 1):
+            probabilities = face.to_dict()["probabilities"]
+            row = {"face": number, "score": face.score, "label": face.label, "track": face.track}
+            row |= dict(zip(("x1", "y1", "x2", "y2"), face.box or (), strict=True))
+            row |= {f"p_{label}": value for label, value in probabilities.items()}
+            yield image | row | {"confidence": max(probabilities.values())}
+        if not result.faces:
+            yield image | {"refused": " ".join(one.reason for one in result.refused)}
+
+
+def as_csv(rows: Iterable[Mapping[str, Any]], labels: Sequence[str]) -> str:
+    """Rows as text."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    of_face = ["face", "x1", "y1", "x2", "y2", "score", "label", "confidence", *(f"p_{label}" for label in labels)]
-    writer.writerow(["file", *of_face, "refused", "trained_on_synthetic"])
-    last = str(synthetic).lower()
-    for photo in photos:
-        for face in photo.faces:
-            probabilities = _rounded(face)
-            found = [face.number, *face.box, "" if face.score is None else face.score, labels[face.best]]
-            writer.writerow([photo.name, *found, max(probabilities), *probabilities, "", last])
-        if not photo.faces:
-            writer.writerow([photo.name, *[""] * len(of_face), " ".join(one.reason for one in photo.refused), last])
+    writer = csv.DictWriter(text, list(columns_of(labels)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: str(value).lower() if isinstance(value, bool) else value for key, value in row.items()}
+                     for row in rows)  # fmt: skip
     return text.getvalue()
 
 
-def _rounded(face: Face) -> list[float]:
-    return [round(float(value), 6) for value in face.probabilities]
-
-
-def annotated(image: Pixels, faces: Sequence[Face], labels: Sequence[str], note: str = "") -> Pixels:
+def annotated(image: Pixels, faces: Sequence[Face], note: str = "") -> Pixels:
     """A copy of an upright photo, (H, W, 3) RGB, with each face's box, number and label, and a note in a band below."""
     drawn = image.copy()
     unit = max(1, round(max(image.shape[:2]) / 500))  # px of a thin line
     size = 0.45 * unit
-    for face in faces:
-        x1, y1, x2, y2 = (round(value) for value in face.box)
-        text = f"{face.number} {labels[face.best]} {face.probabilities[face.best]:.2f}"
-        (width, height), base = cv2.getTextSize(text, _FONT, size, unit)
-        left = max(0, min(x1, image.shape[1] - width))
-        bottom = y1 if y1 - height - base >= 0 else min(image.shape[0], y2 + height + base)
-        cv2.rectangle(drawn, (x1, y1), (x2, y2), _PAPER, unit)
-        cv2.rectangle(drawn, (left, bottom - height - base), (left + width, bottom), _PAPER, cv2.FILLED)
-        cv2.putText(drawn, text, (left, bottom - base // 2), _FONT, size, _INK, unit, cv2.LINE_AA)
+    texts = [f"{face.track or number} {face.label} {face.probabilities[face.label]:.2f}" for number, face in
+             enumerate(faces, 1)]  # fmt: skip
+    sizes = [cv2.getTextSize(text, _FONT, size, unit) for text in texts]
+    boxes = [tuple(round(value) for value in face.box or (0.0,) * 4) for face in faces]
+    places = place_labels(boxes, [(width, height + base) for (width, height), base in sizes], image.shape[:2])
+    for box in boxes:
+        cv2.rectangle(drawn, box[:2], box[2:], _PAPER, unit)
+    for text, ((width, height), base), (left, top), box in zip(texts, sizes, places, boxes, strict=True):
+        if top > box[3] or top + height + base < box[1]:  # away from its face
+            cv2.line(drawn, (box[0], box[3] if top > box[3] else box[1]), (left, top), _PAPER, unit)
+        cv2.rectangle(drawn, (left, top), (left + width, top + height + base), _PAPER, cv2.FILLED)
+        cv2.putText(drawn, text, (left, top + height + base // 2), _FONT, size, _INK, unit, cv2.LINE_AA)
     if not note:
         return drawn
     (width, height), base = cv2.getTextSize(note, _FONT, size, unit)
@@ -106,6 +103,33 @@ def annotated(image: Pixels, faces: Sequence[Face], labels: Sequence[str], note:
     for number, row in enumerate(rows, 1):
         cv2.putText(band, row, (unit, number * (height + base)), _FONT, size, _INK, unit, cv2.LINE_AA)
     return np.concatenate([drawn, band])
+
+
+def place_labels(
+    boxes: Sequence[tuple[int, ...]], sizes: Sequence[tuple[int, int]], shape: tuple[int, int]
+) -> list[tuple[int, int]]:
+    """Left and top of each face's label in px, none on another as long as there is room.
+
+    A label stands above its box, else below it, else as near to one of these as is free.
+
+    Args:
+        boxes: x1, y1, x2, y2. sizes: width and height of the labels. shape: height and width of the image.
+    """
+    placed: list[tuple[int, int, int, int]] = []
+    for (x1, y1, _, y2), (width, height) in zip(boxes, sizes, strict=True):
+        left, lowest = max(0, min(x1, shape[1] - width)), max(0, shape[0] - height)
+        aside = [max(0, min(left + step * width // 2, shape[1] - width)) for step in (0, -1, 1, -2, 2)]
+        tops = [top for step in range(shape[0] // max(1, height) + 1)
+                for top in (y1 - (step + 1) * height, y2 + step * height)]  # fmt: skip
+        places = [(x, y, x + width, y + height) for y in tops if 0 <= y <= lowest for x in aside]
+        free = (one for one in places if not any(_meet(one, other) for other in placed))
+        y = max(0, min(y1 - height, lowest))
+        placed.append(next(free, (left, y, left + width, y + height)))
+    return [(left, top) for left, top, _, _ in placed]
+
+
+def _meet(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def write_jpeg(path: Path, image: Pixels) -> None:

@@ -113,6 +113,18 @@ def decode_image(data: bytes) -> Pixels:
     return _decode_other(data)
 
 
+def pillow_pixels(image: Any) -> Pixels:
+    """An image that Pillow has opened, as `decode_image` returns one of a file; errors alike."""
+    _check_size(image.width, image.height)
+    try:
+        image.load()
+        return _upright(_to_rgb(image), _orientation(image))
+    except ImageError:
+        raise
+    except Exception as error:  # noqa: BLE001 - it may be read only now, and Pillow's readers raise any exception
+        raise ImageError("damaged", str(error) or type(error).__name__) from None
+
+
 def _decode_jpeg(data: bytes) -> Pixels:
     try:
         found = jpeg.structure(data)

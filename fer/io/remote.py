@@ -100,6 +100,32 @@ def read(url: str, name: str, have: int, known: Version | None, stall: float) ->
     return (_read_http if _is_http(url) else _read_store)(url, name, have, known, stall)
 
 
+def fetch(url: str, most: int, *, stall: float = 20.0) -> bytes:
+    """A small remote file, in one attempt.
+
+    Args:
+        url: as for `read`.
+        most: bytes; a larger file is refused, before it is fetched where its size is announced.
+        stall: seconds without a byte after which an HTTP connection is given up.
+
+    Raises:
+        FileError: too large, or it cannot be fetched.
+    """
+    name = public_url(url)
+    data = bytearray()
+    try:
+        with read(url, name, 0, None, stall) as stream:
+            size = stream.total or 0
+            while size <= most and (chunk := next(stream.chunks, None)) is not None:
+                data += chunk
+                size = max(size, len(data))
+    except InterruptionError as broken:
+        raise FileError(f"{name}: {broken}") from None
+    if size > most:
+        raise FileError(f"{name}: {size:,} bytes or more, at most {most:,} are read")
+    return bytes(data)
+
+
 def validator(url: str, *, timeout: float = 5.0) -> str:
     """The version of a remote file, without fetching it: its ETag or checksum, else its date of change; "" if unknown.
 

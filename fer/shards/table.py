@@ -54,6 +54,12 @@ def write_table(
         )
 
 
+def schema_of(columns: Mapping[str, type]) -> pa.Schema:
+    """A schema of texts, numbers and truth values; each may be missing (None)."""
+    kinds = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    return pa.schema([(name, kinds[kind]) for name, kind in columns.items()])
+
+
 class TableReader:
     """Random access to the rows of one file.
 

@@ -31,7 +31,7 @@ _READS = "reads parameters, whose values are compared"
 _FETCHES = "fetches or unpacks files, whose digests are compared"
 LEFT_OUT: Mapping[str, Mapping[str, str]] = {
     "": {
-        "fer/__init__.py": "holds the version alone",
+        "fer/__init__.py": "holds the version, and `load` for other programs",
         "fer/cluster": "where work runs; the result is the same on any number of workers",
         "fer/config.py": _READS,
         "fer/console.py": "tells people",

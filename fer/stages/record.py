@@ -6,14 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fer.evaluation.output import facts_in
 from fer.params import Params
 from fer.shards.read import ShardSet
 from fer.shards.schema import SPLITS
 from fer.tracking import Run, open_run
-from fer.weights.store import load_model
 
 _HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll")
 
@@ -61,10 +58,8 @@ def record(
         run.log_artifact(folder / "test.json", "evaluation")
         for figure in sorted((folder / "figures").iterdir()):
             run.log_artifact(figure, "figures")
-        if model and params.tracking.log_model:
-            network, _ = load_model(model)
-            size = network.input_size
-            run.log_model(network, np.zeros((2, 3, size, size), np.float32), labels=shards.labels)
+        if model:
+            run.log_model(model)
 
 
 def numbers(summary: Mapping[str, Any]) -> dict[str, float]:

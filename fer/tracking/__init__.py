@@ -3,6 +3,7 @@
     config.py   where runs are recorded
     run.py      `open_run` and `Run`: what the stages call
     store.py    an MLflow store: how a run is found in it, and the calls that record
+    models.py   logged models, as MLflow and `fer.load` read them
     journal.py  entries that wait for a store that is down
     health.py   whether the store responds, and abandoned runs
     compat.py   what MLflow does not promise between versions

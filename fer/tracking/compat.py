@@ -8,23 +8,23 @@ from __future__ import annotations
 import logging
 import sqlite3
 import warnings
-from collections.abc import Sequence
 from contextlib import closing
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fer.environment import environment
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import nn
 
 CHATTY_LOGGERS = ("alembic", "mlflow.store.db.utils", "mlflow.models.model", "mlflow.utils.requirements_utils")
 EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 """The tag by which the UI shows an experiment's runs and metrics instead of its pages for language models."""
 ARTIFACTS_TAG = "mlflow.loggedArtifacts"
 """The tag of a run by which the UI finds its tables: JSON, [{"path": ..., "type": "table"}]."""
+
+REQUIREMENTS = ("mlflow", "numpy", "opencv-python-headless", "pillow", "pydantic", "safetensors", "torch")
+"""Of a logged model, beside this package, which is on no index: PyPI's `fer` is another one."""
+PARAMS = {"detector": None, "detector_weights": None, "tta": "none"}
+"""Of a logged model's `predict`, with their defaults: options of `fer.inference.model.Model`, all strings."""
 
 _RUNNING = """
 select name, max(start_time, coalesce((select max(timestamp) from metrics where metrics.run_uuid = runs.run_uuid), 0))
@@ -60,54 +60,45 @@ def running_in_database(path: Path, timeout: float) -> list[tuple[str, int]]:
         return [(str(name), int(last)) for name, last in store.execute(_RUNNING).fetchall()]
 
 
-def record_model(
-    client: Any, run: Any, uri: str, model: nn.Module, example: np.ndarray[Any, Any], labels: Sequence[str], name: str
-) -> str:
-    """Records a model in a run, in torch's export format and never as a pickle.
+def record_model(client: Any, run: Any, uri: str, weights: Path, name: str) -> str:
+    """Records a weights file in a run, as a pyfunc whose python side is `fer.tracking.models`; nothing is pickled.
 
     Args:
         client: of the store at `uri`.
         run: as the client returns it.
-        model: exported in evaluation mode; its own mode is restored.
-        example: float32 (B >= 2, 3, size, size).
-        labels: of the outputs, in their order.
+        weights: of this project.
         name: of the model within the run.
 
     Returns:
         MLflow's address of the model.
     """
     import mlflow
-    import numpy as np
     from mlflow.models import Model, ModelSignature
-    from mlflow.types.schema import Schema, TensorSpec
+    from mlflow.types.schema import ParamSchema, ParamSpec
 
-    kind = np.dtype(np.float32)
+    from fer.weights.store import read_info
+
+    info = read_info(weights)
     uri_of_environment = environment().mlflow_tracking_uri
-    training = model.training
-    model.eval()  # exported in training mode, dropout would become part of the graph
     # Models are recorded at MLflow's global address, which it also writes into the environment: both are restored.
     mlflow.set_tracking_uri(uri)
     try:
+        warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
         # Created here: without it, `Model.log` records the model of a run that is not active in experiment 0.
         entry = client.create_logged_model(
             run.info.experiment_id, name=name, source_run_id=run.info.run_id, params=run.data.params
         )
-        info = Model.log(
+        logged = Model.log(
             artifact_path=None,
             model_id=entry.model_id,
-            flavor=mlflow.pytorch,
+            flavor=mlflow.pyfunc,
             run_id=run.info.run_id,
-            pytorch_model=model,
-            input_example=example.astype(np.float32),
-            signature=ModelSignature(
-                inputs=Schema([TensorSpec(kind, (-1, *example.shape[1:]))]),
-                outputs=Schema([TensorSpec(kind, (-1, len(labels)))]),
-            ),
-            serialization_format="pt2",
-            pip_requirements=[f"{package}=={metadata.version(package)}" for package in ("torch", "numpy", "mlflow")],
-            metadata={"labels": list(labels)},
+            loader_module="fer.tracking.models",
+            data_path=str(weights),
+            signature=ModelSignature(params=ParamSchema([ParamSpec(key, "string", PARAMS[key]) for key in PARAMS])),
+            pip_requirements=[f"{package}=={metadata.version(package)}" for package in REQUIREMENTS],
+            metadata={"labels": list(info.labels), "model": info.model, "synthetic": info.synthetic},
         )
     finally:
         mlflow.set_tracking_uri(uri_of_environment)  # None: as if never set
-        model.train(training)
-    return str(info.model_uri)
+    return str(logged.model_uri)

@@ -23,7 +23,7 @@ class TrackingConfig(Config):
         default=False,
         description="true: an unreachable store is an error; false: a warning, and entries wait in .work/unsent",
     )
-    log_model: bool = Field(default=True, description="record the best model of a run (torch.export, about 10 s)")
+    log_model: bool = Field(default=True, description="record the best model of a run: its weights file, as a pyfunc")
 
 
 def store_uri(config: TrackingConfig, root: Path) -> str:

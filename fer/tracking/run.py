@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from fer.console import log
 from fer.io.files import FileError
@@ -17,10 +17,6 @@ from fer.tracking.config import TrackingConfig, store_uri
 from fer.tracking.health import TrackingError
 from fer.tracking.journal import Journal, left_journals, open_journal
 from fer.tracking.store import Identity, StoredRun
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import nn
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -189,19 +185,14 @@ class Run:
         """
         self._record("log_artifact", {"path": str(path), "folder": folder}, keep=path)
 
-    def log_model(
-        self, model: nn.Module, example: np.ndarray[Any, Any], *, labels: Sequence[str], name: str = "model"
-    ) -> None:
-        """Record the model once, in torch's export format (no pickle), with `example`: float32 (B >= 2, 3, size, size).
+    def log_model(self, weights: Path, *, name: str = "model") -> None:
+        """Record a weights file once, as a model that `mlflow.pyfunc.load_model` and `fer.load` read.
 
-        The batch size stays free only if the example has two images or more. A second call for the same run does
-        nothing. While the store is down the model is left out, with a warning.
+        A second call for the same run does nothing. While the store is down the model is left out, with a warning.
         """
-        assert example.ndim == 4, f"expected (B, 3, size, size), got {example.shape}"
-        assert len(example) >= 2, "with a single image the batch size would be fixed to one"
         if not (self._config.enabled and self._config.log_model):
             return
-        if not self._send(lambda stored: stored.log_model(model, example, labels, name)):
+        if not self._send(lambda stored: stored.log_model(weights, name)):
             log.warning("the model cannot wait for MLflow, and the run lacks it; run the stage again to add it")
 
     # -------------------------------------------------------------------------------------------- store or journal

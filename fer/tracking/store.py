@@ -10,17 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fer.console import log
 from fer.processes import lock
 from fer.tracking import compat
 from fer.tracking.config import artifact_folder, is_server
 from fer.tracking.health import TrackingError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import nn
 
 FINGERPRINT_TAG = "fer.fingerprint"
 MODEL_TAG = "fer.model_logged"
@@ -235,9 +231,9 @@ class StoredRun:
         """Adds a file, or a folder with its content, or replaces it."""
         self.client.log_artifact(self.run_id, path, folder)
 
-    def log_model(self, model: nn.Module, example: np.ndarray[Any, Any], labels: Sequence[str], name: str) -> None:
+    def log_model(self, weights: Path, name: str) -> None:
         """Adds the model, unless the run has one."""
         run = self.client.get_run(self.run_id)
         if MODEL_TAG not in run.data.tags:
-            uri = compat.record_model(self.client, run, self._uri, model, example, labels, name)
+            uri = compat.record_model(self.client, run, self._uri, weights, name)
             self.client.set_tag(self.run_id, MODEL_TAG, uri)

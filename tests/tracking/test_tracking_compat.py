@@ -3,14 +3,13 @@
 import importlib
 import os
 import sqlite3
-import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
+from fer.models import create_model
 from fer.tracking import compat
+from fer.weights.store import save_model
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +67,14 @@ def test_model_is_recorded_in_its_run_and_the_global_address_restored(store: Pat
     experiment = client.create_experiment("models", artifact_location=(store.parent / "artifacts").as_uri())
     run = client.create_run(experiment)
     before = os.environ.get("MLFLOW_TRACKING_URI")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
-        example = np.zeros((2, 3, 4, 4), np.float32)
-        uri = compat.record_model(client, run, f"sqlite:///{store}", model, example, ["a", "b"], "model")
+    save_model(
+        create_model("ddamfn_nano", 2),
+        weights := store.parent / "model.safetensors",
+        "ab",
+        "basic7",
+        name="ddamfn_nano",
+    )
+    uri = compat.record_model(client, run, f"sqlite:///{store}", weights, "model")
     outputs = client.get_run(run.info.run_id).outputs
     assert [uri] == [f"models:/{output.model_id}" for output in outputs.model_outputs], "it is in another run"
     assert os.environ.get("MLFLOW_TRACKING_URI") == before

@@ -1,20 +1,16 @@
 """A run in the store: one for each training job, no duplicates, true statuses, no credentials, never in the way."""
 
 import json
-import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from builders.mlflow_runs import client, recorded, start
 
 from fer.lineage import flatten, redact
 from fer.tracking import Run, TrackingConfig, TrackingError, store_uri
-from fer.tracking.store import MODEL_TAG
 
 
 def stored(root: Path, run: Run) -> Any:
@@ -195,36 +191,3 @@ def test_store_is_the_environment_s_or_the_configured_one_or_in_the_project(
     if variable:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
     assert store_uri(TrackingConfig(uri=uri), root) == expected.format(root=root.resolve())
-
-
-def test_model_is_recorded_once_without_pickle_and_accepts_any_batch(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import mlflow
-    import torch
-    from torch import nn
-
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
-    ).train()
-    example = np.random.default_rng(0).random((2, 3, 8, 8), dtype=np.float32)
-    monkeypatch.chdir(tmp_path)
-    with start(root, "model") as run, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        run.log_metrics({"val_accuracy": 0.5}, step=0)
-        run.log_model(model, example, labels=("a", "b"))
-        run.log_model(model, example, labels=("a", "b"))
-    assert model.training
-    assert not os.environ.get("MLFLOW_TRACKING_URI")
-    assert recorded(root, "model") == [("FINISHED", {"val_accuracy": [(0, 0.5)]})]
-    assert not list(tmp_path.iterdir()), "nothing is written to the working folder"
-    files = [path.name for path in (root / "mlartifacts" / "models").rglob("*") if path.is_file()]
-    assert files.count("model.pt2") == 1
-    assert not [name for name in files if name.endswith((".pkl", ".pth", ".pickle"))]
-    assert [output.model_id for output in stored(root, run).outputs.model_outputs]
-    uri = stored(root, run).data.tags[MODEL_TAG]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
-    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    loaded = mlflow.pytorch.load_model(uri)
-    five = torch.rand(5, 3, 8, 8)
-    assert torch.allclose(loaded(five), model.eval()(five), atol=1e-6)
