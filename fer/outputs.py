@@ -88,7 +88,7 @@ class Output:
         return lock.is_file() and bool(re.search(f"^ *- path: {path}(/.*)?$", lock.read_text(), re.MULTILINE))
 
 
-PLAN = Output("data/plan", 0, "report.json", r"download|crop|shard|train|evaluate|report\.json")
+PLAN = Output("data/plan", 0, "report.json", r"download|crop|shard|train|evaluate|explain|report\.json")
 RAW = Output("data/raw", 1, "source.json")
 FACES = Output("data/faces", 1, "faces.json", r"faces(-.*\.parquet|\.json)|rejects\.parquet")
 SHARDS = Output("data/shards", 1, "manifest.json", r".*\.parquet|manifest\.json")
@@ -97,5 +97,6 @@ STATISTICS = Output(
 )
 TRAINED = Output("trained", 2, "train.json", r"model\.safetensors|history\.csv|(val|train|run)\.json", False)
 EVALUATED = Output("evaluated", 2, "test.json", r"test\.json|predictions\.parquet|confusion\.csv|figures", False)
+EXPLAINED = Output("explained", 2, "explain.json", r"explain\.json|maps\.npz|faces\.png", False)
 EVALUATIONS = Output("reports/evaluations", 2, EVALUATED.marker, EVALUATED.members, False)
 MATRIX = Output("reports/matrix", 0, "matrix.json", r"matrix\.(json|csv|md)", False)

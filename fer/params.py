@@ -17,6 +17,7 @@ from fer.cluster.config import ClusterConfig, TuneConfig, check_space
 from fer.config import Config, ConfigError, keys_of, nearest, parse, read_yaml
 from fer.environment import environment
 from fer.evaluation.config import EvaluateConfig
+from fer.explain.config import ExplainConfig
 from fer.faces.config import CropConfig
 from fer.io.yaml12 import brief
 from fer.names import check_keys, check_name
@@ -76,6 +77,7 @@ class _Document(Config):
     train: TrainStageConfig
     models: dict[str, dict[str, Any]] = Field(min_length=1)
     evaluate: EvaluateConfig
+    explain: ExplainConfig = ExplainConfig()
     report: ReportConfig
     cluster: ClusterConfig
     tracking: TrackingConfig
@@ -102,6 +104,7 @@ class Params:
     train: TrainStageConfig
     recipes: Mapping[str, Recipe]
     evaluate: EvaluateConfig
+    explain: ExplainConfig
     report: ReportConfig
     cluster: ClusterConfig
     tracking: TrackingConfig

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from fer.commands import check
 from fer.config import ConfigError
 from fer.io.files import FileError, publish_directory
-from fer.outputs import EVALUATED, EVALUATIONS, FACES, RAW, SHARDS, STATISTICS, TRAINED, Output
+from fer.outputs import EVALUATED, EVALUATIONS, EXPLAINED, FACES, RAW, SHARDS, STATISTICS, TRAINED, Output
 
-KINDS = [RAW, FACES, SHARDS, STATISTICS, TRAINED, EVALUATED, EVALUATIONS]
+KINDS = [RAW, FACES, SHARDS, STATISTICS, TRAINED, EVALUATED, EVALUATIONS, EXPLAINED]
 NAMES = ("some", "model")
 
 
@@ -110,7 +110,7 @@ def test_folder_without_its_marker_is_recognized_by_the_lock_of_dvc(output: Outp
     write(output, tmp_path)
 
 
-@pytest.mark.parametrize("output", [STATISTICS, TRAINED, EVALUATED], ids=lambda kind: kind.parent)
+@pytest.mark.parametrize("output", [STATISTICS, TRAINED, EVALUATED, EXPLAINED], ids=lambda kind: kind.parent)
 def test_notes_beside_tracked_files_survive_the_next_result(output: Output, tmp_path: Path) -> None:
     final = write(output, tmp_path, "old")
     (final / "notes.txt").write_text("mine")

@@ -63,7 +63,7 @@ def test_shipped_file_shows_every_key_with_its_default(shipped: params.Params, r
         for key, config in shipped.datasets.items()
         if not key.startswith("synthetic")
     }
-    for name in ("crop", "shard", "train", "evaluate", "report", "cluster", "tracking", "tune"):
+    for name in ("crop", "shard", "train", "evaluate", "explain", "report", "cluster", "tracking", "tune"):
         config = getattr(shipped, name)
         sections[name] = (config, set(type(config).model_fields))
     other = set()

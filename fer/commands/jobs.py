@@ -29,18 +29,18 @@ from fer.console import log
 from fer.environment import environment
 from fer.io.files import sha256
 
-Stage = Literal["download", "crop", "shard", "train", "evaluate", "repro"]
+Stage = Literal["download", "crop", "shard", "train", "evaluate", "explain", "repro"]
 
 # What is never sent: data, results and caches, which belong on the shared storage, and what only this machine can use.
 EXCLUDES = (
-    "/data", "/downloads", "/trained", "/evaluated", "/reports", "/.work", "/.dvc/cache", "/.dvc/tmp", "/mlflow.db*",
-    "/mlartifacts", "/mlruns", "/.venv", "/venv", "/.git", "__pycache__", "*.pyc", "*.egg-info",
+    "/data", "/downloads", "/trained", "/evaluated", "/explained", "/reports", "/.work", "/.dvc/cache", "/.dvc/tmp",
+    "/mlflow.db*", "/mlartifacts", "/mlruns", "/.venv", "/venv", "/.git", "__pycache__", "*.pyc", "*.egg-info",
     "/bench", "/build", "/dist", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis",
     ".env", "/.dvc/config.local",
 )  # fmt: skip
 COMMAND, PARAMS, FOLDER = "fer.command", "fer.params_sha256", "fer.project_dir"  # metadata of a job
 _PREPARATION = "FER_JOB_PREPARATION"  # a variable of its environment
-_PER_MODEL = ("train", "evaluate")
+_PER_MODEL = ("train", "evaluate", "explain")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dataset", metavar="NAME", help=f"a key of `datasets` in {parameters.FILE_NAME}")
     parser.add_argument(
-        "--model", metavar="NAME", help=f"a key of `models` in {parameters.FILE_NAME} (train, evaluate)"
+        "--model", metavar="NAME", help=f"a key of `models` in {parameters.FILE_NAME} (train, evaluate, explain)"
     )
     parser.add_argument(
         "--address",

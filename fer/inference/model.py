@@ -26,6 +26,9 @@ from torch import Tensor
 from fer.config import nearest, parse
 from fer.console import log
 from fer.evaluation.metrics import log_softmax
+from fer.explain.cam import attribute
+from fer.explain.config import Method
+from fer.explain.sheet import overlay
 from fer.faces.config import CropConfig
 from fer.faces.crop import FaceCrop, Finder, Unreadable, crop_samples, finder
 from fer.faces.weights import PUBLISHED, locate
@@ -105,6 +108,30 @@ class Result:
             "faces": [{"face": number, **face.to_dict()} for number, face in enumerate(self.faces, 1)],
             "refused": [{"reason": one.reason, "detail": one.detail} for one in self.refused],
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """Where in a face the evidence for a label lies.
+
+    Attributes:
+        face: the face explained.
+        target: the label that the map speaks for.
+        crop: uint8 (H, W, 3) RGB, the aligned face.
+        map: float32 (size, size), from 0 to 1, over the whole crop.
+        method, layer: how, and of which layer of the network.
+    """
+
+    face: Face
+    target: str
+    crop: npt.NDArray[np.uint8]
+    map: npt.NDArray[np.float32]
+    method: Method
+    layer: str
+
+    def overlay(self) -> npt.NDArray[np.uint8]:
+        """The crop (H, W, 3), in color the more, the higher the map."""
+        return overlay(self.crop, self.map)
 
 
 class Model:
@@ -191,7 +218,7 @@ class Model:
 
     def results(self, images: Iterable[tuple[str, ImageLike]], *, batch: int = 32) -> Iterator[Result]:
         """As `predict`, one after the other, of named images; at most `batch` of them and a few more are in memory."""
-        config, search = self._detection
+        config, search = self.detection
         samples = (sample(image, name, is_crop=search is None) for name, image in images)
         waiting: list[list[FaceCrop | Reject]] = []
         for found in crop_samples(samples, config, search, threads=self._threads):
@@ -202,7 +229,7 @@ class Model:
         yield from self._finish(waiting, batch)
 
     @cached_property
-    def _detection(self) -> tuple[CropConfig, Finder | None]:
+    def detection(self) -> tuple[CropConfig, Finder | None]:
         """How faces are cropped, and their detector, which is fetched where it is not there."""
         if self._detector == "whole":
             return CropConfig(), None
@@ -230,6 +257,46 @@ class Model:
             ImageError: a file that cannot be read; else as `predict`.
         """
         return [self._face(row, None, None) for row in self.logits(crops, batch=batch)]
+
+    def explain(
+        self, image: ImageLike, method: Method = "grad_cam", *, target: str | None = None, layer: str | None = None
+    ) -> list[Explanation]:
+        """Where in each face of an image the evidence lies, by a class activation map (`fer.explain.cam`).
+
+        Args:
+            image: as in `predict`.
+            method: "grad_cam" or "score_cam".
+            target: the label to explain; None: of each face the predicted one.
+            layer: dotted name of a module of `network`; None: the network's default.
+
+        Raises:
+            ValueError: an unknown method, label or layer; else as `predict`.
+        """
+        if target is not None and target not in self.labels:
+            hint = nearest(target, self.labels)
+            raise ValueError(f"target = {target!r}{hint}; the labels are {', '.join(self.labels)}")
+        config, search = self.detection
+        named = sample(image, name_of(image, 1), is_crop=search is None)
+        (found,) = crop_samples([named], config, search, threads=self._threads)
+        cropped = [one for one in found if isinstance(one, FaceCrop)]
+        if not cropped:
+            return []
+        crops = [decode(np.frombuffer(one.image, np.uint8)) for one in cropped]
+        label = None if target is None else self.labels.index(target)
+        maps = attribute(self.network, self.normalized(crops), method, target=label, layer=layer)
+        return [
+            Explanation(
+                face=self._face(logits, one.face.box, one.face.score),
+                target=self.labels[explained],
+                crop=_three_channels(crop),
+                map=heat,
+                method=method,
+                layer=maps.layer,
+            )
+            for one, crop, logits, explained, heat in zip(
+                cropped, crops, self.logits(crops), maps.target.tolist(), maps.maps.numpy(), strict=True
+            )
+        ]
 
     def logits(self, crops: Sequence[ImageLike], *, batch: int = 32) -> npt.NDArray[np.float32]:
         """float32 (n, classes) of crops; with `tta` "flip" the mean over each face and its mirror image."""

@@ -66,6 +66,10 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {
     "evaluate": {
         "fer/transforms": "only a run of training augments",
     },
+    "explain": {
+        "fer/stages/evaluate.py": "opens shards, refuses weights of other data, and reads no result",
+        "fer/transforms": "only a run of training augments",
+    },
     "report": {
         "fer/training": "trains; the report shows what is left of it",
         "fer/transforms": "augments; the report shows the values of recipes",
@@ -78,6 +82,8 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {
 """Files and folders that decide no result, each with its reason: in any stage (""), or in one."""
 
 REGISTRIES: Mapping[str, str] = {
+    "fer/explain/attention.py": "model of the recipe",
+    "fer/explain/layers.py": "model of the recipe",
     "fer/faces/detect.py": "crop.detector",
     "fer/studies/lhc_analysis.py": "model of the recipe",
     "fer/weights/layouts/__init__.py": "pretrained and start_from of the recipe",
@@ -134,7 +140,7 @@ class Code:
             recipes: of what is trained or evaluated.
         """
         start = STARTS.get(stage, f"pipelines/{stage}.py")
-        named = self._named(reader, detector, recipes, trains=stage not in ("evaluate", "report"))
+        named = self._named(reader, detector, recipes, trains=stage not in ("evaluate", "explain", "report"))
         entries = [path for path in sorted(set(named)) if not left_out(path, stage)]
         found = {start: "", **dict.fromkeys(entries, "named by the item")}
         waiting = list(found)

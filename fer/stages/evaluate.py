@@ -60,7 +60,7 @@ def run(params: Params, dataset: str, model_key: str) -> Path:
     trained, final = params.root / "trained" / dataset / model_key, EVALUATED.folder(params.root, dataset, model_key)
     shards = open_shards(params, dataset, f"trained/{dataset}/{model_key}")
     weights = (trained / "model.safetensors").resolve()
-    facts = _training_facts(trained, weights, shards, params.target("train", dataset, model_key))
+    facts = check_training(trained, weights, shards, params.target("train", dataset, model_key))
     name, protocols = _protocols(trained, facts, shards.manifest.rows(SPLIT), params.evaluate.confidence)
     with lock(params.root / ".work" / f"evaluate-{dataset}-{model_key}.lock"):
         classes = ClassMap(of_model=shards.labels, of_dataset=shards.labels)
@@ -191,7 +191,7 @@ def _predict_part(job: PredictJob, world_size: int, gpu: bool, rank: int) -> Pre
     return predict_share(job, rank, world_size, "cuda" if gpu else "cpu")
 
 
-def _training_facts(trained: Path, weights: Path, shards: ShardSet, target: str) -> dict[str, Any]:
+def check_training(trained: Path, weights: Path, shards: ShardSet, target: str) -> dict[str, Any]:
     """train.json and run.json, after checking that the weights were trained on this data and have its labels."""
     if not weights.is_file():
         raise FileError(f"{weights}: no such file; train it with `dvc repro {target}`")

@@ -17,13 +17,13 @@ from typing import Any
 
 from fer.config import ConfigError
 from fer.io.files import FileError, write_json
-from fer.outputs import EVALUATED, FACES, PLAN, RAW, SHARDS, STATISTICS, TRAINED
+from fer.outputs import EVALUATED, EXPLAINED, FACES, PLAN, RAW, SHARDS, STATISTICS, TRAINED
 from fer.params import Params
 from fer.stages.closure import Code
 from fer.training.recipe import DECISIVE, Recipe
 
 _OF_DATASET = {"download": (RAW,), "crop": (FACES,), "shard": (SHARDS, STATISTICS)}
-_OF_MODEL = {"train": (TRAINED,), "evaluate": (EVALUATED,)}
+_OF_MODEL = {"train": (TRAINED,), "evaluate": (EVALUATED,), "explain": (EXPLAINED,)}
 
 
 def checked_items(params: Params) -> list[tuple[str, ...]]:
@@ -89,6 +89,8 @@ def plan(params: Params, items: list[tuple[str, ...]], code: Code) -> Iterator[t
                 content["recipe"] = recipe.model_dump(mode="json")
                 content["train"] = params.train_of(names[1]).model_dump(include=DECISIVE)
                 content["pretrained"] = _pretrained(params, recipe, TRAINED.folder(params.root, *names))
+            elif stage == "explain":
+                content["explain"] = params.explain.model_dump(mode="json")
         yield (stage, *names), content
     yield ("report",), {"code": code.digest("report", recipes=[params.recipe(key) for key in params.run_models])}
 

@@ -18,6 +18,8 @@ STAGES = [
     "train@small-second",
     "evaluate@small-first",
     "evaluate@small-second",
+    "explain@small-first",
+    "explain@small-second",
     "report",
 ]
 
@@ -50,7 +52,9 @@ def test_everything_runs_once_then_nothing_then_only_what_changed(project: Proje
     assert changed(project) == ["plan", "train@small-second"]
     model = project.root / "fer" / "models" / "btn.py"
     model.write_text(f"{model.read_text()}\nEDITED = 1\n")
-    assert project.repro() == ["plan", "train@small-second", "evaluate@small-second", "report"]
+    assert sorted(project.repro()) == sorted(
+        ["plan", "train@small-second", "evaluate@small-second", "explain@small-second", "report"]
+    )
     assert changed(project) == ["plan"]
 
 

@@ -18,7 +18,7 @@ from fer.stages.closure import LEFT_OUT, REGISTRIES, ROOT, Code, left_out
 from fer.stages.plan import plan
 from fer.training.recipe import Recipe, list_recipes, load_recipe
 
-STAGES = ("download", "crop", "shard", "train", "evaluate", "report", "tune", "study")
+STAGES = ("download", "crop", "shard", "train", "evaluate", "explain", "report", "tune", "study")
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_what_is_left_out_and_what_is_a_registry_exists_and_has_a_reason() -> No
 
 
 def test_the_hash_behind_weights_and_order_counts_wherever_it_is_used(code: Code, recipes: dict[str, Recipe]) -> None:
-    for stage in ("download", "crop", "shard", "train", "evaluate", "tune", "study"):
+    for stage in ("download", "crop", "shard", "train", "evaluate", "explain", "tune", "study"):
         found = code.closure(stage, reader="fer.sources.synthetic", recipes=[recipes["btn/nano"]])
         assert "fer/hashing.py" in found, stage
 
@@ -240,7 +240,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def planned(root: Path) -> dict[str, str]:
     params = parameters.load(root / "params.yaml")
     items = [(stage, dataset) for stage in ("download", "crop", "shard") for dataset in params.run.datasets]
-    items += [(stage, "mine", model) for stage in ("train", "evaluate") for model in params.run.models]  # type: ignore[misc]
+    items += [(stage, "mine", model) for stage in ("train", "evaluate", "explain") for model in params.run.models]  # type: ignore[misc]
     return {"-".join(item): json.dumps(content) for item, content in plan(params, items, Code(root))}
 
 
@@ -249,8 +249,9 @@ def before(checkout: Path) -> dict[str, str]:
     return planned(checkout)
 
 
-BTN = {"train-mine-btn_nano", "evaluate-mine-btn_nano", "report"}
-EVERY_MODEL = BTN | {"train-mine-ddamfn_nano", "evaluate-mine-ddamfn_nano"}
+EXPLANATIONS = {"explain-mine-btn_nano", "explain-mine-ddamfn_nano"}
+BTN = {"train-mine-btn_nano", "evaluate-mine-btn_nano", "explain-mine-btn_nano", "report"}
+EVERY_MODEL = BTN | EXPLANATIONS | {"train-mine-ddamfn_nano", "evaluate-mine-ddamfn_nano"}
 
 
 @pytest.mark.parametrize(
@@ -266,6 +267,7 @@ EVERY_MODEL = BTN | {"train-mine-ddamfn_nano", "evaluate-mine-ddamfn_nano"}
         ("fer/models/base.py", EVERY_MODEL),
         ("fer/shards/duplicates.py", {"shard-synthetic", "shard-mine"}),
         ("fer/evaluation/tta.py", {"evaluate-mine-btn_nano", "evaluate-mine-ddamfn_nano", "report"}),
+        ("fer/explain/cam.py", EXPLANATIONS),
         ("fer/report/charts.py", {"report"}),
         ("fer/published/numbers.csv", {"report"}),
         ("fer/tracking/run.py", set()),
@@ -307,6 +309,7 @@ def test_a_remark_changes_no_plan(checkout: Path, before: dict[str, str]) -> Non
         ("models.btn_nano.train", {"checkpoint_every_steps": 7, "max_failures": 0}, set()),
         ("models.btn_nano.tune", {"trials": 2, "space": {"learning_rate": {"low": 0.1, "high": 0.2}}}, set()),
         ("train.workers", 1, {"train-mine-btn_nano", "train-mine-ddamfn_nano"}),
+        ("explain.steps", 8, EXPLANATIONS),
         ("train.collective_timeout_seconds", 7, set()),
     ],
 )
