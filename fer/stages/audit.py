@@ -17,7 +17,7 @@ import argparse
 import hashlib
 import io
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,11 +46,10 @@ _HELD_OUT = "held_out.npz"  # of a cell: `logits` of the rows of its fold, in th
 
 @dataclass(frozen=True)
 class _Rows:
-    """The audited rows, fold after fold. labels, clean: int64 (N,); probabilities: float64 (N, K)."""
+    """The audited rows, fold after fold. labels: int64 (N,); probabilities: float64 (N, K)."""
 
     sample_ids: list[str]
     labels: npt.NDArray[np.int64]
-    clean: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float64]
 
 
@@ -107,9 +106,10 @@ def run(
     from fer.studies.cell import tidy
 
     params.dataset(dataset)
+    params.recipe(model_key)
     final = AUDITED.folder(params.root, dataset, model_key)
     shards = ShardSet.open((params.root / "data" / "shards" / dataset).resolve())
-    better = _labels_by_image(params, against) if against else None
+    better = _better_labels(params, shards, against)
     plan = _plan(params, dataset, model_key, shards, folds, accept_versions=accept_versions)
     key = hashlib.sha256("".join(plan.distinct).encode()).hexdigest()
     work, experiment = Path(plan.folder), f"audit {dataset}"
@@ -127,8 +127,8 @@ def run(
             rows = _read(plan, shards, folds)
             tidy(plan)
             with AUDITED.publish(final) as folder:
-                facts = {"dataset": dataset, "model": model_key, "folds": folds, "fingerprint": key}
-                summary = _write(folder, shards, rows, facts, (against, better))
+                facts = {"dataset": dataset, "model": model_key, "folds": folds, "against": against, "fingerprint": key}
+                summary = _write(folder, shards, rows, facts, better)
             _record(tracked, final, summary)
     log.info(f"audit of {dataset} by {model_key}: {_described(summary)} -> {final.relative_to(params.root)}")
     return final
@@ -140,6 +140,7 @@ def run(
 def _plan(params: Params, dataset: str, model_key: str, shards: ShardSet, folds: int, *, accept_versions: bool) -> Plan:
     """A cell a fold, as in a study of one row."""
     from fer.labels import is_identities
+    from fer.shards.folds import group_folds
     from fer.stages.closure import code
     from fer.studies.cell import Cell, Plan
     from fer.training.job import TrainJob
@@ -148,12 +149,13 @@ def _plan(params: Params, dataset: str, model_key: str, shards: ShardSet, folds:
 
     if is_identities(shards.label_space):
         raise ValueError(f"{dataset}: its labels are people; only expressions are audited")
+    group_folds(shards.manifest.folds, folds)
     recipe, config = params.recipe(model_key), params.train_of(model_key)
     folder = (params.home / ".work" / f"audit-{dataset}-{model_key}-{folds}").resolve()
     pretrained = locate(recipe.sources, params.root, params.parent)
     cells = []
     for fold in range(folds):
-        shards.manifest.files("validation", folds=folds, fold=fold)  # refuses a fold that the shards lack
+        shards.manifest.files("validation", folds=folds, fold=fold)  # refuses a fold without rows
         held_out = {"folds": folds, "fold": fold}
         whole = recipe.model_copy(update={"protocol": "validation", "selection": "best"})
         own = vary(whole, {"cross_validation": held_out}, f"models.{model_key}")
@@ -183,16 +185,16 @@ def _read(plan: Plan, shards: ShardSet, folds: int) -> _Rows:
     from fer.evaluation.metrics import log_softmax
     from fer.shards.table import read_table
 
-    columns, logits = defaultdict[str, list[Any]](list), []
+    sample_ids, labels, logits = list[str](), list[int](), []
     with progress(folds, "predict held-out folds", "fold") as bar:
         for cell in plan.cells:
             logits.append(_held_out(cell, "cuda:0" if plan.gpu else "cpu"))
             for file in shards.manifest.files("validation", folds=folds, fold=cell.fold or 0):
-                for name, values in read_table(shards.folder / file, ["sample_id", "label", "clean_label"]).items():
-                    columns[name] += values
+                columns = read_table(shards.folder / file, ["sample_id", "label"])
+                sample_ids += columns["sample_id"]
+                labels += columns["label"]
             bar.update(1)
-    labels, clean = (np.array(columns[name], np.int64) for name in ("label", "clean_label"))
-    return _Rows(columns["sample_id"], labels, clean, np.exp(log_softmax(np.concatenate(logits))))
+    return _Rows(sample_ids, np.array(labels, np.int64), np.exp(log_softmax(np.concatenate(logits))))
 
 
 def _held_out(cell: Cell, device: str) -> npt.NDArray[np.float32]:
@@ -236,23 +238,43 @@ def _held_out(cell: Cell, device: str) -> npt.NDArray[np.float32]:
 # ------------------------------------------------------------------------------------------------ better labels
 
 
-def _labels_by_image(params: Params, dataset: str) -> dict[bytes, str]:
-    """The label's name of each image of a dataset, all splits, by the SHA-256 of the stored image.
+def _better_labels(params: Params, shards: ShardSet, against: str | None) -> dict[str, str]:
+    """The name of a better label of each sample where one is known, given the right label or not.
 
-    Images that occur with several labels are left out.
+    That is the label of the same image in another dataset, unless it has several there; or the clean label of synthetic
+    faces, where noise was added to some.
+
+    Raises:
+        ValueError: the other dataset is unknown, has no shards, or no image in common.
     """
     from fer.shards.read import ShardSet
+    from fer.shards.table import read_table
 
-    params.dataset(dataset)
-    shards = ShardSet.open((params.root / "data" / "shards" / dataset).resolve())
-    found = defaultdict[bytes, set[str]](set)
-    for digest, label in _images(shards, [part.file for part in shards.manifest.parts], "label"):
-        found[digest].add(shards.labels[label])
-    return {digest: labels.pop() for digest, labels in found.items() if len(labels) == 1}
+    files = shards.manifest.files("development")
+    if against is None:
+        known, noise = dict[str, str](), False
+        for file in files:
+            columns = read_table(shards.folder / file, ["sample_id", "label", "clean_label"])
+            noise |= columns["label"] != columns["clean_label"]
+            names = (shards.labels[label] for label in columns["clean_label"])
+            known.update(zip(columns["sample_id"], names, strict=True))
+        return known if noise else {}
+    params.dataset(against)
+    other = ShardSet.open((params.root / "data" / "shards" / against).resolve())
+    labels = defaultdict[bytes, set[str]](set)
+    for digest, label in _images(other, [part.file for part in other.manifest.parts], "label"):
+        labels[digest].add(other.labels[label])
+    one = {digest: min(of_image) for digest, of_image in labels.items() if len(of_image) == 1}
+    found = {sample: one[digest] for digest, sample in _images(shards, files, "sample_id") if digest in one}
+    if not found:
+        raise ValueError(
+            f"{against}: holds none of the images of {shards.manifest.dataset}, byte by byte; crop both alike"
+        )
+    return found
 
 
-def _images(shards: ShardSet, files: Sequence[str], column: str) -> Any:
-    """(SHA-256 of the stored image, value of the column) of every row."""
+def _images(shards: ShardSet, files: Sequence[str], column: str) -> Iterator[tuple[bytes, Any]]:
+    """SHA-256 of the stored image, and the value of a column, of every row."""
     from fer.shards.schema import shard_schema
     from fer.shards.table import TableReader
 
@@ -260,25 +282,6 @@ def _images(shards: ShardSet, files: Sequence[str], column: str) -> Any:
         for batch in TableReader(shards.folder / file, shard_schema()).batches(["image", column]):
             for record in batch.to_pylist():
                 yield hashlib.sha256(record["image"]).digest(), record[column]
-
-
-def _better(
-    shards: ShardSet, rows: _Rows, given: tuple[str | None, dict[bytes, str] | None]
-) -> tuple[str, list[str | None]] | None:
-    """What is known to be better, and the better label of each row by name, None where there is none."""
-    against, by_image = given
-    if against is None or by_image is None:
-        if (rows.clean == rows.labels).all():
-            return None
-        return "clean labels", [shards.labels[label] for label in rows.clean]
-    files = shards.manifest.files("development")
-    of_sample = {sample: by_image.get(digest) for digest, sample in _images(shards, files, "sample_id")}
-    found = [of_sample[sample] for sample in rows.sample_ids]
-    if not any(found):
-        raise ValueError(
-            f"{against}: holds none of the images of {shards.manifest.dataset}, byte by byte; crop both alike"
-        )
-    return against, found
 
 
 # ------------------------------------------------------------------------------------------------ results
@@ -289,7 +292,7 @@ def _write(
     shards: ShardSet,
     rows: _Rows,
     facts: dict[str, Any],
-    given: tuple[str | None, dict[bytes, str] | None],
+    better: Mapping[str, str],
 ) -> dict[str, Any]:
     """The files of an audit; returns audit.json."""
     import numpy as np
@@ -297,7 +300,6 @@ def _write(
     from fer.explain.audit import find_suspects, scored
 
     names, found = shards.labels, find_suspects(rows.labels, rows.probabilities)
-    better = _better(shards, rows, given)
     summary = {
         **facts,
         "rows": len(rows.labels),
@@ -312,23 +314,21 @@ def _write(
         "data_digest": shards.digest,
     }
     if better:
-        known = np.array([label is not None for label in better[1]])
-        wrong = np.array([label != names[own] for label, own in zip(better[1], rows.labels, strict=True)]) & known
-        right = np.array([better[1][row] == names[to] for row, to in zip(found.rows, found.suggested, strict=True)])
-        flagged = known[found.rows]
+        labels = [better.get(sample) for sample in rows.sample_ids]
+        known = np.array([label is not None for label in labels])
+        wrong = known & np.array([label != names[own] for label, own in zip(labels, rows.labels, strict=True)])
+        right = [labels[row] == names[to] for row, to in zip(found.rows, found.suggested, strict=True) if known[row]]
         summary["check"] = {
-            "against": better[0],
+            "against": facts["against"] or "clean labels",
             **scored(found, wrong, known),
-            "suggestion_is_the_better_label": float(right[flagged].mean()) if flagged.any() else None,
+            "suggestion_is_the_better_label": float(np.mean(right)) if right else None,
         }
     _write_tables(folder, shards, rows, found, better)
     write_json(folder / "audit.json", summary)
     return summary
 
 
-def _write_tables(
-    folder: Path, shards: ShardSet, rows: _Rows, found: Suspects, better: tuple[str, list[str | None]] | None
-) -> None:
+def _write_tables(folder: Path, shards: ShardSet, rows: _Rows, found: Suspects, better: Mapping[str, str]) -> None:
     import numpy as np
 
     from fer.explain.hard_cases import Line, faces_of, sheet
@@ -337,20 +337,22 @@ def _write_tables(
     from fer.stages.explore import write_csv
 
     names, predicted = shards.labels, rows.probabilities.argmax(axis=1)
-    header = ["rank", "sample_id", "given", "suggested", "margin", "probability_given", "probability_suggested"]
+    probabilities = ("probability_given", "probability_suggested")
+    header = ["rank", "sample_id", "given", "suggested", "margin", *probabilities, "better"]
     lines = []
     for rank, (row, to, margin) in enumerate(zip(found.rows, found.suggested, found.margin, strict=True), start=1):
         own, of_row = rows.labels[row], rows.probabilities[row]
-        numbers = (f"{value:.4f}" for value in (margin, of_row[own], of_row[to]))
+        numbers = (margin, of_row[own], of_row[to])
         lines.append(
-            [rank, rows.sample_ids[row], names[own], names[to], *numbers, *([better[1][row]] if better else [])]
+            [rank, rows.sample_ids[row], names[own], names[to], *numbers, better.get(rows.sample_ids[row], "")]
         )
-    write_csv(folder / "suspects.csv", [*header, *([better[0].replace(" ", "_")] if better else [])], lines)
+    write_csv(folder / "suspects.csv", header, lines)
     joint = ([name, *(f"{value:.6f}" for value in of)] for name, of in zip(names, found.joint, strict=True))
     write_csv(folder / "joint.csv", ["given", *names], joint)
     first = lines[:_SHEET]
     texts = [
-        [Line(f"given: {given}"), Line(f"suggested: {to}"), Line(f"margin: {m}")] for _, _, given, to, m, *_ in first
+        [Line(f"given: {given}"), Line(f"suggested: {to}"), Line(f"margin: {m:.2f}")]
+        for _, _, given, to, m, *_ in first
     ]
     faces = faces_of(shards.split("development"), [line[1] for line in first])
     write_atomic(folder / "suspects.png", sheet(faces, texts, columns=10))

@@ -86,6 +86,8 @@ def run(params: Params, dataset: str, models: Sequence[str], *, faces: int = 200
     if name is None and len(joined) > LONGEST:
         raise ValueError(f"the folder would be called {joined}: give a shorter --name")
     params.dataset(dataset)
+    for model in models:
+        params.recipe(model)
     final = EXPLORED.folder(params.root, dataset, name or joined)
     shards = ShardSet.open((params.root / "data" / "shards" / dataset).resolve())
     given = [_open(params, dataset, model, shards) for model in models]
@@ -123,7 +125,6 @@ def _open(params: Params, dataset: str, model: str, shards: ShardSet) -> _Model:
     from fer.evaluation.output import facts_in, read
     from fer.explain.hard_cases import read_predictions
 
-    params.recipe(model)
     folder, weights = params.root / EVALUATED.parent / dataset / model, params.root / "trained" / dataset / model
     weights, target = weights / "model.safetensors", params.target("evaluate", dataset, model)
     facts, again = facts_in(read(folder)), f"run `dvc repro {target}`"
@@ -147,7 +148,7 @@ def _hard_cases(folder: Path, split: ShardSplit, models: Sequence[Predicted]) ->
     columns = ["sample_id", "label", *(f"{name}_{of.name}" for of in models for name in ("predicted", *one.classes))]
 
     def line(row: int) -> list[Any]:
-        shown = [[of.classes[of.predicted[row]], *of.probabilities[row].round(4)] for of in models]
+        shown = [[of.classes[of.predicted[row]], *of.probabilities[row]] for of in models]
         return [one.sample_ids[row], one.classes[one.labels[row]], *(value for values in shown for value in values)]
 
     def draw(rows: Sequence[int], of: Sequence[Predicted], file: str) -> None:
@@ -215,7 +216,7 @@ def _features(
             panels[name] = projections(features[chosen], params.seed)
             bar.update(1)
     lines = (
-        [model, ids[row], split.label_names[labels[row]], *(f"{x:.4f}" for of in places.values() for x in of[at])]
+        [model, ids[row], split.label_names[labels[row]], *(x for of in places.values() for x in of[at].tolist())]
         for model, places in panels.items()
         for at, row in enumerate(chosen)
     )
@@ -237,8 +238,9 @@ def _record(params: Params, dataset: str, folder: Path, identity: dict[str, Any]
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Writes a table, numbers to four decimals."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows([f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row] for row in rows)
     write_atomic(path, text.getvalue())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def test_planted_errors_are_among_the_suspects_and_the_check_counts_them(tmp_pat
     assert check["against"] == "clean labels"
     assert check["base_rate"]["value"] == len(wrong) / len(rows)
     for line in suspects:
-        assert (line["given"], line["clean_labels"]) == rows[line["sample_id"]]
+        assert (line["given"], line["better"]) == rows[line["sample_id"]]
         assert line["suggested"] != line["given"]
     found = {line["sample_id"] for line in suspects}
     assert check["precision"]["value"] == len(found & wrong) / len(found) > 2 * check["base_rate"]["value"]
@@ -168,14 +169,22 @@ def test_labels_of_another_dataset_are_joined_by_image(tmp_path: Path) -> None:
     assert joined.pop("against") == "better"
     assert clean.pop("against") == "clean labels"
     assert joined == clean
+    shutil.rmtree(better)
     make_shards(better, seed=5)
+    shutil.rmtree(tmp_path / ".work")
     with pytest.raises(ValueError, match=r"better.*tiny"):
         run(params, "tiny", "toy", folds=2, workers=0, against="better")
+    assert not list(tmp_path.glob(".work/audit-*/*")), "before anything is trained"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"folds": 3}, "folds = 3"), ({"folds": 1}, "folds = 1"), ({"against": "nothing"}, "nothing")],
+    [
+        ({"folds": 3}, "folds = 3"),
+        ({"folds": 1}, "folds = 1"),
+        ({"folds": 0}, "folds = 0"),
+        ({"against": "nothing"}, "nothing"),
+    ],
 )
 def test_bad_input_is_named_before_anything_is_trained(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     params = project(tmp_path)
