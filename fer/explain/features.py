@@ -110,7 +110,7 @@ class Distances:
 
     @property
     def ratio(self) -> float:
-        """Intra by inter: the smaller, the better the classes are told apart; 1: not at all."""
+        """Intra by inter: the smaller, the better the classes are separated; 1: not at all."""
         return self.intra / self.inter
 
 

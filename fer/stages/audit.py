@@ -101,14 +101,14 @@ def run(
     Raises:
         ValueError: unknown keys, shards that cannot be used, too many folds, no common image, or folds that failed.
     """
-    from fer.shards.read import ShardSet
+    from fer.stages.evaluate import open_shards
     from fer.stages.study import CellLog, run_cells
     from fer.studies.cell import tidy
 
     params.dataset(dataset)
     params.recipe(model_key)
     final = AUDITED.folder(params.root, dataset, model_key)
-    shards = ShardSet.open((params.root / "data" / "shards" / dataset).resolve())
+    shards = open_shards(params, dataset, f"trained/{dataset}/{model_key}")
     better = _better_labels(params, shards, against)
     plan = _plan(params, dataset, model_key, shards, folds, accept_versions=accept_versions)
     key = hashlib.sha256("".join(plan.distinct).encode()).hexdigest()
@@ -139,7 +139,6 @@ def run(
 
 def _plan(params: Params, dataset: str, model_key: str, shards: ShardSet, folds: int, *, accept_versions: bool) -> Plan:
     """A cell a fold, as in a study of one row."""
-    from fer.labels import is_identities
     from fer.shards.folds import group_folds
     from fer.stages.closure import code
     from fer.studies.cell import Cell, Plan
@@ -147,8 +146,6 @@ def _plan(params: Params, dataset: str, model_key: str, shards: ShardSet, folds:
     from fer.training.recipe import vary
     from fer.weights.parts import locate
 
-    if is_identities(shards.label_space):
-        raise ValueError(f"{dataset}: its labels are people; only expressions are audited")
     group_folds(shards.manifest.folds, folds)
     recipe, config = params.recipe(model_key), params.train_of(model_key)
     folder = (params.home / ".work" / f"audit-{dataset}-{model_key}-{folds}").resolve()

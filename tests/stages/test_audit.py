@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from builders.mlflow_runs import client, give_store, runs
 from builders.projects import TOY, make_project
-from builders.shards import LABELS, change_manifest, make_shards, write_manifest, write_rows
+from builders.shards import LABELS, make_shards, write_manifest, write_people, write_rows
 
 from fer.config import ConfigError
 from fer.evaluation.metrics import log_softmax
@@ -198,8 +198,9 @@ def test_unknown_keys_and_datasets_of_people_are_refused(tmp_path: Path) -> None
     for dataset, model in (("tony", "toy"), ("tiny", "tay")):
         with pytest.raises(ConfigError, match=r"tony|tay"):
             run(params, dataset, model, workers=0)
-    people = {"label_space": "identities-7-0123456789abcdef", "labels": list("0123456")}
-    change_manifest(tmp_path / "data" / "shards" / "tiny", **people)
+    shutil.rmtree(tmp_path / "data" / "shards" / "tiny")
+    people = {"label_space": "identities-7-0123456789abcdef", "labels": tuple("0123456")}
+    write_people(tmp_path / "data" / "shards" / "tiny", test=9, **people)
     with pytest.raises(ValueError, match="people"):
         run(params, "tiny", "toy", workers=0)
 
