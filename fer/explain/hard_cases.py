@@ -8,18 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from fer.io.files import FileError
-from fer.shards.pixels import Pixels, decode
-from fer.shards.read import ShardSplit
 from fer.shards.schema import prediction_schema
 from fer.shards.table import TableReader
 
+if TYPE_CHECKING:
+    from fer.shards.dataset import ShardSplit
+
+Pixels = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -104,9 +106,9 @@ def disagreements(models: Sequence[Predicted]) -> Rows:
     for other in models[1:]:
         if (other.sample_ids, other.classes) != (first.sample_ids, first.classes):
             raise ValueError(f"{first.name} and {other.name} predicted other rows or classes; evaluate both again")
-    correct = np.stack([one.correct for one in models])
+    right = np.sum([one.correct for one in models], axis=0)
     of_label = np.stack([one.of_label for one in models])
-    return _ranked(correct.any(axis=0) & ~correct.all(axis=0), np.ptp(of_label, axis=0))
+    return _ranked((right > 0) & (right < len(models)), np.ptp(of_label, axis=0))
 
 
 def _ranked(chosen: npt.NDArray[np.bool_], by: Floats) -> Rows:
@@ -134,6 +136,8 @@ def faces_of(split: ShardSplit, sample_ids: Sequence[str]) -> list[Pixels]:
     Raises:
         KeyError: a sample is not in the split.
     """
+    from fer.shards.pixels import decode  # imports torch
+
     rows = {sample: row for row, sample in enumerate(split.sample_ids())}
     places = [split.place(rows[sample]) for sample in sample_ids]
     groups = {group: split.images(group) for group in sorted({group for group, _ in places})}
