@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -112,6 +112,11 @@ class Distances:
     def ratio(self) -> float:
         """Intra by inter: the smaller, the better the classes are separated; 1: not at all."""
         return self.intra / self.inter
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON: `intra`, `inter`, `ratio`, `between`; None in place of NaN."""
+        between = [[None if np.isnan(value) else value for value in line] for line in self.between.tolist()]
+        return {"intra": self.intra, "inter": self.inter, "ratio": self.ratio, "between": between}
 
 
 def distances(features: Floats, labels: Ints, classes: int) -> Distances:

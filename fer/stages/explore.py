@@ -107,10 +107,7 @@ def run(params: Params, dataset: str, models: Sequence[str], *, faces: int = 200
             "faces": faces,
             "seed": params.seed,
         }
-        numbers = {
-            model: {"intra": of.intra, "inter": of.inter, "ratio": of.ratio, "between": of.between.tolist()}
-            for model, of in found.items()
-        }
+        numbers = {model: of.to_dict() for model, of in found.items()}
         about = {"distance": "1 minus the cosine", "classes": list(shards.labels), "distances": numbers}
         write_json(folder / "explored.json", {**identity, **about})
     _record(params, dataset, final, identity, found)

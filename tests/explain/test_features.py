@@ -62,6 +62,7 @@ def test_distances_are_the_means_over_all_pairs(features: np.ndarray) -> None:
             expected = pairs.mean() if pairs.size else np.nan
             np.testing.assert_allclose(found.between[a, b], expected, atol=1e-12)
     assert np.isnan(found.between[4]).all(), "a class without faces"
+    assert found.to_dict()["between"][4] == [None] * 5, "JSON has no NaN"
     assert found.intra == pytest.approx(np.mean([found.between[k, k] for k in (0, 1, 3)]))
     assert found.inter == pytest.approx(np.mean([found.between[a, b] for a in range(4) for b in range(4) if a != b]))
     assert found.ratio < 1, "the classes have centers of their own"
