@@ -100,3 +100,10 @@ EVALUATED = Output("evaluated", 2, "test.json", r"test\.json|predictions\.parque
 EXPLAINED = Output("explained", 2, "explain.json", r"explain\.json|maps\.npz|faces\.png", False)
 EVALUATIONS = Output("reports/evaluations", 2, EVALUATED.marker, EVALUATED.members, False)
 MATRIX = Output("reports/matrix", 0, "matrix.json", r"matrix\.(json|csv|md)", False)
+EXPLORED = Output(
+    "reports/explored", 2, "explored.json",
+    r"explored\.json|(features|hard_cases|mistakes|action_units)\.(csv|svg|png)", False,
+)  # fmt: skip
+AUDITED = Output(
+    "reports/audited", 2, "audit.json", r"audit\.json|(suspects|joint)\.(csv|png)|out_of_fold\.parquet", False
+)

@@ -59,6 +59,8 @@ def test_mistyped_choice_is_rejected_with_the_nearest(
         ("study poster_v2_components --rows POSTERV2", "POSTER V2"),
         ("tune --dataset syntetic --model ddamfn_nano", "synthetic"),
         ("tune --dataset synthetic --model ddamfn_nan", "ddamfn_nano"),
+        ("explore synthetic ddamfn_nan", "ddamfn_nano"),
+        ("audit synthetic --model ddamfn_nan", "ddamfn_nano"),
         ("submit train --dataset synthetic --model ddamfn_nan", "ddamfn_nano"),
         ("bench models --models ddamfm", "ddamfn"),
         ("bench train --model ddamfn_nan", "ddamfn_nano"),

@@ -116,7 +116,7 @@ def run(
             if not restart:
                 plan.adopt()
             record = CellLog(params, plan, parent, experiment)
-            failures = _run_cells(params, plan, record, options.workers)
+            failures = run_cells(params, plan, record, options.workers)
             finished = plan.finished()
             wrong = _wrong(study, options, finished, failures)
             if finished.cells:
@@ -266,7 +266,7 @@ def _assignments(texts: Sequence[str]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ where it runs
 
 
-def _run_cells(params: Params, plan: Plan, record: CellLog, workers: int | None) -> Mapping[str, str]:
+def run_cells(params: Params, plan: Plan, record: CellLog, workers: int | None) -> Mapping[str, str]:
     """Trains the cells that have no result yet; by title, what went wrong with those that failed."""
     pending = [cell for cell in plan.distinct.values() if plan.result(cell) is None]
     log.info("%s: %d cells, %d of them done", plan.name, len(plan.distinct), len(plan.distinct) - len(pending))
