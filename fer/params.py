@@ -63,6 +63,12 @@ class ReportConfig(Config):
     published_rows: int = Field(
         default=12, ge=0, le=100, description="most published results shown beside a dataset, the best first; 0: all"
     )
+    faces_per_cell: int = Field(
+        default=6,
+        ge=0,
+        le=50,
+        description="most confident mistakes of each confusion cell, whose faces are in the page; 0: no faces",
+    )
 
 
 class _Document(Config):

@@ -6,6 +6,8 @@
                                where the run chose its epoch on the test split `protocols`
         predictions.parquet    one row a sample (fer.shards.schema)
         confusion.csv          actual, predicted: names, one row a sample
+        run.json               parameters, GMACs and time of a forward pass (fer.evaluation.speed); alone differs
+                               between equal evaluations
         figures/*.svg
 
 Nothing before this stage reads the test split, and nothing after it chooses by its results; except for a recipe with
@@ -31,8 +33,9 @@ from fer.evaluation.config import EvaluateConfig
 from fer.evaluation.output import entries, write
 from fer.evaluation.predict import Predictions, PredictJob, merge, predict_share
 from fer.evaluation.protocols import both_protocols
+from fer.evaluation.speed import cost
 from fer.evaluation.summary import SPLIT, summary_of, unseen_or_why_not
-from fer.io.files import FileError, sha256
+from fer.io.files import FileError, sha256, write_json
 from fer.labels import is_identities
 from fer.lineage import training_facts, training_history
 from fer.outputs import EVALUATED
@@ -73,6 +76,7 @@ def run(params: Params, dataset: str, model_key: str) -> Path:
         with EVALUATED.publish(final) as folder:
             title = f"{model_key} on {dataset}"
             write(folder, predictions, summary, shards, title, training_history(trained), facts.get("best_epoch"))
+            write_json(folder / "run.json", cost(weights))
         record(
             params, dataset, model_key, summary, shards, final,
             key=str(facts.get("fingerprint") or sha256(weights)), run_id=facts.get("mlflow_run_id"),

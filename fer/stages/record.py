@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from fer.evaluation.metrics import HEADLINE
 from fer.evaluation.output import facts_in
 from fer.params import Params
 from fer.shards.read import ShardSet
 from fer.shards.schema import SPLITS
 from fer.tracking import Run, open_run
 from fer.weights.store import load_model
-
-_HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll")
 
 
 def record(
@@ -96,7 +95,7 @@ def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _headline(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    values = {name: metrics[name] for name in _HEADLINE} | _ends("accuracy", metrics["intervals"][0])
+    values = {name: metrics[name] for name in HEADLINE} | _ends("accuracy", metrics["intervals"][0])
     return {f"{prefix}{name}": value for name, value in values.items()}
 
 
