@@ -46,7 +46,7 @@ def lines(
     """
     names = {"train": "a", "val": "b", "test": "c"}
     curves = {names[part]: history.get(f"{part}_{what}", []) for part in of}
-    values = [value for curve in curves.values() for value in curve if math.isfinite(value)]
+    values = [value for line in curves.values() for value in line if math.isfinite(value)]
     epochs = history.get("epoch", [])
     if not epochs or not values:
         return Markup("")
@@ -64,10 +64,10 @@ def lines(
     if best is not None:
         x = across(best)
         parts.append(f'<line class="mark" x1="{x:.1f}" y1="{TOP}" x2="{x:.1f}" y2="{HEIGHT - BOTTOM}"/>')
-    for name, curve in curves.items():
+    for name, line in curves.items():
         points = " ".join(
             f"{across(epoch):.1f},{up(value):.1f}"
-            for epoch, value in zip(epochs, curve, strict=False)
+            for epoch, value in zip(epochs, line, strict=False)
             if math.isfinite(value)
         )
         if points:

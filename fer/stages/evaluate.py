@@ -76,11 +76,12 @@ def run(params: Params, dataset: str, model_key: str) -> Path:
         with EVALUATED.publish(final) as folder:
             title = f"{model_key} on {dataset}"
             write(folder, predictions, summary, shards, title, training_history(trained), facts.get("best_epoch"))
-            write_json(folder / "run.json", cost(weights))
+            write_json(folder / "run.json", costs := cost(weights))
         record(
-            params, dataset, model_key, summary, shards, final,
+            params, dataset, params.run_name(model_key), summary, shards, final,
             key=str(facts.get("fingerprint") or sha256(weights)), run_id=facts.get("mlflow_run_id"),
-            tags={"protocol": name}, model=weights,
+            tags={"protocol": name, "model": facts.get("model"), "recipe": params.recipe_names.get(model_key)},
+            model=weights, cost=costs, validation=_validation(trained, facts) if name == "validation" else None,
         )  # fmt: skip
     more = "" if name == "validation" else f"; {LABELS[name]}"
     if protocols and protocols["validation"]:
@@ -212,6 +213,12 @@ def _training_facts(trained: Path, weights: Path, shards: ShardSet, target: str)
             f"have been trained on. Train again with `dvc repro {target}`"
         )
     return facts
+
+
+def _validation(trained: Path, facts: Mapping[str, Any]) -> float | None:
+    """Accuracy of the kept weights on validation, by which MLflow's champion is chosen."""
+    accuracies = training_history(trained).get("val_accuracy", [])
+    return accuracies[facts["best_epoch"] - 1] if accuracies and facts.get("best_epoch") else None
 
 
 def _protocols(trained: Path, facts: dict[str, Any], rows: int, confidence: float) -> tuple[str, dict[str, Any] | None]:

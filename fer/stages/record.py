@@ -13,8 +13,10 @@ from fer.evaluation.output import facts_in
 from fer.params import Params
 from fer.shards.read import ShardSet
 from fer.shards.schema import SPLITS
-from fer.tracking import Run, open_run
+from fer.tracking import Candidate, Run, open_run
 from fer.weights.store import load_model
+
+_COSTS = ("parameters", "gmacs", "latency_ms")
 
 
 def record(
@@ -29,6 +31,8 @@ def record(
     tags: Mapping[str, Any],
     run_id: str | None = None,
     model: Path | None = None,
+    cost: Mapping[str, Any] | None = None,
+    validation: float | None = None,
 ) -> None:
     """Adds an evaluation to the run of its key in MLflow, or to a new one: metrics, tables, figures, the data.
 
@@ -36,7 +40,8 @@ def record(
         name: of the run, where it is new.
         summary: test.json. folder: that holds it.
         key: fingerprint of the run. run_id: its id, where known.
-        model: weights file that is kept as a model, where `tracking.log_model` says so; None keeps none.
+        model: weights file that is kept as a model and registered, where `tracking.log_model` says so; None keeps none.
+        cost: of a forward pass (`fer.evaluation.speed.cost`). validation: accuracy of the weights on validation.
 
     Raises:
         TrackingError: the store cannot be reached, and `tracking.required` is true.
@@ -54,6 +59,7 @@ def record(
         if not params.tracking.enabled:
             return
         run.log_metrics({f"test_{metric}": value for metric, value in numbers(summary).items()})
+        run.log_metrics({name: value for name, value in (cost or {}).items() if name in _COSTS})
         _log_data(run, dataset, shards)
         lines = summary["per_class"]
         run.log_table({column: [line[column] for line in lines] for column in lines[0]}, "test_per_class.json")
@@ -63,7 +69,11 @@ def record(
         if model and params.tracking.log_model:
             network, _ = load_model(model)
             size = network.input_size
-            run.log_model(network, np.zeros((2, 3, size, size), np.float32), labels=shards.labels)
+            name = f"{dataset}-{about['model']}"
+            run.log_model(network, np.zeros((2, 3, size, size), np.float32), labels=shards.labels, name=name)
+        if model:
+            synthetic = shards.manifest.synthetic
+            run.register(Candidate(dataset, validation, data_digest=shards.digest, synthetic=synthetic))
 
 
 def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
