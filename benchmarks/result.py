@@ -20,6 +20,7 @@ MODULES = (
     "ray_cost",
     "reader",
     "remote",
+    "report",
     "train",
 )
 """Modules of this package that register benchmarks."""

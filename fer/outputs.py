@@ -96,7 +96,7 @@ STATISTICS = Output(
     "data/statistics", 1, "statistics.json", r"(classes|dropped|duplicates)\.csv|statistics\.json|samples\.png", False
 )
 TRAINED = Output("trained", 2, "train.json", r"model\.safetensors|history\.csv|(val|train|run)\.json", False)
-EVALUATED = Output("evaluated", 2, "test.json", r"test\.json|predictions\.parquet|confusion\.csv|figures", False)
+EVALUATED = Output("evaluated", 2, "test.json", r"(test|run)\.json|predictions\.parquet|confusion\.csv|figures", False)
 EXPLAINED = Output("explained", 2, "explain.json", r"explain\.json|maps\.npz|faces\.png", False)
 EVALUATIONS = Output("reports/evaluations", 2, EVALUATED.marker, EVALUATED.members, False)
 MATRIX = Output("reports/matrix", 0, "matrix.json", r"matrix\.(json|csv|md)", False)

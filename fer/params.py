@@ -6,7 +6,7 @@ The only validation of parameters.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
@@ -64,6 +64,12 @@ class ReportConfig(Config):
     published_rows: int = Field(
         default=12, ge=0, le=100, description="most published results shown beside a dataset, the best first; 0: all"
     )
+    faces_per_cell: int = Field(
+        default=6,
+        ge=0,
+        le=50,
+        description="most confident mistakes of each confusion cell, whose faces are in the page; 0: no faces",
+    )
 
 
 class _Document(Config):
@@ -91,6 +97,7 @@ class Params:
     Attributes:
         root: the project's folder, where outputs are written.
         recipes: the complete training recipe of each key under `models`: its recipe file with the overrides applied.
+        recipe_names: the recipe that each key under `models` names; "params.yaml" where it names none.
         own: by its place, e.g. "datasets.rafdb.crop", what one dataset or model has instead of a section's values.
         parent: the project whose queued experiment `root` is; None where it is not one.
     """
@@ -110,6 +117,7 @@ class Params:
     tracking: TrackingConfig
     tune: TuneConfig
     own: Mapping[str, Mapping[str, Any]]
+    recipe_names: Mapping[str, str] = field(default_factory=dict)
     parent: Path | None = None
 
     @property
@@ -161,6 +169,10 @@ class Params:
     def run_models(self) -> list[str]:
         """The models of `combinations`, each once."""
         return list(dict.fromkeys(model for _, model in self.combinations))
+
+    def run_name(self, model: str) -> str:
+        """What MLflow calls a run: `<model> · <recipe>`."""
+        return f"{model} · {self.recipe_names.get(model, FILE_NAME)}"
 
     def target(self, stage: str, dataset: str, model: str) -> str:
         """What DVC calls the stage of a combination: train@rafdb-btn, or train_pair@<name>."""
@@ -216,7 +228,10 @@ def load(path: Path | None = None) -> Params:
         recipes[key], settings = load_entry(entry, root, f"{path}", f"models.{key}", parent)
         own |= {f"models.{key}.{section}": values for section, values in settings.items()}
     fields = {name: getattr(document, name) for name in _Document.model_fields if name != "models"}
-    loaded = Params(root=root, parent=parent, recipes=recipes, own=own, **fields)
+    recipe_names = {
+        key: str(entry.get("recipe", FILE_NAME)).partition("#")[0] for key, entry in document.models.items()
+    }
+    loaded = Params(root=root, parent=parent, recipes=recipes, recipe_names=recipe_names, own=own, **fields)
     _check_together(loaded, str(path))
     return loaded
 

@@ -8,13 +8,13 @@ import sys
 
 from fer import params
 from fer.lineage import redact
-from fer.tracking.config import artifact_folder, is_server, store_uri
+from fer.tracking.config import UI_HOST, UI_PORT, artifact_folder, is_server, store_uri
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where to listen."""
-    parser.add_argument("--host", default="127.0.0.1", help="address (default 127.0.0.1: this machine only)")
-    parser.add_argument("--port", type=int, default=5000, help="port (default 5000)")
+    parser.add_argument("--host", default=UI_HOST, help=f"address (default {UI_HOST}: this machine only)")
+    parser.add_argument("--port", type=int, default=UI_PORT, help=f"port (default {UI_PORT})")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -20,6 +20,9 @@ from fer.evaluation.config import EvaluateConfig
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll")
+"""The main metrics, each a number, in the order in which they are shown."""
+
 _DRAWS_AT_ONCE = 250
 
 

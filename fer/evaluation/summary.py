@@ -18,7 +18,7 @@ from fer.shards.table import read_table
 from fer.shards.unseen import unseen_rows
 
 SPLIT: Split = "test"
-_PLAIN = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll", "intervals")
+_PLAIN = (*metrics.HEADLINE, "intervals")
 """What it holds of some rows, or under test-time augmentation, beside all metrics of all rows."""
 
 

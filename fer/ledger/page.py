@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from importlib import resources
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from fer.evaluation.aggregate import markdown_table
 from fer.ledger import VERDICTS, Book, Line
 from fer.published import PAPERS, WORKS
+from fer.report.html import environment
 
 COLUMNS = (
     "work", "table", "row", "dataset", "setting", "metric", "printed", "unit",
@@ -53,15 +53,6 @@ def is_ledger(path: Path) -> bool:
 
 def to_html(book: Book) -> str:
     """The page: counts, findings, and the lines of each table; one file that needs nothing else."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fer.ledger"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     tables = {
         work: [
             (table, [values(line) for line in lines])
@@ -71,12 +62,15 @@ def to_html(book: Book) -> str:
         ]
         for work in PAPERS
     }
-    return environment.get_template("ledger.html").render(
-        book=book,
-        tables=tables,
-        verdicts=VERDICTS,
-        works=WORKS,
-        style=resources.files("fer.report").joinpath("templates", "style.css").read_text(encoding="utf-8"),
+    return (
+        environment("fer.ledger")
+        .get_template("ledger.html")
+        .render(
+            book=book,
+            tables=tables,
+            verdicts=VERDICTS,
+            works=WORKS,
+        )
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from fer import published
 from fer.config import read_yaml
+from fer.evaluation.output import facts_in
 from fer.io.files import read_json
 from fer.labels import named
 from fer.params import FILE_NAME, Params, load
@@ -221,7 +222,7 @@ def _evaluated(params: Params) -> Iterator[Run]:
     for path in (one for root, place in places for one in sorted((root / place).glob("*/*/test.json"))):
         with suppress(*_DAMAGED):
             test, key, name = read_json(path), path.parent.parent.name, path.parent.name
-            facts = {entry["key"]: entry["value"] for entry in test["about"]}
+            facts = facts_in(test)
             shards, trained = params.root / "data" / "shards" / key, params.root / "trained" / key / name / "train.json"
             if (shards / "manifest.json").is_file() and load_manifest(shards).synthetic:
                 continue

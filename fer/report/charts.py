@@ -1,6 +1,7 @@
-"""Line charts and reliability diagrams as SVG text, colored by the page's own style sheet: light, dark and on paper.
+"""Charts as SVG text, colored by the page's own style sheet: light, dark and on paper.
 
-The SVG has only classes, no colors: `line a`, `line b`, `line c`, `mark`, `rule`, `column`, `tick`.
+The SVG has only classes, no colors: `line a`, `line b`, `line c`, `mark`, `rule`, `column`, `tick`, `dot`, `whisker`.
+What a chart shows stands in its label too, in words.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 430, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 34
+_SPLITS = {"train": "training", "val": "validation", "test": "test"}
+_LETTER, _LINE = 6.6, 13.0  # px, of a point's name
 
 
 @dataclass(frozen=True)
@@ -43,22 +46,28 @@ def lines(
     """
     names = {"train": "a", "val": "b", "test": "c"}
     curves = {names[part]: history.get(f"{part}_{what}", []) for part in of}
-    values = [value for curve in curves.values() for value in curve if math.isfinite(value)]
+    values = [value for line in curves.values() for value in line if math.isfinite(value)]
     epochs = history.get("epoch", [])
     if not epochs or not values:
         return Markup("")
     ticks = nice_ticks(min(values), max(values))
     across = _Scale(epochs[0], max(epochs[-1], epochs[0] + 1), LEFT, WIDTH - RIGHT)
     up = _Scale(min(ticks[0], min(values)), max(ticks[-1], max(values)), HEIGHT - BOTTOM, TOP)
-    parts = [_frame(f"{what} by epoch"), *_vertical_axis(ticks, up, fraction)]
+    told = ", ".join(
+        f"{_SPLITS[part]} from {_told(curve[0], fraction)} to {_told(curve[-1], fraction)}"
+        for part in of
+        if (curve := [value for value in curves[names[part]] if math.isfinite(value)])
+    )
+    selected = "" if best is None else f"; selected epoch {best}"
+    parts = [_frame(f"{what} by epoch: {told} in {len(epochs)} epochs{selected}"), *_vertical_axis(ticks, up, fraction)]
     parts += _horizontal_ticks([tick for tick in nice_ticks(epochs[0], epochs[-1], 8) if tick == int(tick)], across)
     if best is not None:
         x = across(best)
         parts.append(f'<line class="mark" x1="{x:.1f}" y1="{TOP}" x2="{x:.1f}" y2="{HEIGHT - BOTTOM}"/>')
-    for name, curve in curves.items():
+    for name, line in curves.items():
         points = " ".join(
             f"{across(epoch):.1f},{up(value):.1f}"
-            for epoch, value in zip(epochs, curve, strict=False)
+            for epoch, value in zip(epochs, line, strict=False)
             if math.isfinite(value)
         )
         if points:
@@ -70,23 +79,75 @@ def lines(
 def reliability(calibration: Sequence[Mapping[str, Any]]) -> Markup:
     """Accuracy against confidence in bins; the dashed diagonal is perfect calibration. Paler bins hold fewer rows."""
     across, up = _Scale(0, 1, LEFT, WIDTH - RIGHT), _Scale(0, 1, HEIGHT - BOTTOM, TOP)
-    parts = [_frame("accuracy by confidence"), *_vertical_axis([0, 0.25, 0.5, 0.75, 1], up, True)]
+    told = "; ".join(_bin(line) for line in calibration if line["rows"])
+    parts = [_frame(f"accuracy by confidence: {told}"), *_vertical_axis([0, 0.25, 0.5, 0.75, 1], up, True)]
     most = max(line["rows"] for line in calibration)
     for line in calibration:
         if line["rows"]:
             x, y = across(line["from"]), up(line["accuracy"])
             width = across(line["to"]) - x - 1
             strength = 0.25 + 0.75 * (line["rows"] / most) ** 0.5
-            sure, right = (f"{name} {100 * line[name]:.0f} %" for name in ("confidence", "accuracy"))
-            tip = f"{sure}, {right}, {line['rows']} rows"
             parts.append(
                 f'<rect class="column" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{HEIGHT - BOTTOM - y:.1f}" '
-                f'fill-opacity="{strength:.2f}"><title>{escape(tip)}</title></rect>'
+                f'fill-opacity="{strength:.2f}"><title>{escape(_bin(line))}</title></rect>'
             )
     parts.append(f'<line class="mark" x1="{across(0)}" y1="{up(0)}" x2="{across(1)}" y2="{up(1)}"/>')
     parts += _horizontal_ticks([0, 0.25, 0.5, 0.75, 1], across, fraction=True)
     parts.append(_label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, "confidence"))
     return Markup("".join([*parts, "</svg>"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One model in a chart: accuracy with its interval, 0 .. 1, at a cost above 0."""
+
+    name: str
+    cost: float
+    accuracy: float
+    low: float
+    high: float
+
+
+def accuracy_by_cost(points: Sequence[Point], what: str) -> Markup:
+    """Accuracy against a cost on a logarithmic axis, each point with its interval and name; nothing without points.
+
+    Args:
+        what: the cost with its unit.
+    """
+    if not points:
+        return Markup("")
+    ticks = nice_ticks(min(point.low for point in points), max(point.high for point in points))
+    decades = log_ticks(min(point.cost for point in points), max(point.cost for point in points))
+    up = _Scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
+    across = _Scale(math.log10(decades[0]), math.log10(decades[-1]), LEFT, WIDTH - RIGHT)
+    told = "; ".join(f"{point.name} {100 * point.accuracy:.1f} % at {point.cost:.3g}" for point in points)
+    parts = [_frame(f"accuracy by {what}: {told}"), *_vertical_axis(ticks, up, True)]
+    parts += [_label(across(math.log10(tick)), HEIGHT - BOTTOM + 15, f"{tick:,g}") for tick in decades]
+    parts.append(_label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, what))
+    taken: list[tuple[float, float, float]] = []  # left, right and baseline of the names
+    for point in sorted(points, key=lambda one: -one.accuracy):
+        x, y, width = across(math.log10(point.cost)), up(point.accuracy), _LETTER * len(point.name)
+        low, high = up(point.low), up(point.high)
+        parts.append(f'<line class="whisker" x1="{x:.1f}" y1="{low:.1f}" x2="{x:.1f}" y2="{high:.1f}"/>')
+        parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>')
+        left = x - 8 - width if x > (LEFT + WIDTH) / 2 else x + 8
+        baseline = y + 4
+        while any(abs(baseline - other) < _LINE and left < end and start < left + width for start, end, other in taken):
+            baseline += 1
+        taken.append((left, left + width, baseline))
+        parts.append(f'<text class="tick" x="{left:.1f}" y="{baseline:.1f}">{escape(point.name)}</text>')
+    return Markup("".join([*parts, "</svg>"]))
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Numbers 1, 2 or 5 times a power of ten that span low .. high, both above 0; powers alone where they are many."""
+    powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 2)
+    steps = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    first = max(index for index, step in enumerate(steps) if step <= low * (1 + 1e-9))
+    last = min(index for index, step in enumerate(steps) if step >= high * (1 - 1e-9) and index > first)
+    if last - first > 6:
+        return [10.0**power for power in powers]
+    return steps[first : last + 1]
 
 
 def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -98,6 +159,14 @@ def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(index * step, 10) for index in range(first, last + 1)]
+
+
+def _told(value: float, fraction: bool) -> str:
+    return f"{100 * value:.1f} %" if fraction else f"{value:.3g}"
+
+
+def _bin(line: Mapping[str, Any]) -> str:
+    return f"confidence {100 * line['confidence']:.0f} %, accuracy {100 * line['accuracy']:.0f} %, {line['rows']} rows"
 
 
 def _frame(title: str) -> str:

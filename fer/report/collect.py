@@ -1,5 +1,5 @@
-"""The content of the report, gathered from the outputs of the other stages. Nothing is computed again, nothing is left
-out: what is missing or out of date is part of the content."""
+"""The content of the report, gathered from the outputs of the other stages. Nothing is left out: what is missing or out
+of date is part of the content. Computed here is only what no single stage can: models against each other."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fer import published
+from fer.evaluation.output import facts_in
 from fer.io.files import read_object, sha256
 from fer.lineage import lineage, training_facts, training_history
 from fer.models import list_models, model_loss
 from fer.params import Params
 from fer.report.evaluations import Evaluation, Evaluations, collect_evaluations
+from fer.report.gallery import Gallery, collect_gallery
 from fer.report.rejects import RejectLine, reject_lines
+from fer.report.rows import Comparison, Rows, compare_models, read_rows
 from fer.report.studies import Studies, collect_studies
 from fer.shards.manifest import FILE_NAME, Manifest, digest, load_manifest
+from fer.tracking.config import pages_address
 
 _KEYS: dict[str, dict[str, type]] = {
     "val.json": {},
@@ -30,6 +34,8 @@ class Result:
 
     Attributes:
         train, validation, test: `training_facts`, val.json, test.json; empty where the stage has not run.
+        cost: run.json of the evaluation (`fer.evaluation.speed.cost`); empty where there is none.
+        rows: the predictions; None where they are not there.
         history: columns of history.csv.
         missing: what has not run yet, and the command that runs it; None when all is there.
         stale: what does not fit together any more, in words.
@@ -40,6 +46,8 @@ class Result:
     train: Mapping[str, Any]
     validation: Mapping[str, Any]
     test: Mapping[str, Any]
+    cost: Mapping[str, Any]
+    rows: Rows | None
     history: Mapping[str, list[float]]
     missing: str | None
     stale: tuple[str, ...]
@@ -47,7 +55,7 @@ class Result:
     @property
     def about(self) -> dict[str, Any]:
         """The facts of the evaluation by name."""
-        return {entry["key"]: entry["value"] for entry in self.test.get("about", [])}
+        return facts_in(self.test)
 
     def interval(self, metric: str) -> Mapping[str, Any] | None:
         """The interval of a metric of the test split."""
@@ -112,6 +120,7 @@ class Dataset:
     """One dataset with its results; `manifest` is None where it has not been sharded yet.
 
     evaluations: of weights of others, and of models that were trained on other data.
+    comparisons: of its models on the same test rows.
     """
 
     key: str
@@ -124,6 +133,7 @@ class Dataset:
     published_left_out: int
     published_rows: int | None
     evaluations: tuple[Evaluation, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
 
     @property
     def synthetic(self) -> bool:
@@ -157,7 +167,12 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """Everything on the page."""
+    """Everything on the page.
+
+    Attributes:
+        tracking: address of MLflow's pages; None where runs are not recorded.
+        ledger: whether reports/ledger.html is there.
+    """
 
     title: str
     datasets: tuple[Dataset, ...]
@@ -165,6 +180,9 @@ class Content:
     files: Mapping[str, str] = field(default_factory=dict)
     studies: Studies = field(default_factory=Studies)
     evaluations: Evaluations = field(default_factory=Evaluations)
+    gallery: Gallery = field(default_factory=Gallery)
+    tracking: str | None = None
+    ledger: bool = False
 
     @property
     def results(self) -> list[Result]:
@@ -180,18 +198,27 @@ def collect(params: Params) -> Content:
             pairs.setdefault((path.parent.parent.name, path.parent.name), None)
     keys = dict.fromkeys([*params.run.datasets, *(dataset for dataset, _ in pairs)])
     evaluations = collect_evaluations(params)
-    datasets = (
+    datasets = tuple(
         _dataset(params, key, [model for dataset, model in pairs if dataset == key], evaluations) for key in keys
     )
+    rows = {
+        (result.dataset, result.model): result.rows
+        for dataset in datasets
+        for result in dataset.results
+        if result.rows and result.rows.digest == dataset.digest
+    }
     names = ("params.yaml", "dvc.yaml", "dvc.lock")
     files = {name: sha256(path) for name in names if (path := params.root / name).is_file()}
     return Content(
         title=params.report.title,
-        datasets=tuple(datasets),
+        datasets=datasets,
         lineage=lineage(params.root),
         files=files,
         studies=collect_studies(params),
         evaluations=evaluations,
+        gallery=collect_gallery(params.root, rows, params.report.faces_per_cell),
+        tracking=pages_address(params.tracking, params.home) if params.tracking.enabled else None,
+        ledger=(params.root / "reports" / "ledger.html").is_file(),
     )
 
 
@@ -206,17 +233,20 @@ def _dataset(params: Params, key: str, models: list[str], evaluations: Evaluatio
     # References stay whatever the limit: human accuracy, and the baseline whose weights are public.
     shown += [work for work in works if work not in shown and (work.margin or work.table == "weights")]
     data_digest = digest(folder) if manifest else None
+    results = tuple(_result(params, key, model, data_digest) for model in models)
+    rows = {result.model: result.rows for result in results if result.rows}
     return Dataset(
         key=key,
         manifest=manifest,
         rejects=reject_lines(manifest, params.root / "data" / "faces" / key) if manifest else (),
         digest=data_digest,
-        results=tuple(_result(params, key, model, data_digest) for model in models),
+        results=results,
         known_as=known_as,
         published=tuple(shown),
         published_left_out=len(works) - len(shown),
         published_rows=published.test_rows(known_as) if known_as else None,
         evaluations=tuple(one for one in evaluations.results if one.dataset == key),
+        comparisons=compare_models(rows, params.evaluate, params.seed),
     )
 
 
@@ -235,12 +265,15 @@ def _result(params: Params, dataset: str, model: str, data_digest: str | None) -
         missing = f"not trained yet: dvc repro {target['train']}"
     elif not test:
         missing = f"trained, not evaluated yet: dvc repro {target['evaluate']}"
+    again = f"make it again: dvc repro -sf {target['evaluate']}"
     result = Result(
         dataset=dataset,
         model=model,
         train=train,
         validation=validation,
         test=test,
+        cost=read_object(cost, {}, again) if (cost := evaluated / "run.json").is_file() else {},
+        rows=read_rows(evaluated / "predictions.parquet", again) if test else None,
         history=training_history(trained, target["train"]),
         missing=missing,
         stale=(),

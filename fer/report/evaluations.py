@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fer.evaluation.output import facts_in
 from fer.io.files import FileError, read_object
 from fer.params import Params
 from fer.shards.manifest import FILE_NAME, digest
@@ -91,7 +92,7 @@ def collect_evaluations(params: Params) -> Evaluations:
 def _evaluation(params: Params, folder: Path) -> Evaluation:
     path, dataset, remedy = folder / "test.json", folder.parent.name, "remove the folder, and evaluate again"
     test = read_object(path, _KEYS, remedy)
-    about = {entry["key"]: entry["value"] for entry in test["about"]}
+    about = facts_in(test)
     if missing := {"kind", "weights", "trained_on", "data_digest"} - about.keys():
         raise FileError(f"{path}: about has no {', '.join(sorted(missing))}; {remedy}")
     shards = params.root / "data" / "shards" / dataset

@@ -3,82 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fer.published import WORKS
 from fer.report import charts
 from fer.report.collect import Content, Dataset, Result
 from fer.report.evaluations import Evaluation
+from fer.report.html import environment, percent
 from fer.shards.schema import SPLITS
-
-if TYPE_CHECKING:
-    import jinja2
-
-
-def environment() -> jinja2.Environment:
-    """The templates of this package, with the filters below."""
-    import jinja2
-
-    engine = jinja2.Environment(
-        loader=jinja2.PackageLoader("fer.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    engine.filters |= {
-        "percent": percent,
-        "number": number,
-        "duration": duration,
-        "short": short,
-        "points": points,
-    }
-    return engine
 
 
 def render(content: Content) -> str:
     """The page; a function of its content alone."""
-    engine = environment()
-    return engine.get_template("report.html").render(
-        content=content,
-        charts=charts,
-        class_lines=class_lines,
-        ladder=ladder,
-        splits=SPLITS,
-        style=engine.get_template("style.css").render(),
-    )
+    return environment("fer.report").get_template("report.html").render(
+        content=content, charts=charts, class_lines=class_lines, ladder=ladder, splits=SPLITS, board=board,
+        cost_points=cost_points, measured_on=measured_on,
+    )  # fmt: skip
 
 
-def percent(fraction: float | None, digits: int = 1) -> str:
-    """0.6571 -> 65.7; a dash for nothing."""
-    return "–" if fraction is None else f"{100 * fraction:.{digits}f}"
+def board(results: Sequence[Result]) -> list[tuple[Result, dict[str, Any]]]:
+    """Results with the values by which the leaderboard sorts them, the most accurate first, those without one last."""
+    lines = []
+    for result in results:
+        train, own = result.train, result.train.get("train") or {}
+        seconds, workers = train.get("seconds"), max(1, own.get("workers", 1))
+        values = {
+            "dataset": result.dataset,
+            "model": result.model,
+            **{name: result.test.get(name) for name in ("accuracy", "balanced_accuracy", "macro_f1", "ece", "rows")},
+            "parameters": train.get("parameters"),
+            "gmacs": result.cost.get("gmacs"),
+            "latency_ms": result.cost.get("latency_ms"),
+            "training": None
+            if seconds is None
+            else seconds * workers * (1 if own.get("gpu") else own.get("threads", 1)),
+            "epoch": train.get("best_epoch"),
+        }
+        lines.append((result, values))
+    return sorted(lines, key=lambda line: -line[1]["accuracy"] if line[1]["accuracy"] is not None else 1)
 
 
-def points(difference: float | None, digits: int = 1) -> str:
-    """0.0123 -> +1.2, with its sign; a dash for nothing."""
-    return "–" if difference is None else f"{100 * difference:+.{digits}f}".replace("-", "−")
+def cost_points(results: Sequence[Result], cost: str) -> list[charts.Point]:
+    """The evaluated results of a dataset by a key of `fer.evaluation.speed.cost`."""
+    return [
+        charts.Point(
+            name=result.model, cost=result.cost[cost], accuracy=result.test["accuracy"],
+            low=interval["low"], high=interval["high"],
+        )
+        for result in results
+        if result.cost.get(cost) and (interval := result.interval("accuracy"))
+    ]  # fmt: skip
 
 
-def number(value: float | None) -> str:
-    """1234567 -> 1,234,567; a dash for nothing."""
-    return "–" if value is None else f"{value:,.0f}"
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as `45 s`, `12 min 5 s` or `3 h 20 min`; a dash for nothing."""
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 1:
-        return f"{rest} s"
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
-def short(digest: str | None) -> str:
-    """The first twelve digits of a digest; a dash for nothing."""
-    return "–" if not digest else digest[:12]
+def measured_on(results: Sequence[Result]) -> list[str]:
+    """Where the latencies were measured, each machine once."""
+    return list(dict.fromkeys(result.cost["hardware"] for result in results if result.cost))
 
 
 def class_lines(labels: Sequence[str], histogram: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:

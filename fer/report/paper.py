@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fer.report.page import environment
+from fer.report.html import environment
 from fer.report.studies import StudyResult
 
 
@@ -49,8 +49,6 @@ def render(paper: str, title: str, note: str | None, sections: Sequence[Section]
     Args:
         paper: its name in `fer reproduce`.
     """
-    engine = environment()
-    return engine.get_template("paper.html").render(
-        paper=paper, title=title, note=note, sections=sections, smoke=smoke,
-        style=engine.get_template("style.css").render(),
+    return environment("fer.report").get_template("paper.html").render(
+        paper=paper, title=title, note=note, sections=sections, smoke=smoke
     )  # fmt: skip

@@ -6,6 +6,8 @@
                                where the run chose its epoch on the test split `protocols`
         predictions.parquet    one row a sample (fer.shards.schema)
         confusion.csv          actual, predicted: names, one row a sample
+        run.json               parameters, GMACs and time of a forward pass (fer.evaluation.speed); alone differs
+                               between equal evaluations
         figures/*.svg
 
 Nothing before this stage reads the test split, and nothing after it chooses by its results; except for a recipe with
@@ -31,8 +33,9 @@ from fer.evaluation.config import EvaluateConfig
 from fer.evaluation.output import entries, write
 from fer.evaluation.predict import Predictions, PredictJob, merge, predict_share
 from fer.evaluation.protocols import both_protocols
+from fer.evaluation.speed import cost
 from fer.evaluation.summary import SPLIT, summary_of, unseen_or_why_not
-from fer.io.files import FileError, sha256
+from fer.io.files import FileError, sha256, write_json
 from fer.labels import is_identities
 from fer.lineage import training_facts, training_history
 from fer.outputs import EVALUATED
@@ -73,10 +76,12 @@ def run(params: Params, dataset: str, model_key: str) -> Path:
         with EVALUATED.publish(final) as folder:
             title = f"{model_key} on {dataset}"
             write(folder, predictions, summary, shards, title, training_history(trained), facts.get("best_epoch"))
+            write_json(folder / "run.json", costs := cost(weights))
         record(
-            params, dataset, model_key, summary, shards, final,
+            params, dataset, params.run_name(model_key), summary, shards, final,
             key=str(facts.get("fingerprint") or sha256(weights)), run_id=facts.get("mlflow_run_id"),
-            tags={"protocol": name}, model=weights,
+            tags={"protocol": name, "model": facts.get("model"), "recipe": params.recipe_names.get(model_key)},
+            model=weights, cost=costs, validation=_validation(trained, facts) if name == "validation" else None,
         )  # fmt: skip
     more = "" if name == "validation" else f"; {LABELS[name]}"
     if protocols and protocols["validation"]:
@@ -208,6 +213,12 @@ def check_training(trained: Path, weights: Path, shards: ShardSet, target: str) 
             f"have been trained on. Train again with `dvc repro {target}`"
         )
     return facts
+
+
+def _validation(trained: Path, facts: Mapping[str, Any]) -> float | None:
+    """Accuracy of the kept weights on validation, by which MLflow's champion is chosen."""
+    accuracies = training_history(trained).get("val_accuracy", [])
+    return accuracies[facts["best_epoch"] - 1] if accuracies and facts.get("best_epoch") else None
 
 
 def _protocols(trained: Path, facts: dict[str, Any], rows: int, confidence: float) -> tuple[str, dict[str, Any] | None]:

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fer.evaluation.metrics import HEADLINE
 from fer.evaluation.output import facts_in
 from fer.params import Params
 from fer.shards.read import ShardSet
 from fer.shards.schema import SPLITS
-from fer.tracking import Run, open_run
+from fer.tracking import Candidate, Run, open_run
 
-_HEADLINE = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll")
+_COSTS = ("parameters", "gmacs", "latency_ms")
 
 
 def record(
@@ -27,6 +28,8 @@ def record(
     tags: Mapping[str, Any],
     run_id: str | None = None,
     model: Path | None = None,
+    cost: Mapping[str, Any] | None = None,
+    validation: float | None = None,
 ) -> None:
     """Adds an evaluation to the run of its key in MLflow, or to a new one: metrics, tables, figures, the data.
 
@@ -34,7 +37,8 @@ def record(
         name: of the run, where it is new.
         summary: test.json. folder: that holds it.
         key: fingerprint of the run. run_id: its id, where known.
-        model: weights file that is kept as a model, where `tracking.log_model` says so; None keeps none.
+        model: weights file that is kept as a model and registered, where `tracking.log_model` says so; None keeps none.
+        cost: of a forward pass (`fer.evaluation.speed.cost`). validation: accuracy of the weights on validation.
 
     Raises:
         TrackingError: the store cannot be reached, and `tracking.required` is true.
@@ -52,6 +56,7 @@ def record(
         if not params.tracking.enabled:
             return
         run.log_metrics({f"test_{metric}": value for metric, value in numbers(summary).items()})
+        run.log_metrics({name: value for name, value in (cost or {}).items() if name in _COSTS})
         _log_data(run, dataset, shards)
         lines = summary["per_class"]
         run.log_table({column: [line[column] for line in lines] for column in lines[0]}, "test_per_class.json")
@@ -59,7 +64,9 @@ def record(
         for figure in sorted((folder / "figures").iterdir()):
             run.log_artifact(figure, "figures")
         if model:
-            run.log_model(model)
+            run.log_model(model, name=f"{dataset}-{about['model']}")
+            synthetic = shards.manifest.synthetic
+            run.register(Candidate(dataset, validation, data_digest=shards.digest, synthetic=synthetic))
 
 
 def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
@@ -91,7 +98,7 @@ def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _headline(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    values = {name: metrics[name] for name in _HEADLINE} | _ends("accuracy", metrics["intervals"][0])
+    values = {name: metrics[name] for name in HEADLINE} | _ends("accuracy", metrics["intervals"][0])
     return {f"{prefix}{name}": value for name, value in values.items()}
 
 

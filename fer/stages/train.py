@@ -92,6 +92,7 @@ def run(params: Params, dataset: str, model_key: str, *, accept_versions: bool =
         "trained_on": trained_on(recipe),
     }
     tags = {key: facts[key] for key in ("dataset", "model", "parameters", "data_digest", "code_digest", "protocol")}
+    tags["recipe"] = params.recipe_names.get(model_key)
     with (
         lock(work / "lock", wait=params.queued),
         open_run(
@@ -99,7 +100,7 @@ def run(params: Params, dataset: str, model_key: str, *, accept_versions: bool =
             params.home,
             checkout=params.root,
             experiment=dataset,
-            run_name=model_key,
+            run_name=params.run_name(model_key),
             key=job.fingerprint,
             params=settings | stage,
             tags=tags,
@@ -190,6 +191,7 @@ class Follower:
     def on_epoch(self, record: Record) -> None:
         """Logs a finished epoch."""
         self._run.log_epoch(record)
+        self._run.log_system(int(record["epoch"]))
         line = (
             f"epoch {record['epoch']}/{self._epochs}: loss {record['train_loss']:.4f}, "
             f"accuracy {record['train_accuracy']:.4f}; "

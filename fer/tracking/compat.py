@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import warnings
+from collections.abc import Mapping
 from contextlib import closing
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,11 @@ EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 """The tag by which the UI shows an experiment's runs and metrics instead of its pages for language models."""
 ARTIFACTS_TAG = "mlflow.loggedArtifacts"
 """The tag of a run by which the UI finds its tables: JSON, [{"path": ..., "type": "table"}]."""
+SYSTEM_MONITORS = (
+    ("cpu_monitor", "CPUMonitor"), ("disk_monitor", "DiskMonitor"), ("network_monitor", "NetworkMonitor"),
+    ("gpu_monitor", "GPUMonitor"),
+)  # fmt: skip
+"""Module and class of each, in `mlflow.system_metrics.metrics`."""
 
 REQUIREMENTS = ("mlflow", "numpy", "opencv-python-headless", "pillow", "pydantic", "safetensors", "torch")
 """Of a logged model, beside this package, which is on no index: PyPI's `fer` is another one."""
@@ -40,6 +46,44 @@ def load_mlflow() -> Any:
     for name in CHATTY_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     return mlflow
+
+
+def create_version(client: Any, uri: str, name: str, model_uri: str, run_id: str, tags: Mapping[str, str]) -> str:
+    """Registers a logged model, models:/<id>, as a version of `name`; returns its number.
+
+    A local store looks for the logged model at MLflow's global address, which is restored.
+    """
+    import mlflow
+
+    before = environment().mlflow_tracking_uri
+    mlflow.set_tracking_uri(uri)
+    try:
+        return str(client.create_model_version(name, model_uri, run_id, tags=dict(tags)).version)
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def system_monitors() -> list[Any]:
+    """MLflow's own monitors of processor, memory, disk, network and GPU; none of what this machine cannot tell."""
+    from importlib import import_module
+
+    found = []
+    for module, name in SYSTEM_MONITORS:
+        try:
+            found.append(getattr(import_module(f"mlflow.system_metrics.metrics.{module}"), name)())
+        except Exception:  # noqa: BLE001 - no GPU, or no driver that tells of it
+            continue
+    return found
+
+
+def system_metrics(monitors: Sequence[Any]) -> dict[str, float]:
+    """What monitors see now, by the names under which the UI shows them; counters since they were made."""
+    values: dict[str, float] = {}
+    for monitor in monitors:
+        monitor.collect_metrics()
+        values |= {f"system/{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
+        monitor.clear_metrics()
+    return values
 
 
 def store_errors() -> tuple[type[Exception], ...]:

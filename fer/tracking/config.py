@@ -9,6 +9,9 @@ from pydantic import Field
 from fer.config import Config
 from fer.environment import environment
 
+UI_HOST, UI_PORT = "127.0.0.1", 5000
+"""Where `fer ui` listens unless told otherwise."""
+
 
 class TrackingConfig(Config):
     """Where runs are recorded."""
@@ -24,6 +27,9 @@ class TrackingConfig(Config):
         description="true: an unreachable store is an error; false: a warning, and entries wait in .work/unsent",
     )
     log_model: bool = Field(default=True, description="record the best model of a run: its weights file, as a pyfunc")
+    system_metrics: bool = Field(
+        default=True, description="record processor, memory, disk and network of the driver's machine during training"
+    )
 
 
 def store_uri(config: TrackingConfig, root: Path) -> str:
@@ -41,6 +47,18 @@ def store_uri(config: TrackingConfig, root: Path) -> str:
 def is_server(uri: str) -> bool:
     """Whether a store is an MLflow server; else it is a database or a folder, opened by this process itself."""
     return uri.startswith(("http://", "https://"))
+
+
+def server_address(uri: str) -> str:
+    """A server's URL without credentials."""
+    scheme, rest = uri.split("://", 1)
+    return f"{scheme}://{rest.rpartition('@')[2].rstrip('/')}"
+
+
+def pages_address(config: TrackingConfig, root: Path) -> str:
+    """Where MLflow's pages are: the server's address, else that of `fer ui`."""
+    uri = store_uri(config, root)
+    return server_address(uri) if is_server(uri) else f"http://{UI_HOST}:{UI_PORT}"
 
 
 def artifact_folder(root: Path) -> str:

@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 
 from fer.lineage import redact
 from fer.tracking.compat import running_in_database
-from fer.tracking.config import is_server
+from fer.tracking.config import is_server, server_address
 
 STALE_HOURS = 6.0
 _SECONDS = 5.0
@@ -34,7 +34,7 @@ def check_server(uri: str) -> None:
     if not is_server(uri):
         return
     try:
-        with urlopen(f"{_address(uri)}/health", timeout=_SECONDS):
+        with urlopen(f"{server_address(uri)}/health", timeout=_SECONDS):
             pass
     except HTTPError:
         pass  # it responds; whether it lets us in, the first real request shows
@@ -50,19 +50,13 @@ def stale_runs(uri: str) -> list[str]:
         OSError, ValueError, sqlite3.Error: the store does not respond.
     """
     if is_server(uri):
-        running = _running_on_server(f"{_address(uri)}/api/2.0/mlflow")
+        running = _running_on_server(f"{server_address(uri)}/api/2.0/mlflow")
     else:
         path = Path(uri.removeprefix("sqlite:///"))
         # A database that is not there yet is created by the first run.
         running = running_in_database(path, _SECONDS) if uri.startswith("sqlite:///") and path.exists() else []
     oldest = (time.time() - STALE_HOURS * 3600) * 1000
     return [name for name, last in running if last < oldest]
-
-
-def _address(uri: str) -> str:
-    """A server's URL without credentials."""
-    scheme, rest = uri.split("://", 1)
-    return f"{scheme}://{rest.rpartition('@')[2].rstrip('/')}"
 
 
 def _running_on_server(api: str) -> list[tuple[str, int]]:

@@ -12,10 +12,12 @@ from typing import Any, Literal, Self
 from fer.console import log
 from fer.io.files import FileError
 from fer.lineage import flatten, lineage, redact
-from fer.tracking import health, store
+from fer.processes import lock
+from fer.tracking import compat, health, store
 from fer.tracking.config import TrackingConfig, store_uri
 from fer.tracking.health import TrackingError
 from fer.tracking.journal import Journal, left_journals, open_journal
+from fer.tracking.registry import Candidate
 from fer.tracking.store import Identity, StoredRun
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -47,7 +49,7 @@ def open_run(
         checkout: the folder whose code runs, for the tags of `lineage`; None: the same.
         experiment: one a dataset, created on first use with an absolute artifact folder `<root>/mlartifacts` (a server
             decides for itself).
-        run_name: the model.
+        run_name: the model and its recipe.
         key: fingerprint of the training job. An unfinished run that has it is opened again; otherwise there is a new
             run.
         params: nested, logged flat.
@@ -99,6 +101,7 @@ class Run:
         # Once connected, one of the two is set.
         self._stored: StoredRun | None = None
         self._journal: Journal | None = None
+        self._monitors: list[Any] | None = None
         self._failed_at = 0.0
         self._warned = False
         self._finished = not config.enabled
@@ -194,6 +197,23 @@ class Run:
             return
         if not self._send(lambda stored: stored.log_model(weights, name)):
             log.warning("the model cannot wait for MLflow, and the run lacks it; run the stage again to add it")
+
+    def log_system(self, step: int) -> None:
+        """Record processor, memory, disk, network and GPU of this machine at an epoch: as MLflow's own monitors do."""
+        if not (self._config.enabled and self._config.system_metrics):
+            return
+        if self._monitors is None:
+            self._monitors = compat.system_monitors()
+        self.log_metrics(compat.system_metrics(self._monitors), step=step)
+
+    def register(self, candidate: Candidate) -> None:
+        """Register the recorded model under its dataset's name; it becomes the champion where validation says so.
+
+        While the store is down nothing is registered; the next evaluation that finds the run does it.
+        """
+        if self._config.enabled and self._config.log_model:
+            with lock(self._root / ".work" / "locks" / "mlflow-registry", wait=True):
+                self._send(lambda stored: stored.register(candidate))
 
     # -------------------------------------------------------------------------------------------- store or journal
 

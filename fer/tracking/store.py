@@ -17,6 +17,7 @@ from fer.processes import lock
 from fer.tracking import compat
 from fer.tracking.config import artifact_folder, is_server
 from fer.tracking.health import TrackingError
+from fer.tracking.registry import Candidate, register
 
 FINGERPRINT_TAG = "fer.fingerprint"
 MODEL_TAG = "fer.model_logged"
@@ -33,7 +34,7 @@ class Identity:
 
     Attributes:
         experiment: its name, one a dataset.
-        run_name: the model.
+        run_name: the model and its recipe.
         key: fingerprint of the training job.
         parent: the run of which this one is a trial, or its id.
         run_id: of this very run, where it is known.
@@ -237,3 +238,8 @@ class StoredRun:
         if MODEL_TAG not in run.data.tags:
             uri = compat.record_model(self.client, run, self._uri, weights, name)
             self.client.set_tag(self.run_id, MODEL_TAG, uri)
+
+    def register(self, candidate: Candidate) -> None:
+        """Registers the model that the run has; nothing where it has none."""
+        if uri := self.client.get_run(self.run_id).data.tags.get(MODEL_TAG):
+            register(self.client, self._uri, self.run_id, uri, candidate)

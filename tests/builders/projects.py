@@ -68,7 +68,7 @@ def make_project(
     sections = {
         "train": {"workers": 0, "threads": 1, "checkpoint_every_steps": 2, "max_failures": 1, **train},
         "cluster": {"cpus": 2},
-        "tracking": {"log_model": False, **(tracking or {})},
+        "tracking": {"log_model": False, "system_metrics": False, **(tracking or {})},
     }
     return write_params(root, "tiny", {"toy": {**recipe, "epochs": epochs}}, seed=3, **sections)
 
