@@ -35,6 +35,7 @@ _COMMANDS = {
     "verify": _Command("fer.commands.verify", "face verification with a backbone, on people it was not trained on"),
     "evaluate": _Command("fer.commands.evaluate", "score weights of ours or of others on the test split of a dataset"),
     "predict": _Command("fer.commands.predict", "find the faces in your photos and name their expressions"),
+    "export": _Command("fer.commands.export", "write a trained model for ONNX Runtime, OpenVINO or torch.export"),
     "tune": _Command("fer.stages.tune", "search the hyperparameters of a model on a dataset"),
     "study": _Command("fer.stages.study", "train the rows of a published table, compare with its results"),
     "reproduce": _Command("fer.commands.reproduce", "every table and figure of a paper by one command"),
