@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.result import BenchResult, benchmark, options
@@ -24,6 +25,14 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--passes", nargs="+", choices=("eval", "train"), default=["eval", "train"], help="(both)")
     parser.add_argument("--threads", type=int, default=2, help="of torch (2)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    parser.add_argument(
+        "--runtimes",
+        nargs="+",
+        choices=("torch", "onnxruntime", "openvino"),
+        default=["torch"],
+        help="of our models in evaluation: torch, and what `fer export` writes, without the peak memory (torch)",
+    )
+    parser.add_argument("--int8", action="store_true", help="with the runtime openvino: its int8 graph too")
     parser.add_argument("--no-memory", action="store_true", help="leave the peak memory out; it takes longest")
 
 
@@ -45,6 +54,12 @@ def run(args: argparse.Namespace) -> BenchResult:
         raise ValueError(f"--device {args.device}: cpu is allowed, and cuda on a machine that has it")
     if args.batch < 4:
         raise ValueError(f"--batch {args.batch}: 4 or more is needed, BatchNorm in training needs two images")
+    exported = set(args.runtimes) - {"torch"}
+    if exported and args.device != "cpu":
+        raise ValueError(f"--device {args.device}: only the runtime torch is measured there; drop --runtimes")
+    if args.int8 and "openvino" not in exported:
+        raise ValueError("--int8: is of the runtime openvino; add it to --runtimes")
+    args.no_memory |= bool(exported)
     threads = torch.get_num_threads()
     torch.set_num_threads(args.threads)
     try:
@@ -58,13 +73,16 @@ def run(args: argparse.Namespace) -> BenchResult:
             "published: a plain eager transcription of the published code in float32, channels first, which gives the "
             "published logits (tests/models/test_reference_models.py); what the code computes for nothing is computed",
             "ours: evaluation through fer.models.inference.for_inference; channels last; train: no optimizer step",
+            "onnxruntime, openvino: the graph that `fer export --raw` writes, in its runtime; int8: ranges from noise, "
+            "which changes no speed",
             "all of a row in turn, round by round; medians, and the median of the rounds' ratios",
             "GMAC/s: by the published code's arithmetic; % of dense: of the rate of a dense 3x3 convolution (256 "
             "channels, 14x14) with the same dtype and batch in the same rounds; it is of a forward pass, and a step of "
             "training is counted as three",
             "MiB: the most that the pass holds, weights included",
         ],
-        settings=options(args, ("batch", "seconds", "passes", "threads", "device")) | {"models": names},
+        settings=options(args, ("batch", "seconds", "passes", "threads", "device", "runtimes", "int8"))
+        | {"models": names},
     )
 
 
@@ -73,10 +91,14 @@ def _where(args: argparse.Namespace) -> str:
 
 
 def _measure(name: str, kind: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of one network and one pass: float32, and bfloat16 in evaluation where the processor computes in it."""
+    """The rows of one network and one pass: float32; in evaluation also other runtimes, int8, and bfloat16.
+
+    The last one where the processor computes in it.
+    """
     import torch
 
-    from benchmarks.passes import Setting, build
+    from benchmarks.passes import Setting, build, exported
+    from fer.export.formats import computes_bfloat16
 
     training = kind == "train"
     batch = args.batch // 2 if training else args.batch
@@ -92,33 +114,40 @@ def _measure(name: str, kind: str, args: argparse.Namespace) -> list[dict[str, A
             threads=args.threads,
         )
 
-    published, ours = setting(name, ours=False), {"fp32": setting(name, ours=True)}
-    if not training and (args.device != "cpu" or _computes_bfloat16()):
-        ours["bf16"] = setting(name, ours=True, dtype=torch.bfloat16)
-    steps = {"published": build(published), **{dtype: build(variant) for dtype, variant in ours.items()}}
-    steps |= {f"dense {dtype}": _dense(variant) for dtype, variant in ours.items()}
-    rounds = _FEWEST_ROUNDS if args.seconds > 0 else 1
-    variants = {step: _counted(run, batch) for step, run in steps.items()}
-    found = in_turn(variants, rounds=rounds, seconds=args.seconds)
+    published, ours = setting(name, ours=False), dict[str, Setting]()
+    if training or "torch" in args.runtimes:
+        ours["fp32"] = setting(name, ours=True)
+        if not training and (args.device != "cpu" or computes_bfloat16()):
+            ours["bf16"] = setting(name, ours=True, dtype=torch.bfloat16)
+    with TemporaryDirectory() as folder:
+        graphs = {} if training else exported(published, args.runtimes, Path(folder), int8=args.int8)
+        steps = {"published": build(published), **{dtype: build(variant) for dtype, variant in ours.items()}, **graphs}
+        dense = {step: "bf16" if step.endswith("bf16") else "fp32" for step in (*ours, *graphs)}
+        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+        for one in sorted(set(dense.values())):
+            steps[f"dense {one}"] = _dense(setting(name, ours=True, dtype=dtypes[one]))
+        rounds = _FEWEST_ROUNDS if args.seconds > 0 else 1
+        variants = {step: _counted(run, batch) for step, run in steps.items()}
+        found = in_turn(variants, rounds=rounds, seconds=args.seconds)
     rate = {step: samples.rate for step, samples in found.items()}
     gmacs = _gmacs(name) * (3 if training else 1)
     peak = {} if args.no_memory else _peaks(published, ours)
     rows = []
-    for dtype in ours:
+    for step in dense:
         row: dict[str, Any] = {
             "model": name,
-            "pass": f"{kind} {dtype}",
+            "pass": f"{kind} {step}",
             "published img/s": round(rate["published"], 2),
-            "ours img/s": round(rate[dtype], 2),
-            "ratio": round(ratio(found["published"].seconds, found[dtype].seconds), 2),
-            "GMAC/s": round(rate[dtype] * gmacs, 1),
-            "% of dense": round(100 * rate[dtype] * gmacs / (rate[f"dense {dtype}"] * _DENSE_GMACS), 1),
+            "ours img/s": round(rate[step], 2),
+            "ratio": round(ratio(found["published"].seconds, found[step].seconds), 2),
+            "GMAC/s": round(rate[step] * gmacs, 1),
+            "% of dense": round(100 * rate[step] * gmacs / (rate[f"dense {dense[step]}"] * _DENSE_GMACS), 1),
         }
         if peak:
             row |= {
                 "published MiB": round(peak["published"]),
-                "ours MiB": round(peak[dtype]),
-                "memory ratio": round(peak[dtype] / peak["published"], 2),
+                "ours MiB": round(peak[step]),
+                "memory ratio": round(peak[step] / peak["published"], 2),
             }
         rows.append(row)
     return rows
@@ -174,12 +203,3 @@ def _peaks(published: "Setting", ours: Mapping[str, "Setting"]) -> dict[str, flo
     from benchmarks.passes import peak_mib
 
     return {name: peak_mib(setting) for name, setting in {"published": published, **ours}.items()}
-
-
-def _computes_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 itself, as far as Linux tells."""
-    listing = Path("/proc/cpuinfo")
-    if not listing.is_file():
-        return False
-    flags = next((line for line in listing.read_text().splitlines() if line.startswith(("flags", "Features"))), "")
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))

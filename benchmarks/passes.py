@@ -1,16 +1,21 @@
 """The passes that `fer bench models` times: evaluation or a training step, of a reference or of our model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.reference import REFERENCES, Published, Reference
+from fer.export.formats import FORMATS, computes_bfloat16
+from fer.export.graph import Graph, trace
+from fer.export.quantize import quantize
 from fer.models import TrainOutput, create_model
 from fer.models.inference import for_inference
 
@@ -91,6 +96,28 @@ def _ours(setting: Setting, reference: Reference, x: Tensor) -> Pass:
         _loss(output.logits, reference).backward()  # type: ignore[no-untyped-call]
 
     return train
+
+
+def exported(setting: Setting, runtimes: Collection[str], folder: Path, *, int8: bool) -> dict[str, Pass]:
+    """The passes over the same batch by what `fer export --raw` writes of our model, by runtime and precision."""
+    found: dict[str, Pass] = {}
+    chosen = {format.runtime: format for format in FORMATS.values() if format.runtime in runtimes}
+    if not chosen:
+        return found
+    reference = REFERENCES[setting.network]
+    torch.manual_seed(0)
+    x = torch.randn(setting.batch, 3, reference.size, reference.size).numpy()
+    program = trace(Graph(for_inference(create_model(reference.model, **reference.options)), raw=True))
+    for runtime, format in chosen.items():
+        path = folder / format.files[0]
+        format.write(program, path)
+        found[f"{runtime} fp32"] = partial(format.load(path, setting.threads, False), x)
+        if runtime == "openvino" and computes_bfloat16():
+            found["openvino bf16"] = partial(format.load(path, setting.threads, True), x)
+    if int8:
+        quantize(program, np.split(x, len(x)), folder / "int8.xml")
+        found["openvino int8"] = partial(chosen["openvino"].load(folder / "int8.xml", setting.threads, False), x)
+    return found
 
 
 def _loss(output: Tensor, reference: Reference) -> Tensor:

@@ -40,6 +40,7 @@ _COMMANDS = {
         "fer.stages.explore", "compare evaluated models: features, hard cases, what goes with mistakes"
     ),
     "audit": _Command("fer.stages.audit", "find labels of a dataset that are probably wrong"),
+    "export": _Command("fer.commands.export", "write a trained model for ONNX Runtime, OpenVINO or torch.export"),
     "tune": _Command("fer.stages.tune", "search the hyperparameters of a model on a dataset"),
     "study": _Command("fer.stages.study", "train the rows of a published table, compare with its results"),
     "reproduce": _Command("fer.commands.reproduce", "every table and figure of a paper by one command"),

@@ -51,6 +51,23 @@ def test_a_model_is_measured_beside_the_published_code(capsys: pytest.CaptureFix
 
 
 @pytest.mark.slow
+def test_other_runtimes_stand_beside_the_published_code() -> None:
+    words = ["models", "--models", "mobilefacenet", "--batch", "4", "--seconds", "0", "--threads", "1"]
+    args = parse([*words, "--passes", "eval", "--runtimes", "torch", "onnxruntime", "openvino", "--int8"])
+    result = REGISTRY["models"].run(args)
+    passes = [row["pass"] for row in result.rows if "bf16" not in row["pass"]]
+    assert passes == ["eval fp32", "eval onnxruntime fp32", "eval openvino fp32", "eval openvino int8"]
+    assert all(row["ratio"] > 0 for row in result.rows)
+    assert len({tuple(row) for row in result.rows}) == 1
+
+
+@pytest.mark.parametrize("words", [["--int8"], ["--runtimes", "openvino", "--device", "cuda"]])
+def test_runtimes_that_cannot_be_measured_are_refused(words: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"--runtimes|--device"):
+        REGISTRY["models"].run(parse(["models", "--models", "mobilefacenet", *words]))
+
+
+@pytest.mark.slow
 def test_the_peak_memory_is_that_of_the_pass_alone() -> None:
     small, large = (
         peak_mib(Setting(network="mobilefacenet", ours=True, training=True, batch=batch, threads=1)) for batch in (2, 8)

@@ -1,0 +1,49 @@
+"""Faces to check and to calibrate with: crops of a dataset's shards, or drawn ones. Never of a test split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fer.shards.dataset import RowGroups, ShardSplit
+from fer.shards.pixels import Levels, ModelInput, Pixels, decode, resize
+from fer.synth.align import aligned_crop
+from fer.synth.scene import render
+
+
+class Faces(NamedTuple):
+    """Levels (B,S,S,3) of faces at a model's size, in its dtype, and their labels int64 (B,)."""
+
+    levels: Levels
+    labels: npt.NDArray[np.int64]
+
+
+def drawn_faces(model_input: ModelInput, number: int, *, seed: int = 0) -> Levels:
+    """The first synthetic faces of a seed, aligned, as `Faces.levels`: like faces, unlike noise, and of nobody."""
+    found: list[Levels] = []
+    for index in count():
+        scene = render(seed, index)
+        crops = [aligned_crop(scene.image, np.array(face.landmarks)) for face in scene.faces]
+        found += [_levels(crop, model_input) for crop in crops]
+        if len(found) >= number:
+            break
+    return np.stack(found[:number])
+
+
+def stored_faces(split: ShardSplit, model_input: ModelInput, most: int, *, batch: int = 32) -> Iterator[Faces]:
+    """Up to `most` faces of a split, evenly spread over it, in batches."""
+    rows = np.unique(np.linspace(0, split.rows - 1, min(most, split.rows)).round().astype(np.int64))
+    groups, labels = RowGroups(split, 1), split.labels()
+    for first in range(0, len(rows), batch):
+        part = rows[first : first + batch]
+        places = map(split.place, part.tolist())
+        yield Faces(np.stack([_levels(decode(groups[group][at]), model_input) for group, at in places]), labels[part])
+
+
+def _levels(image: Pixels, model_input: ModelInput) -> Levels:
+    pixels = resize(image, model_input)
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
