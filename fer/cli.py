@@ -25,16 +25,20 @@ class _Command:
     help: str
     parses: bool = True
     """False: the module has no `add_arguments`, and its `main` receives the arguments unparsed."""
+    plugins: bool = False
+    """True: it knows models by name without reading params.yaml, and those of plugins are to be among them."""
 
 
 _COMMANDS = {
     "check": _Command("fer.commands.check", "validate params.yaml and the recipes; print each complete recipe"),
-    "models": _Command("fer.commands.models", "list the models with their parameters, inputs and costs"),
-    "weights": _Command("fer.commands.weights", "list, fetch, verify and import published weights"),
+    "models": _Command("fer.commands.models", "list the models with their parameters, inputs and costs", plugins=True),
+    "weights": _Command("fer.commands.weights", "list, fetch, verify and import published weights", plugins=True),
     "shards": _Command("fer.commands.shards", "show a dataset's shards: classes, splits, leakage, folds"),
     "verify": _Command("fer.commands.verify", "face verification with a backbone, on people it was not trained on"),
     "evaluate": _Command("fer.commands.evaluate", "score weights of ours or of others on the test split of a dataset"),
-    "predict": _Command("fer.commands.predict", "find the faces in your photos and name their expressions"),
+    "predict": _Command(
+        "fer.commands.predict", "find the faces in your photos and name their expressions", plugins=True
+    ),
     "tune": _Command("fer.stages.tune", "search the hyperparameters of a model on a dataset"),
     "study": _Command("fer.stages.study", "train the rows of a published table, compare with its results"),
     "reproduce": _Command("fer.commands.reproduce", "every table and figure of a paper by one command"),
@@ -85,5 +89,9 @@ def _main(argv: list[str]) -> int | None:
             module.add_arguments(sub)
             sub.set_defaults(main=module.main)
     args = parser.parse_args(argv)
+    if _COMMANDS[args.command].plugins:
+        from fer.params import load_plugins  # imports pydantic, which other commands do not need here
+
+        load_plugins()
     code: int | None = args.main(args)
     return code

@@ -5,14 +5,15 @@ The only validation of parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, model_validator
 
+from fer import plugins
 from fer.cluster.config import ClusterConfig, TuneConfig, check_space
 from fer.config import Config, ConfigError, keys_of, nearest, parse, read_yaml
 from fer.environment import environment
@@ -65,7 +66,17 @@ class ReportConfig(Config):
     )
 
 
-class _Document(Config):
+class _Plugins(Config):
+    """The modules that are imported before the rest of params.yaml is read."""
+
+    plugins: list[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$", max_length=200)]] = Field(
+        default_factory=list,
+        description="modules that register models, datasets and recipes of yours: of files in the project's folder, "
+        "or installed",
+    )
+
+
+class _Document(_Plugins):
     """params.yaml as written."""
 
     seed: int = Field(ge=0, lt=2**31)
@@ -107,6 +118,7 @@ class Params:
     tracking: TrackingConfig
     tune: TuneConfig
     own: Mapping[str, Mapping[str, Any]]
+    plugins: Sequence[str] = ()
     parent: Path | None = None
 
     @property
@@ -191,6 +203,7 @@ def load(path: Path | None = None) -> Params:
     """
     path = path or project_root() / FILE_NAME
     data, own = _without_crops(read_yaml(path), str(path))
+    load_plugins(path, data)
     document = parse(_Document, data, str(path))
     check_keys(document.datasets, document.models, str(path))
     root = path.resolve().parent
@@ -216,6 +229,29 @@ def load(path: Path | None = None) -> Params:
     loaded = Params(root=root, parent=parent, recipes=recipes, own=own, **fields)
     _check_together(loaded, str(path))
     return loaded
+
+
+def load_plugins(path: Path | None = None, data: Mapping[str, Any] | None = None) -> None:
+    """Imports the installed plugins, and those that params.yaml names; nothing else of it is read.
+
+    Args:
+        path: the file; None searches the current folder and upwards, and there may be none.
+        data: its content, where it was read already.
+
+    Raises:
+        ConfigError: `plugins` is no list of names. PluginError: one of them cannot be imported.
+    """
+    plugins.load_installed()
+    if path is None:
+        try:
+            path = project_root() / FILE_NAME
+        except ConfigError:
+            return
+    data = read_yaml(path) if data is None else data
+    if "plugins" in data:
+        root = path.resolve().parent
+        names = parse(_Plugins, {"plugins": data["plugins"]}, str(path)).plugins
+        plugins.load(names, [folder for folder in (root, _parent(root)) if folder], f"{path}: plugins")
 
 
 def _without_crops(data: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

@@ -16,7 +16,7 @@ ROOMS = (
     "cli", "commands", "stages", "ledger", "report", "params", "cluster", "tracking", "studies", "inference",
     "evaluation", "training", "faces", "sources", "synth", "shards", "weights", "models", "transforms", "recipes",
     "presets", "published", "outputs", "names", "lineage", "processes", "config", "io", "labels", "hashing",
-    "environment", "console", "__init__",
+    "environment", "plugins", "console", "__init__",
 )  # fmt: skip
 """Files and folders of `fer`, top to bottom: each imports only what stands to its right."""
 

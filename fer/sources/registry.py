@@ -1,11 +1,18 @@
-"""All datasets: which reader belongs to which `source` in params.yaml. A new dataset adds a line to each of the two."""
+"""All datasets: which reader belongs to which `source` in params.yaml.
+
+A new dataset of this package adds a line to each of the two; that of a plugin (`fer.plugins`) is registered:
+
+    @register(MyConfig)
+    class MySource(TreeSource): ...
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import Field
+from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
 
 from fer.config import Config
 from fer.sources.affectnet import AffectNetConfig, AffectNetSource
@@ -21,6 +28,15 @@ from fer.sources.rafdb import RafDbConfig, RafDbSource
 from fer.sources.synthetic import SyntheticConfig, SyntheticSource
 from fer.sources.table import TableConfig, TableSource
 
+R = TypeVar("R", bound=Callable[[Any], Source])
+
+
+def _of_plugin(value: Any, shipped: ValidatorFunctionWrapHandler) -> Any:
+    """A dataset's entry, by the configuration that a plugin registered for its `source`, or else by ours."""
+    kind = _PLUGINS.get(value.get("source")) if isinstance(value, dict) else None
+    return shipped(value) if kind is None else kind.model_validate_json(json.dumps(value, default=str))
+
+
 DatasetConfig = Annotated[
     SyntheticConfig
     | Fer2013Config
@@ -34,9 +50,12 @@ DatasetConfig = Annotated[
     | CaersConfig
     | RafDbConfig,
     Field(discriminator="source"),
+    WrapValidator(_of_plugin),
 ]
 
-READERS: Mapping[type[Config], Callable[[Any], Source]] = {
+_PLUGINS: dict[str, type[Config]] = {}
+
+READERS: dict[type[Config], Callable[[Any], Source]] = {
     AiHubConfig: AiHubSource,
     AffectNetConfig: AffectNetSource,
     CaersConfig: CaersSource,
@@ -48,6 +67,30 @@ READERS: Mapping[type[Config], Callable[[Any], Source]] = {
     MuxspaceConfig: MuxspaceSource,
     TableConfig: TableSource,
 }
+
+
+def register(config: type[Config]) -> Callable[[R], R]:
+    """Class decorator for the reader of the datasets whose `source` is that of `config`, a Literal of one name.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    (name,) = get_args(config.model_fields["source"].annotation)
+
+    def decorate(reader: R) -> R:
+        if name in sources():
+            raise ValueError(f"source {name!r} is registered already, by {sources()[name].__qualname__}")
+        _PLUGINS[name] = config
+        READERS[config] = reader
+        return reader
+
+    return decorate
+
+
+def sources() -> dict[str, type[Config]]:
+    """The configuration of each known `source`."""
+    kinds = (SyntheticConfig, *READERS)
+    return {get_args(kind.model_fields["source"].annotation)[0]: kind for kind in kinds}
 
 
 def get_source(config: DatasetConfig, seed: int) -> Source:
