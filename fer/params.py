@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from fer import plugins
 from fer.cluster.config import ClusterConfig, TuneConfig, check_space
@@ -23,7 +23,7 @@ from fer.io.yaml12 import brief
 from fer.names import check_keys, check_name
 from fer.shards.folds import group_folds
 from fer.shards.schema import ShardConfig
-from fer.sources.registry import DatasetConfig
+from fer.sources.registry import DatasetConfig, dataset_type
 from fer.tracking import TrackingConfig
 from fer.training.recipe import Recipe, TrainStageConfig, load_entry
 
@@ -91,6 +91,15 @@ class _Document(_Plugins):
     cluster: ClusterConfig
     tracking: TrackingConfig
     tune: TuneConfig
+
+
+def _document_type() -> type[_Document]:
+    """`_Document` with the datasets of plugins."""
+    kind = dataset_type()
+    if kind is DatasetConfig:
+        return _Document
+    datasets = Annotated[dict[str, kind], Field(min_length=1)]  # type: ignore[valid-type]
+    return create_model("Document", __base__=_Document, datasets=(datasets, ...))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +213,7 @@ def load(path: Path | None = None) -> Params:
     path = path or project_root() / FILE_NAME
     data, own = _without_crops(read_yaml(path), str(path))
     load_plugins(path, data)
-    document = parse(_Document, data, str(path))
+    document = parse(_document_type(), data, str(path))
     check_keys(document.datasets, document.models, str(path))
     root = path.resolve().parent
     parent = _parent(root)

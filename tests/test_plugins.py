@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import torch
 import yaml_text
-from builders.projects import TOY, environment, make_project
+from builders.projects import REPOSITORY, TOY, environment, make_project
 
 from fer import params as parameters
 from fer import plugins
@@ -62,7 +66,7 @@ class LabSource(FoldersSource):
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A project whose plugins are forgotten afterwards."""
     for module, name in (
-        (plugins, "_loaded"), (plugins, "_folders"), (registry, "_REGISTRY"), (sources, "_PLUGINS"),
+        (plugins, "_loaded"), (plugins, "_folders"), (registry, "_REGISTRY"),
         (sources, "READERS"), (recipes, "_PACKAGES"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, getattr(module, name).copy())
@@ -140,6 +144,24 @@ def test_recipes_of_a_plugin_are_known_by_their_file_and_section(project: Path) 
     (project / "lab" / "mine.yaml").write_text(yaml_text.dump({"quick": section}))
     yaml_text.edit(project / "params.yaml", "models.toy", {"recipe": "mine/quick", "epochs": 3})
     assert parameters.load(project / "params.yaml").recipe("toy").epochs == 3
+
+
+def test_the_examples_of_the_documentation_work(project: Path) -> None:
+    text = (REPOSITORY / "docs" / "plugins.md").read_text("utf-8")
+    files = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", text, re.DOTALL))
+    assert set(files) == {"my_net.py", "lab.py"}
+    write(project, ["my_net", "lab"], files)
+    for name in ("ann_happiness_1", "bob_anger_1"):
+        image = project / "recordings" / f"{name}.png"
+        image.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(image), np.zeros((48, 48, 3), np.uint8))
+    yaml_text.edit(project / "params.yaml", "datasets.tiny", {"source": "lab", "path": "recordings"})
+    params = parameters.load(project / "params.yaml")
+    reader = sources.get_source(params.dataset("tiny"), seed=0)
+    found = [entry.faces[0].label for entry in reader.scan(project / "recordings").entries]
+    assert [reader.label_space.labels[label] for label in found] == ["happiness", "anger"]
+    logits = create_model("my_net", 8, width=4).eval()(torch.zeros(2, 3, 48, 48))
+    assert logits.shape == (2, 8)
 
 
 @pytest.mark.parametrize(

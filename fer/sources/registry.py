@@ -8,11 +8,10 @@ A new dataset of this package adds a line to each of the two; that of a plugin (
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, Union, get_args
 
-from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import Field
 
 from fer.config import Config
 from fer.sources.affectnet import AffectNetConfig, AffectNetSource
@@ -31,12 +30,6 @@ from fer.sources.table import TableConfig, TableSource
 R = TypeVar("R", bound=Callable[[Any], Source])
 
 
-def _of_plugin(value: Any, shipped: ValidatorFunctionWrapHandler) -> Any:
-    """A dataset's entry, by the configuration that a plugin registered for its `source`, or else by ours."""
-    kind = _PLUGINS.get(value.get("source")) if isinstance(value, dict) else None
-    return shipped(value) if kind is None else kind.model_validate_json(json.dumps(value, default=str))
-
-
 DatasetConfig = Annotated[
     SyntheticConfig
     | Fer2013Config
@@ -50,10 +43,7 @@ DatasetConfig = Annotated[
     | CaersConfig
     | RafDbConfig,
     Field(discriminator="source"),
-    WrapValidator(_of_plugin),
 ]
-
-_PLUGINS: dict[str, type[Config]] = {}
 
 READERS: dict[type[Config], Callable[[Any], Source]] = {
     AiHubConfig: AiHubSource,
@@ -67,6 +57,7 @@ READERS: dict[type[Config], Callable[[Any], Source]] = {
     MuxspaceConfig: MuxspaceSource,
     TableConfig: TableSource,
 }
+_SHIPPED = len(READERS)
 
 
 def register(config: type[Config]) -> Callable[[R], R]:
@@ -80,7 +71,6 @@ def register(config: type[Config]) -> Callable[[R], R]:
     def decorate(reader: R) -> R:
         if name in sources():
             raise ValueError(f"source {name!r} is registered already, by {sources()[name].__qualname__}")
-        _PLUGINS[name] = config
         READERS[config] = reader
         return reader
 
@@ -89,8 +79,15 @@ def register(config: type[Config]) -> Callable[[R], R]:
 
 def sources() -> dict[str, type[Config]]:
     """The configuration of each known `source`."""
-    kinds = (SyntheticConfig, *READERS)
+    kinds: list[type[Config]] = [SyntheticConfig, *READERS]
     return {get_args(kind.model_fields["source"].annotation)[0]: kind for kind in kinds}
+
+
+def dataset_type() -> Any:
+    """`DatasetConfig` with the datasets of plugins; itself where there are none."""
+    if len(READERS) == _SHIPPED:
+        return DatasetConfig
+    return Annotated[Union[tuple(sources().values())], Field(discriminator="source")]  # noqa: UP007
 
 
 def get_source(config: DatasetConfig, seed: int) -> Source:
