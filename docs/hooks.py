@@ -79,7 +79,8 @@ def card(name: str, title: str) -> str:
     """The page of a file of fer/models."""
     names = models()[name]
     first, _, rest = document(name).partition("\n")
-    parts = [f"# {title}", f"{first}\n{as_markdown(rest)}", *costs(names), *recipes(names), *weights(names)]
+    intro = as_markdown(rest).strip() if first.rstrip(".") == title else f"{first}\n{as_markdown(rest)}"
+    parts = [f"# {title}", intro, *costs(names), *recipes(names), *weights(names)]
     return "\n\n".join([*parts, *printed(name, names), *measured(names)]) + "\n"
 
 

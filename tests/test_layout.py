@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 ROOMS = (
-    "__main__", "cli", "commands", "stages", "ledger", "report", "params", "cluster", "tracking", "studies", "inference",
+    "__main__",
+    "cli", "commands", "stages", "ledger", "report", "params", "cluster", "tracking", "studies", "inference",
     "evaluation", "training", "faces", "sources", "synth", "shards", "weights", "models", "transforms", "recipes",
     "presets", "published", "outputs", "names", "lineage", "processes", "config", "io", "labels", "hashing",
     "environment", "plugins", "console", "__init__",

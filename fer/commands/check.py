@@ -43,8 +43,8 @@ def main(args: argparse.Namespace) -> None:
     if args.json:
         print_json({"params": where, "recipes": recipes, "runs": runs})
         return
-    for key, recipe in recipes.items():
-        print(f"# models.{key}, complete:\n{yaml12.dump({key: recipe})}")
+    for key, complete in recipes.items():
+        print(f"# models.{key}, complete:\n{yaml12.dump({key: complete})}")
     print("\n".join(f"{dataset}: {', '.join(models) or 'data alone'}" for dataset, models in runs.items()))
     print(f"{where} is valid. Next: dvc repro")
 
