@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install run test test-slow soak check bench bench-peers shipped ui clean
+.PHONY: help install run test test-slow soak check docs bench bench-peers shipped ui clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -32,6 +32,10 @@ soak: install ## 200 short runs under random SIGKILL (half an hour); writes soak
 
 check: install ## what CI does before the tests: style, formatting, types
 	ruff check . && ruff format --check . && mypy
+
+docs: install ## the site, in site/index.html; strict: no link leads nowhere
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
+	@echo "Open site/index.html"
 
 bench: install ## the benchmarks (about an hour)
 	fer bench reader && fer bench ray && fer bench models && fer bench crop && fer bench ingest && fer bench remote

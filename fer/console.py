@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import logging
 import sys
 from typing import Any, TextIO
@@ -39,6 +41,16 @@ def set_up(level: int = logging.INFO, stream: TextIO | None = None) -> None:
     handler = _BarSafeHandler(stream or sys.stdout)
     handler.setFormatter(_LineFormatter())
     log.addHandler(handler)
+
+
+def print_json(value: Any) -> None:
+    """A command's result for `--json`: one document on standard output; what is logged goes to standard error."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """`--json`, of commands that list or check something."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead, for programs")
 
 
 def progress(total: int | None, label: str, unit: str = "it", initial: int = 0) -> tqdm[Any]:

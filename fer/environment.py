@@ -18,12 +18,14 @@ class Environment:
     dvc_experiment: str | None
     dvc_root: Path | None
     cache: Path
+    completing: str | None
 
 
 def environment() -> Environment:
     """Reads RAY_ADDRESS, MLFLOW_TRACKING_URI, FER_DEBUG and the variables that DVC sets for a stage.
 
-    The folder of downloads that projects share is FER_CACHE, or else below XDG_CACHE_HOME.
+    The folder of downloads that projects share is FER_CACHE, or else below XDG_CACHE_HOME. A shell that completes a
+    line by argcomplete gives the line in COMP_LINE.
     """
     read = os.environ.get
     return Environment(
@@ -34,4 +36,5 @@ def environment() -> Environment:
         dvc_experiment=read("DVC_EXP_NAME") or None,
         dvc_root=Path(root) if (root := read("DVC_ROOT")) else None,
         cache=Path(read("FER_CACHE") or f"{read('XDG_CACHE_HOME') or '~/.cache'}/fer"),
+        completing=read("COMP_LINE") if "_ARGCOMPLETE" in os.environ else None,
     )

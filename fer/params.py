@@ -5,14 +5,15 @@ The only validation of parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
+from fer import plugins
 from fer.cluster.config import ClusterConfig, TuneConfig, check_space
 from fer.config import Config, ConfigError, keys_of, nearest, parse, read_yaml
 from fer.environment import environment
@@ -23,7 +24,7 @@ from fer.io.yaml12 import brief
 from fer.names import check_keys, check_name
 from fer.shards.folds import group_folds
 from fer.shards.schema import ShardConfig
-from fer.sources.registry import DatasetConfig
+from fer.sources.registry import DatasetConfig, dataset_type
 from fer.tracking import TrackingConfig
 from fer.training.recipe import Recipe, TrainStageConfig, load_entry
 
@@ -72,7 +73,17 @@ class ReportConfig(Config):
     )
 
 
-class _Document(Config):
+class _Plugins(Config):
+    """The modules that are imported before the rest of params.yaml is read."""
+
+    plugins: list[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$", max_length=200)]] = Field(
+        default_factory=list,
+        description="modules that register models, datasets and recipes of yours: of files in the project's folder, "
+        "or installed",
+    )
+
+
+class _Document(_Plugins):
     """params.yaml as written."""
 
     seed: int = Field(ge=0, lt=2**31)
@@ -88,6 +99,15 @@ class _Document(Config):
     cluster: ClusterConfig
     tracking: TrackingConfig
     tune: TuneConfig
+
+
+def _document_type() -> type[_Document]:
+    """`_Document` with the datasets of plugins."""
+    kind = dataset_type()
+    if kind is DatasetConfig:
+        return _Document
+    datasets = Annotated[dict[str, kind], Field(min_length=1)]  # type: ignore[valid-type]
+    return create_model("Document", __base__=_Document, datasets=(datasets, ...))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +138,7 @@ class Params:
     tune: TuneConfig
     own: Mapping[str, Mapping[str, Any]]
     recipe_names: Mapping[str, str] = field(default_factory=dict)
+    plugins: Sequence[str] = ()
     parent: Path | None = None
 
     @property
@@ -206,7 +227,8 @@ def load(path: Path | None = None) -> Params:
     """
     path = path or project_root() / FILE_NAME
     data, own = _without_crops(read_yaml(path), str(path))
-    document = parse(_Document, data, str(path))
+    load_plugins(path, data)
+    document = parse(_document_type(), data, str(path))
     check_keys(document.datasets, document.models, str(path))
     root = path.resolve().parent
     parent = _parent(root)
@@ -234,6 +256,29 @@ def load(path: Path | None = None) -> Params:
     loaded = Params(root=root, parent=parent, recipes=recipes, recipe_names=recipe_names, own=own, **fields)
     _check_together(loaded, str(path))
     return loaded
+
+
+def load_plugins(path: Path | None = None, data: Mapping[str, Any] | None = None) -> None:
+    """Imports the installed plugins, and those that params.yaml names; nothing else of it is read.
+
+    Args:
+        path: the file; None searches the current folder and upwards, and there may be none.
+        data: its content, where it was read already.
+
+    Raises:
+        ConfigError: `plugins` is no list of names. PluginError: one of them cannot be imported.
+    """
+    plugins.load_installed()
+    if path is None:
+        try:
+            path = project_root() / FILE_NAME
+        except ConfigError:
+            return
+    data = read_yaml(path) if data is None else data
+    if "plugins" in data:
+        root = path.resolve().parent
+        names = parse(_Plugins, {"plugins": data["plugins"]}, str(path)).plugins
+        plugins.load(names, [folder for folder in (root, _parent(root)) if folder], f"{path}: plugins")
 
 
 def _without_crops(data: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

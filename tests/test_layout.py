@@ -13,10 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 ROOMS = (
-    "cli", "commands", "stages", "ledger", "report", "params", "__init__", "locate", "cluster", "tracking", "studies",
-    "inference", "explain", "export", "evaluation", "training", "faces", "sources", "synth", "shards", "weights",
-    "models", "transforms", "recipes", "presets", "published", "outputs", "names", "lineage", "processes", "config",
-    "io", "labels", "hashing", "environment", "console",
+    "__main__", "cli", "commands", "stages", "ledger", "report", "params", "__init__", "locate", "cluster", "tracking",
+    "studies", "inference", "explain", "export", "evaluation", "training", "faces", "sources", "synth", "shards",
+    "weights", "models", "transforms", "recipes", "presets", "published", "outputs", "names", "lineage", "processes",
+    "config", "io", "labels", "hashing", "environment", "plugins", "console",
 )  # fmt: skip
 """Files and folders of `fer`, top to bottom: each imports only what stands to its right."""
 

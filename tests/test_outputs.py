@@ -181,4 +181,4 @@ def test_fer_check_reports_a_folder_that_the_pipeline_would_refuse(
     (tmp_path / "trained" / "synthetic" / "ddamfn_nano" / "model.safetensors").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileError, match=r"trained/synthetic/ddamfn_nano: was not made by this project"):
-        check.main(Namespace())
+        check.main(Namespace(json=False))

@@ -372,7 +372,7 @@ def _error(project: Path, content: bytes) -> str:
     """The error of `fer check`: a printable line for each mistake, which names the file."""
     (project / "params.yaml").write_bytes(content)
     with pytest.raises(ConfigError) as caught:
-        check.main(argparse.Namespace())
+        check.main(argparse.Namespace(json=False))
     for line in str(caught.value).splitlines():
         assert "params.yaml" in line or "absent.yaml" in line
         assert line.isprintable()
@@ -382,7 +382,7 @@ def _error(project: Path, content: bytes) -> str:
 
 def test_file_that_the_invalid_ones_are_made_of_is_valid(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "params.yaml").write_text(RIGHT)
-    check.main(argparse.Namespace())
+    check.main(argparse.Namespace(json=False))
     assert "toy" in capsys.readouterr().out
 
 

@@ -13,6 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from fer.plugins import worker_setup
+
 TokenProblem = Literal["unreadable", "refused", "missing"]
 
 
@@ -39,9 +41,19 @@ def start_local_cluster(folder: Path, *, cpus: int | None, object_store_bytes: i
         include_dashboard=dashboard,
         log_to_driver=False,
         logging_level=logging.ERROR,
+        runtime_env=worker_environment(),
         _temp_dir=str(folder),
         _node_ip_address="127.0.0.1",
     )
+
+
+def worker_environment() -> dict[str, Any] | None:
+    """Ray's `runtime_env` for this process's workers: they import the plugins that it has; None where it has none.
+
+    Ray 2.60: `worker_process_setup_hook`, called in each worker before its first task.
+    """
+    setup = worker_setup()
+    return None if setup is None else {"worker_process_setup_hook": setup}
 
 
 def is_startup_timeout(error: Exception) -> bool:

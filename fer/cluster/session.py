@@ -199,7 +199,9 @@ def _join(address: str) -> Any:
     import ray
 
     try:
-        return ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        return ray.init(
+            address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=compat.worker_environment()
+        )
     except Exception as error:  # Ray raises ConnectionError, RuntimeError or its own kinds for the same cause
         hint = ""
         if "token" in str(error).lower():

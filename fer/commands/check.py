@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fer import params
 from fer.config import ConfigError, nearest
+from fer.console import add_json_option, log, print_json
 from fer.io import yaml12
 from fer.stages.plan import checked_items
 
@@ -15,11 +16,14 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No arguments."""
+    """How the recipes are printed."""
+    add_json_option(parser)
 
 
 def main(args: argparse.Namespace) -> None:
     """Prints each model's complete recipe as YAML; a mistake raises an error that names it."""
+    from fer.training.learner import slow_precision
+
     loaded = params.load()
     where = str(loaded.root / params.FILE_NAME)
     for key in loaded.run.datasets:
@@ -30,11 +34,17 @@ def main(args: argparse.Namespace) -> None:
             check_training(recipe)
         except ValueError as error:
             raise ConfigError(f"{where}: models.{key}: {error}") from None
+        if warning := slow_precision(recipe, loaded.train_of(key).gpu) if key in loaded.run_models else None:
+            log.warning("%s: models.%s.%s", where, key, warning)
     _check_searched_options(loaded, where)
     checked_items(loaded)
-    for key in loaded.run_models:
-        print(f"# models.{key}, complete:\n{yaml12.dump({key: loaded.recipe(key).model_dump(mode='json')})}")
+    recipes = {key: loaded.recipe(key).model_dump(mode="json") for key in loaded.run_models}
     runs = {dataset: [m for d, m in loaded.combinations if d == dataset] for dataset in loaded.run.datasets}
+    if args.json:
+        print_json({"params": where, "recipes": recipes, "runs": runs})
+        return
+    for key, complete in recipes.items():
+        print(f"# models.{key}, complete:\n{yaml12.dump({key: complete})}")
     print("\n".join(f"{dataset}: {', '.join(models) or 'data alone'}" for dataset, models in runs.items()))
     print(f"{where} is valid. Next: dvc repro")
 

@@ -11,7 +11,7 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from fer import params as parameters
-from fer.config import ConfigError
+from fer.console import add_json_option, print_json
 from fer.environment import environment
 from fer.lineage import git_output, installed_version, redact
 from fer.params import Params
@@ -64,7 +64,8 @@ class Finding:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No arguments."""
+    """How the findings are printed."""
+    add_json_option(parser)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -73,11 +74,13 @@ def main(args: argparse.Namespace) -> int:
     try:
         loaded = parameters.load()
         first = Finding("ok", parameters.FILE_NAME, f"valid ({loaded.root})")
-    except ConfigError as error:
+    except ValueError as error:
         first = Finding("fail", parameters.FILE_NAME, str(error), "correct it; `fer check` validates it again")
     findings = [first, *check(loaded)]
-    for finding in findings:
-        print(finding)
+    if args.json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        print("\n".join(map(str, findings)))
     return int(any(finding.level == "fail" for finding in findings))
 
 

@@ -35,7 +35,7 @@ Stage = Literal["download", "crop", "shard", "train", "evaluate", "explain", "re
 EXCLUDES = (
     "/data", "/downloads", "/trained", "/evaluated", "/explained", "/reports", "/.work", "/.dvc/cache", "/.dvc/tmp",
     "/mlflow.db*", "/mlartifacts", "/mlruns", "/.venv", "/venv", "/.git", "__pycache__", "*.pyc", "*.egg-info",
-    "/bench", "/build", "/dist", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis",
+    "/bench", "/site", "/build", "/dist", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis",
     ".env", "/.dvc/config.local",
 )  # fmt: skip
 COMMAND, PARAMS, FOLDER = "fer.command", "fer.params_sha256", "fer.project_dir"  # metadata of a job

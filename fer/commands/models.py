@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from fer.console import add_json_option, print_json
 
 if TYPE_CHECKING:
     from fer.models import FerModel
@@ -20,13 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cost", action="store_true", help="parameters and multiply-accumulates, beside the numbers that papers print"
     )
+    add_json_option(parser)
 
 
 def main(args: argparse.Namespace) -> None:
     """One line per model: name, parameters, input size, title. With `--cost` a few lines each: see docs/models.md."""
     if args.num_classes < 1:
         raise ValueError(f"--num-classes {args.num_classes}: at least 1 is needed")
-    if args.cost:
+    if args.json:
+        print_json([_described(name, model, args.cost) for name, model in _models(args.num_classes)])
+    elif args.cost:
         _print_costs(args.num_classes)
     else:
         _print_models(args.num_classes)
@@ -36,8 +41,26 @@ def _print_models(num_classes: int) -> None:
     print(f"{'model':<24}{'parameters':>12}{'input':>8}  title")
     for name, model in _models(num_classes):
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        title = (sys.modules[type(model).__module__].__doc__ or "").split("\n")[0]
-        print(f"{name:<24}{parameters:>12,}{model.input_size:>6}px  {title}")
+        print(f"{name:<24}{parameters:>12,}{model.input_size:>6}px  {_title(model)}")
+
+
+def _title(model: FerModel) -> str:
+    return (sys.modules[type(model).__module__].__doc__ or "").split("\n")[0]
+
+
+def _described(name: str, model: FerModel, cost: bool) -> dict[str, Any]:
+    """The same for `--json`; "macs" with `--cost` alone."""
+    from fer.models import model_options
+    from fer.models.cost import measure
+
+    described = {
+        "name": name,
+        "title": _title(model),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "input_size": model.input_size,
+        "options": model_options(name),
+    }
+    return described | ({"macs": measure(model).operations.macs} if cost else {})
 
 
 def _print_costs(num_classes: int) -> None:

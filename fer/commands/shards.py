@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fer.config import nearest
+from fer.console import add_json_option, print_json
 
 if TYPE_CHECKING:
     from fer.params import Params
@@ -20,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folds", type=int, metavar="K", help="also the rows of a cross-validation of K folds")
     parser.add_argument("--repeat", type=int, default=0, metavar="R", help="with --folds: its R-th repeat (default 0)")
     parser.add_argument("--verify", action="store_true", help="also read every byte and compare it with the manifest")
+    add_json_option(parser)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -29,7 +32,12 @@ def main(args: argparse.Namespace) -> None:
 
     if args.repeat and args.folds is None:
         raise ValueError(f"--repeat {args.repeat} means nothing without --folds")
+    if args.json and args.folds is not None:
+        raise ValueError("--json prints the manifest, and leaves --folds out: give one of them")
     manifest = verify(shards_folder(params.load(), args.dataset), content=args.verify)
+    if args.json:
+        print_json(asdict(manifest))
+        return
     print("\n".join(describe(manifest)))
     if args.folds is not None:
         print("\n" + "\n".join(describe_folds(manifest, args.folds, args.repeat)))

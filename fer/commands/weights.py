@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fer.console import add_json_option, print_json
 from fer.io import yaml12
 from fer.labels import DATASET_LABELS
 from fer.weights import registry
@@ -16,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     listing = commands.add_parser("list", help="the published weights that are known; one of them in full")
     listing.add_argument("name", nargs="?", metavar="NAME")
+    add_json_option(listing)
     listing.set_defaults(do=_list)
 
     pull = commands.add_parser("pull", help="fetch published weights into the cache, and print their paths")
@@ -27,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pull.set_defaults(do=_pull)
 
     verify = commands.add_parser("verify", help="read the whole cache again and compare every file with its checksum")
+    add_json_option(verify)
     verify.set_defaults(do=_verify)
 
     importing = commands.add_parser("import", help="write a published file as weights of this project")
@@ -46,6 +49,12 @@ def main(args: argparse.Namespace) -> int | None:
 
 
 def _list(args: argparse.Namespace) -> None:
+    if args.json:
+        names = [args.name] if args.name else list(registry.register())
+        print_json(
+            [{"name": name, **registry.entry(name).model_dump(mode="json"), "here": _here(name)} for name in names]
+        )
+        return
     if args.name:
         print(yaml12.dump(registry.entry(args.name).model_dump(exclude_none=True)), end="")
         return
@@ -53,9 +62,13 @@ def _list(args: argparse.Namespace) -> None:
     for name, entry in registry.register().items():
         order = entry.labels if isinstance(entry.labels, str) else f"{len(entry.labels)} classes"
         accuracy = f"{entry.accuracy:.2f}" if entry.accuracy else "-"
-        here = "yes" if all((registry.cache_folder() / name / file.name).is_file() for file in entry.files) else "-"
+        here = "yes" if _here(name) else "-"
         dataset = entry.dataset if len(entry.dataset) < 14 else "-"
         print(f"{name:<30}{entry.model:<25}{dataset:<14}{accuracy:>8}  {order:<13}{here:<6}{entry.licence}")
+
+
+def _here(name: str) -> bool:
+    return all((registry.cache_folder() / name / file.name).is_file() for file in registry.entry(name).files)
 
 
 def _pull(args: argparse.Namespace) -> None:
@@ -64,13 +77,16 @@ def _pull(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    states = []
+    found = []
     for path, state in registry.verify():
-        print(f"{state:<12}{path}")
-        states.append(state)
-    if not states:
+        found.append({"path": str(path), "state": state})
+        if not args.json:
+            print(f"{state:<12}{path}")
+    if args.json:
+        print_json(found)
+    elif not found:
         print(f"{registry.cache_folder()}: no weights; `fer weights pull NAME` fetches some")
-    return int("corrupt" in states)
+    return int(any(one["state"] == "corrupt" for one in found))
 
 
 def _import(args: argparse.Namespace) -> None:

@@ -142,6 +142,11 @@ def read_json(path: Path) -> Any:
     return value
 
 
+def read_json_if_there(path: Path) -> Any:
+    """The same; None where there is no such file."""
+    return read_json(path) if path.is_file() else None
+
+
 def read_object(path: Path, expected: Mapping[str, type], remedy: str) -> dict[str, Any]:
     """The JSON object in a file, which must have these keys with values of these types.
 

@@ -3,6 +3,7 @@
 `tests/models/test_torch_compat.py` has a canary for each: it says which of them a new version breaks.
 """
 
+import platform
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,15 @@ DispatchMode = TorchDispatchMode
 def has_onednn() -> bool:
     """Whether torch computes with oneDNN here."""
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
+def has_fast_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself (AVX512_BF16 or AMX). Emulated, it is 10 to 20 times slower.
+
+    True on other processors than x86, of which nothing is known.
+    """
+    cpu: Any = torch.cpu
+    return platform.machine() != "x86_64" or cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool) -> Tensor:

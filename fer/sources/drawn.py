@@ -250,6 +250,13 @@ def usage(one: Drawn) -> str:
     return "Training" if not one.test else ("PublicTest", "PrivateTest")[one.turn // _TEST_EVERY % 2]
 
 
+def _folders(out: Path, faces: Iterable[Drawn]) -> dict[str, Any]:
+    """Class folders of crops of 112 px: train/happiness/0.png."""
+    for one in faces:
+        _image(out / one.split / one.name / f"{one.number}.png", one.square(112)[0])
+    return {"source": "folders", "path": ""}
+
+
 LAYOUTS: dict[str, tuple[Literal[7, 8], Callable[[Path, Iterable[Drawn]], dict[str, Any]]]] = {
     "rafdb": (7, _rafdb),
     "affectnet": (8, _affectnet),
@@ -257,6 +264,7 @@ LAYOUTS: dict[str, tuple[Literal[7, 8], Callable[[Path, Iterable[Drawn]], dict[s
     "aihub": (7, _aihub),
     "ferplus": (8, _ferplus),
     "fer2013": (7, _fer2013),
+    "folders": (7, _folders),
 }
 """Number of classes and writer of each layout. A writer returns the entry of params.yaml, paths relative to its
 folder."""

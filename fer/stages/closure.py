@@ -2,7 +2,8 @@
 
 The closure of a stage starts at its script in `pipelines/` and follows imports, those inside functions too, file by
 file. A name that a package re-exports leads to the file that defines it. A registry knows everything of its kind: its
-imports are not followed, but the file of what the item names is (its model, its dataset's reader, its detector).
+imports are not followed, but the file of what the item names is (its model, its dataset's reader, its detector). The
+same holds for plugins: the files that register what the item names count, with what they import beside them.
 
 The digest is taken over the text of these files without comments, docstrings and blank lines, so that an explanation
 re-trains nothing. It is text, not a syntax tree, so that every version of Python finds the same digest.
@@ -19,6 +20,7 @@ from functools import cache
 from pathlib import Path
 
 import fer
+from fer import plugins
 from fer.training.recipe import Recipe
 
 ROOT = Path(fer.__file__).resolve().parents[1]
@@ -43,6 +45,7 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {
         "fer/names.py": "refuses names, and changes none",
         "fer/outputs.py": "places results, whole",
         "fer/params.py": _READS,
+        "fer/plugins.py": "imports plugins; those that register what the item names are followed",
         "fer/processes.py": "locks, signals, exit codes",
         "fer/recipes": "the values of an item's recipe are compared",
         "fer/shards/remote.py": _FETCHES,
@@ -142,7 +145,10 @@ class Code:
         start = STARTS.get(stage, f"pipelines/{stage}.py")
         named = self._named(reader, detector, recipes, trains=stage not in ("evaluate", "explain", "report"))
         entries = [path for path in sorted(set(named)) if not left_out(path, stage)]
-        found = {start: "", **dict.fromkeys(entries, "named by the item")}
+        return self._reached({start: "", **dict.fromkeys(entries, "named by the item")}, stage)
+
+    def _reached(self, found: dict[str, str], stage: str) -> dict[str, str]:
+        """These files and all that they lead to."""
         waiting = list(found)
         while waiting:
             importer = waiting.pop()
@@ -161,13 +167,23 @@ class Code:
         yield from self._of_module(reader)
         yield from [path for path in [f"fer/faces/{detector}.py"] if (self.root / path).is_file()]
         parts = [part for recipe in recipes for part in recipe.in_stages]
-        yield from self._registering("fer/models", {part.model for part in parts})
+        yield from self._of_models({part.model for part in parts})
         if trains and any(part.sources for part in parts):
             donors = {name for part in parts if part.start_from for name in (part.model, _model_of(part.start_from))}
             donors |= self._file("fer/weights/parts.py").names if any(part.pretrained for part in parts) else set()
-            yield from self._registering("fer/models", donors)
+            yield from self._of_models(donors)
             yield from self._registering("fer/weights/layouts", donors)
             yield "fer/weights/published.py"
+
+    def _of_models(self, names: set[str]) -> Iterator[str]:
+        """The files that register these models; where a plugin computes their names, all files of the plugins."""
+        ours = self._registering("fer/models", names)
+        yield from ours
+        if (missing := names - {name for path in ours for name in self._file(path).names}) and plugins.loaded():
+            entries = [path for module in plugins.loaded() for path in self._of_module(module)]
+            files = [path for path in self._reached(dict.fromkeys(entries, ""), "") if not path.startswith("fer/")]
+            known = {name for path in files for name in self._file(path).names}
+            yield from (path for path in files if missing - known or self._file(path).names & missing)
 
     def _registering(self, folder: str, names: Iterable[str]) -> list[str]:
         paths = [path.relative_to(self.root).as_posix() for path in (self.root / folder).glob("*.py")]
@@ -180,9 +196,10 @@ class Code:
         file = self._file(path)
         found = {one for module, name in file.imports for one in self._of_import(module, name)}
         for package in file.data:
-            folder = self.root.joinpath(*package.split("."))
+            base = self._base(package)
+            folder = base.joinpath(*package.split("."))
             data = (one for one in folder.rglob("*") if one.is_file() and one.suffix not in (".py", ".pyc"))
-            found |= {one.relative_to(self.root).as_posix() for one in data}
+            found |= {one.relative_to(base).as_posix() for one in data}
         return found - {path}
 
     def _of_import(self, module: str, name: str) -> list[str]:
@@ -196,22 +213,30 @@ class Code:
         return files
 
     def _of_module(self, module: str) -> list[str]:
-        """The same of a module's name; nothing where it is none of ours."""
+        """The same of a module's name; nothing where it is neither ours nor a plugin's."""
         *packages, _ = parts = module.split(".")
+        if parts[0] != "fer" and plugins.home(module) is None:
+            return []
+        base = self._base(module)
         for path in ("/".join(parts) + ".py", "/".join([*parts, "__init__.py"])):
-            if parts[0] == "fer" and (self.root / path).is_file():
+            if (base / path).is_file():
                 around = ("/".join([*packages[:end], "__init__.py"]) for end in range(1, len(packages) + 1))
-                return [*(one for one in around if self._file(one).computes), path]
+                return [*(one for one in around if (base / one).is_file() and self._file(one).computes), path]
         return []
+
+    def _base(self, name: str) -> Path:
+        """The folder that a module's name or a file's path is relative to: the root, or for a plugin where it lies."""
+        top = name.partition("/")[0].removesuffix(".py").partition(".")[0]
+        return self.root if top in ("fer", "pipelines") else plugins.home(top) or self.root
 
     def _digest_of(self, path: str) -> str:
         if path.endswith(".py"):
             return self._file(path).digest
-        return hashlib.sha256((self.root / path).read_bytes()).hexdigest()
+        return hashlib.sha256((self._base(path) / path).read_bytes()).hexdigest()
 
     def _file(self, path: str) -> _File:
         if path not in self._files:
-            self._files[path] = _read((self.root / path).read_text(encoding="utf-8"), path)
+            self._files[path] = _read((self._base(path) / path).read_text(encoding="utf-8"), path)
         return self._files[path]
 
 
@@ -248,7 +273,7 @@ def _read(text: str, path: str) -> _File:
     return _File(
         imports=frozenset(visitor.imports),
         exports={
-            alias.asname or alias.name: (node.module or "", alias.name) for node in passed_on for alias in node.names
+            alias.asname or alias.name: (_module(node, path), alias.name) for node in passed_on for alias in node.names
         }
         if path.endswith("/__init__.py")
         else {},
@@ -257,6 +282,12 @@ def _read(text: str, path: str) -> _File:
         digest=hashlib.sha256(_without_words(text, visitor.texts).encode()).hexdigest(),
         computes=not all(isinstance(node, ast.Import | ast.ImportFrom) or _is_all(node) for node in body),
     )
+
+
+def _module(node: ast.ImportFrom, path: str) -> str:
+    """The whole name of the module that an import in a file reads from."""
+    around = path.split("/")[: -node.level] if node.level else []
+    return ".".join([*around, *([node.module] if node.module else [])])
 
 
 class _Visitor(ast.NodeVisitor):
@@ -274,9 +305,7 @@ class _Visitor(ast.NodeVisitor):
         self.imports |= {(alias.name, "") for alias in node.names}
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        if node.level:
-            raise ValueError(f"{self._path}:{node.lineno}: a relative import is not followed; write the whole name")
-        self.imports |= {(node.module or "", alias.name) for alias in node.names}
+        self.imports |= {(_module(node, self._path), alias.name) for alias in node.names}
 
     def visit_If(self, node: ast.If) -> None:
         if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":

@@ -9,7 +9,7 @@ from typing import Any
 
 from fer.console import log
 from fer.hashing import stable_hash
-from fer.io.files import FileError, link_or_copy, read_json, sha256, write_json
+from fer.io.files import FileError, link_or_copy, read_json_if_there, sha256, write_json
 from fer.outputs import RAW
 from fer.params import Params
 from fer.processes import lock, remove_held
@@ -58,7 +58,7 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path,
     notes, code_digest = home / ".work" / "raw", code().digest("download", reader=type(source).__module__)
     for twin in sorted(other.parent for other in final.parent.glob("*/source.json") if other.parent != final):
         made = {"code": code_digest, "source": sha256(twin / "source.json")}
-        if _read(notes / f"{twin.name}.json") == made and is_complete(twin, source, origin):
+        if read_json_if_there(notes / f"{twin.name}.json") == made and is_complete(twin, source, origin):
             _link(twin, final)
             write_json(notes / f"{name}.json", made)
             log.info("%s: the same data as in %s", final.relative_to(root), twin.relative_to(root))
@@ -109,10 +109,6 @@ def is_complete(raw: Path, source: Source, origin: Mapping[str, str | None]) -> 
     return all(path.is_file() and _size_and_digest(path) == known for path, known in paths.items())
 
 
-def _read(path: Path) -> Any:
-    return read_json(path) if path.is_file() else None
-
-
 def _size_and_digest(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
@@ -120,7 +116,7 @@ def _size_and_digest(path: Path) -> dict[str, Any]:
 def _cache_of(folder: Path, origin: Mapping[str, str]) -> Path:
     """A folder for what is fetched and extracted, emptied where it holds that of other data."""
     note = folder / ".origin.json"
-    if folder.is_dir() and changed(read_json(note) if note.is_file() else {}, origin):
+    if folder.is_dir() and changed(read_json_if_there(note) or {}, origin):
         shutil.rmtree(folder)
     write_json(note, origin)
     return folder

@@ -9,9 +9,8 @@ A cell that fails costs its own result alone: the others are trained, the table 
 failed ones are named in it, in results.json and at the end, with an exit status that is not 0.
 
 A cell is a row on one dataset under one seed and, in a cross-validation, one fold; one that another study has finished
-is taken over. Its epoch is chosen as its recipe says, on
-validation unless it says otherwise; then the test split is opened, once a cell. Each cell has an MLflow run of its own,
-below that of the study, from its start to its end.
+is taken over. Its epoch is chosen as its recipe says, on validation unless it says otherwise; then the test split is
+opened, once a cell. Each cell has an MLflow run of its own, below that of the study, from its start to its end.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from fer.console import log
 from fer.evaluation.config import TtaName
 from fer.evaluation.figures import save
 from fer.io import yaml12
-from fer.io.files import read_json, write_atomic, write_json
+from fer.io.files import read_json_if_there, write_atomic, write_json
 from fer.names import check_name
 from fer.params import Params
 from fer.processes import empty_held, lock
@@ -111,7 +110,8 @@ def run(
         with open_run(
             params.tracking, params.home, checkout=params.root, experiment=experiment, run_name=study.title, key=whole,
             params={"source": study.source}, tags={"fer.kind": "study"},
-            join=_read(work / _RECORDED) == recorded,  # a study that is only read again leaves its run as it is
+            # A study that is only read again leaves its run as it is.
+            join=read_json_if_there(work / _RECORDED) == recorded,
         ) as parent:  # fmt: skip
             if not restart:
                 plan.adopt()
@@ -380,7 +380,3 @@ class CellLog:
         run.finish("FINISHED")
         if run.active:
             write_json(Path(cell.job.work_dir, _RECORDED), {"run_id": run.run_id})
-
-
-def _read(path: Path) -> Any:
-    return read_json(path) if path.is_file() else None

@@ -25,6 +25,7 @@ from fer.shards.read import ShardSet
 from fer.stages.closure import code
 from fer.tracking import Run, open_run
 from fer.training.job import TrainJob
+from fer.training.learner import slow_precision
 from fer.training.loop import build_model, not_loaded, train
 from fer.training.metrics import best_metrics
 from fer.training.phases import LABELS, phase_stages, protocol_name, trained_on, validated
@@ -164,6 +165,8 @@ def _announce(title: str, job: TrainJob, stage: TrainStageConfig, label: str) ->
     where = f"{stage.workers} Ray workers" if stage.workers else "this process"
     epochs = " + ".join(str(part.epochs) for part in job.recipe.in_stages)
     log.info(f"{title}: {epochs} epochs in {where}, {stage.threads} thread(s) each{label}")
+    if warning := slow_precision(job.recipe, stage.gpu):
+        log.warning(f"{title}: {warning}")
     if state := TrainState.load(Path(job.work_dir)):
         if stage.workers:  # in this process the loop itself warns
             state.check(job, stage.workers, warn=log.warning)

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fer.hashing import stable_hash
 from fer.models import FerModel
-from fer.models.compat import BatchNorm
+from fer.models.compat import BatchNorm, has_fast_bf16
 from fer.training.optimizer import Ema, build_optimizer, trainable
 from fer.training.recipe import Recipe
 from fer.training.recompute import recompute_activations
@@ -137,6 +137,13 @@ class Learner:
 def autocast(recipe: Recipe, device: str) -> torch.autocast:
     """bfloat16 where the recipe asks for it."""
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.precision == "bf16")
+
+
+def slow_precision(recipe: Recipe, gpu: bool) -> str | None:
+    """A warning with its remedy where a recipe's precision is slow on this machine; None where it is not."""
+    if gpu or has_fast_bf16() or all(part.precision == "fp32" for part in recipe.in_stages):
+        return None
+    return "precision = 'bf16': this CPU emulates bfloat16, 10 to 20 times slower than fp32; set precision: fp32"
 
 
 def freeze_all_but(model: nn.Module, patterns: list[str] | None) -> None:

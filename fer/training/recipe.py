@@ -237,14 +237,32 @@ DECISIVE = {"workers", "threads", "gpu"}
 
 
 def list_recipes() -> list[str]:
-    """The recipes that come with the package, as `file/section`, sorted."""
-    return sorted(_package())
+    """The recipes that come with the package and with plugins, as `file/section`, sorted."""
+    return sorted(_known())
+
+
+def register_recipes(package: str) -> None:
+    """Makes the .yaml files of a plugin's package known as recipes, `file/section`, as those of `fer.recipes` are.
+
+    Raises:
+        ValueError: a name that is taken.
+    """
+    if taken := sorted(_known().keys() & _of_package(package).keys()):
+        raise ValueError(f"recipe {taken[0]!r} is registered already")
+    _PACKAGES.append(package)
+
+
+_PACKAGES = ["fer.recipes"]
+
+
+def _known() -> Mapping[str, Mapping[str, Any]]:
+    return {name: content for package in _PACKAGES for name, content in _of_package(package).items()}
 
 
 @cache
-def _package() -> Mapping[str, Mapping[str, Any]]:
-    """The recipes that come with the package, read once: every entry under `models` asks for them."""
-    files = [entry for entry in resources.files("fer.recipes").iterdir() if entry.name.endswith(".yaml")]
+def _of_package(package: str) -> Mapping[str, Mapping[str, Any]]:
+    """The recipes of a package, read once: every entry under `models` asks for them."""
+    files = [entry for entry in resources.files(package).iterdir() if entry.name.endswith(".yaml")]
     return {
         f"{entry.name.removesuffix('.yaml')}/{section}": content
         for entry in files
@@ -311,12 +329,12 @@ def _resolve(
         content.pop("evidence", None)
         base, file, section = _resolve(content, root, name, "", parent, (*above, name)), name, ""
     else:
-        known = _package()
+        known = _known()
         if name not in known:
             listing = f"known: {', '.join(sorted(known))}"
             raise ConfigError(f"{place} = {brief(name)!r}: no such recipe{nearest(name, sorted(known))}; {listing}")
         stem, _, section = name.partition("/")
-        base, file = dict(known[name]), f"fer/recipes/{stem}.yaml"
+        base, file = dict(known[name]), f"recipe {stem}.yaml"
     _parse(base, file, section)
     base = overlaid(base, entry)
     del base["recipe"]

@@ -21,6 +21,7 @@ from fer.console import log
 from fer.io.files import FileError, refuse_impostor, write_atomic
 from fer.labels import is_identities, space
 from fer.models import FerModel, create_model
+from fer.plugins import load_installed
 
 SCHEMA = 1
 WEIGHTS_NAME = "model.safetensors"
@@ -167,6 +168,7 @@ def load_model(path: Path, *, labels: Sequence[str] | None = None) -> tuple[FerM
             "Use weights that were trained on these labels"
         )
     try:
+        load_installed()
         model = create_model(info.model, len(info.labels), **info.options)
     except (TypeError, ValueError, RuntimeError) as error:  # options of any kind reach the model's own code
         raise ValueError(f"{path}: the model that it describes cannot be created ({error}); {_REMEDY}") from None

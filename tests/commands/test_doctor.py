@@ -62,7 +62,7 @@ def test_invalid_params_are_a_fail_and_the_other_checks_still_run(
     path = params.root / "params.yaml"
     path.write_text(path.read_text().replace("seed: 3", "sead: 3"))
     monkeypatch.chdir(params.root)
-    assert doctor.main(argparse.Namespace()) == 1
+    assert doctor.main(argparse.Namespace(json=False)) == 1
     printed = capsys.readouterr().out
     assert "did you mean 'seed'" in printed
     assert "ok    ray" in printed

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import pytest
-import torch
-from builders.conformance import load, published_state
+from builders.published import write_ddamfn
 
 from fer import cli
 from fer.labels import DATASET_LABELS
@@ -26,11 +25,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def ddamfn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A published file of DDAMFN's form, 7 classes, 2 heads."""
-    path = tmp_path_factory.mktemp("published") / "rafdb_epoch20_acc0.9204_bacc0.8617.pth"
-    state = {key: torch.from_numpy(value) for key, value in published_state(load("ddamfn_7cls")).items()}
-    torch.save({"iter": 20, "model_state_dict": state}, path)
-    return path
+    return write_ddamfn(tmp_path_factory.mktemp("published"))
 
 
 def test_list_shows_every_entry_and_one_in_full(capsys: pytest.CaptureFixture[str]) -> None:

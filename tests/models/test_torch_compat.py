@@ -1,5 +1,7 @@
 """Canaries of `fer.models.compat`: a version of torch that changes a private part fails here, by name."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,13 @@ HINT = f"torch {torch.__version__} changed a private part: mend its function in 
 
 def random(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+def test_bf16_is_fast_where_the_system_names_its_instructions() -> None:
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    if "flags" not in flags:
+        pytest.skip("the system names no instructions here")
+    assert compat.has_fast_bf16() == any(name in flags for name in ("avx512_bf16", "amx_bf16")), HINT
 
 
 @pytest.mark.parametrize("gelu", [False, True])

@@ -8,6 +8,14 @@ from pathlib import Path
 import yaml_text
 from builders.projects import REPOSITORY, run_in
 
+SMALL = {
+    "source": "synthetic", "scenes": 120, "scene_size": 96, "face_size": [50.0, 80.0], "test_fraction": 0.3,
+    "train_subjects": 16, "test_subjects": 8,
+}  # fmt: skip
+"""A dataset that is drawn in a second."""
+
+NANO = {"recipe": "ddamfn/nano", "epochs": 1, "batch_size": 16}
+
 
 class Project:
     """A clone of the repository with small data, trained in this process."""
@@ -37,6 +45,15 @@ class Project:
 
     def set(self, dotted: str, value: object) -> None:
         yaml_text.edit(self.root / "params.yaml", dotted, value)
+
+
+def small_clone(root: Path, datasets: object, models: object, run: object) -> Project:
+    """The same with these datasets and models, in this process alone."""
+    made = clone(root)
+    settings = {"datasets": datasets, "models": models, "run": run, "train.workers": 0, "cluster.crop_workers": 0}
+    for key, value in settings.items():
+        made.set(key, value)
+    return made
 
 
 def clone(root: Path) -> Project:

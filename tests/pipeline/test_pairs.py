@@ -6,24 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
-from dvc_project import Project, clone
-
-SMALL = {
-    "source": "synthetic", "scenes": 120, "scene_size": 96, "face_size": [50.0, 80.0], "test_fraction": 0.3,
-    "train_subjects": 16, "test_subjects": 8,
-}  # fmt: skip
-NANO = {"recipe": "ddamfn/nano", "epochs": 1, "batch_size": 16}
+from dvc_project import NANO, SMALL, Project, small_clone
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    made = clone(tmp_path_factory.mktemp("pairs"))
-    made.set("datasets", {"small": SMALL, "small_64": {**SMALL, "crop": {"size": 64}}})
-    made.set("models", {"first": dict(NANO), "second": dict(NANO)})
+    datasets = {"small": SMALL, "small_64": {**SMALL, "crop": {"size": 64}}}
+    models = {"first": dict(NANO), "second": dict(NANO)}
     pairs = {"one": {"dataset": "small", "model": "first"}, "two": {"dataset": "small_64", "model": "second"}}
-    made.set("run", {"datasets": ["small", "small_64"], "models": [], "pairs": pairs})
-    made.set("train.workers", 0)
-    made.set("cluster.crop_workers", 0)
+    run = {"datasets": ["small", "small_64"], "models": [], "pairs": pairs}
+    made = small_clone(tmp_path_factory.mktemp("pairs"), datasets, models, run)
     made.set("tracking.enabled", False)
     return made
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from dvc_project import Project, clone
+from dvc_project import NANO, SMALL, Project, small_clone
 
 from fer.shards.verify import verify
 
@@ -28,17 +28,8 @@ STAGES = [
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     # A space and a letter beyond ASCII: no stage may stumble over its own path.
     root = tmp_path_factory.mktemp("projet d'été")
-    made = clone(root)
-    small = {
-        "source": "synthetic", "scenes": 100, "scene_size": 96, "face_size": [50.0, 80.0], "test_fraction": 0.3,
-        "train_subjects": 20, "test_subjects": 10,
-    }  # fmt: skip
-    nano = {"recipe": "ddamfn/nano", "epochs": 1, "batch_size": 16}
-    made.set("datasets", {"small": small})
-    made.set("models", {"first": nano, "second": {**nano, "recipe": "btn/nano"}})
-    made.set("run", {"datasets": ["small"], "models": ["first", "second"]})
-    made.set("train.workers", 0)
-    made.set("cluster.crop_workers", 0)
+    models = {"first": NANO, "second": {**NANO, "recipe": "btn/nano"}}
+    made = small_clone(root, {"small": SMALL}, models, {"datasets": ["small"], "models": ["first", "second"]})
     made.set("tracking.log_model", False)
     return made
 

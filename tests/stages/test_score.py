@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 import torch
 import yaml_text
-from builders.conformance import load as load_fixture
-from builders.conformance import published_state
 from builders.mlflow_runs import give_store, runs
-from builders.published import make_project, publish_training
+from builders.published import make_project, publish_training, write_ddamfn
 from builders.shards import LABELS, change_manifest, write_people
 
 from fer import cli
@@ -43,11 +41,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
 
 @pytest.fixture(scope="module")
 def ddamfn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A published file of DDAMFN's form, 7 classes, 2 heads."""
-    path = tmp_path_factory.mktemp("published") / "rafdb_epoch20_acc0.9204_bacc0.8617.pth"
-    state = {key: torch.from_numpy(value) for key, value in published_state(load_fixture("ddamfn_7cls")).items()}
-    torch.save({"iter": 20, "model_state_dict": state}, path)
-    return path
+    return write_ddamfn(tmp_path_factory.mktemp("published"))
 
 
 def evaluate(*arguments: str | Path) -> None:

@@ -8,11 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml_text
 from builders.mlflow_runs import give_store, runs
 from builders.projects import NANO, TOY, finish, make_project, start_training
 from builders.runs import run_child, run_stage
 from builders.shards import LABELS
 
+from fer import cli
+from fer.console import log
 from fer.io.files import FileError, sha256
 from fer.labels import SPACES
 from fer.models import create_model
@@ -20,7 +23,7 @@ from fer.params import Params, load
 from fer.stages import study
 from fer.stages.train import run as run_training
 from fer.studies import StudyOptions
-from fer.training import job, loop
+from fer.training import job, learner, loop
 from fer.training.recipe import load_recipe
 from fer.training.state import TrainState, VersionsError, saved_states
 from fer.weights.store import save_model
@@ -97,6 +100,28 @@ def test_restart_begins_anew(interrupted: Params) -> None:
     run_training(interrupted, "tiny", "toy", restart=True)
     assert facts(interrupted, "run.json")["accepted_versions"] == []
     assert facts(interrupted, "run.json")["resumes"] == 0
+
+
+@pytest.mark.parametrize(
+    ("fast", "precision", "warned"), [(False, "bf16", True), (False, "fp32", False), (True, "bf16", False)]
+)
+def test_emulated_bfloat16_is_warned_of_with_its_remedy(
+    fast: bool,
+    precision: str,
+    warned: bool,
+    params: Params,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(learner, "has_fast_bf16", lambda: fast)
+    monkeypatch.setattr(log, "propagate", True)
+    yaml_text.edit(params.root / "params.yaml", "models.toy.precision", precision)
+    changed = load(params.root / "params.yaml")
+    run_training(changed, "tiny", "toy")
+    monkeypatch.chdir(params.root)
+    cli._main(["check"])
+    hits = [record.message for record in caplog.records if "precision: fp32" in record.message]
+    assert [("train toy" in hit, "models.toy" in hit) for hit in hits] == [(True, False), (False, True)] * warned
 
 
 def test_a_checkpoint_tells_its_versions(interrupted: Params) -> None:

@@ -1,0 +1,5 @@
+"""`python -m fer`: the same as the command `fer`."""
+
+from fer.cli import main
+
+main()
