@@ -124,7 +124,7 @@ def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
         "try: cli.main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'ray', 'mlflow', 'albumentations', 'pyarrow', 'matplotlib', 'captum', 'openvino'}\n"
-        "heavy \&= set(sys.modules)\n"
+        "heavy &= set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

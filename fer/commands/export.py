@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
     if args.threads < 1:
         raise ValueError(f"--threads {args.threads}: at least 1 is needed")
     from fer.export.build import export
-    from fer.inference.photos import weights_file
+    from fer.inference.model import weights_file
 
     card = export(
         weights_file(args.weights),

@@ -32,9 +32,9 @@ def main(args: argparse.Namespace) -> None:
     from fer.models import create_model
     from fer.models.arcface import ArcFace
     from fer.shards.read import ShardSet
-    from fer.weights.store import load_model
+    from fer.weights.store import WEIGHTS_NAME, load_model
 
-    path = args.weights / "model.safetensors" if args.weights.is_dir() else args.weights
+    path = args.weights / WEIGHTS_NAME if args.weights.is_dir() else args.weights
     model, info = load_model(path)
     if not isinstance(model, ArcFace):
         raise ValueError(f"{path}: weights of {info.model}, which embeds no faces; give those of an arcface model")

@@ -38,12 +38,11 @@ from fer.models.inference import for_inference
 from fer.shards.pixels import Levels, ModelInput, decode, normalize, resize
 from fer.sources.base import Reject
 from fer.weights import registry
-from fer.weights.store import WeightsInfo, load_model
+from fer.weights.store import WEIGHTS_NAME, WeightsInfo, load_model
 
 Tta = Literal["none", "flip"]
 DetectorOption = Literal["retinaface", "yunet", "whole"]
 
-WEIGHTS_NAME = "model.safetensors"
 DETECTOR: DetectorOption = "yunet"
 """Where the faces of the training data were not found by a detector."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from importlib import metadata
 from pathlib import Path
