@@ -35,8 +35,8 @@ class Attention:
 
     Attributes:
         kind, weights, map:
-            cross     (B,K,Q,M), of sum 1 over the keys; map (B,K,S,S): the mean over the queries, which are those of
-                      landmarks; None where the keys are no places (the image tokens of POSTER V1)
+            cross     (B,K,Q,M), of sum 1 over the keys; map (B,K,S,S): the mean over the queries, which are landmarks
+                      but in the other stream of POSTER V1; None where the keys are its image tokens, no places
             direction (B,C,S,S), DDAMFN's attention map of one head, each weight the product of one of its row and one
                       of its column; map (B,1,S,S): the mean over the channels
             routing   int64 (B,R*R,topk), the regions that each region keeps; map (B,1,R,R): by how many of all regions

@@ -112,7 +112,8 @@ def explain(
         curves = deletion_and_insertion(model, images, maps, predicted, steps=config.steps)
         return {name: float(area(curve).mean()) for name, curve in zip(("deletion", "insertion"), curves, strict=True)}
 
-    methods, maps = {}, {}
+    methods: dict[str, dict[str, float]] = {}
+    maps: dict[str, npt.NDArray[np.float32]] = {}
     fresh = randomized(model, config.seed)
     for method in config.methods:
         found = attribute(model, images, method, target=predicted, layer=layer)
