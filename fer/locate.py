@@ -7,9 +7,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from fer.environment import environment
-from fer.inference.model import WEIGHTS_NAME, weights_file
+from fer.inference.model import weights_file
 from fer.io.files import FileError
 from fer.weights import registry
+from fer.weights.store import WEIGHTS_NAME
 
 MLFLOW_SCHEMES = ("models:/", "runs:/", "mlflow-artifacts:/")
 

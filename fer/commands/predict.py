@@ -55,7 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--csv", type=Path, metavar="PATH", help="write a table of the faces here")
     parser.add_argument("--parquet", type=Path, metavar="PATH", help="the same table as Parquet")
     parser.add_argument("--annotate", action="store_true", help="write photos and videos with boxes and labels")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for --annotate")
+    parser.add_argument("--out", metavar="DIR", help="folder for --annotate, or folder or store for --cluster")
+    parser.add_argument(
+        "--cluster",
+        action="store_true",
+        help="any number of images of one folder or store (s3://...), on the Ray cluster of RAY_ADDRESS or a local "
+        "one; tables go to --out; stopped, the same command resumes",
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="of --cluster: at a time (all CPUs); 0: without Ray")
     parser.add_argument("--tta", choices=("none", "flip"), default="none", help="flip: average with the mirror image")
     parser.add_argument(
         "--smooth",
@@ -75,6 +82,8 @@ def main(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name} {getattr(args, name)}: 1 to 4096 is allowed")
     if not 0 <= args.smooth < 1:
         raise ValueError(f"--smooth {args.smooth}: 0 to less than 1 is allowed")
+    if args.cluster:
+        return _on_cluster(args)
     if args.annotate != (args.out is not None):
         raise ValueError("--annotate and --out DIR belong together: give both")
     if args.json == _STDOUT:
@@ -94,7 +103,7 @@ def main(args: argparse.Namespace) -> int:
         tta=args.tta,
     )
     _check_tables(args, given, model.path)
-    targets = _targets(given, args.out) if args.annotate else [None] * len(given)
+    targets = _targets(given, Path(args.out)) if args.annotate else [None] * len(given)
     results: list[Result] = []
     try:
         for result in _predict(args, model, given, targets):
@@ -110,6 +119,30 @@ def main(args: argparse.Namespace) -> int:
     if unread:
         log.warning("%d of %d photos could not be read", unread, len(results))
     return 0 if not unread else 1 if unread == len(results) else _SOME_UNREAD
+
+
+def _on_cluster(args: argparse.Namespace) -> int:
+    from fer.cluster.config import ClusterConfig
+    from fer.locate import find_model
+    from fer.stages import predict
+
+    if args.out is None or len(args.photos) != 1:
+        raise ValueError("--cluster: name one folder or store of images, and --out for the tables")
+    if other := [name for name in ("annotate", "json", "csv", "parquet") if getattr(args, name)]:
+        raise ValueError(f"--cluster and --{other[0]}: the tables go to --out; leave --{other[0]} out")
+    if args.workers is not None and not 0 <= args.workers <= 4096:
+        raise ValueError(f"--workers {args.workers}: 0 to 4096 is allowed")
+    counts = predict.run(
+        args.photos[0],
+        args.out,
+        find_model(args.weights),
+        detector=args.detector,
+        detector_weights=args.detector_weights,
+        tta=args.tta,
+        workers=args.workers,
+        cluster=ClusterConfig(),
+    )
+    return 0 if not counts["unread"] else 1 if counts["unread"] == counts["images"] else _SOME_UNREAD
 
 
 # ------------------------------------------------------------------------------------------------ arguments
@@ -135,8 +168,8 @@ class _Given:
 
 def _weights(given: str | None, photos: Sequence[str]) -> tuple[str | None, Sequence[str]]:
     """The weights, and the photos without them: until version 0.1, weights came before the photos without an option."""
-    from fer.inference.model import WEIGHTS_NAME
     from fer.inference.photos import find_photos
+    from fer.weights.store import WEIGHTS_NAME
 
     first = Path(photos[0]) if photos else Path()
     if first.suffix != ".safetensors" and not (len(photos) > 1 and (first / WEIGHTS_NAME).is_file()):

@@ -61,8 +61,6 @@ _FACE = (
 )
 _REJECT = "sample_id string!, reason string!, detail string!, origin string!"
 _PREDICTION = "sample_id string!, label int8!, predicted int8!, probabilities float32[]!, correct bool!"
-_FOUND_FACE = "file string!, face int32!, box float32[], score float32, label string!, probabilities float32[]!"
-_REFUSAL = "file string!, reason string!, detail string!"
 _IMAGE = "key string!, path string!, split string, image binary, is_crop bool, faces, reason string, detail string"
 _IMAGE_FACE = f"box float32[], landmarks float32[], label int32, clean_label int32, {_KNOWN_OF_FACE}"
 _SCENE = "index int64!, split string!, image binary!, faces!"
@@ -99,20 +97,6 @@ def reject_schema() -> pa.Schema:
 def prediction_schema() -> pa.Schema:
     """Columns of predictions.parquet. label and predicted: indices into the labels; probabilities: one a class."""
     return _schema(_PREDICTION)
-
-
-def found_face_schema() -> pa.Schema:
-    """Columns of the faces that `fer predict` finds.
-
-    face: from 1 in its file, the highest score first. box: x1, y1, x2, y2 in px of the upright image; null for a given
-    crop. label: of the highest probability. probabilities: one a class, in the order of `fer.labels` in the metadata.
-    """
-    return _schema(_FOUND_FACE)
-
-
-def refusal_schema() -> pa.Schema:
-    """Columns of the images and faces that `fer predict` refuses; reasons as in rejects.parquet."""
-    return _schema(_REFUSAL)
 
 
 def image_schema() -> pa.Schema:

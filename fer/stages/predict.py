@@ -2,7 +2,7 @@
 
     OUT/plan.json                 what makes the results: the images, the weights, the options
     OUT/00000.images.json         the images of a part, by their paths below SOURCE
-    OUT/00000.faces.parquet       a row for each face (fer.shards.schema.found_face_schema)
+    OUT/00000.faces.parquet       a row for each face; columns as of `fer predict --parquet`
     OUT/00000.refused.parquet     images and faces that were not classified, with the reasons
     OUT/00000.done.json           written last: the counts of the part
     OUT/summary.json              the counts of all parts, written last of all
@@ -30,18 +30,19 @@ from fer.cluster.config import ClusterConfig
 from fer.cluster.map import map_blocks
 from fer.console import log, progress
 from fer.faces.crop import in_order
-from fer.inference.model import Model, Result, Tta, crop_config, detector_file
+from fer.inference.model import Model, Tta, crop_config, detector_file
+from fer.inference.output import columns_of, rows_of
 from fer.inference.photos import name_of
 from fer.io.files import FileError
 from fer.io.images import MAX_BYTES
 from fer.io.storage import Folder, OutageError, is_store
-from fer.shards.schema import found_face_schema, refusal_schema
-from fer.shards.table import write_table
+from fer.shards.table import schema_of, write_table
 from fer.sources.layout import IMAGE_ENDINGS
 
 PART = 1000
 """Images of a part: the unit that is done again where a worker dies."""
 
+_REFUSED = {"file": str, "reason": str, "detail": str}
 _JSON_BYTES = 1 << 26
 _FETCHES = 16
 """Images that a worker fetches at a time from an object store."""
@@ -159,15 +160,14 @@ def predict_part(job: Job, part: int) -> dict[str, int]:
     contents = in_order(partial(_content, job.source), names, _FETCHES if is_store(job.source) else 1)
     shown = (name_of(name, number) for number, name in enumerate(names))
     results = list(model.results(zip(shown, contents, strict=True)))
-    faces = [row for result in results for row in _faces(result)]
+    faces = [row for row in rows_of(results, synthetic=model.info.synthetic) if "face" in row]
     refused = [
         {"file": result.name, "reason": one.reason, "detail": one.detail}
         for result in results
         for one in result.refused
     ]
-    metadata = {"fer.labels": ",".join(model.labels)}
-    folder.write(f"{stem}.faces.parquet", _parquet(faces, found_face_schema(), metadata))
-    folder.write(f"{stem}.refused.parquet", _parquet(refused, refusal_schema(), {}))
+    folder.write(f"{stem}.faces.parquet", _parquet(faces, columns_of(model.labels)))
+    folder.write(f"{stem}.refused.parquet", _parquet(refused, _REFUSED))
     counts = {
         "images": len(names),
         "unread": sum(not result.read for result in results),
@@ -202,23 +202,9 @@ def _content(source: str, name: str) -> bytes | str | Path:
         return f"{source}/{name}"
 
 
-def _faces(result: Result) -> list[dict[str, Any]]:
-    return [
-        {
-            "file": result.name,
-            "face": number,
-            "box": None if face.box is None else list(face.box),
-            "score": face.score,
-            "label": face.label,
-            "probabilities": list(face.probabilities.values()),
-        }
-        for number, face in enumerate(result.faces, 1)
-    ]
-
-
-def _parquet(rows: Sequence[Mapping[str, Any]], schema: Any, metadata: Mapping[str, str]) -> bytes:
+def _parquet(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, type]) -> bytes:
     with tempfile.TemporaryDirectory(prefix="fer-") as folder:
-        write_table(Path(folder, "table"), rows, schema, metadata=metadata)
+        write_table(Path(folder, "table"), rows, schema_of(columns))
         return Path(folder, "table").read_bytes()
 
 

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from fer.environment import environment
-from fer.inference.model import WEIGHTS_NAME, Model
+from fer.inference.model import Model
 from fer.inference.photos import is_image
 from fer.io.files import FileError, open_atomic, sha256
 from fer.lineage import redact
 from fer.tracking import compat
 from fer.tracking.config import TrackingConfig, store_uri
+from fer.weights.store import WEIGHTS_NAME
 
 
 class PhotoModel:

@@ -12,6 +12,7 @@ import pytest
 from builders.places import contents
 from builders.scenes import Scenes, draw_scenes, save_weights
 
+from fer.cli import main
 from fer.cluster.config import ClusterConfig
 from fer.inference.model import Model
 from fer.io.files import FileError
@@ -78,19 +79,19 @@ def test_every_image_is_predicted_once_as_the_model_does(
     source, out = places
     assert run(source, out) == {"images": PHOTOS, "unread": 1, "faces": PHOTOS - 1, "refused": 1}
     found = files(out, tmp_path)
-    rows: dict[str, list[float]] = {}
+    rows: dict[str, dict[str, float]] = {}
+    model = Model(weights, detector="whole", threads=1)
     for name in sorted(name for name in found if name.endswith("faces.parquet")):
         (tmp_path / "part").write_bytes(found[name])
         table = read_table(tmp_path / "part")
-        for file, probabilities in zip(table["file"], table["probabilities"], strict=True):
+        for number, file in enumerate(table["file"]):
             assert file not in rows
-            rows[file] = probabilities
+            rows[file] = {label: table[f"p_{label}"][number] for label in model.labels}
     names = {str(path.relative_to(photos)) for path in photos.rglob("*.png")}
     assert set(rows) == names
-    model = Model(weights, detector="whole", threads=1)
     for name in names:
         (face,) = model.predict(photos / name).faces
-        assert rows[name] == pytest.approx(list(face.probabilities.values()), abs=1e-6)
+        assert rows[name] == pytest.approx(face.probabilities, abs=1e-6)
     assert json.loads(found["summary.json"])["images"] == PHOTOS
 
 
@@ -162,6 +163,17 @@ def test_store_that_is_away_refuses_no_image(
     with pytest.raises(OutageError):
         run("memory://photos", str(tmp_path / "out"))
     assert not list((tmp_path / "out").glob("*.done.json"))
+
+
+def test_command_takes_one_folder_and_says_that_some_were_not_read(
+    weights: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["predict", str(photos), "--cluster", "--workers", "0", "--detector", "whole", "--weights", str(weights)]
+    for more, code in ([], 1), (["--out", str(tmp_path / "out")], 3):
+        with pytest.raises(SystemExit) as end:
+            main([*words, *more])
+        assert end.value.code == code
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["images"] == PHOTOS
 
 
 @pytest.mark.ray
