@@ -191,7 +191,7 @@ class Model:
 
     def results(self, images: Iterable[tuple[str, ImageLike]], *, batch: int = 32) -> Iterator[Result]:
         """As `predict`, one after the other, of named images; at most `batch` of them and a few more are in memory."""
-        config, search = self._detection
+        config, search = self.detection
         samples = (sample(image, name, is_crop=search is None) for name, image in images)
         waiting: list[list[FaceCrop | Reject]] = []
         for found in crop_samples(samples, config, search, threads=self._threads):
@@ -202,7 +202,7 @@ class Model:
         yield from self._finish(waiting, batch)
 
     @cached_property
-    def _detection(self) -> tuple[CropConfig, Finder | None]:
+    def detection(self) -> tuple[CropConfig, Finder | None]:
         """How faces are cropped, and their detector, which is fetched where it is not there."""
         if self._detector == "whole":
             return CropConfig(), None
