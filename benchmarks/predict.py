@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from benchmarks.result import BenchResult, benchmark, options
 from benchmarks.timing import Variant, in_turn
+
+if TYPE_CHECKING:
+    from fer.inference.model import Model
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,10 +34,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> BenchResult:
     """A row for each model and part: ms a photo, by processor and by clock; ValueError where there is no photo."""
     from fer.faces.config import CropConfig
-    from fer.faces.crop import FaceCrop, crop_samples
     from fer.inference.model import Model
-    from fer.inference.photos import find_photos, pixels, sample
-    from fer.io.images import read_image
+    from fer.inference.photos import find_photos
     from fer.labels import SPACES
     from fer.models import create_model
     from fer.weights.store import save_model
@@ -41,7 +43,6 @@ def run(args: argparse.Namespace) -> BenchResult:
     photos = list(find_photos([args.photos]))
     if not photos:
         raise ValueError(f"--photos {args.photos}: no photo there")
-    images = [read_image(photo) for photo in photos]
     labels = SPACES["basic7"].labels
     crop = CropConfig(detector=args.detector).model_dump(exclude={"detector_weights"})
     rows, faces = [], 0
@@ -50,27 +51,16 @@ def run(args: argparse.Namespace) -> BenchResult:
             path = Path(folder) / "model.safetensors"
             save_model(create_model(name, len(labels)), path, labels, "basic7", {"crop": crop}, name=name)
             model = Model(path, detector_weights=args.detector_weights, threads=args.threads)
-        config, finder = model.detection
-        assert finder is not None
-        samples = [sample(image, "photo", is_crop=False) for image in images]
-        found = list(crop_samples(samples, config, finder))
-        crops = [[pixels(one.image) for one in results if isinstance(one, FaceCrop)] for results in found]
-        faces = sum(map(len, crops))
-        parts = {
-            "whole": _each(len(photos), lambda index, model=model: model.predict(photos[index])),
-            "decode": _each(len(photos), lambda index: read_image(photos[index])),
-            "detect": _each(len(photos), lambda index, finder=finder: finder.detector.detect([images[index]])),
-            "model": _each(len(photos), lambda index, model=model, crops=crops: model.logits(crops[index])),
-        }
+        parts, faces = _parts(model, photos)
         for part in parts.values():
             part(0)  # warm
         measured = in_turn(parts, rounds=args.rounds)
-        for part, times in measured.items():
+        for part_name, times in measured.items():
             rows.append(
                 {
                     "model": name,
                     "px": model.network.input_size,
-                    "part": part,
+                    "part": part_name,
                     "cpu ms": round(1000 / times.cpu_rate, 2),
                     "clock ms": round(1000 / times.rate, 2),
                     "% of whole": round(100 * measured["whole"].cpu_rate / times.cpu_rate, 1),
@@ -87,10 +77,25 @@ def run(args: argparse.Namespace) -> BenchResult:
     )
 
 
-def _each(count: int, action: Callable[[int], object]) -> Variant:
-    def variant(_: int) -> float:
-        for index in range(count):
-            action(index)
-        return float(count)
+def _parts(model: Model, photos: Sequence[Path]) -> tuple[dict[str, Variant], int]:
+    """What is measured of all photos, and the number of their faces."""
+    from fer.faces.crop import FaceCrop, crop_samples
+    from fer.inference.photos import pixels, sample
+    from fer.io.images import read_image
 
-    return variant
+    config, finder = model.detection
+    assert finder is not None
+    detector, images = finder.detector, [read_image(photo) for photo in photos]
+    found = list(crop_samples([sample(image, "photo", is_crop=False) for image in images], config, finder))
+    crops = [[pixels(one.image) for one in results if isinstance(one, FaceCrop)] for results in found]
+
+    def each(action: Callable[[int], object]) -> Variant:
+        return lambda _: float(len([action(index) for index in range(len(photos))]))
+
+    parts = {
+        "whole": each(lambda index: model.predict(photos[index])),
+        "decode": each(lambda index: read_image(photos[index])),
+        "detect": each(lambda index: detector.detect([images[index]])),
+        "model": each(lambda index: model.logits(crops[index])),
+    }
+    return parts, sum(map(len, crops))
