@@ -81,19 +81,18 @@ def as_csv(rows: Iterable[Mapping[str, Any]], labels: Sequence[str]) -> str:
 def annotated(image: Pixels, faces: Sequence[Face], note: str = "") -> Pixels:
     """A copy of an upright photo, (H, W, 3) RGB, with each face's box, number and label, and a note in a band below."""
     drawn = image.copy()
-    unit = max(1, round(max(image.shape[:2]) / 500))  # px of a thin line
-    size = 0.45 * unit
+    side = max(image.shape[:2])
+    unit, size = max(1, round(side / 700)), max(0.45, side / 2000)  # px of a thin line; scale of the font
     texts = [f"{face.track or number} {face.label} {face.probabilities[face.label]:.2f}" for number, face in
              enumerate(faces, 1)]  # fmt: skip
     sizes = [cv2.getTextSize(text, _FONT, size, unit) for text in texts]
     boxes = [tuple(round(value) for value in face.box or (0.0,) * 4) for face in faces]
     places = place_labels(boxes, [(width, height + base) for (width, height), base in sizes], image.shape[:2])
-    for box in boxes:
+    for box, (left, top) in zip(boxes, places, strict=True):  # before the labels, which are not to be crossed
         cv2.rectangle(drawn, box[:2], box[2:], _PAPER, unit)
-    for text, ((width, height), base), (left, top), box in zip(texts, sizes, places, boxes, strict=True):
-        if top > box[3] or top + height + base < box[1]:  # away from its face
-            cv2.line(drawn, (box[0], box[3] if top > box[3] else box[1]), (left, top), _PAPER, unit)
-        cv2.rectangle(drawn, (left, top), (left + width, top + height + base), _PAPER, cv2.FILLED)
+        cv2.line(drawn, (max(0, box[0]), max(0, min(max(box[1], top), box[3]))), (left, top), _PAPER, unit)
+    for text, ((width, height), base), (left, top) in zip(texts, sizes, places, strict=True):
+        cv2.rectangle(drawn, (left, top), (left + width - 1, top + height + base - 1), _PAPER, cv2.FILLED)
         cv2.putText(drawn, text, (left, top + height + base // 2), _FONT, size, _INK, unit, cv2.LINE_AA)
     if not note:
         return drawn
@@ -118,10 +117,11 @@ def place_labels(
     placed: list[tuple[int, int, int, int]] = []
     for (x1, y1, _, y2), (width, height) in zip(boxes, sizes, strict=True):
         left, lowest = max(0, min(x1, shape[1] - width)), max(0, shape[0] - height)
-        aside = [max(0, min(left + step * width // 2, shape[1] - width)) for step in (0, -1, 1, -2, 2)]
-        tops = [top for step in range(shape[0] // max(1, height) + 1)
-                for top in (y1 - (step + 1) * height, y2 + step * height)]  # fmt: skip
-        places = [(x, y, x + width, y + height) for y in tops if 0 <= y <= lowest for x in aside]
+        aside = {max(0, min(left + step * width // 4, shape[1] - width)) for step in range(-8, 9)}
+        tops = [top for step in range(2 * shape[0] // max(1, height) + 1)
+                for top in (y1 - height - step * height // 2, y2 + step * height // 2)]  # fmt: skip
+        places = [(x, y, x + width, y + height) for y in tops if 0 <= y <= lowest for x in sorted(aside)]
+        places.sort(key=lambda one: abs(one[0] - left) + min(abs(one[3] - y1), abs(one[1] - y2)))
         free = (one for one in places if not any(_meet(one, other) for other in placed))
         y = max(0, min(y1 - height, lowest))
         placed.append(next(free, (left, y, left + width, y + height)))
