@@ -1,4 +1,4 @@
-"""Maps as pictures: over a face, and many faces on one sheet."""
+"""Maps drawn: over a face, and many faces on one sheet."""
 
 from __future__ import annotations
 
