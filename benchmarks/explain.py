@@ -12,12 +12,16 @@ import argparse
 import time
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from benchmarks.result import BenchResult, benchmark, options
 
 CLASSES = 4
 SIDE = 64
 SQUARE = 20
 """Of the image and of the evidence, in pixels."""
+INITIALIZATIONS = 8
+"""Networks of random weights: a single one prefers some places, and hits more or less often than by chance."""
 
 
 class Planted(NamedTuple):
@@ -64,22 +68,35 @@ def train(model: Any, *, steps: int, seed: int = 0) -> Any:
     return model.eval()
 
 
+def point(maps: Any, test: Planted) -> tuple[float, float]:
+    """The pointing game, with each image's own square and with those of ten others, in per cent."""
+    import torch
+
+    from fer.explain.faithfulness import pointing_game
+
+    others = [pointing_game(maps, test.boxes.roll(shift, 0)) for shift in range(1, 11)]
+    return (
+        100 * pointing_game(maps, test.boxes).float().mean().item(),
+        100 * torch.stack(others).float().mean().item(),
+    )
+
+
 def measure(model: Any, method: Any, layer: str, test: Planted) -> tuple[dict[str, float], Any]:
     """In per cent, how often the model and its maps are right, and those about another image; areas; the raw maps."""
     import torch
 
     from fer.explain.cam import attribute
-    from fer.explain.faithfulness import area, deletion_and_insertion, pointing_game
+    from fer.explain.faithfulness import area, deletion_and_insertion
 
     found = attribute(model, test.images, method, target=test.labels, layer=layer)
     with torch.no_grad():
         right = model(test.images).argmax(1) == test.labels
-    others = [pointing_game(found.maps, test.boxes.roll(shift, 0)) for shift in range(1, 11)]
+    pointing, chance = point(found.maps, test)
     deletion, insertion = deletion_and_insertion(model, test.images, found.maps, test.labels)
     return {
         "accuracy_percent": 100 * right.float().mean().item(),
-        "pointing_percent": 100 * pointing_game(found.maps, test.boxes).float().mean().item(),
-        "chance_percent": 100 * torch.stack(others).float().mean().item(),
+        "pointing_percent": pointing,
+        "chance_percent": chance,
         "deletion": area(deletion).mean().item(),
         "insertion": area(insertion).mean().item(),
     }, found.raw
@@ -98,7 +115,8 @@ def run(args: argparse.Namespace) -> BenchResult:
     """One line for each share of the layers that is random, from the logits down."""
     import torch
 
-    from fer.explain.faithfulness import cascade, rank_correlation
+    from fer.explain.cam import attribute
+    from fer.explain.faithfulness import cascade, randomized, rank_correlation
     from fer.models import create_model
 
     torch.manual_seed(0)
@@ -114,6 +132,12 @@ def run(args: argparse.Namespace) -> BenchResult:
         numbers, other = measure(changed, args.method, args.layer, test)
         correlation = float(rank_correlation(raw, other).mean())
         rows.append({"random_layers_percent": 25 * step, **numbers, "rank_correlation": correlation})
+    fresh = []
+    for seed in range(1, INITIALIZATIONS + 1):
+        network = randomized(model, seed)
+        maps = attribute(network, test.images, args.method, target=test.labels, layer=args.layer).maps
+        fresh.append(point(maps, test))
+    hits, chances = zip(*fresh, strict=True)
     return BenchResult(
         f"{args.method} of {args.layer} of {args.model}, {args.images} images with planted evidence",
         rows,
@@ -121,6 +145,8 @@ def run(args: argparse.Namespace) -> BenchResult:
             "pointing: the highest pixel lies in the square that decides the class; chance: in another image's square",
             f"the square covers {100 * SQUARE**2 / SIDE**2:.1f} % of the image",
             "rank correlation: of each map with that of the trained model (Spearman)",
+            f"{INITIALIZATIONS} networks of random weights: pointing {min(hits):.1f} to {max(hits):.1f} %, on average "
+            f"{np.mean(hits):.1f} %; chance {np.mean(chances):.1f} %",
             f"trained in {seconds:.0f} s of processor time",
         ],
         options(args, ("model", "layer", "method", "images", "steps")),

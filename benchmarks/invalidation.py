@@ -56,7 +56,7 @@ _LIBRARIES = (
     "mlflow",
 )
 _HAND_ON = ("fer/cluster/", "pipelines/__init__.py")
-_OF_A_MODEL = ("train", "evaluate")
+_OF_A_MODEL = ("train", "evaluate", "explain")
 
 Item = tuple[str, ...]
 """Stage, and names; or "crop", dataset and detector."""
@@ -154,7 +154,7 @@ def _projects(scratch: Path, weights: Path | None) -> dict[Item, Path]:
         (other / "params.yaml").write_text(yaml12.dump(changed))
         projects["crop", "drawn", detector] = other
     for model in _MODELS:
-        projects |= {(stage, "drawn", model): root for stage in ("train", "evaluate")}
+        projects |= {(stage, "drawn", model): root for stage in _OF_A_MODEL}
     return {**projects, ("study", "own"): root, ("report",): root}
 
 

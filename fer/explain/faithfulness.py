@@ -38,7 +38,7 @@ def deletion_and_insertion(
         images: float (B,3,S,S), as the model takes them. maps: (B,S,S). target: (B,).
     """
     count = maps[0].numel()
-    place = maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view_as(maps)[:, None]
+    place = (-maps.flatten(1)).argsort(dim=1, stable=True).argsort(dim=1).view_as(maps)[:, None]
     pixels = images.permute(0, 2, 3, 1).cpu().numpy()
     blurred = torch.from_numpy(
         np.stack([cv2.GaussianBlur(image, (BLUR_SIDE, BLUR_SIDE), BLUR_SIGMA) for image in pixels])

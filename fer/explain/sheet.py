@@ -1,4 +1,4 @@
-"""Maps as pictures: over a face, and many faces on one sheet."""
+"""Maps drawn: over a face, and many faces on one sheet."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = "inferno"
+WRONG = "#b3261e"
 STRENGTH = 0.7
 """How much of the image the most important place covers."""
-TILE = 112
-"""Side of a face on a sheet, in pixels."""
+TILE, LINE = 112, 134
+"""Side of a face on a sheet, and height of a face with the line below it, in pixels."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -51,25 +52,25 @@ def sheet(rows: Sequence[Row], title: str, *, columns: int = 2) -> Figure:
     """
     names = ["face", *rows[0].maps]
     lines = -(-len(rows) // columns)
-    width, height = columns * len(names), lines * 1.28
-    canvas = np.full((lines * TILE, width * TILE, 3), 255, np.uint8)
+    width = columns * len(names)
+    canvas = np.full((lines * LINE, width * TILE, 3), 255, np.uint8)
     for number, row in enumerate(rows):
         line, column = divmod(number, columns)
         for place, name in enumerate(names):
             tile = row.image if name == "face" else overlay(row.image, row.maps[name])
-            x, y = (column * len(names) + place) * TILE, line * TILE
+            x, y = (column * len(names) + place) * TILE, line * LINE
             canvas[y : y + TILE, x : x + TILE] = cv2.resize(tile, (TILE, TILE), interpolation=cv2.INTER_AREA)
-    figure, axes = blank(width * 1.2, height + 0.8)
-    axes.imshow(canvas, extent=(0, width, lines * 1.2, 0), aspect="auto", interpolation="none")
+    figure, axes = blank(width * 1.2, lines * 1.2 * LINE / TILE + 0.8)
+    axes.imshow(canvas)
     axes.set_axis_off()
     axes.set_title(title, pad=18)
     for column in range(width):
-        axes.text(column + 0.5, -0.04, names[column % len(names)].replace("_", " "), ha="center", fontsize=8, color=INK)
+        name = names[column % len(names)].replace("_", " ")
+        axes.text((column + 0.5) * TILE, -4, name, ha="center", fontsize=8, color=INK)
     for number, row in enumerate(rows):
         line, column = divmod(number, columns)
         axes.text(
-            column * len(names) + 0.04, line * 1.2 + 1.15, row.text, fontsize=7.5, va="bottom",
-            color=MUTED if row.is_right else "white",
-            bbox={"facecolor": "white" if row.is_right else "#b3261e", "edgecolor": "none", "pad": 1.5, "alpha": 0.9},
+            column * len(names) * TILE + 2, line * LINE + TILE + 10, row.text, fontsize=8, va="center",
+            color=MUTED if row.is_right else WRONG, fontweight="normal" if row.is_right else "bold",
         )  # fmt: skip
     return figure

@@ -87,7 +87,7 @@ def explain(
     import torch
 
     from fer.explain.attention import attention_maps
-    from fer.explain.cam import attribute
+    from fer.explain.cam import attribute, enlarged
     from fer.explain.faithfulness import area, deletion_and_insertion, randomized, rank_correlation
     from fer.explain.layers import default_layer, find
     from fer.explain.sheet import Row, sheet
@@ -129,9 +129,7 @@ def explain(
     if attentions:
         name, one = list(attentions.items())[-1]
         assert one.map is not None
-        heat = one.map.mean(1).numpy()
-        high = heat.max((1, 2), keepdims=True)
-        columns[f"{one.kind} {name}"] = np.divide(heat, high, out=np.zeros_like(heat), where=high > 0)
+        columns[f"{one.kind} {name}"] = enlarged(one.map.mean(1), model.input_size).numpy()
     labels, ids = split.labels()[rows], split.sample_ids()
     faces = [
         {
@@ -148,12 +146,12 @@ def explain(
         Row(
             image=pixels[number].round().astype(np.uint8),
             maps={name: values[number] for name, values in columns.items()},
-            text=f"{face['label']}: {face['predicted']} {100 * face['probability']:.0f} %",
+            text=f"{face['label']}, predicted {face['predicted']} {100 * face['probability']:.0f} %",
             is_right=face["label"] == face["predicted"],
         )
         for number, face in enumerate(faces)
     ]
-    content = {
+    content: dict[str, Any] = {
         "layer": layer,
         "methods": methods,
         "random": faithful(random),
