@@ -156,7 +156,7 @@ def _plan(params: Params, dataset: str, model_key: str, shards: ShardSet, folds:
             config=config,
             work=folder,
             pretrained=pretrained,
-            command=f"fer audit {dataset} --model {model_key}",
+            command=f"fer audit {dataset} --model {model_key} --folds {folds}",
             accept_versions=accept_versions,
         )
         key = job.fingerprint[:20]
