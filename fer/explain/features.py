@@ -143,7 +143,7 @@ def projections(features: Floats, seed: int) -> dict[str, Floats]:
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     perplexity = min(_PERPLEXITY, (len(features) - 1) / 3)
     with threadpool_limits(1):

@@ -18,7 +18,7 @@ import hashlib
 import io
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,21 +36,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fer.explain.audit import Suspects
+    from fer.explain.hard_cases import Predicted
     from fer.shards.read import ShardSet
     from fer.studies.cell import Cell, Plan
 
 _FOLDS = 5
 _SHEET = 60  # faces of the sheet
 _HELD_OUT = "held_out.npz"  # of a cell: `logits` of the rows of its fold, in their order
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The audited rows, fold after fold. labels: int64 (N,); probabilities: float64 (N, K)."""
-
-    sample_ids: list[str]
-    labels: npt.NDArray[np.int64]
-    probabilities: npt.NDArray[np.float64]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -164,7 +156,7 @@ def _plan(params: Params, dataset: str, model_key: str, shards: ShardSet, folds:
             config=config,
             work=folder,
             pretrained=pretrained,
-            command=f"fer audit {dataset} --model {model_key}",
+            command=f"fer audit {dataset} --model {model_key} --folds {folds}",
             accept_versions=accept_versions,
         )
         key = job.fingerprint[:20]
@@ -175,11 +167,12 @@ def _plan(params: Params, dataset: str, model_key: str, shards: ShardSet, folds:
     )
 
 
-def _read(plan: Plan, shards: ShardSet, folds: int) -> _Rows:
+def _read(plan: Plan, shards: ShardSet, folds: int) -> Predicted:
     """The rows of all folds with the probabilities of the model that did not see them."""
     import numpy as np
 
     from fer.evaluation.metrics import log_softmax
+    from fer.explain.hard_cases import Predicted
     from fer.shards.table import read_table
 
     sample_ids, labels, logits = list[str](), list[int](), []
@@ -191,7 +184,14 @@ def _read(plan: Plan, shards: ShardSet, folds: int) -> _Rows:
                 sample_ids += columns["sample_id"]
                 labels += columns["label"]
             bar.update(1)
-    return _Rows(sample_ids, np.array(labels, np.int64), np.exp(log_softmax(np.concatenate(logits))))
+    return Predicted(
+        name=plan.cells[0].row,
+        sample_ids=tuple(sample_ids),
+        classes=shards.labels,
+        labels=np.array(labels, np.int64),
+        probabilities=np.exp(log_softmax(np.concatenate(logits))),
+        data_digest=shards.digest,
+    )
 
 
 def _held_out(cell: Cell, device: str) -> npt.NDArray[np.float32]:
@@ -287,7 +287,7 @@ def _images(shards: ShardSet, files: Sequence[str], column: str) -> Iterator[tup
 def _write(
     folder: Path,
     shards: ShardSet,
-    rows: _Rows,
+    rows: Predicted,
     facts: dict[str, Any],
     better: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -300,7 +300,7 @@ def _write(
     summary = {
         **facts,
         "rows": len(rows.labels),
-        "out_of_fold_accuracy": float((rows.probabilities.argmax(1) == rows.labels).mean()),
+        "out_of_fold_accuracy": float(rows.correct.mean()),
         "suspects": len(found.rows),
         "estimated_noise": found.noise,
         "thresholds": {
@@ -325,7 +325,7 @@ def _write(
     return summary
 
 
-def _write_tables(folder: Path, shards: ShardSet, rows: _Rows, found: Suspects, better: Mapping[str, str]) -> None:
+def _write_tables(folder: Path, shards: ShardSet, rows: Predicted, found: Suspects, better: Mapping[str, str]) -> None:
     import numpy as np
 
     from fer.explain.hard_cases import Line, faces_of, sheet
@@ -333,7 +333,7 @@ def _write_tables(folder: Path, shards: ShardSet, rows: _Rows, found: Suspects, 
     from fer.shards.table import write_table
     from fer.stages.explore import write_csv
 
-    names, predicted = shards.labels, rows.probabilities.argmax(axis=1)
+    names = shards.labels
     probabilities = ("probability_given", "probability_suggested")
     header = ["rank", "sample_id", "given", "suggested", "margin", *probabilities, "better"]
     lines = []
@@ -356,11 +356,11 @@ def _write_tables(folder: Path, shards: ShardSet, rows: _Rows, found: Suspects, 
     write_table(
         folder / "out_of_fold.parquet",
         {
-            "sample_id": rows.sample_ids,
+            "sample_id": list(rows.sample_ids),
             "label": rows.labels.astype(np.int8),
-            "predicted": predicted.astype(np.int8),
+            "predicted": rows.predicted.astype(np.int8),
             "probabilities": list(rows.probabilities.astype(np.float32)),
-            "correct": predicted == rows.labels,
+            "correct": rows.correct,
         },
         prediction_schema(),
         metadata={"fer.labels": ",".join(names), "fer.data_digest": shards.digest, "fer.split": "development"},
@@ -368,12 +368,13 @@ def _write_tables(folder: Path, shards: ShardSet, rows: _Rows, found: Suspects, 
 
 
 def _record(tracked: Run, folder: Path, summary: dict[str, Any]) -> None:
+    """The counts, and all files but the sheet: faces stay on this disk."""
     keys = ("out_of_fold_accuracy", "suspects", "estimated_noise")
     tracked.log_metrics({key: summary[key] for key in keys})
     for name in ("precision", "recall", "base_rate"):
         if (value := summary.get("check", {}).get(name, {}).get("value")) is not None:
             tracked.log_metrics({name: value})
-    for file in sorted(folder.iterdir()):
+    for file in sorted([*folder.glob("*.json"), *folder.glob("*.csv")]):
         tracked.log_artifact(file)
 
 

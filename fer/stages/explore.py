@@ -222,7 +222,7 @@ def _features(
 
 
 def _record(params: Params, dataset: str, folder: Path, identity: dict[str, Any], found: dict[str, Distances]) -> None:
-    """Adds it to MLflow: the distances of each model, and all files."""
+    """Adds it to MLflow: the distances of each model, and all files but the sheets: faces stay on this disk."""
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     with open_run(
         params.tracking, params.home, checkout=params.root, experiment=f"explore {dataset}", run_name=folder.name,
@@ -230,7 +230,7 @@ def _record(params: Params, dataset: str, folder: Path, identity: dict[str, Any]
     ) as tracked:  # fmt: skip
         for model, of in found.items():
             tracked.log_metrics({f"{model}_intra_distance": of.intra, f"{model}_inter_distance": of.inter})
-        for file in sorted(folder.iterdir()):
+        for file in sorted(path for path in folder.iterdir() if path.suffix != ".png"):
             tracked.log_artifact(file)
 
 
