@@ -88,8 +88,8 @@ def collect_gallery(
         try:
             maps = {model: heat_maps(root, dataset, model, weights.get((dataset, model))) for model in own}
             orders = {model: most_confident_mistakes(rows, per_cell, maps[model]) for model, rows in own.items()}
-            wanted = {own[model].ids[row] for model, order in orders.items() for row in order}
-            images = _thumbnails(root / "data" / "shards" / dataset, wanted)
+            required = {own[model].ids[row] for model, order in orders.items() for row in order}
+            images = _thumbnails(root / "data" / "shards" / dataset, required)
         except ValueError as error:
             gallery.problems.append(str(error).replace(f"{root}/", ""))
             continue
@@ -100,7 +100,7 @@ def collect_gallery(
 
 
 def heat_maps(root: Path, dataset: str, model: str, weights: str | None) -> Mapping[str, Heat]:
-    """The Grad-CAMs that the stage `explain` left for test faces, by sample_id; empty where it has none of these weights.
+    """The Grad-CAMs that the stage `explain` left for test faces, by sample_id; empty without any of these weights.
 
     Raises:
         FileError: its files are damaged.
@@ -114,7 +114,7 @@ def heat_maps(root: Path, dataset: str, model: str, weights: str | None) -> Mapp
         return {}
     try:
         with np.load(folder / "maps.npz") as found:
-            maps = found["grad_cam"] if "grad_cam" in found else ()
+            maps = found.get("grad_cam", ())
             return {face["sample_id"]: heat for face, heat in zip(about["faces"], maps, strict=False)}
     except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
         raise FileError(f"{folder / 'maps.npz'}: not what the explain stage writes ({error}); {remedy}") from None
@@ -137,12 +137,12 @@ def most_confident_mistakes(rows: Rows, per_cell: int, also: Container[str] = ()
     return [row for _, _, row in sorted(ranked)]
 
 
-def _thumbnails(folder: Path, wanted: set[str]) -> dict[str, bytes]:
+def _thumbnails(folder: Path, required: set[str]) -> dict[str, bytes]:
     """Small JPEGs of some rows of the test split, by sample_id; ShardError where the shards cannot be read."""
     split = ShardSet.open(folder, verify=False).split("test")
     places: dict[int, list[tuple[str, int]]] = {}
     for row, sample in enumerate(split.sample_ids()):
-        if sample in wanted:
+        if sample in required:
             group, offset = split.place(row)
             places.setdefault(group, []).append((sample, offset))
     return {
