@@ -17,7 +17,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 @benchmark("report", help="reports/index.html: its size, and the time to open it in Chromium", arguments=_arguments)
 def run(args: argparse.Namespace) -> BenchResult:
-    """Makes the report of a project anew, and opens it, each time in a browser without a cache."""
+    """Makes the report of a project, and opens it, each time in a browser without a cache."""
     from playwright.sync_api import sync_playwright
 
     if (chromium := shutil.which("chromium")) is None:

@@ -207,6 +207,11 @@ def collect(params: Params) -> Content:
         for result in dataset.results
         if result.rows and result.rows.digest == dataset.digest
     }
+    weights = {
+        (result.dataset, result.model): result.about.get("weights_sha256")
+        for dataset in datasets
+        for result in dataset.results
+    }
     names = ("params.yaml", "dvc.yaml", "dvc.lock")
     files = {name: sha256(path) for name in names if (path := params.root / name).is_file()}
     return Content(
@@ -216,7 +221,7 @@ def collect(params: Params) -> Content:
         files=files,
         studies=collect_studies(params),
         evaluations=evaluations,
-        gallery=collect_gallery(params.root, rows, params.report.faces_per_cell),
+        gallery=collect_gallery(params.root, rows, weights, params.report.faces_per_cell),
         tracking=pages_address(params.tracking, params.home) if params.tracking.enabled else None,
         ledger=(params.root / "reports" / "ledger.html").is_file(),
     )

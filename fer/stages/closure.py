@@ -67,6 +67,7 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {
         "fer/sources/origin.py": "looks for changed data, for the download",
     },
     "evaluate": {
+        "fer/evaluation/speed.py": "counts and times a forward pass, for run.json alone",
         "fer/transforms": "only a run of training augments",
     },
     "explain": {

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from builders.published import make_project, publish_training
-from builders.shards import change_manifest, picture, png
+from builders.shards import change_manifest, png
 from page_outline import Outline
 
 from fer.io.files import read_json, write_json
@@ -143,13 +143,48 @@ def test_each_cell_shows_its_own_faces_within_the_budget(project: Params, monkey
     assert "data:image/jpeg" not in page
 
 
-def test_a_gradcam_stands_beside_its_face(project: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    jpeg = gallery.thumbnail(png(picture(1, 20)))
-    monkeypatch.setattr(gallery, "overlays", lambda root, dataset, model: {"toy/0023": jpeg} if model == "nano" else {})
-    faces = [face for cell in collect(project).gallery.cells["toy", "nano"].values() for face in cell]
-    with_cam = [face["sample_id"] for face in faces if face["cam"] is not None]
-    assert set(with_cam) <= {"toy/0023"}
-    assert len(with_cam) == sum(face["sample_id"] == "toy/0023" for face in faces)
+def write_maps(root: Path, samples: list[str], weights: str) -> Path:
+    """explained/toy/nano, as the stage `explain` leaves it, as far as the page reads it."""
+    folder = root / "explained/toy/nano"
+    folder.mkdir(parents=True, exist_ok=True)
+    faces = [{"sample_id": sample} for sample in samples]
+    write_json(folder / "explain.json", {"faces": faces, "weights_sha256": weights})
+    np.savez_compressed(folder / "maps.npz", grad_cam=np.eye(8, dtype=np.float32)[None].repeat(len(samples), 0))
+    return folder
+
+
+def test_a_gradcam_stands_beside_its_face_where_it_is_of_the_same_weights(tmp_path: Path) -> None:
+    params = make_project(tmp_path)
+    publish_training(params)
+    run_evaluation(params, "toy", "nano")
+    (result,) = (one for one in collect(params).datasets[0].results if one.test)
+    assert result.rows is not None
+    last = gallery.most_confident_mistakes(result.rows, 50)[-1]
+    sample = result.rows.ids[last]
+
+    def with_cam(params: Params) -> list[str]:
+        cells = collect(params).gallery.cells.get(("toy", "nano"), {})
+        return [face["sample_id"] for cell in cells.values() for face in cell if face["cam"] is not None]
+
+    folder = write_maps(tmp_path, [sample], result.about["weights_sha256"])
+    few = replace(params, report=params.report.model_copy(update={"faces_per_cell": 1}))
+    assert with_cam(few) == [sample], "a face with a map is shown, however unsure the mistake"
+    write_maps(tmp_path, [sample], "0" * 64)
+    assert with_cam(params) == []
+    write_maps(tmp_path, [sample], result.about["weights_sha256"])
+    (folder / "maps.npz").write_bytes(b"no maps")
+    (problem,) = collect(params).gallery.problems
+    assert "explained/toy/nano/maps.npz" in problem
+    assert "explain@toy-nano" in problem
+
+
+def test_an_overlay_colors_the_face_only_where_the_map_is_high() -> None:
+    face = gallery.thumbnail(png(np.full((40, 40), 128, np.uint8))) or b""
+    heat = np.zeros((4, 4), np.float32)
+    heat[:, 3] = 1
+    drawn = cv2.imdecode(np.frombuffer(gallery.overlay(face, heat), np.uint8), cv2.IMREAD_COLOR).astype(int)
+    assert abs(drawn[:, :16] - 128).max() < 12
+    assert (drawn[:, -4:].max(axis=2) - drawn[:, -4:].min(axis=2)).min() > 40
 
 
 def test_a_thumbnail_is_a_small_jpeg_of_the_same_shape() -> None:

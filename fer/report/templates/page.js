@@ -4,7 +4,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   const sort = (head) => {
     const before = head.getAttribute("aria-sort");
-    const order = before ? (before === "ascending" ? "descending" : "ascending") : head.dataset.first;
+    const order = before ? (before === "ascending" ? "descending" : "ascending") : (head.dataset.first === "lowest" ? "ascending" : "descending");
     heads.forEach((one) => one.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", order);
     const key = head.dataset.key, sign = order === "ascending" ? 1 : -1;
