@@ -14,7 +14,7 @@ import torch
 from torch.export import ExportedProgram
 
 from fer.export.compat import quiet_onnx, quiet_openvino
-from fer.export.graph import INPUT, OUTPUT
+from fer.export.graph import INPUT, OUTPUT, quietly
 
 FormatName = Literal["onnx", "openvino", "torch-export"]
 Run = Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]
@@ -56,7 +56,8 @@ def require(*packages: str) -> None:
 def _write_onnx(program: ExportedProgram, path: Path) -> None:
     quiet_onnx()
     names = {"input_names": [INPUT], "output_names": [OUTPUT]}
-    exported = torch.onnx.export(program, dynamo=True, verbose=False, **names)  # type: ignore[arg-type]
+    with quietly():
+        exported = torch.onnx.export(program, dynamo=True, verbose=False, **names)  # type: ignore[arg-type]
     assert exported is not None
     exported.save(path, external_data=False)
 
@@ -83,7 +84,8 @@ def _load_onnx(path: Path, threads: int, bf16: bool) -> Run:
 
 def to_openvino(program: ExportedProgram) -> Any:
     """The program as an `openvino.Model`, its shape known but for the number of images."""
-    model = quiet_openvino().convert_model(program)
+    with quietly():
+        model = quiet_openvino().convert_model(program)
     (images,), (logits,) = model.inputs, model.outputs
     images.get_tensor().set_names({INPUT})
     logits.get_tensor().set_names({OUTPUT})
@@ -138,7 +140,8 @@ def _load_torch(path: Path, threads: int, bf16: bool) -> Run:
     if bf16:
         raise ValueError(f"{path}: bfloat16 is for OpenVINO: export with --format openvino")
     torch.set_num_threads(threads)
-    module = torch.export.load(path).module()
+    with quietly():
+        module = torch.export.load(path).module()
 
     def run(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         with torch.inference_mode():

@@ -68,12 +68,21 @@ def trace(graph: Graph) -> ExportedProgram:
 def explained(format: str, model: FerModel) -> Iterator[None]:
     """Turns an exporter's error into a ValueError that names the format, the model and the operations."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporters, about their own code
+        with quietly():
             yield
-    except (RuntimeError, TypeError, ValueError, LookupError, AssertionError, NotImplementedError) as error:
+    except OSError:  # the disk's
+        raise
+    except Exception as error:
         name = model.name or type(model).__name__
         raise ValueError(f"{format} cannot take {name}: {_reason(error)}; export to another --format") from error
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Hides the exporters' warnings about their own code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _reason(error: BaseException) -> str:

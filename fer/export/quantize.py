@@ -5,7 +5,10 @@ By NNCF, for OpenVINO: it corrects biases, and keeps what loses most by 8 bits (
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +32,13 @@ def quantize(program: ExportedProgram, images: Iterable[npt.NDArray[Any]], path:
     nncf = quiet_nncf()
     batches = list(images)
     attends = any("scaled_dot_product_attention" in str(node.target) for node in program.graph.nodes)
-    model = nncf.quantize(
-        to_openvino(program),
-        nncf.Dataset(batches),
-        preset=nncf.QuantizationPreset.MIXED,  # signed activations of PReLU and GELU get a range that is not symmetric
-        model_type=nncf.ModelType.TRANSFORMER if attends else None,
-        subset_size=len(batches),
-    )
+    bars = sys.stderr if sys.stderr.isatty() else StringIO()  # NNCF draws its own, on standard output
+    with redirect_stdout(bars):
+        model = nncf.quantize(
+            to_openvino(program),
+            nncf.Dataset(batches),
+            preset=nncf.QuantizationPreset.MIXED,  # PReLU and GELU: a range that is not symmetric about 0
+            model_type=nncf.ModelType.TRANSFORMER if attends else None,
+            subset_size=len(batches),
+        )
     save_openvino(model, path)

@@ -63,8 +63,9 @@ def test_other_runtimes_stand_beside_the_published_code() -> None:
 
 @pytest.mark.parametrize("words", [["--int8"], ["--runtimes", "openvino", "--device", "cuda"]])
 def test_runtimes_that_cannot_be_measured_are_refused(words: list[str]) -> None:
+    args = parse(["models", "--models", "mobilefacenet", *words])
     with pytest.raises(ValueError, match=r"--runtimes|--device"):
-        REGISTRY["models"].run(parse(["models", "--models", "mobilefacenet", *words]))
+        REGISTRY["models"].run(args)
 
 
 @pytest.mark.slow
