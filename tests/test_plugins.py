@@ -168,6 +168,15 @@ def test_the_examples_of_the_documentation_work(project: Path) -> None:
     assert logits.shape == (2, 8)
 
 
+def test_the_model_of_the_tutorial_is_built(project: Path) -> None:
+    text = (REPOSITORY / "docs" / "tutorial.md").read_text("utf-8")
+    ((name, code),) = re.findall(r"cat > (\w+\.py) <<'EOT'\n(.*?)\nEOT\n", text, re.DOTALL)
+    write(project, [name.removesuffix(".py")], {name: code})
+    parameters.load(project / "params.yaml")
+    model = create_model("my_net", 7, width=8)
+    assert model.train()(torch.zeros(2, 3, 48, 48)).logits.shape == (2, 7)
+
+
 @pytest.mark.parametrize(
     ("names", "files", "said"),
     [
