@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,10 +16,13 @@ import numpy as np
 import pytest
 import torch
 import yaml_text
+from builders.limits import patience
 from builders.projects import REPOSITORY, TOY, environment, make_project
 
 from fer import params as parameters
 from fer import plugins
+from fer.cluster.config import ClusterConfig
+from fer.cluster.session import connect
 from fer.models import create_model, registry
 from fer.sources import registry as sources
 from fer.stages import train
@@ -164,6 +168,15 @@ def test_the_examples_of_the_documentation_work(project: Path) -> None:
     assert logits.shape == (2, 8)
 
 
+def test_the_model_of_the_tutorial_is_built(project: Path) -> None:
+    text = (REPOSITORY / "docs" / "tutorial.md").read_text("utf-8")
+    ((name, code),) = re.findall(r"cat > (\w+\.py) <<'EOT'\n(.*?)\nEOT\n", text, re.DOTALL)
+    write(project, [name.removesuffix(".py")], {name: code})
+    parameters.load(project / "params.yaml")
+    model = create_model("my_net", 7, width=8)
+    assert model.train()(torch.zeros(2, 3, 48, 48)).logits.shape == (2, 7)
+
+
 @pytest.mark.parametrize(
     ("names", "files", "said"),
     [
@@ -213,3 +226,22 @@ def test_another_process_imports_what_this_one_has(project: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment(), cwd="/"
     )
     assert done.stdout == "my_net\n"
+
+
+@pytest.mark.ray
+def test_rays_workers_have_the_plugins_that_the_driver_has(project: Path) -> None:
+    """The canary of `fer.cluster.compat.worker_environment`."""
+    import ray
+
+    write(project, ["my_net"], MY_NET)
+    parameters.load(project / "params.yaml")
+
+    def made() -> tuple[int, str | None]:
+        from fer.models import create_model as create
+
+        return os.getpid(), create("my_net", width=2).name
+
+    with connect(ClusterConfig(cpus=1)):
+        worker, name = ray.get(ray.remote(made).remote(), timeout=patience(120))
+    assert worker != os.getpid()
+    assert name == "my_net"

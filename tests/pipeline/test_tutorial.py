@@ -44,7 +44,7 @@ def replay(root: Path, **settings: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=patience(1500),
+        timeout=patience(2000),
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
@@ -60,7 +60,7 @@ def check(root: Path, out: str) -> None:
     assert re.search(r"photo\.png  face 1  .*[a-z]+ 0\.\d+", out)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_the_tutorial_works_on_the_smallest_settings(tmp_path: Path) -> None:
     check(tmp_path / "fer", replay(tmp_path / "fer", **TINY))
 
