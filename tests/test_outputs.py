@@ -57,6 +57,7 @@ def _folder_of_a_user(final: Path, output: Output, outside: Path) -> None:
     (final / "faces-0.parquet" if output is FACES else final / "dropped.csv").write_text("mine")
     (final / "model.safetensors").write_text("mine")
     (final / "predictions.parquet").write_text("mine")
+    (final / "maps.npz").write_text("mine")
 
 
 def _file(final: Path, output: Output, outside: Path) -> None:
