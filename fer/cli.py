@@ -36,6 +36,7 @@ _COMMANDS = {
     "evaluate": _Command("fer.commands.evaluate", "score weights of ours or of others on the test split of a dataset"),
     "card": _Command("fer.stages.card", "what a trained model is and can do; pack it to pass it on"),
     "predict": _Command("fer.commands.predict", "find the faces in your photos and name their expressions"),
+    "serve": _Command("fer.commands.serve", "predict over HTTP, with a page to drop a photo on"),
     "tune": _Command("fer.stages.tune", "search the hyperparameters of a model on a dataset"),
     "study": _Command("fer.stages.study", "train the rows of a published table, compare with its results"),
     "reproduce": _Command("fer.commands.reproduce", "every table and figure of a paper by one command"),

@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ROOMS = (
     "cli", "commands", "stages", "ledger", "report", "params", "__init__", "locate", "cluster", "tracking", "studies",
-    "inference", "evaluation", "training", "faces", "sources", "synth", "shards", "weights", "models", "transforms",
-    "recipes", "presets", "published", "outputs", "names", "lineage", "processes", "config", "io", "labels", "hashing",
-    "environment", "console",
+    "service", "inference", "evaluation", "training", "faces", "sources", "synth", "shards", "weights", "models",
+    "transforms", "recipes", "presets", "published", "outputs", "names", "lineage", "processes", "config", "io",
+    "labels", "hashing", "environment", "console",
 )  # fmt: skip
 """Files and folders of `fer`, top to bottom: each imports only what stands to its right."""
 

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--annotate", action="store_true", help="write the photos with boxes and labels into --out")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for --annotate")
     parser.add_argument("--tta", choices=("none", "flip"), default="none", help="flip: average with the mirror image")
-    parser.add_argument("--threads", type=int, default=_cpus(), metavar="N", help="CPU threads (default: all)")
+    parser.add_argument("--threads", type=int, default=cpus(), metavar="N", help="CPU threads (default: all)")
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="faces of one forward pass (default 32)")
 
 
@@ -176,5 +176,6 @@ def _write_tables(args: argparse.Namespace, model: Model, results: Sequence[Resu
         write_atomic(args.csv, as_csv(results, model.labels, synthetic=synthetic))
 
 
-def _cpus() -> int:
+def cpus() -> int:
+    """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
