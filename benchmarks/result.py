@@ -9,7 +9,19 @@ from typing import Any
 
 from fer.lineage import hardware, versions
 
-MODULES = ("crop", "detect", "ingest", "invalidation", "models", "origin", "ray_cost", "reader", "remote", "train")
+MODULES = (
+    "crop",
+    "detect",
+    "ingest",
+    "invalidation",
+    "models",
+    "origin",
+    "ray_cost",
+    "reader",
+    "remote",
+    "serve",
+    "train",
+)
 """Modules of this package that register benchmarks."""
 
 
