@@ -52,6 +52,7 @@ _COMMANDS = {
     "export": _Command(
         "fer.commands.export", "write a trained model for ONNX Runtime, OpenVINO or torch.export", plugins=True
     ),
+    "serve": _Command("fer.commands.serve", "predict over HTTP, with a page to drop a photo on", plugins=True),
     "tune": _Command("fer.stages.tune", "search the hyperparameters of a model on a dataset", slow=True),
     "study": _Command("fer.stages.study", "train the rows of a published table, compare with its results", slow=True),
     "reproduce": _Command("fer.commands.reproduce", "every table and figure of a paper by one command", slow=True),

@@ -53,6 +53,7 @@ _DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s by default, which every report() waits for
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # 60 s by default, which a busy machine exceeds; demand is checked
+    "RAY_SERVE_LOG_TO_STDERR": "0",  # its log is in the folder of the session
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's new output draws boxes even when told to be silent
     "RAY_ENABLE_AUTO_CONNECT": "0",  # else a search that is being stopped starts a second cluster
     "TUNE_DISABLE_AUTO_INIT": "1",

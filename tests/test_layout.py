@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ROOMS = (
     "__main__", "cli", "commands", "stages", "ledger", "report", "params", "__init__", "locate", "cluster", "tracking",
-    "studies", "inference", "explain", "export", "evaluation", "training", "faces", "sources", "synth", "shards",
+    "studies", "service", "inference", "explain", "export", "evaluation", "training", "faces", "sources", "synth", "shards",
     "weights", "models", "transforms", "recipes", "presets", "published", "outputs", "names", "lineage", "processes",
     "config", "io", "labels", "hashing", "environment", "plugins", "console",
 )  # fmt: skip

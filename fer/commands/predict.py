@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A",
         help="of video: weight of the past in a face's probabilities, 0 to less than 1 (default 0.6)",
     )
-    parser.add_argument("--threads", type=int, default=_cpus(), metavar="N", help="CPU threads (default: all)")
+    parser.add_argument("--threads", type=int, default=cpus(), metavar="N", help="CPU threads (default: all)")
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="faces of one forward pass (default 32)")
 
 
@@ -324,5 +324,6 @@ def _write_tables(args: argparse.Namespace, model: Model, results: Sequence[Resu
         write_table(args.parquet, list(rows_of(results, synthetic=synthetic)), schema_of(columns_of(model.labels)))
 
 
-def _cpus() -> int:
+def cpus() -> int:
+    """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -114,3 +114,11 @@ def test_ray_tune_leaves_the_traceback_of_a_trial_in_a_file(tmp_path: object) ->
     assert compat.trial_error(SimpleNamespace(error_file=path)) == "ValueError: no"
     for missing in (None, path + ".not"):
         assert compat.trial_error(SimpleNamespace(error_file=missing)) == "its process was lost"
+
+
+def test_ray_serve_sends_what_a_handle_is_given_straight_to_the_replica() -> None:
+    from ray.serve.handle import DeploymentHandle
+
+    parameters = inspect.signature(DeploymentHandle.options).parameters
+    assert "_by_reference" in parameters, CHANGED
+    assert compat.by_value(DeploymentHandle("model", "app")).by_reference is False, CHANGED
