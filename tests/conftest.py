@@ -1,16 +1,27 @@
 """Fixtures that every test may use."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fer import processes
+from fer.console import log
 
 processes.quiet_libraries()
 
 _LONG = ("pipeline", "stages", "faults", "cluster")
 _NEEDS = "needs real data: set FER_TEST_DATA to the folder that holds fer2013/, photos/ and bad/"
+
+
+@pytest.fixture(autouse=True)
+def _console() -> Iterator[None]:
+    """A command that a test calls sends the log to a stream which is closed after it: it is sent as before then."""
+    handlers, propagate, level = list(log.handlers), log.propagate, log.level
+    yield
+    log.handlers[:], log.propagate = handlers, propagate
+    log.setLevel(level)
 
 
 @pytest.fixture(scope="session")
