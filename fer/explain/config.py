@@ -30,6 +30,12 @@ class ExplainConfig(Config):
         default=None, min_length=1, description="dotted name of the module explained; null: the model's default"
     )
     faces_per_class: int = Field(default=2, ge=1, le=50, description="test faces of each class")
+    mistakes_per_cell: int = Field(
+        default=6,
+        ge=0,
+        le=50,
+        description="most confident mistakes of each confusion cell, for the report",
+    )
     seed: int = Field(default=0, ge=0, lt=2**31, description="another seed chooses other faces")
     steps: int = Field(
         default=32, ge=2, le=1000, description="points of the deletion and insertion curves, after the first"

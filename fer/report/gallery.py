@@ -114,8 +114,11 @@ def heat_maps(root: Path, dataset: str, model: str, weights: str | None) -> Mapp
         return {}
     try:
         with np.load(folder / "maps.npz") as found:
-            maps = found.get("grad_cam", ())
-            return {face["sample_id"]: heat for face, heat in zip(about["faces"], maps, strict=False)}
+            maps = {
+                face["sample_id"]: heat for face, heat in zip(about["faces"], found.get("grad_cam", ()), strict=False)
+            }
+            mistakes = zip(about.get("mistakes", ()), found.get("mistakes", ()), strict=True)
+            return maps | {sample: heat.astype(np.float32) / 255 for sample, heat in mistakes}
     except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
         raise FileError(f"{folder / 'maps.npz'}: not what the explain stage writes ({error}); {remedy}") from None
 

@@ -4,7 +4,8 @@
         explain.json    the faces, and for each method how faithful its maps are: deletion, insertion, beside maps of
                         random numbers; their rank correlation with the maps of the same model with random weights
         maps.npz        of each method float32 (faces,S,S), from 0 to 1; of the model's own attention
-                        `attention/<layer>`, float32 (faces,heads,s,s)
+                        `attention/<layer>`, float32 (faces,heads,s,s); `mistakes`, uint8 (mistakes,S,S): Grad-CAMs of
+                        the most confident mistakes of the evaluation, for the report
         faces.png       each face beside its maps
 
 Nothing is chosen by these results. Faces are explained for the class that the model predicts.
@@ -20,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fer.console import log
+from fer.evaluation.output import facts_in, read
 from fer.explain.config import ExplainConfig
 from fer.io.files import sha256, write_atomic, write_json
-from fer.outputs import EXPLAINED
+from fer.outputs import EVALUATED, EXPLAINED
 from fer.params import Params
 from fer.processes import lock
 from fer.shards.read import ShardSet, ShardSplit
@@ -31,6 +33,7 @@ from fer.tracking import open_run
 from fer.weights.store import load_model
 
 SPLIT = "test"
+_BATCH = 16
 
 
 def run(params: Params, dataset: str, model_key: str) -> Path:
@@ -49,7 +52,8 @@ def run(params: Params, dataset: str, model_key: str) -> Path:
     weights = (trained / "model.safetensors").resolve()
     facts = check_training(trained, weights, shards, params.target("train", dataset, model_key))
     with lock(params.root / ".work" / f"explain-{dataset}-{model_key}.lock"):
-        content, maps, figure = explain(params.explain, shards, weights, f"{model_key} on {dataset}")
+        mistakes = _mistakes(params.root, dataset, model_key, weights, params.explain.mistakes_per_cell)
+        content, maps, figure = explain(params.explain, shards, weights, f"{model_key} on {dataset}", mistakes)
         with EXPLAINED.publish(final) as folder:
             from fer.evaluation.figures import save
 
@@ -59,7 +63,7 @@ def run(params: Params, dataset: str, model_key: str) -> Path:
             write_atomic(folder / "maps.npz", buffer.getvalue())
             save(figure, folder / "faces.png")
         with open_run(
-            params.tracking, params.home, checkout=params.root, experiment=dataset, run_name=model_key,
+            params.tracking, params.home, checkout=params.root, experiment=dataset, run_name=params.run_name(model_key),
             key=str(facts.get("fingerprint") or sha256(weights)), params={}, tags={}, join=True,
             run_id=facts.get("mlflow_run_id"),
         ) as record:  # fmt: skip
@@ -81,9 +85,13 @@ def run(params: Params, dataset: str, model_key: str) -> Path:
 
 
 def explain(
-    config: ExplainConfig, shards: ShardSet, weights: Path, title: str
-) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float32]], Any]:
-    """explain.json, maps.npz and the figure of faces.png."""
+    config: ExplainConfig, shards: ShardSet, weights: Path, title: str, mistakes: npt.NDArray[np.int64]
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]], Any]:
+    """explain.json, maps.npz and the figure of faces.png.
+
+    Args:
+        mistakes: rows of the split.
+    """
     import torch
 
     from fer.explain.attention import attention_maps
@@ -161,8 +169,28 @@ def explain(
         "weights_sha256": sha256(weights),
         "faces": faces,
     }
+    if len(mistakes):
+        # A few at a time: a large model keeps much for its backward pass.
+        parts = np.split(mistakes, range(_BATCH, len(mistakes), _BATCH))
+        levels = [normalize(torch.from_numpy(_pixels(split, part, model)), model.mean, model.std) for part in parts]
+        heat = torch.cat([attribute(model, x, layer=layer).maps for x in levels])
+        maps["mistakes"] = (255 * heat).round().to(torch.uint8).numpy()
+        content["mistakes"] = [ids[row] for row in mistakes.tolist()]
     maps |= {f"attention/{name}": one.map.numpy() for name, one in attentions.items() if one.map is not None}
     return content, maps, sheet(shown, f"{title}: {layer}")
+
+
+def _mistakes(root: Path, dataset: str, model: str, weights: Path, most: int) -> npt.NDArray[np.int64]:
+    """Rows of the split: the most confident mistakes of each cell; none without an evaluation of the weights."""
+    from fer.explain.hard_cases import mistakes, read_predictions
+
+    folder = root / EVALUATED.parent / dataset / model
+    if not most or facts_in(read(folder)).get("weights_sha256") != sha256(weights):
+        return np.empty(0, np.int64)
+    found = read_predictions(folder / "predictions.parquet", model)
+    classes = range(len(found.classes))
+    cells = [mistakes(found, actual=actual, predicted=other)[:most] for actual in classes for other in classes]
+    return np.concatenate(cells)
 
 
 def chosen(labels: npt.NDArray[np.int64], config: ExplainConfig) -> npt.NDArray[np.int64]:

@@ -10,9 +10,12 @@ from builders.published import make_project, publish_training
 
 from fer import params as parameters
 from fer.explain.config import ExplainConfig
+from fer.explain.hard_cases import read_predictions
+from fer.io.files import sha256
 from fer.outputs import EXPLAINED
+from fer.report.gallery import heat_maps
 from fer.shards.read import ShardSet
-from fer.stages import explain
+from fer.stages import evaluate, explain
 
 
 @pytest.fixture
@@ -47,6 +50,21 @@ def test_it_explains_faces_of_every_class_by_every_method(project: parameters.Pa
         assert maps["attention/heads.1"].shape == (len(classes), 1, 4, 4)
     assert (folder / "faces.png").read_bytes().startswith(b"\x89PNG")
     assert EXPLAINED.folder(params.root, "toy", "nano") == folder, "it may be replaced"
+
+
+def test_most_confident_mistakes_of_the_evaluation_have_a_map_for_the_report(project: parameters.Params) -> None:
+    params = configured(project, mistakes_per_cell=2)
+    evaluated = evaluate.run(params, "toy", "nano")
+    folder = explain.run(params, "toy", "nano")
+    found = json.loads((folder / "explain.json").read_text())["mistakes"]
+    predictions = read_predictions(evaluated / "predictions.parquet", "nano")
+    wrong = {predictions.sample_ids[row] for row in np.flatnonzero(~predictions.correct)}
+    assert found
+    assert set(found) <= wrong
+    weights = sha256(params.root / "trained" / "toy" / "nano" / "model.safetensors")
+    maps = heat_maps(params.root, "toy", "nano", weights)
+    assert set(found) <= set(maps)
+    assert all(heat.shape == (64, 64) and heat.min() >= 0 and heat.max() <= 1 for heat in maps.values())
 
 
 def test_the_same_seed_gives_the_same_faces_and_maps_and_another_seed_others(project: parameters.Params) -> None:
