@@ -1,8 +1,8 @@
 """`fer bench explain`: are maps right where the answer is known?
 
-Planted evidence: images of noise in which one square of stripes, somewhere, decides the class by its direction. A map is
-right where its highest pixel lies in that square (pointing game). A model with random weights must not be right more often
-than by chance: than the same maps are about the squares of other images.
+Planted evidence: images of noise in which one square of stripes, somewhere, decides the class by its direction. A map
+is right where its highest pixel lies in that square (pointing game). A model with random weights must not be right more
+often than by chance: than the same maps are about the squares of other images.
 """
 
 from __future__ import annotations
