@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fer import processes
 from fer.cluster import compat
@@ -22,15 +22,21 @@ from fer.cluster.nodes import require, require_paths
 from fer.cluster.session import Cluster, connect, run_in_thread
 from fer.service.batches import Answer, Batches
 
+if TYPE_CHECKING:
+    from fer.inference.model import Model
+
 MOST_IMAGES = 16
 """Of a batch, as many as the detector takes at once; what else waits is for the next replica that is free."""
 
-_AHEAD = 2
-"""Batches that a replica holds: one that it predicts, and one that is there when it is ready."""
+_BATCHES = 2
+"""Of a replica: one that it predicts, and one that is there when it is ready."""
 
 
 class Replica:
-    """One process with the model; its methods run in threads of Serve.
+    """One process with the model, in one thread beside those of Serve.
+
+    Detectors are made for one thread, and so is the number of threads that torch was told: it holds for the thread that
+    tells it.
 
     Args:
         weights: file that `fer.inference.model.Model` takes.
@@ -38,20 +44,28 @@ class Replica:
     """
 
     def __init__(self, weights: str, options: Mapping[str, Any]) -> None:
-        import numpy as np
-
         processes.quiet_libraries()
-        from fer.inference.model import Model
+        self._thread = ThreadPoolExecutor(1, "model")
+        self._model = self._thread.submit(_ready, weights, options).result()
 
-        self._model, self._lock = Model(Path(weights), **options), threading.Lock()
-        blank = np.zeros((64, 64, 3), np.uint8)
-        self._model.predict(blank)  # loads the detector
-        self._model.predict_faces([blank])
-
-    def predict(self, images: Sequence[bytes]) -> list[Answer]:
+    async def predict(self, images: Sequence[bytes]) -> list[Answer]:
         """A `Result` for each image, as plain JSON."""
-        with self._lock:  # detectors are made for one thread
-            return [result.to_dict() for result in self._model.results([("image", image) for image in images])]
+        return await asyncio.get_running_loop().run_in_executor(self._thread, _answers, self._model, images)
+
+
+def _ready(weights: str, options: Mapping[str, Any]) -> Model:
+    import numpy as np
+
+    from fer.inference.model import Model
+
+    model, blank = Model(Path(weights), **options), np.zeros((64, 64, 3), np.uint8)
+    model.predict(blank)  # loads the detector
+    model.predict_faces([blank])
+    return model
+
+
+def _answers(model: Model, images: Sequence[bytes]) -> list[Answer]:
+    return [result.to_dict() for result in model.results([("image", image) for image in images])]
 
 
 class Replicas:
@@ -59,7 +73,7 @@ class Replicas:
 
     def __init__(self, handle: Any, name: str, cluster: Cluster, count: int) -> None:
         self._handle, self._name, self._cluster = handle, name, cluster
-        self._batches = Batches(self._work, at_once=_AHEAD * count, most=MOST_IMAGES)
+        self._batches = Batches(self._work, places=count, most=MOST_IMAGES)
 
     async def predict(self, image: bytes) -> tuple[Answer, int]:
         """As `Batches.predict`; LostError where the replica has died, and its successor is not there yet."""
@@ -112,7 +126,7 @@ def replicas(
         deployment = serve.deployment(Replica).options(
             name="model",
             num_replicas=count,
-            max_ongoing_requests=_AHEAD,
+            max_ongoing_requests=_BATCHES,
             ray_actor_options={"num_cpus": threads},
             graceful_shutdown_timeout_s=5,
         )

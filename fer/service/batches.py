@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 Answer = dict[str, Any]
 """A `Result` as plain JSON."""
+
+_COLLECT_SECONDS = 0.02
+"""Long enough for clients that send their next image once they have an answer; a batch takes longer."""
 
 
 class _Waiting(NamedTuple):
@@ -17,21 +21,24 @@ class _Waiting(NamedTuple):
 
 
 class Batches:
-    """What waits when a place becomes free is one batch.
+    """Images that wait together are one batch.
 
-    There is no timer, as `ray.serve.batch` has: on an idle service an image waits for no other, and on a busy one a
-    batch grows until the model is ready for it. One call of Ray carries a whole batch.
+    While a place is free, an image waits for no other: a lone client pays nothing. While all work, a batch is collected
+    for the place that becomes free next, and is there before it does. `ray.serve.batch` has one timer for both, and
+    one call of Ray for each image.
 
     Args:
         work: predicts images, in their order; it may fail as a whole.
-        at_once: batches that are worked on at the same time.
+        places: batches that are predicted at the same time; so many more wait for them.
         most: images of one batch.
     """
 
-    def __init__(self, work: Callable[[Sequence[bytes]], Awaitable[Sequence[Answer]]], *, at_once: int, most: int):
-        self._work, self._at_once, self._most = work, at_once, most
+    def __init__(self, work: Callable[[Sequence[bytes]], Awaitable[Sequence[Answer]]], *, places: int, most: int):
+        self._work, self._places, self._most = work, places, most
         self._waiting: deque[_Waiting] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._in_work = 0
+        self._ended = asyncio.Event()  # of the next batch that ends
 
     async def predict(self, image: bytes) -> tuple[Answer, int]:
         """The answer for an image, and the size of its batch.
@@ -40,7 +47,7 @@ class Batches:
         """
         one = _Waiting(image, asyncio.get_running_loop().create_future())
         self._waiting.append(one)
-        if len(self._tasks) < self._at_once:
+        if len(self._tasks) < 2 * self._places:
             task = asyncio.create_task(self._empty())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -48,8 +55,15 @@ class Batches:
 
     async def _empty(self) -> None:
         while self._waiting:
+            if self._in_work >= self._places and len(self._waiting) < self._most:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._ended.wait(), _COLLECT_SECONDS)
             batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+            self._in_work += 1
             await self._answer([one for one in batch if not one.answered.done()])  # its request may have been given up
+            self._in_work -= 1
+            self._ended.set()
+            self._ended = asyncio.Event()
 
     async def _answer(self, batch: Sequence[_Waiting]) -> None:
         try:

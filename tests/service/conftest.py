@@ -27,7 +27,7 @@ class ModelBackend:
         async def work(images: Any) -> list[Any]:
             return await asyncio.to_thread(lambda: [one.to_dict() for one in model.results(named(images))])
 
-        self.predict = Batches(work, at_once=1, most=16).predict
+        self.predict = Batches(work, places=1, most=16).predict
 
     async def healthy(self) -> bool:
         return True

@@ -261,7 +261,7 @@ def test_what_waits_together_is_predicted_together_in_order() -> None:
             await free.wait()
             return [{"of": image} for image in images]
 
-        many = Batches(work, at_once=1, most=4)
+        many = Batches(work, places=1, most=4)
         first = asyncio.create_task(many.predict(b"first"))
         while not batches:
             await asyncio.sleep(0)
@@ -285,7 +285,7 @@ def test_image_that_fails_fails_alone() -> None:
                 raise RuntimeError("a defect")
             return [{} for _ in images]
 
-        many = Batches(work, at_once=1, most=8)
+        many = Batches(work, places=1, most=8)
         return await asyncio.gather(*(many.predict(one) for one in (b"a", b"bad", b"c")), return_exceptions=True)
 
     one, bad, other = asyncio.run(main())
