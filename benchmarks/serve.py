@@ -16,8 +16,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from benchmarks.result import BenchResult, benchmark, options
 from benchmarks.timing import in_turn, ratio
 
@@ -96,8 +94,9 @@ def _photo(number: int, side: int) -> bytes:
     import cv2
 
     from fer import synth
+    from fer.io.images import decode_image
 
-    scene = cv2.imdecode(np.frombuffer(synth.encode(synth.render(0, number)), np.uint8), cv2.IMREAD_COLOR)
+    scene = decode_image(synth.encode(synth.render(0, number)))
     return cv2.imencode(".jpg", cv2.resize(scene, (side, side)))[1].tobytes()
 
 
