@@ -364,6 +364,7 @@ def test_page_shows_boxes_and_labels_in_a_browser(start, model: Model, tmp_path:
         page.get_by_label("Drop or paste a photo here, or choose one:").set_input_files(tmp_path / "photo.jpg")
         page.get_by_role("status").filter(has_text="1 face.").wait_for()
         assert page.locator("svg rect").count() == 1
+        assert page.locator("svg text").text_content() == f"1 {label}"
         assert page.get_by_role("table").get_by_role("row").nth(1).get_by_role("cell").first.inner_text() == label
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "a phone scrolls down only"
         assert not problems
