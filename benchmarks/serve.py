@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--clients", type=int, default=16, help="that send one photo after the other (16)")
     parser.add_argument("--photos", type=int, default=256, help="of a round (256)")
+    parser.add_argument("--side", type=int, default=640, help="of a photo, in px (640)")
     parser.add_argument("--rounds", type=int, default=5, help="of both, in turn; the median counts (5)")
     parser.add_argument("--threads", type=int, default=2, help="of the model, here and in its one replica (2)")
     parser.add_argument(
@@ -39,11 +41,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 @benchmark("serve", help="throughput of `fer serve` against the model alone, and latency", arguments=_arguments)
 def run(args: argparse.Namespace) -> BenchResult:
     """The same photos by `Model.predict` of this process, and by clients of a service on this machine, in turn."""
-    from fer import synth
     from fer.inference.model import Model
 
-    photos = [synth.encode(synth.render(0, number)) for number in range(16)]
-    photos = [photos[number % len(photos)] for number in range(args.photos)]
+    photos = [_photo(number % 16, args.side) for number in range(args.photos)]
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="fer-bench-") as folder:
         weights = _random_weights(Path(folder), args.model)
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> BenchResult:
         )
     ]
     return BenchResult(
-        title=f"{args.model}, detector {args.detector}, {args.clients} clients, {args.photos} photos a round",
+        title=f"{args.model}, detector {args.detector}, {args.clients} clients, {args.photos} photos of {args.side} px",
         rows=rows,
         notes=[
             f"throughput of the service: {100 * left:.0f} % of the model alone, median of {args.rounds} rounds "
@@ -83,9 +83,21 @@ def run(args: argparse.Namespace) -> BenchResult:
             f"requests lost: {lost} of {args.rounds * len(photos)} (target: 0)",
             "p50, p99: from request to answer, all clients at once; these run on the same cores as the service",
         ],
-        settings=options(args, ("model", "clients", "photos", "rounds", "threads", "detector"))
+        settings=options(args, ("model", "clients", "photos", "side", "rounds", "threads", "detector"))
         | {"ratio": left, "lost": lost},
     )
+
+
+@cache
+def _photo(number: int, side: int) -> bytes:
+    """A JPEG of a drawn scene."""
+    import cv2
+
+    from fer import synth
+    from fer.io.images import decode_image
+
+    scene = decode_image(synth.encode(synth.render(0, number)))
+    return cv2.imencode(".jpg", cv2.resize(scene, (side, side)))[1].tobytes()
 
 
 def _random_weights(folder: Path, name: str) -> Path:

@@ -35,8 +35,7 @@ _BATCHES = 2
 class Replica:
     """One process with the model, in one thread beside those of Serve.
 
-    Detectors are made for one thread, and so is the number of threads that torch was told: it holds for the thread that
-    tells it.
+    Detectors are made for one thread, and `torch.set_num_threads` holds for the thread that calls it.
 
     Args:
         weights: file that `fer.inference.model.Model` takes.

@@ -26,7 +26,7 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from fer.console import log
-from fer.lineage import versions
+from fer.lineage import installed_version
 from fer.processes import LostError
 from fer.service.batches import Answer
 from fer.service.limits import Limits, Rate
@@ -117,7 +117,7 @@ def create_app(backend: Backend, about: Mapping[str, Any], limits: Limits) -> Fa
     """
     app = FastAPI(
         title="fer",
-        version=versions()["fer"],
+        version=installed_version("fer") or "unknown",
         docs_url=None,
         redoc_url=None,
         description="Expressions of the faces of photos",

@@ -23,9 +23,10 @@ class _Waiting(NamedTuple):
 class Batches:
     """Images that wait together are one batch.
 
-    While a place is free, an image waits for no other: a lone client pays nothing. While all work, a batch is collected
-    for the place that becomes free next, and is there before it does. `ray.serve.batch` has one timer for both, and
-    one call of Ray for each image.
+    While a place is free, an image waits for no other: a lone client pays nothing. While all work, as many batches are
+    collected for the places that become free next, and are there before they do. All have an equal share of the images
+    inside: without that, clients that wait for their answers fall into one large batch and one of a single image.
+    `ray.serve.batch` has a timer instead, and one call of Ray for each image.
 
     Args:
         work: predicts images, in their order; it may fail as a whole.
@@ -37,7 +38,7 @@ class Batches:
         self._work, self._places, self._most = work, places, most
         self._waiting: deque[_Waiting] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._in_work = 0
+        self._inside = self._in_work = 0  # images; batches
         self._ended = asyncio.Event()  # of the next batch that ends
 
     async def predict(self, image: bytes) -> tuple[Answer, int]:
@@ -51,14 +52,22 @@ class Batches:
             task = asyncio.create_task(self._empty())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        return await one.answered
+        self._inside += 1
+        try:
+            return await one.answered
+        finally:
+            self._inside -= 1
+
+    @property
+    def _share(self) -> int:
+        return max(1, min(self._most, -(-self._inside // (2 * self._places))))
 
     async def _empty(self) -> None:
         while self._waiting:
-            if self._in_work >= self._places and len(self._waiting) < self._most:
+            if self._in_work >= self._places and len(self._waiting) < self._share:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._ended.wait(), _COLLECT_SECONDS)
-            batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+            batch = [self._waiting.popleft() for _ in range(min(self._share, len(self._waiting)))]
             self._in_work += 1
             await self._answer([one for one in batch if not one.answered.done()])  # its request may have been given up
             self._in_work -= 1
@@ -68,13 +77,12 @@ class Batches:
     async def _answer(self, batch: Sequence[_Waiting]) -> None:
         try:
             answers = await self._work([one.image for one in batch]) if batch else []
+            for one, answer in zip(batch, answers, strict=True):
+                if not one.answered.done():
+                    one.answered.set_result((answer, len(batch)))
         except Exception as error:  # noqa: BLE001 - raised again where the image is awaited
             if len(batch) > 1:  # one by one, so that only the image at fault fails
                 for one in batch:
                     await self._answer([one])
             elif not batch[0].answered.done():
                 batch[0].answered.set_exception(error)
-            return
-        for one, answer in zip(batch, answers, strict=True):
-            if not one.answered.done():
-                one.answered.set_result((answer, len(batch)))

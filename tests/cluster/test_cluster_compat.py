@@ -117,8 +117,17 @@ def test_ray_tune_leaves_the_traceback_of_a_trial_in_a_file(tmp_path: object) ->
 
 
 def test_ray_serve_sends_what_a_handle_is_given_straight_to_the_replica() -> None:
+    from ray.serve._private.request_router import replica_wrapper
     from ray.serve.handle import DeploymentHandle
 
-    parameters = inspect.signature(DeploymentHandle.options).parameters
-    assert "_by_reference" in parameters, CHANGED
-    assert compat.by_value(DeploymentHandle("model", "app")).by_reference is False, CHANGED
+    class Handle:
+        """A real one looks for a running Serve, and starts a cluster where it finds none."""
+
+        options = staticmethod(inspect.signature(DeploymentHandle.options).bind_partial)
+
+    assert compat.by_value(Handle()).arguments == {"_by_reference": False}, CHANGED
+    chosen = object.__new__(replica_wrapper.RunningReplica)
+    chosen._grpc_replica_wrapper, chosen._actor_replica_wrapper = "straight", "through the object store"
+    for by_reference, wrapper in ((False, "straight"), (True, "through the object store")):
+        request = SimpleNamespace(metadata=SimpleNamespace(_by_reference=by_reference))
+        assert chosen._get_replica_wrapper(request) == wrapper, CHANGED

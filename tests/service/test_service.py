@@ -278,6 +278,27 @@ def test_what_waits_together_is_predicted_together_in_order() -> None:
     assert [answer[0]["of"][0] for answer in answers[1:] if isinstance(answer, tuple)] == [0, 2, 3, 4, 5]
 
 
+def test_images_whose_clients_have_left_are_not_predicted() -> None:
+    async def main() -> list[int]:
+        sizes = []
+
+        async def work(images: Any) -> list[Any]:
+            sizes.append(len(images))
+            await asyncio.sleep(0)
+            return [{} for _ in images]
+
+        many = Batches(work, places=1, most=8)
+        left = [asyncio.create_task(many.predict(b"left")) for _ in range(5)]
+        await asyncio.sleep(0)
+        for one in left:
+            one.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await many.predict(b"here")
+        return sizes
+
+    assert asyncio.run(main())[-1] == 1
+
+
 def test_image_that_fails_fails_alone() -> None:
     async def main() -> list[Any]:
         async def work(images: Any) -> list[Any]:
@@ -343,6 +364,7 @@ def test_page_shows_boxes_and_labels_in_a_browser(start, model: Model, tmp_path:
         page.get_by_label("Drop or paste a photo here, or choose one:").set_input_files(tmp_path / "photo.jpg")
         page.get_by_role("status").filter(has_text="1 face.").wait_for()
         assert page.locator("svg rect").count() == 1
+        assert page.locator("svg text").text_content() == f"1 {label}"
         assert page.get_by_role("table").get_by_role("row").nth(1).get_by_role("cell").first.inner_text() == label
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "a phone scrolls down only"
         assert not problems
