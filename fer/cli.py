@@ -45,6 +45,9 @@ _COMMANDS = {
     "predict": _Command(
         "fer.commands.predict", "find the faces in your photos and name their expressions", plugins=True
     ),
+    "explain": _Command(
+        "fer.commands.explain", "show where in a face a model sees the evidence for an expression", plugins=True
+    ),
     "explore": _Command(
         "fer.stages.explore", "compare evaluated models: features, hard cases, what goes with mistakes", slow=True
     ),

@@ -1,0 +1,53 @@
+"""`fer explain`: where in the faces of your photos a model sees the evidence for an expression."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import fer
+from fer.console import log
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The photos, the weights, the method, and where to."""
+    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="image files")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="an image a face goes here")
+    parser.add_argument("--weights", metavar="W", help="as of `fer predict`")
+    parser.add_argument("--detector", choices=("retinaface", "yunet", "whole"), help="as of `fer predict`")
+    parser.add_argument("--detector-weights", metavar="PATH", help="as of `fer predict`")
+    parser.add_argument("--method", choices=("grad_cam", "score_cam"), default="grad_cam", help="default grad_cam")
+    parser.add_argument("--target", metavar="LABEL", help="the expression to explain (default: the predicted one)")
+    parser.add_argument("--layer", metavar="NAME", help="dotted name of a module (default: the model's own)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints a line a face. Returns 0 where each photo has a face, 3 where some have none, 1 where none has."""
+    targets = {path: args.out / f"{path.name}.{args.method}.face" for path in args.photos}
+    if len({str(target) for target in targets.values()}) < len(args.photos):
+        raise ValueError(f"--out {args.out}: two photos of one name would be written to one file; explain them apart")
+    for target in targets.values():
+        if taken := sorted(args.out.glob(f"{_literal(target.name)}*.jpg")):
+            raise ValueError(f"{taken[0]}: exists already, and is never overwritten; name another folder with --out")
+    from fer.inference.output import write_jpeg
+
+    model = fer.load(args.weights, detector=args.detector, detector_weights=args.detector_weights)
+    without = 0
+    for photo, target in targets.items():
+        found = model.explain(photo, args.method, target=args.target, layer=args.layer)
+        for number, one in enumerate(found, 1):
+            path = target.with_name(f"{target.name}{number}.jpg")
+            write_jpeg(path, one.overlay())
+            share = one.face.probabilities[one.target]
+            print(
+                f"{photo}  face {number}  {one.target} {share:.3f}  {one.method} of {one.layer} -> {path}", flush=True
+            )
+        if not found:
+            log.warning("%s: no face was found, or the file cannot be read; `fer predict` says why", photo)
+            without += 1
+    return 0 if not without else 1 if without == len(targets) else 3
+
+
+def _literal(name: str) -> str:
+    """A name as a pattern that matches it alone."""
+    return "".join(f"[{char}]" if char in "*?[" else char for char in name)
