@@ -31,7 +31,7 @@ from fer.cluster.map import map_blocks
 from fer.console import log, progress
 from fer.faces.crop import in_order
 from fer.inference.model import Model, Tta, crop_config, detector_file
-from fer.inference.output import columns_of, rows_of
+from fer.inference.output import SYNTHETIC, columns_of, rows_of
 from fer.inference.photos import name_of
 from fer.io.files import FileError
 from fer.io.images import MAX_BYTES
@@ -101,6 +101,8 @@ def run(
     """
     source, out = (where if is_store(where) else str(Path(where).expanduser().resolve()) for where in (source, out))
     model = Model(weights, detector=detector, tta=tta)  # wrong weights fail here
+    if model.info.synthetic:
+        log.warning("%s: %s", model.path, SYNTHETIC)
     chosen = "whole" if detector == "whole" else crop_config(model.info, detector, where=str(weights)).detector
     found = None if chosen == "whole" else detector_file(chosen, detector_weights).read_bytes()
     job = Job(source=source, out=out, weights=model.path.read_bytes(), detector=chosen, detector_weights=found, tta=tta)
@@ -123,7 +125,10 @@ def run(
     counts = {name: total[name] for name in ("images", "unread", "faces", "refused")}
     assert counts["images"] == plan["images"]
     folder.write("summary.json", _json({**plan, **counts}))
-    log.info("predict: %d images, %d faces; %d images not read, %d refusals -> %s", *counts.values(), folder.name)
+    log.info(
+        f"predict: {counts['images']} images, {counts['faces']} faces; {counts['unread']} images not read, "
+        f"{counts['refused']} refusals -> {folder.name}"
+    )
     return counts
 
 
