@@ -25,7 +25,7 @@ class _LineFormatter(logging.Formatter):
         return text
 
 
-class _BarSafeHandler(logging.StreamHandler[Any]):
+class BarSafeHandler(logging.StreamHandler[Any]):
     """Writes above a running progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -38,7 +38,7 @@ def set_up(level: int = logging.INFO, stream: TextIO | None = None) -> None:
     log.setLevel(level)
     log.propagate = False
     log.handlers.clear()
-    handler = _BarSafeHandler(stream or sys.stdout)
+    handler = BarSafeHandler(stream or sys.stdout)
     handler.setFormatter(_LineFormatter())
     log.addHandler(handler)
 

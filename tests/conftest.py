@@ -1,12 +1,12 @@
 """Fixtures that every test may use."""
 
+import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fer import processes
+from fer import console, processes
 from fer.console import log
 
 processes.quiet_libraries()
@@ -16,12 +16,11 @@ _NEEDS = "needs real data: set FER_TEST_DATA to the folder that holds fer2013/, 
 
 
 @pytest.fixture(autouse=True)
-def _console() -> Iterator[None]:
-    """A command that a test calls sends the log to a stream which is closed after it: it is sent as before then."""
-    handlers, propagate, level = list(log.handlers), log.propagate, log.level
-    yield
-    log.handlers[:], log.propagate = handlers, propagate
-    log.setLevel(level)
+def _console() -> None:
+    """A command that was called before sends the log to a stream which is closed now: each test starts without."""
+    log.handlers = [handler for handler in log.handlers if not isinstance(handler, console.BarSafeHandler)]
+    log.propagate = True
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,7 @@ def test_weights_list_prints_entries_that_can_be_loaded(capsys: pytest.CaptureFi
     import argparse
 
     for name, entry in register().items():
-        weights._list(argparse.Namespace(name=name))
+        weights._list(argparse.Namespace(name=name, json=False))
         assert yaml12.load(capsys.readouterr().out.encode()) == entry.model_dump(exclude_none=True)
 
 

@@ -200,7 +200,7 @@ def test_the_command_prints_every_model_and_the_published_numbers(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fer.models.list_models", lambda: ["ddamfn_nano", "poster_v2"])
-    command.main(argparse.Namespace(num_classes=7, cost=True))
+    command.main(argparse.Namespace(num_classes=7, cost=True, json=False))
     lines = capsys.readouterr().out.splitlines()
     first = {line.split()[0]: line for line in lines if line.strip()}
     assert first["ddamfn_nano"].split() == ["ddamfn_nano", "64px", "89,919", "-", "0.004"]
@@ -209,7 +209,7 @@ def test_the_command_prints_every_model_and_the_published_numbers(
 
 
 def test_without_the_option_the_command_prints_a_line_a_model(capsys: pytest.CaptureFixture[str]) -> None:
-    command.main(argparse.Namespace(num_classes=8, cost=False))
+    command.main(argparse.Namespace(num_classes=8, cost=False, json=False))
     lines = capsys.readouterr().out.splitlines()
     assert set(MODELS) <= {line.split()[0] for line in lines[1:]}  # other tests register toys beside them
     assert any(line.startswith("poster_v2 ") and "43,754,710" in line and "cross-attention" in line for line in lines)
