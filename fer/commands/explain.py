@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import glob
 from pathlib import Path
 
 import fer
+from fer.commands.model_options import add_model_options
 from fer.console import log
 
 
@@ -13,9 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The photos, the weights, the method, and where to."""
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="image files")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="an image a face goes here")
-    parser.add_argument("--weights", metavar="W", help="as of `fer predict`")
-    parser.add_argument("--detector", choices=("retinaface", "yunet", "whole"), help="as of `fer predict`")
-    parser.add_argument("--detector-weights", metavar="PATH", help="as of `fer predict`")
+    add_model_options(parser)
     parser.add_argument("--method", choices=("grad_cam", "score_cam"), default="grad_cam", help="default grad_cam")
     parser.add_argument("--target", metavar="LABEL", help="the expression to explain (default: the predicted one)")
     parser.add_argument("--layer", metavar="NAME", help="dotted name of a module (default: the model's own)")
@@ -27,7 +27,7 @@ def main(args: argparse.Namespace) -> int:
     if len({str(target) for target in targets.values()}) < len(args.photos):
         raise ValueError(f"--out {args.out}: two photos of one name would be written to one file; explain them apart")
     for target in targets.values():
-        if taken := sorted(args.out.glob(f"{_literal(target.name)}*.jpg")):
+        if taken := sorted(args.out.glob(f"{glob.escape(target.name)}*.jpg")):
             raise ValueError(f"{taken[0]}: exists already, and is never overwritten; name another folder with --out")
     from fer.inference.output import write_jpeg
 
@@ -46,8 +46,3 @@ def main(args: argparse.Namespace) -> int:
             log.warning("%s: no face was found, or the file cannot be read; `fer predict` says why", photo)
             without += 1
     return 0 if not without else 1 if without == len(targets) else 3
-
-
-def _literal(name: str) -> str:
-    """A name as a pattern that matches it alone."""
-    return "".join(f"[{char}]" if char in "*?[" else char for char in name)

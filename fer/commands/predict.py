@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import fer
 from fer import console
+from fer.commands.model_options import add_model_options, add_tta, cpus
 from fer.console import log
 from fer.processes import Interrupted
 
@@ -35,22 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "photos", nargs="*", metavar="PHOTO", help="files, folders, patterns, http(s) URLs and videos; - reads one "
         "image from standard input"
     )  # fmt: skip
-    parser.add_argument(
-        "--weights",
-        metavar="W",
-        help="a .safetensors file, the folder of a run, published weights that were pulled, or an MLflow URI "
-        "(default: the model that comes with the package)",
-    )
+    add_model_options(parser)
     parser.add_argument("--camera", type=int, nargs="?", const=0, metavar="N", help="a camera, until Ctrl+C")
-    parser.add_argument(
-        "--detector",
-        choices=("retinaface", "yunet", "whole"),
-        help="whole: each photo is one face, cropped like the training data. Default: the detector of the "
-        "training data, else yunet",
-    )
-    parser.add_argument(
-        "--detector-weights", metavar="PATH", help="its file or folder (default: fetched into the cache)"
-    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write all results here; - prints them, and no lines")
     parser.add_argument("--csv", type=Path, metavar="PATH", help="write a table of the faces here")
     parser.add_argument("--parquet", type=Path, metavar="PATH", help="the same table as Parquet")
@@ -63,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "one; tables go to --out; stopped, the same command resumes",
     )
     parser.add_argument("--workers", type=int, metavar="N", help="of --cluster: at a time (all CPUs); 0: without Ray")
-    parser.add_argument("--tta", choices=("none", "flip"), default="none", help="flip: average with the mirror image")
+    add_tta(parser)
     parser.add_argument(
         "--smooth",
         type=float,
@@ -322,8 +309,3 @@ def _write_tables(args: argparse.Namespace, model: Model, results: Sequence[Resu
         from fer.shards.table import schema_of, write_table
 
         write_table(args.parquet, list(rows_of(results, synthetic=synthetic)), schema_of(columns_of(model.labels)))
-
-
-def cpus() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fer
+from fer.commands.model_options import add_model_options, add_tta, cpus
 from fer.console import log
 
 if TYPE_CHECKING:
@@ -22,12 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "The service has no password and no TLS: before it is reached from outside this machine, put a proxy in front "
         "of it that has. It keeps no image."
     )
-    parser.add_argument(
-        "--weights",
-        metavar="W",
-        help="a .safetensors file, a run's folder, a published name or an MLflow URI (default: the model of the "
-        "package)",
-    )
+    add_model_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address (default 127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="port (default 8000; 0: any free one)")
     parser.add_argument("--replicas", type=int, default=1, metavar="N", help="processes with the model (default 1)")
@@ -39,16 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rate", type=float, metavar="R", help="requests a second of one client address (default: no limit)"
     )
-    parser.add_argument(
-        "--detector",
-        choices=("retinaface", "yunet", "whole"),
-        help="whole: each photo is one face, cropped like the training data (default: that of the training data, or "
-        "yunet)",
-    )
-    parser.add_argument(
-        "--detector-weights", metavar="PATH", help="its file or folder (default: the cache of `fer weights pull`)"
-    )
-    parser.add_argument("--tta", choices=("none", "flip"), default="none", help="flip: average with the mirror image")
+    add_tta(parser)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -62,7 +49,6 @@ def main(args: argparse.Namespace) -> None:
         if (value := getattr(args, name)) is not None and not 1 <= value <= 4096:
             raise ValueError(f"--{name} {value}: 1 to 4096 is allowed")
     from fer.cluster.serve import replicas
-    from fer.commands.predict import cpus
     from fer.config import parse
     from fer.service.app import create_app, listen, server
     from fer.service.limits import Limits

@@ -36,10 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Prints the card, and writes the folder."""
-    content = card(args.run.resolve())
-    print(as_markdown(content), end="")
+    run = args.run.resolve()
+    print(as_markdown(card(run) if args.out is None else package(run, args.out)), end="")
     if args.out is not None:
-        package(args.run.resolve(), args.out)
         print(f"-> {args.out}; fer.load({str(args.out)!r}) reads it")
 
 
@@ -57,11 +56,11 @@ def card(trained: Path) -> dict[str, Any]:
     if trained.parents[1].name != TRAINED.parent or not weights.is_file():
         raise FileError(f"{trained}: no run; name a folder {TRAINED.parent}/<dataset>/<model> with {WEIGHTS_NAME}")
     info, train = read_info(weights), training_facts(trained)
-    test = read(root / EVALUATED.parent / dataset / model)
-    if facts_in(test).get("weights_sha256") != sha256(weights):
+    evaluated, digest = root / EVALUATED.parent / dataset / model, sha256(weights)
+    test = read(evaluated)
+    if facts_in(test).get("weights_sha256") != digest:
         raise FileError(
-            f"{root / EVALUATED.parent / dataset / model}: no evaluation of these weights; "
-            f"`dvc repro evaluate@{dataset}-{model}` makes one"
+            f"{evaluated}: no evaluation of these weights; `dvc repro evaluate@{dataset}-{model}` makes one"
         )
     confidence = test["intervals"][0]["confidence"]
     classes = [
@@ -69,17 +68,17 @@ def card(trained: Path) -> dict[str, Any]:
             "class": line["class"],
             "rows": line["rows"],
             "recall": line["recall"],
-            **(vars(wilson(round(line["recall"] * line["rows"]), line["rows"], confidence)) if line["rows"] else {}),
+            **(vars(wilson(row[index], line["rows"], confidence)) if line["rows"] else {}),
             "precision": line["precision"],
         }
-        for line in test["per_class"]
+        for index, (line, row) in enumerate(zip(test["per_class"], test["confusion"], strict=True))
     ]
     measured = ("accuracy", "balanced_accuracy", "macro_f1", "ece", "nll", "intervals", "calibration")
     return {
         "model": info.model,
         "parameters": train.get("parameters"),
         "labels": list(info.labels),
-        "weights_sha256": sha256(weights),
+        "weights_sha256": digest,
         "use": _USE,
         "limits": [*_LIMITS, *_limits(info.extra.get("crop") or {}, info.synthetic, test, classes)],
         "input": {"size": info.input_size, "colour": info.colour, "crop": info.extra.get("crop")},
@@ -158,8 +157,11 @@ def as_markdown(card: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def package(trained: Path, out: Path) -> None:
+def package(trained: Path, out: Path) -> dict[str, Any]:
     """Writes the weights and the card as one folder, which appears complete, in place of an earlier one.
+
+    Returns:
+        the card.
 
     Raises:
         FileError: as `card`; or `out` is there and holds anything else.
@@ -171,3 +173,4 @@ def package(trained: Path, out: Path) -> None:
         (folder / WEIGHTS_NAME).write_bytes((trained / WEIGHTS_NAME).read_bytes())
         write_json(folder / FILE_NAME, content)
         write_atomic(folder / "README.md", as_markdown(content))
+    return content
