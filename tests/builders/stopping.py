@@ -1,21 +1,26 @@
 """Children that a fault test delays, kills or stops at a known place, and what they leave."""
 
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
+import pytest
 import yaml_text
 from builders.limits import patience
 from builders.projects import REPOSITORY, environment, make_project, run_dvc
+
+from fer.stages.study import CellLog
 
 T = TypeVar("T")
 
@@ -127,3 +132,23 @@ def start_repro(root: Path) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
+
+@contextmanager
+def interrupted_after_a_cell() -> Iterator[None]:
+    """The first cell of a study ends, and this process is interrupted while the second runs or is about to."""
+    finish = CellLog._finish
+
+    def stopped(*arguments: Any) -> None:
+        finish(*arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    # A process that a shell started in the background ignores SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(CellLog, "_finish", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 from builders.mlflow_runs import client, give_store, runs
 from builders.projects import TOY, make_project
 from builders.shards import LABELS, make_shards, write_manifest, write_people, write_rows
+from builders.stopping import interrupted_after_a_cell
 
 from fer.config import ConfigError
 from fer.evaluation.metrics import log_softmax
@@ -25,7 +24,6 @@ from fer.shards.read import EvalBatches, ModelInput, ShardSet
 from fer.shards.schema import Split
 from fer.shards.table import read_table
 from fer.stages import audit as audit_stage
-from fer.stages import study as study_stage
 from fer.stages.audit import run
 from fer.training.loop import build_model, compute_logits
 from fer.training.state import TrainState
@@ -133,21 +131,10 @@ def test_each_row_is_predicted_by_the_model_that_did_not_train_on_it(tmp_path: P
     assert "check" not in read_json(folder / "audit.json"), "nothing better is known"
 
 
-def test_a_stopped_audit_resumes_after_the_folds_that_are_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    params, finish = project(tmp_path), study_stage.CellLog._finish
-
-    def stopped(*arguments: Any) -> None:
-        finish(*arguments)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
-    with monkeypatch.context() as first:
-        first.setattr(study_stage.CellLog, "_finish", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            run(params, "tiny", "toy", folds=2, workers=0)
+def test_a_stopped_audit_resumes_after_the_folds_that_are_done(tmp_path: Path) -> None:
+    params = project(tmp_path)
+    with interrupted_after_a_cell():
+        run(params, "tiny", "toy", folds=2, workers=0)
     assert not (tmp_path / "reports").exists()
     (done,) = tmp_path.glob(".work/audit-*/*/result.json")
     written = done.stat().st_mtime_ns

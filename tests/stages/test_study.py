@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 from builders.mlflow_runs import client, give_store
 from builders.projects import make_project, write_params
 from builders.shards import make_shards
+from builders.stopping import interrupted_after_a_cell
 
 from fer.config import ConfigError
 from fer.io.files import read_json
@@ -270,25 +269,13 @@ def test_printed_costs_stand_beside_ours_where_the_table_has_them() -> None:
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=[pytest.mark.ray, pytest.mark.slow])])
 @pytest.mark.timeout(300)
 def test_each_finished_cell_of_a_stopped_study_is_in_mlflow_with_its_duration(
-    params: Params, workers: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    params: Params, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     options = StudyOptions(smoke=True, workers=workers)
     plan = make_plan(params, "own.yaml", load_study("own.yaml", params.root), options)
-    finish = study_stage.CellLog._finish
-
-    def stopped(*arguments: Any) -> None:
-        """The first cell ends, and the study is stopped while the second runs or is about to."""
-        finish(*arguments)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    # A process that a shell started in the background ignores SIGINT.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
-    with monkeypatch.context() as first:
-        first.setattr(study_stage.CellLog, "_finish", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            run(params, "own.yaml", options)
+    with interrupted_after_a_cell():
+        run(params, "own.yaml", options)
     (result,) = Path(plan.folder).glob("*/result.json")
     runs = _runs(params)
     done = runs.pop("plain, tiny, seed 0")
