@@ -17,10 +17,13 @@ _NEEDS = "needs real data: set FER_TEST_DATA to the folder that holds fer2013/, 
 
 @pytest.fixture(autouse=True)
 def _console() -> None:
-    """A command that was called before sends the log to a stream which is closed now: each test starts without."""
+    """A command that was called before sends the log to a stream which is closed now: each test starts without.
+
+    The level is the log's own, because a library that is imported may set that of the root (MLflow's does).
+    """
     log.handlers = [handler for handler in log.handlers if not isinstance(handler, console.BarSafeHandler)]
     log.propagate = True
-    log.setLevel(logging.NOTSET)
+    log.setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session")

@@ -177,15 +177,15 @@ class TrainState:
         with open_atomic(path, "wb") as handle:
             handle.write(buffer.getbuffer())
             handle.write(_MARK + hashlib.sha256(buffer.getbuffer()).digest())
-        for old in saved_states(folder)[KEPT:]:
-            old.unlink(missing_ok=True)
+        _remove_older(folder)
         return path
 
     @classmethod
     def load(cls, folder: Path) -> TrainState | None:
         """The newest whole state of a folder, or None where none was ever saved.
 
-        A damaged file is reported and the one before it is taken. What killed writers left is removed.
+        A damaged file is reported and the one before it is taken. What killed writers left is removed: parts of
+        files, and files that the last one has replaced.
 
         Raises:
             StateError: there are files, and none of them is whole.
@@ -205,6 +205,7 @@ class TrainState:
             if problems:
                 state.fallbacks += len(problems)
                 state.save(folder)  # else who loads it next would not know
+            _remove_older(folder)
             return state
         if paths:
             raise StateError(
@@ -223,6 +224,11 @@ class TrainState:
         if content.get("schema") != SCHEMA:
             raise StateError(f"{path}: checkpoint of schema {content.get('schema')}, this version reads {SCHEMA}")
         return cls(**content)
+
+
+def _remove_older(folder: Path) -> None:
+    for old in saved_states(folder)[KEPT:]:
+        old.unlink(missing_ok=True)
 
 
 def saved_states(folder: Path) -> list[Path]:

@@ -266,7 +266,7 @@ EVERY_MODEL = BTN | EXPLANATIONS | {"train-mine-ddamfn_nano", "evaluate-mine-dda
         ("fer/training/sam.py", {"train-mine-btn_nano", "train-mine-ddamfn_nano"}),
         ("fer/models/base.py", EVERY_MODEL),
         ("fer/shards/duplicates.py", {"shard-synthetic", "shard-mine"}),
-        ("fer/evaluation/tta.py", {"evaluate-mine-btn_nano", "evaluate-mine-ddamfn_nano", "report"}),
+        ("fer/evaluation/tta.py", EXPLANATIONS | {"evaluate-mine-btn_nano", "evaluate-mine-ddamfn_nano", "report"}),
         ("fer/explain/cam.py", EXPLANATIONS),
         ("fer/report/charts.py", {"report"}),
         ("fer/published/numbers.csv", {"report"}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,11 @@ def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
     a_state(1).save(tmp_path)
     leftover = tmp_path / ".state-00000002.pt.tmp-4194305"
     leftover.write_bytes(b"half")
+    for step in (2, 3):  # and one that was killed before it removed the oldest
+        shutil.copy(tmp_path / "state-00000001.pt", tmp_path / f"state-{step:08d}.pt")
     TrainState.load(tmp_path)
     assert not leftover.exists()
+    assert [path.name for path in saved_states(tmp_path)] == ["state-00000003.pt", "state-00000002.pt"]
 
 
 def test_a_file_that_carries_code_is_not_run(tmp_path: Path) -> None:
