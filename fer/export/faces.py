@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fer.shards.dataset import RowGroups, ShardSplit
-from fer.shards.pixels import Levels, ModelInput, Pixels, decode, resize
+from fer.shards.pixels import Levels, ModelInput, rgb_levels
+from fer.shards.read import ShardSplit, levels_at
 from fer.synth.align import aligned_crop
 from fer.synth.scene import render
 
@@ -28,7 +28,7 @@ def drawn_faces(model_input: ModelInput, number: int, *, seed: int = 0) -> Level
     for index in count():
         scene = render(seed, index)
         crops = [aligned_crop(scene.image, np.array(face.landmarks)) for face in scene.faces]
-        found += [_levels(crop, model_input) for crop in crops]
+        found += [rgb_levels(crop, model_input) for crop in crops]
         if len(found) >= number:
             break
     return np.stack(found[:number])
@@ -37,13 +37,7 @@ def drawn_faces(model_input: ModelInput, number: int, *, seed: int = 0) -> Level
 def stored_faces(split: ShardSplit, model_input: ModelInput, most: int, *, batch: int = 32) -> Iterator[Faces]:
     """Up to `most` faces of a split, evenly spread over it, in batches."""
     rows = np.unique(np.linspace(0, split.rows - 1, min(most, split.rows)).round().astype(np.int64))
-    groups, labels = RowGroups(split, 1), split.labels()
+    labels = split.labels()
     for first in range(0, len(rows), batch):
         part = rows[first : first + batch]
-        places = map(split.place, part.tolist())
-        yield Faces(np.stack([_levels(decode(groups[group][at]), model_input) for group, at in places]), labels[part])
-
-
-def _levels(image: Pixels, model_input: ModelInput) -> Levels:
-    pixels = resize(image, model_input)
-    return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
+        yield Faces(levels_at(split, part, model_input), labels[part])

@@ -35,7 +35,7 @@ from fer.faces.weights import PUBLISHED, locate
 from fer.inference.photos import ImageLike, is_image, name_of, pixels, sample
 from fer.io.files import FileError, read_json
 from fer.models.inference import for_inference
-from fer.shards.pixels import Levels, ModelInput, decode, normalize, resize
+from fer.shards.pixels import ModelInput, decode, normalize, rgb_levels
 from fer.sources.base import Reject
 from fer.weights import registry
 from fer.weights.store import WEIGHTS_NAME, WeightsInfo, load_model
@@ -287,7 +287,7 @@ class Model:
             Explanation(
                 face=self._face(logits, one.face.box, one.face.score),
                 target=self.labels[explained],
-                crop=_three_channels(crop),
+                crop=crop if crop.ndim == 3 else np.repeat(crop[:, :, None], 3, axis=2),
                 map=heat,
                 method=method,
                 layer=maps.layer,
@@ -315,7 +315,7 @@ class Model:
 
         Raises: as `predict_faces`.
         """
-        levels = [_three_channels(resize(pixels(crop), self._input)) for crop in crops]
+        levels = [rgb_levels(pixels(crop), self._input) for crop in crops]
         images_BHWC = torch.from_numpy(np.stack(levels))
         return normalize(images_BHWC, self.network.mean, self.network.std, memory_format=torch.channels_last)
 
@@ -330,10 +330,6 @@ class Model:
             probabilities=dict(zip(self.labels, probabilities.tolist(), strict=True)),
             logits=dict(zip(self.labels, logits.tolist(), strict=True)),
         )
-
-
-def _three_channels(levels: Levels) -> Levels:
-    return np.repeat(levels[:, :, None], 3, axis=2) if levels.ndim == 2 else levels
 
 
 def weights_file(path: Path) -> Path:

@@ -9,14 +9,15 @@ from typing import Any
 
 from fer import published
 from fer.evaluation.output import facts_in
+from fer.evaluation.predicted import Predicted, read_predictions
 from fer.io.files import read_object, sha256
 from fer.lineage import lineage, training_facts, training_history
 from fer.models import list_models, model_loss
 from fer.params import Params
+from fer.report.comparison import Comparison, compare_models
 from fer.report.evaluations import Evaluation, Evaluations, collect_evaluations
 from fer.report.gallery import Gallery, collect_gallery
 from fer.report.rejects import RejectLine, reject_lines
-from fer.report.rows import Comparison, Rows, compare_models, read_rows
 from fer.report.studies import Studies, collect_studies
 from fer.shards.manifest import FILE_NAME, Manifest, digest, load_manifest
 from fer.tracking.config import pages_address
@@ -35,7 +36,7 @@ class Result:
     Attributes:
         train, validation, test: `training_facts`, val.json, test.json; empty where the stage has not run.
         cost: run.json of the evaluation (`fer.evaluation.speed.cost`); empty where there is none.
-        rows: the predictions; None where they are not there.
+        predicted: of the rows of the test split; None where they are not there.
         history: columns of history.csv.
         missing: what has not run yet, and the command that runs it; None when all is there.
         stale: what does not fit together any more, in words.
@@ -47,7 +48,7 @@ class Result:
     validation: Mapping[str, Any]
     test: Mapping[str, Any]
     cost: Mapping[str, Any]
-    rows: Rows | None
+    predicted: Predicted | None
     history: Mapping[str, list[float]]
     missing: str | None
     stale: tuple[str, ...]
@@ -201,11 +202,11 @@ def collect(params: Params) -> Content:
     datasets = tuple(
         _dataset(params, key, [model for dataset, model in pairs if dataset == key], evaluations) for key in keys
     )
-    rows = {
-        (result.dataset, result.model): result.rows
+    predicted = {
+        (result.dataset, result.model): result.predicted
         for dataset in datasets
         for result in dataset.results
-        if result.rows and result.rows.digest == dataset.digest
+        if result.predicted and result.predicted.data_digest == dataset.digest
     }
     weights = {
         (result.dataset, result.model): result.about.get("weights_sha256")
@@ -221,7 +222,7 @@ def collect(params: Params) -> Content:
         files=files,
         studies=collect_studies(params),
         evaluations=evaluations,
-        gallery=collect_gallery(params.root, rows, weights, params.report.faces_per_cell),
+        gallery=collect_gallery(params.root, predicted, weights, params.report.faces_per_cell),
         tracking=pages_address(params.tracking, params.home) if params.tracking.enabled else None,
         ledger=(params.root / "reports" / "ledger.html").is_file(),
     )
@@ -239,7 +240,7 @@ def _dataset(params: Params, key: str, models: list[str], evaluations: Evaluatio
     shown += [work for work in works if work not in shown and (work.margin or work.table == "weights")]
     data_digest = digest(folder) if manifest else None
     results = tuple(_result(params, key, model, data_digest) for model in models)
-    rows = {result.model: result.rows for result in results if result.rows}
+    predicted = {result.model: result.predicted for result in results if result.predicted}
     return Dataset(
         key=key,
         manifest=manifest,
@@ -251,7 +252,7 @@ def _dataset(params: Params, key: str, models: list[str], evaluations: Evaluatio
         published_left_out=len(works) - len(shown),
         published_rows=published.test_rows(known_as) if known_as else None,
         evaluations=tuple(one for one in evaluations.results if one.dataset == key),
-        comparisons=compare_models(rows, params.evaluate, params.seed),
+        comparisons=compare_models(predicted, params.evaluate, params.seed),
     )
 
 
@@ -270,7 +271,7 @@ def _result(params: Params, dataset: str, model: str, data_digest: str | None) -
         missing = f"not trained yet: dvc repro {target['train']}"
     elif not test:
         missing = f"trained, not evaluated yet: dvc repro {target['evaluate']}"
-    again = f"make it again: dvc repro -sf {target['evaluate']}"
+    again, rows = f"make it again: dvc repro -sf {target['evaluate']}", evaluated / "predictions.parquet"
     result = Result(
         dataset=dataset,
         model=model,
@@ -278,7 +279,7 @@ def _result(params: Params, dataset: str, model: str, data_digest: str | None) -
         validation=validation,
         test=test,
         cost=read_object(cost, {}, again) if (cost := evaluated / "run.json").is_file() else {},
-        rows=read_rows(evaluated / "predictions.parquet", again) if test else None,
+        predicted=read_predictions(rows, model, again) if test and rows.is_file() else None,
         history=training_history(trained, target["train"]),
         missing=missing,
         stale=(),

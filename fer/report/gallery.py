@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from fer.evaluation.predicted import Predicted, mistakes_by_cell
+from fer.explain.sheet import overlay
 from fer.io.files import FileError, read_object
-from fer.report.rows import Rows
 from fer.shards.read import ShardSet
 
 MOST_BYTES = 10 * 2**20
@@ -22,6 +23,7 @@ MOST_BYTES = 10 * 2**20
 _SIDE = 72  # px, the longer side of an image
 _QUALITY = 70  # of JPEG
 
+Rows = npt.NDArray[np.int64]
 Heat = npt.NDArray[np.float32]
 Cells = dict[tuple[int, int], list[dict[str, Any]]]
 
@@ -51,29 +53,32 @@ class Gallery:
         return {"images": list(self.images), "cells": cells}
 
     def add(
-        self, rows: Rows, order: Sequence[int], images: Mapping[str, bytes], maps: Mapping[str, Heat], most: int
+        self, one: Predicted, order: Rows, images: Mapping[str, bytes], maps: Mapping[str, Heat], most: int
     ) -> Cells:
         """Faces of one result in their order, until they have `most` bytes."""
         cells: Cells = {}
-        for row in order:
-            sample = rows.ids[row]
+        for row in order.tolist():
+            sample = one.sample_ids[row]
             if sample not in images:
                 continue
             uris = [_uri(images[sample])]
             if sample in maps:
-                uris.append(_uri(overlay(images[sample], maps[sample])))
+                uris.append(_uri(with_map(images[sample], maps[sample])))
             most -= sum(map(len, uris))
             if most < 0:
                 break
             numbers = [self.images.setdefault(uri, len(self.images)) for uri in uris]
-            face = {"sample_id": sample, "confidence": round(float(rows.confidence[row]), 4)}
+            face = {"sample_id": sample, "confidence": round(float(one.confidence[row]), 4)}
             face |= {"image": numbers[0], "cam": numbers[1] if len(numbers) > 1 else None}
-            cells.setdefault((int(rows.labels[row]), int(rows.predicted[row])), []).append(face)
+            cells.setdefault((int(one.labels[row]), int(one.predicted[row])), []).append(face)
         return cells
 
 
 def collect_gallery(
-    root: Path, results: Mapping[tuple[str, str], Rows], weights: Mapping[tuple[str, str], str | None], per_cell: int
+    root: Path,
+    results: Mapping[tuple[str, str], Predicted],
+    weights: Mapping[tuple[str, str], str | None],
+    per_cell: int,
 ) -> Gallery:
     """The faces of all results, each with an equal part of `MOST_BYTES`.
 
@@ -84,18 +89,18 @@ def collect_gallery(
     """
     gallery = Gallery()
     for dataset in dict.fromkeys(dataset for dataset, _ in results) if per_cell else ():
-        own = {model: rows for (key, model), rows in results.items() if key == dataset}
+        own = {model: one for (key, model), one in results.items() if key == dataset}
         try:
             maps = {model: heat_maps(root, dataset, model, weights.get((dataset, model))) for model in own}
-            orders = {model: most_confident_mistakes(rows, per_cell, maps[model]) for model, rows in own.items()}
-            required = {own[model].ids[row] for model, order in orders.items() for row in order}
+            orders = {model: mistakes_by_cell(one, per_cell, maps[model]) for model, one in own.items()}
+            required = {own[model].sample_ids[row] for model, order in orders.items() for row in order}
             images = _thumbnails(root / "data" / "shards" / dataset, required)
         except ValueError as error:
             gallery.problems.append(str(error).replace(f"{root}/", ""))
             continue
-        for model, rows in own.items():
+        for model, one in own.items():
             part = MOST_BYTES // len(results)
-            gallery.cells[dataset, model] = gallery.add(rows, orders[model], images, maps[model], part)
+            gallery.cells[dataset, model] = gallery.add(one, orders[model], images, maps[model], part)
     return gallery
 
 
@@ -123,38 +128,12 @@ def heat_maps(root: Path, dataset: str, model: str, weights: str | None) -> Mapp
         raise FileError(f"{folder / 'maps.npz'}: not what the explain stage writes ({error}); {remedy}") from None
 
 
-def most_confident_mistakes(rows: Rows, per_cell: int, also: Container[str] = ()) -> list[int]:
-    """Numbers of rows: the most confident mistake of every cell, then the second of every cell, and so on.
-
-    Args:
-        also: ids of rows that are kept beside the first `per_cell` of their cell.
-    """
-    ranked: list[tuple[int, float, int]] = []
-    counts: dict[tuple[int, int], int] = {}
-    wrong = np.flatnonzero(~rows.correct)
-    for row in wrong[np.argsort(-rows.confidence[wrong], kind="stable")].tolist():
-        cell = int(rows.labels[row]), int(rows.predicted[row])
-        counts[cell] = counts.get(cell, 0) + 1
-        if counts[cell] <= per_cell or rows.ids[row] in also:
-            ranked.append((counts[cell], -float(rows.confidence[row]), row))
-    return [row for _, _, row in sorted(ranked)]
-
-
 def _thumbnails(folder: Path, required: set[str]) -> dict[str, bytes]:
     """Small JPEGs of some rows of the test split, by sample_id; ShardError where the shards cannot be read."""
     split = ShardSet.open(folder, verify=False).split("test")
-    places: dict[int, list[tuple[str, int]]] = {}
-    for row, sample in enumerate(split.sample_ids()):
-        if sample in required:
-            group, offset = split.place(row)
-            places.setdefault(group, []).append((sample, offset))
-    return {
-        sample: small
-        for group, members in places.items()
-        for images in [split.images(group)]
-        for sample, offset in members
-        if (small := thumbnail(images[offset].tobytes())) is not None
-    }
+    samples = {row: sample for row, sample in enumerate(split.sample_ids()) if sample in required}
+    small = {samples[row]: thumbnail(image.tobytes()) for row, image in split.images_at(samples).items()}
+    return {sample: jpeg for sample, jpeg in small.items() if jpeg is not None}
 
 
 def thumbnail(data: bytes) -> bytes | None:
@@ -169,18 +148,15 @@ def thumbnail(data: bytes) -> bytes | None:
     return _jpeg(image)
 
 
-def overlay(jpeg: bytes, heat: Heat) -> bytes:
-    """A thumbnail in color the more, the higher the map (h, w) from 0 to 1; where it is 0 unchanged."""
-    decoded = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+def with_map(jpeg: bytes, heat: Heat) -> bytes:
+    """A thumbnail with a map (h, w) over it."""
+    decoded = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
     assert decoded is not None  # `thumbnail` wrote it
-    image = decoded.astype(np.float32)
-    heat = cv2.resize(heat, image.shape[1::-1], interpolation=cv2.INTER_LINEAR).clip(0, 1)
-    colors = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_TURBO)
-    return _jpeg(image + 0.6 * heat[..., None] * (colors - image))
+    return _jpeg(cv2.cvtColor(overlay(decoded.astype(np.uint8), heat), cv2.COLOR_RGB2BGR))
 
 
 def _jpeg(image: npt.NDArray[Any]) -> bytes:
-    return bytes(cv2.imencode(".jpg", image.astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1].tobytes())
+    return bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1].tobytes())
 
 
 def _uri(jpeg: bytes) -> str:

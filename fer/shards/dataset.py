@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from fer.shards.verify import verify as check
 
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
+UInt8Array = npt.NDArray[np.uint8]
 
 _COLUMN_READS = 8  # columns that are read at the same time from a store
 
@@ -219,6 +221,19 @@ class ShardSplit:
         _, offsets, data = array.buffers()
         first = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
         return EncodedGroup(np.frombuffer(data, np.uint8), first)
+
+    def images_at(self, rows: Iterable[int]) -> dict[int, UInt8Array]:
+        """The encoded image of each of some rows. Each row group is read once.
+
+        Raises:
+            ShardError: as `images`.
+        """
+        found: dict[int, UInt8Array] = {}
+        places = sorted((*self.place(row), row) for row in rows)
+        for group, members in groupby(places, key=itemgetter(0)):
+            images = self.images(group)
+            found |= {row: images[offset].copy() for _, offset, row in members}
+        return found
 
     def _read(self, group: int, column: str) -> Any:
         file, index = self._groups[group]

@@ -85,6 +85,12 @@ def resize(image: Pixels, target: ModelInput, *, training: bool = False) -> Leve
     return cv2.resize(image, side, interpolation=_OPENCV[target.resize.kernel]).astype(np.uint8, copy=False)
 
 
+def rgb_levels(image: Pixels, target: ModelInput) -> Levels:
+    """(H, W) or (H, W, 3) -> (size, size, 3) for evaluation: `resize`, and a gray image as three equal channels."""
+    levels = resize(image, target)
+    return np.repeat(levels[:, :, None], 3, axis=2) if levels.ndim == 2 else levels
+
+
 def _unrounded(image: Pixels, target: ModelInput) -> npt.NDArray[np.float32]:
     """Resized, with the fractions of its levels."""
     side, exact = (target.size, target.size), image.astype(np.float32)

@@ -21,13 +21,23 @@ from torch import Tensor
 from fer.models.base import Resize
 from fer.shards.dataset import Int64Array, RowGroups, ShardSet, ShardSplit
 from fer.shards.order import balanced_weights, epoch_order, occurrences, rank_slice
-from fer.shards.pixels import Levels, ModelInput, PixelCache, Pixels, decode, normalize, resize
+from fer.shards.pixels import Levels, ModelInput, PixelCache, Pixels, decode, normalize, resize, rgb_levels
 from fer.shards.prefetch import BufferPool, Prefetcher, Sequencer
 from fer.shards.schema import ShardError
 from fer.transforms.draws import sample_keys
 from fer.transforms.reference import Apply, Augmenter
 
-__all__ = ["Batch", "EvalBatches", "ModelInput", "SampleError", "ShardSet", "ShardSplit", "TrainBatches", "normalize"]
+__all__ = [
+    "Batch",
+    "EvalBatches",
+    "ModelInput",
+    "SampleError",
+    "ShardSet",
+    "ShardSplit",
+    "TrainBatches",
+    "levels_at",
+    "normalize",
+]
 
 CACHE_BYTES = 256 << 20
 
@@ -44,6 +54,12 @@ class SampleError(ShardError):
     def __reduce__(self) -> tuple[type[SampleError], tuple[str, str, str]]:
         """Pickled by its parts: the default keeps only the message."""
         return SampleError, (self.sample_id, self.file, self.why)
+
+
+def levels_at(split: ShardSplit, rows: Int64Array, target: ModelInput) -> Levels:
+    """Images of some rows in their order, as a model of this input is given them: (B, size, size, 3) RGB."""
+    images = split.images_at(rows.tolist())
+    return np.stack([rgb_levels(decode(images[row]), target) for row in rows.tolist()])
 
 
 @dataclass(frozen=True)

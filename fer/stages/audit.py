@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from fer.evaluation.predicted import Predicted
     from fer.explain.audit import Suspects
-    from fer.explain.hard_cases import Predicted
     from fer.shards.read import ShardSet
     from fer.studies.cell import Cell, Plan
 
@@ -172,7 +172,7 @@ def _read(plan: Plan, shards: ShardSet, folds: int) -> Predicted:
     import numpy as np
 
     from fer.evaluation.metrics import log_softmax
-    from fer.explain.hard_cases import Predicted
+    from fer.evaluation.predicted import Predicted
     from fer.shards.table import read_table
 
     sample_ids, labels, logits = list[str](), list[int](), []
@@ -328,7 +328,7 @@ def _write(
 def _write_tables(folder: Path, shards: ShardSet, rows: Predicted, found: Suspects, better: Mapping[str, str]) -> None:
     import numpy as np
 
-    from fer.explain.hard_cases import Line, faces_of, sheet
+    from fer.explain.contact_sheet import Line, faces_of, sheet
     from fer.shards.schema import prediction_schema
     from fer.shards.table import write_table
     from fer.stages.explore import write_csv

@@ -27,7 +27,7 @@ from fer.io.files import sha256, write_atomic, write_json
 from fer.outputs import EVALUATED, EXPLAINED
 from fer.params import Params
 from fer.processes import lock
-from fer.shards.read import ShardSet, ShardSplit
+from fer.shards.read import ShardSet
 from fer.stages.evaluate import check_training, open_shards
 from fer.tracking import open_run
 from fer.weights.store import load_model
@@ -99,7 +99,7 @@ def explain(
     from fer.explain.faithfulness import area, deletion_and_insertion, randomized, rank_correlation
     from fer.explain.layers import default_layer, find
     from fer.explain.sheet import Row, sheet
-    from fer.shards.pixels import normalize
+    from fer.shards.read import ModelInput, levels_at, normalize
 
     torch.set_num_threads(config.threads)
     model, _ = load_model(weights, labels=shards.labels)
@@ -110,7 +110,8 @@ def explain(
         raise ValueError(f"params.yaml: explain.layer = {config.layer!r}: {error}") from None
     split = shards.split(SPLIT)
     rows = chosen(split.labels(), config)
-    pixels = _pixels(split, rows, model)
+    spec = ModelInput.of(model)
+    pixels = levels_at(split, rows, spec)
     images = normalize(torch.from_numpy(pixels), model.mean, model.std)
     with torch.no_grad():
         probabilities = model(images).softmax(1)
@@ -172,7 +173,7 @@ def explain(
     if len(mistakes):
         # A few at a time: a large model keeps much for its backward pass.
         parts = np.split(mistakes, range(_BATCH, len(mistakes), _BATCH))
-        levels = [normalize(torch.from_numpy(_pixels(split, part, model)), model.mean, model.std) for part in parts]
+        levels = [normalize(torch.from_numpy(levels_at(split, part, spec)), model.mean, model.std) for part in parts]
         heat = torch.cat([attribute(model, x, layer=layer).maps for x in levels])
         maps["mistakes"] = (255 * heat).round().to(torch.uint8).numpy()
         content["mistakes"] = [ids[row] for row in mistakes.tolist()]
@@ -182,15 +183,12 @@ def explain(
 
 def _mistakes(root: Path, dataset: str, model: str, weights: Path, most: int) -> npt.NDArray[np.int64]:
     """Rows of the split: the most confident mistakes of each cell; none without an evaluation of the weights."""
-    from fer.explain.hard_cases import mistakes, read_predictions
+    from fer.evaluation.predicted import mistakes_by_cell, read_predictions
 
     folder = root / EVALUATED.parent / dataset / model
     if not most or facts_in(read(folder)).get("weights_sha256") != sha256(weights):
         return np.empty(0, np.int64)
-    found = read_predictions(folder / "predictions.parquet", model)
-    classes = range(len(found.classes))
-    cells = [mistakes(found, actual=actual, predicted=other)[:most] for actual in classes for other in classes]
-    return np.concatenate(cells)
+    return mistakes_by_cell(read_predictions(folder / "predictions.parquet", model), most)
 
 
 def chosen(labels: npt.NDArray[np.int64], config: ExplainConfig) -> npt.NDArray[np.int64]:
@@ -201,17 +199,3 @@ def chosen(labels: npt.NDArray[np.int64], config: ExplainConfig) -> npt.NDArray[
         random = np.random.default_rng([config.seed, int(label)])
         found.append(np.sort(random.choice(rows, min(config.faces_per_class, len(rows)), replace=False)))
     return np.concatenate(found)
-
-
-def _pixels(split: ShardSplit, rows: npt.NDArray[np.int64], model: Any) -> npt.NDArray[Any]:
-    """Levels (rows,S,S,3), as the model reads them."""
-    import cv2
-
-    from fer.shards.dataset import RowGroups
-    from fer.shards.pixels import ModelInput, decode, resize
-
-    groups, target, found = RowGroups(split, 1), ModelInput.of(model), []
-    for group, place in map(split.place, rows.tolist()):
-        levels = resize(decode(groups[group][place]), target)
-        found.append(cv2.cvtColor(levels, cv2.COLOR_GRAY2RGB) if levels.ndim == 2 else levels)
-    return np.stack(found)

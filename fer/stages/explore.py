@@ -30,8 +30,8 @@ from fer.processes import lock
 from fer.tracking import open_run
 
 if TYPE_CHECKING:
+    from fer.evaluation.predicted import Predicted
     from fer.explain.features import Distances
-    from fer.explain.hard_cases import Predicted
     from fer.shards.read import ShardSet, ShardSplit
 
 _SHEET = 48  # faces of a sheet
@@ -120,7 +120,7 @@ def run(params: Params, dataset: str, models: Sequence[str], *, faces: int = 200
 def _open(params: Params, dataset: str, model: str, shards: ShardSet) -> _Model:
     """An evaluated model, after checking that predictions, weights and shards belong together."""
     from fer.evaluation.output import facts_in, read
-    from fer.explain.hard_cases import read_predictions
+    from fer.evaluation.predicted import read_predictions
 
     folder, weights = params.root / EVALUATED.parent / dataset / model, params.root / "trained" / dataset / model
     weights, target = weights / "model.safetensors", params.target("evaluate", dataset, model)
@@ -139,7 +139,8 @@ def _open(params: Params, dataset: str, model: str, shards: ShardSet) -> _Model:
 
 
 def _hard_cases(folder: Path, split: ShardSplit, models: Sequence[Predicted]) -> None:
-    from fer.explain.hard_cases import captions, disagreements, faces_of, mistakes, sheet
+    from fer.evaluation.predicted import disagreements, mistakes
+    from fer.explain.contact_sheet import captions, faces_of, sheet
 
     one = models[0]
     columns = ["sample_id", "label", *(f"{name}_{of.name}" for of in models for name in ("predicted", *one.classes))]

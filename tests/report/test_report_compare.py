@@ -12,13 +12,13 @@ from builders.published import make_project, publish_training
 from builders.shards import change_manifest, png
 from page_outline import Outline
 
+from fer.evaluation.predicted import mistakes_by_cell
 from fer.io.files import read_json, write_json
 from fer.params import Params
 from fer.report import charts, gallery
 from fer.report.collect import collect
 from fer.report.html import decimal, p_value
 from fer.report.page import board, cost_points, render
-from fer.report.rows import Rows
 from fer.stages.evaluate import run as run_evaluation
 
 
@@ -31,12 +31,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Params:
         publish_training(params, key=key, mlflow_run_id="a" * 32)
         run_evaluation(params, "toy", key)
     return params
-
-
-def rows_of(labels: list[int], predicted: list[int], confidence: list[float], digest: str = "d") -> Rows:
-    ids = tuple(f"toy/{row:04d}" for row in range(len(labels)))
-    arrays = np.array(labels), np.array(predicted), np.array(confidence)
-    return Rows(ids=ids, labels=arrays[0], predicted=arrays[1], confidence=arrays[2], digest=digest)
 
 
 def test_the_cost_of_a_model_is_beside_its_evaluation_and_not_in_its_result(project: Params) -> None:
@@ -113,17 +107,11 @@ def test_rows_of_other_shards_are_in_no_comparison_and_show_no_faces(tmp_path: P
     assert list(content.gallery.cells) == [("toy", "other")]
 
 
-def test_the_most_confident_mistake_of_every_cell_comes_first() -> None:
-    rows = rows_of([0, 0, 0, 1, 1, 2], [1, 1, 1, 0, 1, 0], [0.4, 0.9, 0.6, 0.5, 0.99, 0.7])
-    assert gallery.most_confident_mistakes(rows, 2) == [1, 5, 3, 2]
-    assert gallery.most_confident_mistakes(rows, 1) == [1, 5, 3]
-
-
 def test_each_cell_shows_its_own_faces_within_the_budget(project: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     found = collect(project).gallery
-    rows = collect(project).datasets[0].results[0].rows
+    rows = collect(project).datasets[0].results[0].predicted
     assert rows is not None
-    place = {sample: row for row, sample in enumerate(rows.ids)}
+    place = {sample: row for row, sample in enumerate(rows.sample_ids)}
     for (actual, predicted), faces in found.cells["toy", "nano"].items():
         assert actual != predicted
         assert 0 < len(faces) <= 6
@@ -158,9 +146,9 @@ def test_a_gradcam_stands_beside_its_face_where_it_is_of_the_same_weights(tmp_pa
     publish_training(params)
     run_evaluation(params, "toy", "nano")
     (result,) = (one for one in collect(params).datasets[0].results if one.test)
-    assert result.rows is not None
-    last = gallery.most_confident_mistakes(result.rows, 50)[-1]
-    sample = result.rows.ids[last]
+    assert result.predicted is not None
+    last = mistakes_by_cell(result.predicted, 50)[-1]
+    sample = result.predicted.sample_ids[last]
 
     def with_cam(params: Params) -> list[str]:
         cells = collect(params).gallery.cells.get(("toy", "nano"), {})
@@ -182,7 +170,7 @@ def test_an_overlay_colors_the_face_only_where_the_map_is_high() -> None:
     face = gallery.thumbnail(png(np.full((40, 40), 128, np.uint8))) or b""
     heat = np.zeros((4, 4), np.float32)
     heat[:, 3] = 1
-    drawn = cv2.imdecode(np.frombuffer(gallery.overlay(face, heat), np.uint8), cv2.IMREAD_COLOR).astype(int)
+    drawn = cv2.imdecode(np.frombuffer(gallery.with_map(face, heat), np.uint8), cv2.IMREAD_COLOR).astype(int)
     assert abs(drawn[:, :16] - 128).max() < 12
     assert (drawn[:, -4:].max(axis=2) - drawn[:, -4:].min(axis=2)).min() > 40
 

@@ -9,8 +9,8 @@ import yaml_text
 from builders.published import make_project, publish_training
 
 from fer import params as parameters
+from fer.evaluation.predicted import read_predictions
 from fer.explain.config import ExplainConfig
-from fer.explain.hard_cases import read_predictions
 from fer.io.files import sha256
 from fer.outputs import EXPLAINED
 from fer.report.gallery import heat_maps
