@@ -12,8 +12,8 @@ from itertools import pairwise
 
 from fer import published
 from fer.labels import named
-from fer.ledger.checks import apply, cost_in_full, cost_of, create
-from fer.ledger.counts import table
+from fer.ledger.checks import apply, cost_in_full, cost_of
+from fer.ledger.counts import create, table
 from fer.ledger.printed import cells, close, correct, decimals, nearest, on_grid, size_of, test_sizes
 from fer.ledger.rules import load_map, rule_of
 from fer.published import Number

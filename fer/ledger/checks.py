@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fer import published
-from fer.ledger.counts import count
+from fer.ledger.counts import count, create
 from fer.ledger.printed import close, decimals, described
 from fer.ledger.results import Run
 from fer.ledger.rules import Outcome, Rule
@@ -147,17 +147,6 @@ def _attribute(model: str, path: str) -> Any:
         else:
             content = content[int(key)] if key.isdigit() else getattr(content, key)
     return content
-
-
-@cache
-def create(model: str) -> Any:
-    """A model of 7 classes without weights."""
-    import torch
-
-    from fer.models import create_model
-
-    with torch.device("meta"):
-        return create_model(model)
 
 
 def _count(number: Number, rule: Rule) -> Outcome:

@@ -1,4 +1,4 @@
-"""The sizes of the datasets, from our registry: what their readers compare a copy with."""
+"""What our registry counts: the sizes of the datasets, which their readers compare a copy with, and its models."""
 
 from __future__ import annotations
 
@@ -71,3 +71,14 @@ def _of_class(number: Number, of: Table, where: str) -> tuple[int, str]:
     if name in of["train"]:
         return sum(of[split][name] for split in splits), f"{where}: {name}, {' + '.join(splits)}"
     return min(of[splits[0]].values()), f"{where}: each class, {splits[0]}"
+
+
+@cache
+def create(model: str) -> Any:
+    """A model of 7 classes without weights."""
+    import torch
+
+    from fer.models import create_model
+
+    with torch.device("meta"):
+        return create_model(model)

@@ -23,6 +23,7 @@ from fer.config import read_yaml
 from fer.evaluation.output import facts_in
 from fer.io.files import read_json
 from fer.labels import named
+from fer.ledger.counts import create
 from fer.params import FILE_NAME, Params, load
 from fer.published import Number
 from fer.shards.manifest import load_manifest
@@ -286,9 +287,4 @@ def _family(model: str) -> str:
 
 @cache
 def _parameters(model: str) -> int:
-    import torch
-
-    from fer.models import create_model
-
-    with torch.device("meta"):
-        return sum(one.numel() for one in create_model(model).parameters())
+    return sum(one.numel() for one in create(model).parameters())
