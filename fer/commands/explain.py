@@ -1,10 +1,11 @@
-"""`fer explain`: where in the faces of your photos a model sees the evidence for an expression."""
+"""`fer explain`: where in the faces of your photos models see the evidence for an expression."""
 
 from __future__ import annotations
 
 import argparse
 import glob
 from pathlib import Path
+from typing import Any
 
 import fer
 from fer.commands.model_options import add_model_options
@@ -14,11 +15,20 @@ from fer.console import log
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The photos, the weights, the method, and where to."""
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="image files")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="an image a face goes here")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="an image a face goes here: the crop, and each model's map over it",
+    )
     add_model_options(parser)
+    parser.add_argument(
+        "--beside", action="append", default=[], metavar="W", help="another model's map on the right; can be repeated"
+    )
     parser.add_argument("--method", choices=("grad_cam", "score_cam"), default="grad_cam", help="default grad_cam")
     parser.add_argument("--target", metavar="LABEL", help="the expression to explain (default: the predicted one)")
-    parser.add_argument("--layer", metavar="NAME", help="dotted name of a module (default: the model's own)")
+    parser.add_argument("--layer", metavar="NAME", help="dotted name of a module (default: each model's own)")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -29,19 +39,23 @@ def main(args: argparse.Namespace) -> int:
     for target in targets.values():
         if taken := sorted(args.out.glob(f"{glob.escape(target.name)}*.jpg")):
             raise ValueError(f"{taken[0]}: exists already, and is never overwritten; name another folder with --out")
+    import numpy as np
+
     from fer.inference.output import write_jpeg
 
     model = fer.load(args.weights, detector=args.detector, detector_weights=args.detector_weights)
+    others = [fer.load(weights) for weights in args.beside]
+    how: dict[str, Any] = {"method": args.method, "target": args.target, "layer": args.layer}
     without = 0
     for photo, target in targets.items():
-        found = model.explain(photo, args.method, target=args.target, layer=args.layer)
-        for number, one in enumerate(found, 1):
+        found = model.explain(photo, **how)
+        crops = [one.crop for one in found]
+        of_each = zip(found, *(other.explain_faces(crops, **how) for other in others), strict=True)
+        for number, explanations in enumerate(of_each, 1):
             path = target.with_name(f"{target.name}{number}.jpg")
-            write_jpeg(path, one.overlay())
-            share = one.face.probabilities[one.target]
-            print(
-                f"{photo}  face {number}  {one.target} {share:.3f}  {one.method} of {one.layer} -> {path}", flush=True
-            )
+            write_jpeg(path, np.hstack([explanations[0].crop, *(one.overlay() for one in explanations)]))
+            told = (f"{one.target} {one.face.probabilities[one.target]:.3f}, {one.layer}" for one in explanations)
+            print(f"{photo}  face {number}  {args.method}: {'; '.join(told)} -> {path}", flush=True)
         if not found:
             log.warning("%s: no face was found, or the file cannot be read; `fer predict` says why", photo)
             without += 1

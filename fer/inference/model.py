@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, overload
@@ -271,31 +271,38 @@ class Model:
         Raises:
             ValueError: an unknown method, label or layer; else as `predict`.
         """
-        if target is not None and target not in self.labels:
-            hint = nearest(target, self.labels)
-            raise ValueError(f"target = {target!r}{hint}; the labels are {', '.join(self.labels)}")
         config, search = self.detection
         named = sample(image, name_of(image, 1), is_crop=search is None)
         (found,) = crop_samples([named], config, search, threads=self._threads)
         cropped = [one for one in found if isinstance(one, FaceCrop)]
-        if not cropped:
-            return []
         crops = [decode(np.frombuffer(one.image, np.uint8)) for one in cropped]
+        return [
+            replace(one, face=replace(one.face, box=of.face.box, score=of.face.score))
+            for one, of in zip(self.explain_faces(crops, method, target=target, layer=layer), cropped, strict=True)
+        ]
+
+    def explain_faces(
+        self, crops: Sequence[ImageLike], method: Method = "grad_cam", *, target: str | None = None,
+        layer: str | None = None,
+    ) -> list[Explanation]:  # fmt: skip
+        """`explain` of faces that are cropped and aligned already."""
+        if target is not None and target not in self.labels:
+            hint = nearest(target, self.labels)
+            raise ValueError(f"target = {target!r}{hint}; the labels are {', '.join(self.labels)}")
+        if not crops:
+            return []
         label = None if target is None else self.labels.index(target)
         maps = attribute(self.network, self.normalized(crops), method, target=label, layer=layer)
+        shown = [image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2) for image in map(pixels, crops)]
         return [
             Explanation(
-                face=self._face(logits, one.face.box, one.face.score),
-                target=self.labels[explained],
-                crop=crop if crop.ndim == 3 else np.repeat(crop[:, :, None], 3, axis=2),
-                map=heat,
-                method=method,
-                layer=maps.layer,
+                face=self._face(logits, None, None), target=self.labels[explained], crop=crop, map=heat,
+                method=method, layer=maps.layer,
             )
-            for one, crop, logits, explained, heat in zip(
-                cropped, crops, self.logits(crops), maps.target.tolist(), maps.maps.numpy(), strict=True
+            for crop, logits, explained, heat in zip(
+                shown, self.logits(crops), maps.target.tolist(), maps.maps.numpy(), strict=True
             )
-        ]
+        ]  # fmt: skip
 
     def logits(self, crops: Sequence[ImageLike], *, batch: int = 32) -> npt.NDArray[np.float32]:
         """float32 (n, classes) of crops; with `tta` "flip" the mean over each face and its mirror image."""

@@ -1,4 +1,4 @@
-"""`fer explain`: an image a face, beside the map's source; nothing is overwritten."""
+"""`fer explain`: an image a face, with the maps of several models; nothing is overwritten."""
 
 from pathlib import Path
 
@@ -24,12 +24,13 @@ def test_every_face_has_an_image_with_its_map(
     photo = next(path for path in sorted(scenes.folder.rglob("*")) if path.is_file())
     faces = Model(weights).predict(photo).faces
     out = tmp_path / "maps"
-    words = (photo, "--weights", weights, "--out", out, "--target", LABELS[0])
+    words = (photo, "--weights", weights, "--out", out, "--target", LABELS[0], "--beside", weights)
     assert explain(*words) == 0
     assert len(list(out.iterdir())) == len(faces) > 0
     for path in out.iterdir():
-        assert cv2.imread(str(path)).shape[2] == 3
-    assert capsys.readouterr().out.count(LABELS[0]) == len(faces)
+        height, width, _ = cv2.imread(str(path)).shape
+        assert width == 3 * height, "the crop and two maps"
+    assert capsys.readouterr().out.count(LABELS[0]) == 2 * len(faces)
     before = {path: path.read_bytes() for path in out.iterdir()}
     assert explain(*words) == 1
     assert {path: path.read_bytes() for path in out.iterdir()} == before
