@@ -4,7 +4,6 @@ index.md, contributing.md and changes.md are README.md, CONTRIBUTING.md and CHAN
 each file of fer/models: its docstring, what its models cost, recipes, published weights, printed and measured numbers.
 """
 
-import pydoc
 import re
 import sys
 from collections.abc import Iterator
@@ -34,13 +33,6 @@ def on_files(files: Files, config: Any) -> Files:
     for page, text in pages.items():
         files.append(File.generated(config, page, content=text))
     return files
-
-
-def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Leaves out of the Python page what this version does not have."""
-    if page.file.src_uri != "api.md":
-        return markdown
-    return re.sub(r"^::: (\S+)$", lambda one: one[0] if pydoc.locate(one[1]) else "", markdown, flags=re.MULTILINE)
 
 
 def relinked(text: str) -> str:
