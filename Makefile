@@ -44,7 +44,8 @@ bench-peers: install ## what `fer bench ingest` measures the reader against
 	pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	pip install --quiet --disable-pip-version-check --no-deps litdata==0.2.76 mosaicml-streaming==0.13.0
 
-gpu: gpu-tests gpu-bench gpu-train ## on a machine with a GPU: its tests, the benchmarks, FER2013 (docs/gpu.md)
+gpu: ## on a machine with a GPU: its tests, the benchmarks, FER2013 (docs/gpu.md)
+	@status=0; for part in tests bench train; do bash infra/gpu/run.sh $$part || status=$$?; done; exit $$status
 
 gpu-tests gpu-bench gpu-train:
 	bash infra/gpu/run.sh $(@:gpu-%=%)

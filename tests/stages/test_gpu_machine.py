@@ -9,6 +9,8 @@ import pytest
 from builders.limits import patience
 from builders.projects import NANO, REPOSITORY, make_project
 
+from fer import params
+
 ABSENT = ("ray", "mlflow", "dvc", "optuna", "captum", "argcomplete", "openvino", "nncf", "s3fs")
 """What such a machine lacks, though it is installed here."""
 
@@ -41,6 +43,13 @@ def test_a_model_is_trained_and_evaluated_without_ray_mlflow_and_dvc(bare: dict[
         assert {"./toy/history.csv", "./toy/test.json", "./done"} <= set(results.getnames())
     again = run(here, "train", "toy")
     assert (again.returncode, "==" in again.stdout) == (0, False), "what is done is not done again"
+
+
+def test_the_project_that_it_trains_is_valid() -> None:
+    loaded = params.load(REPOSITORY / "infra" / "gpu" / "params.yaml")
+    assert set(loaded.run.models) == set(loaded.recipes)
+    assert loaded.train.gpu
+    assert (loaded.train.workers, loaded.evaluate.workers, loaded.tracking.enabled) == (0, 0, False)
 
 
 def test_a_part_that_has_no_time_left_says_so(bare: dict[str, str]) -> None:
