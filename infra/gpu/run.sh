@@ -17,7 +17,7 @@ if compgen -G '.gpu/wheels/*.whl' >/dev/null && [ ! -d .gpu/site ]; then
 fi
 export PYTHONPATH=$checkout:$checkout/.gpu/site${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 mkdir -p "$results" "$project"
-project=$(realpath "$project") results=$(realpath "$results")
+project=$(realpath "$project") results=$(realpath "$results") OUT=${OUT:+$(realpath -m "$OUT")}
 
 once() { # NAME COMMAND...: unless an earlier run has finished it, in what is left of the time
     grep -qxF "$part $1" "$results/done" 2>/dev/null && return
@@ -41,7 +41,7 @@ in_parts() { # FILE NAME: into OUT, if it fits into four parts; 15 MiB are less 
 }
 
 finish() {
-    if [ -n "${OUT:-}" ]; then
+    if [ -n "$OUT" ]; then
         mkdir -p "$OUT"
         for model in "${models[@]}"; do
             mkdir -p "$results/$model"

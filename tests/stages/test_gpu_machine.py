@@ -22,7 +22,13 @@ def bare(tmp_path: Path) -> dict[str, str]:
     folder.mkdir()
     for name in ABSENT:
         (folder / f"{name}.py").write_text(f"raise ModuleNotFoundError('{name} is absent here')\n")
-    return {**os.environ, "PYTHONPATH": str(folder), "DEVICE": "cpu", "RESULTS": str(tmp_path / "results")}
+    return {
+        **os.environ,
+        "PYTHONPATH": str(folder),
+        "DEVICE": "cpu",
+        "LIMIT": "3600",
+        "RESULTS": str(tmp_path / "results"),
+    }
 
 
 def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
