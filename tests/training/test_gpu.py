@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders.limits import patience
 from builders.projects import MODELS
 from builders.runs import assert_same_bits, elsewhere, final_state, kill_at_step, make_job, run_child
 from builders.shards import LABELS, make_shards
@@ -117,6 +118,7 @@ def test_bfloat16_is_near_float32(name: str, device: str) -> None:
     assert gradient.isfinite().all()
 
 
+@pytest.mark.timeout(patience(600))
 @pytest.mark.parametrize("name", [f"{family}_nano" for family in FAMILIES])
 def test_torch_compile_gives_the_same_step(name: str, device: str) -> None:
     if device == "cpu" and name != "ddamfn_nano":
