@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install run test test-slow soak check docs bench bench-peers shipped ui clean
+.PHONY: help install run test test-slow soak check docs bench bench-peers gpu gpu-tests gpu-bench gpu-train gpu-wheels gpu-data shipped ui clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -43,6 +43,26 @@ bench: install ## the benchmarks (about an hour)
 bench-peers: install ## what `fer bench ingest` measures the reader against
 	pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	pip install --quiet --disable-pip-version-check --no-deps litdata==0.2.76 mosaicml-streaming==0.13.0
+
+gpu: ## on a machine with a GPU: its tests, the benchmarks, FER2013 (docs/gpu.md)
+	@status=0; for part in tests bench train; do bash infra/gpu/run.sh $$part || status=$$?; done; exit $$status
+
+gpu-tests gpu-bench gpu-train:
+	bash infra/gpu/run.sh $(@:gpu-%=%)
+
+WHEELS := pydantic pydantic_core annotated-types typing-inspection typing_extensions ruamel.yaml albumentations albucore simsimd stringzilla
+gpu-wheels: install ## what a machine with torch, pyarrow, OpenCV and Python 3.12 may lack, in .gpu/wheels (8 MB)
+	rm -rf .gpu/wheels
+	pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+	  $(addprefix --platform manylinux,_2_28_x86_64 _2_17_x86_64 2014_x86_64) -c constraints.txt -d .gpu/wheels $(WHEELS)
+	@test $$(du -sm .gpu/wheels | cut -f1) -le 10 && du -sh .gpu/wheels
+
+gpu-data: install ## FER2013's shards for `make gpu-train`: make gpu-data FER2013=fer2013.csv
+	rm -rf .gpu/project && mkdir -p .gpu/project/source
+	cp "$(FER2013)" .gpu/project/source/ && cp infra/gpu/params.yaml .gpu/project/
+	cd .gpu/project && for stage in download crop shard; do PYTHONPATH=../.. python -m pipelines.$$stage --dataset fer2013 || exit 1; done
+	rm -rf .gpu/project/source .gpu/project/data/raw .gpu/project/data/faces
+	@du -sh .gpu/project/data
 
 shipped: install ## train the model that the package ships: make shipped FER2013=fer2013.csv VOTES=fer2013new.csv
 	python -m pipelines.shipped --fer2013 "$(FER2013)" --votes "$(VOTES)"

@@ -10,8 +10,8 @@ from typing import Any
 from fer.lineage import hardware, versions
 
 MODULES = (
-    "crop", "detect", "explain", "ingest", "invalidation", "models", "origin", "predict", "ray_cost", "reader",
-    "remote", "report", "serve", "train",
+    "crop", "detect", "explain", "ingest", "invalidation", "loop", "models", "origin", "predict", "ray_cost",
+    "reader", "remote", "report", "serve", "train",
 )  # fmt: skip
 """Modules of this package that register benchmarks."""
 

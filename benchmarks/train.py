@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> BenchResult:
             with torch.device("meta"):
                 size = create_model(recipe.model, **recipe.options).input_size
             write_shards(root / "shards", rows=40 * batch, size=size, held_out=batch)
-            job = _job(root, recipe, batch, args.threads)
+            job = endless_job(root, recipe, batch, args.threads)
             turns = {part: take_turns(job, budget, sam=part == "sam") for part in ("loop", "sam") if part in args.parts}
             if "loop" in turns:
                 rows.append(_loop_row(turns["loop"]))
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> BenchResult:
     )
 
 
-def _job(root: Path, recipe: Recipe, batch: int, threads: int) -> TrainJob:
+def endless_job(root: Path, recipe: Recipe, batch: int, threads: int) -> TrainJob:
     """A run of the model that never ends by itself, with nothing but what is measured."""
     from benchmarks.data import LABELS
     from fer.training.job import TrainJob

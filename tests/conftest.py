@@ -38,6 +38,17 @@ def test_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def device() -> str:
+    """Where a test marked gpu runs: the GPU; with FER_TEST_DEVICE=cpu the processor, which shows that the test runs."""
+    import torch
+
+    chosen = os.environ.get("FER_TEST_DEVICE", "cuda:0")
+    if chosen != "cpu" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU, and torch finds none; FER_TEST_DEVICE=cpu runs it on the processor")
+    return chosen
+
+
+@pytest.fixture(scope="session")
 def repo_root() -> Path:
     """The checkout under test."""
     return Path(__file__).resolve().parents[1]

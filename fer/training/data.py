@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from fer.models import FerModel
-from fer.shards.read import EvalBatches, ModelInput, ShardSet, ShardSplit, TrainBatches
+from fer.shards.read import Batch, EvalBatches, ModelInput, ShardSet, ShardSplit, TrainBatches
 from fer.shards.schema import Split
 from fer.training.distributed import Distributed
 from fer.training.phases import Rows
 from fer.training.recipe import Recipe
 from fer.transforms.reference import Augmenter
+
+
+class Waiting:
+    """Batches one after the other; `seconds` grows by how long whoever takes them waits for each."""
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self._batches = batches
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = iter(self._batches)
+        while True:
+            begun = time.monotonic()
+            batch = next(batches, None)
+            self.seconds += time.monotonic() - begun
+            if batch is None:
+                return
+            yield batch
+            del batch  # its memory serves a later one
 
 
 @dataclass(frozen=True)

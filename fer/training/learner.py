@@ -55,7 +55,8 @@ class Learner:
             model.compile()
         if recipe.gradient_checkpointing:
             recompute_activations(model)
-        parallel = data_parallel(model, device) if world_size > 1 else model
+        on_cpu = torch.device(device).type == "cpu"
+        parallel = data_parallel(model, find_unused=on_cpu) if world_size > 1 else model
         sam = Sam(recipe.sam, trainable(model)) if recipe.sam else None
         return cls(recipe, model, parallel, optimizer, ema, sam, device)
 
@@ -183,20 +184,19 @@ def carry_over(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     model.load_state_dict({**own, **weights})
 
 
-def data_parallel(model: FerModel, device: str) -> DistributedDataParallel:
+def data_parallel(model: FerModel, *, find_unused: bool) -> DistributedDataParallel:
     """The model with its gradients averaged over the ranks.
 
     After its first backward pass DDP sorts its buckets again, and from three ranks on another layout rounds the sums
     differently: the first step after a resume would not be that of an uninterrupted run. Where it looks for unused
-    parameters it keeps its first layout; so it does on the CPU, where the same bits are promised.
+    parameters it keeps its first layout; so it does on the CPU, where the same bits are promised. On a GPU they are
+    not, and the search would cost time: there every trainable parameter must take part in every step.
 
     Buffers are not exchanged at each step: a training pass reads none, and what is validated and saved is rank 0's.
     """
     # Of 1x1 and depthwise kernels, whose strides have two names; "not an error", it says of itself, at each first step.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    return DistributedDataParallel(
-        model, find_unused_parameters=torch.device(device).type == "cpu", forward_sync_buffers=False
-    )
+    return DistributedDataParallel(model, find_unused_parameters=find_unused, forward_sync_buffers=False)
 
 
 def _is_frozen(module: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from fer.console import log
 from fer.hashing import stable_hash
 from fer.models import FerModel, create_model
 from fer.shards.read import Batch, EvalBatches, normalize
-from fer.training.data import Data, open_data
+from fer.training.data import Data, Waiting, open_data
 from fer.training.distributed import Distributed
 from fer.training.job import TrainJob
 from fer.training.learner import Learner, autocast
@@ -51,7 +51,7 @@ def train(
     """Trains to the end of the recipe, phase by phase and stage by stage, from the newest state in the work folder.
 
     The batch of an update is the recipe's `batch_size` over all ranks, whatever their number; loss and gradient are its
-    mean. After each epoch is saved, `on_epoch` gets its row of history with `seconds` and `images_per_second`; after
+    mean. After each epoch is saved, `on_epoch` gets its row of history with its timings (`TrainState.timings`); after
     each update `on_step` gets the progress. Both are called on every rank.
 
     Raises:
@@ -103,7 +103,8 @@ class _Stage:
         while not self.stage.is_over(state):
             started, first_step = time.monotonic(), state.step
             learner.train()
-            for batch in data.train.epoch(state.epoch, start_step=first_step):
+            batches = Waiting(data.train.epoch(state.epoch, start_step=first_step))
+            for batch in batches:
                 rate = learning_rate(recipe, (state.epoch - state.first_epoch) * steps + state.step, steps)
                 set_learning_rate(learner.optimizer, rate)
                 key = (job.seed, "step", state.global_step, distributed.rank)
@@ -125,7 +126,10 @@ class _Stage:
                     row |= validate(learner.chosen, split, recipe, distributed, device, prefix)
             state.end_epoch(row, self.stage.chosen_by, learner.chosen)
             images_per_second = (steps - first_step) * recipe.batch_size / trained
-            state.timings.append({"seconds": time.monotonic() - started, "images_per_second": images_per_second})
+            seconds, waiting = time.monotonic() - started, batches.seconds / trained
+            state.timings.append(
+                {"seconds": seconds, "images_per_second": images_per_second, "waiting_for_data": waiting}
+            )
             _save(state, folder, distributed, learner)
             progress.update(state, write=True)
             on_epoch(state.records()[-1])

@@ -75,7 +75,8 @@ class TrainState:
     history: list[Record] = field(default_factory=list)
     """One row an epoch, as in history.csv: no times, so that it is the same after a resume."""
     timings: list[Record] = field(default_factory=list)
-    """One row an epoch: seconds, images_per_second. A record, never part of what is compared."""
+    """One row an epoch: seconds; of its updates images_per_second, and waiting_for_data, the fraction of their time
+    that the rank waited for the reader. A record, never part of what is compared."""
     resumes: int = 0
     """How often the run resumed from a file."""
     fallbacks: int = 0

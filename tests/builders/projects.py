@@ -12,12 +12,15 @@ import yaml_text
 from builders.limits import patience
 from builders.shards import make_shards
 
-from fer.models import FerModel, TrainOutput, register
+from fer.models import FerModel, TrainOutput, list_models, register, registry
 
 TESTS = Path(__file__).resolve().parents[1]
 REPOSITORY = TESTS.parent
 PYTHONPATH = os.pathsep.join([str(TESTS), str(REPOSITORY)])
 """For children that import this package."""
+
+MODELS = [name for name in list_models() if registry._entry(name).builder.__module__.startswith("fer.models.")]
+"""The project's own models, without those that tests register."""
 
 
 @register("toy")

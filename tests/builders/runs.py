@@ -6,7 +6,7 @@ import multiprocessing.process
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import timedelta
 from multiprocessing import forkserver
@@ -65,7 +65,7 @@ def elsewhere(job: TrainJob, work: Path) -> TrainJob:
     return replace(job, work_dir=str(work))
 
 
-def kill_at_step(job: TrainJob, step: int) -> None:
+def kill_at_step(job: TrainJob, step: int, device: str = "cpu") -> None:
     """Trains, and is killed right after the update of that number, counted over the whole training from 1."""
     steps = 0
     first = state.global_step if (state := TrainState.load(Path(job.work_dir))) else 0
@@ -76,7 +76,7 @@ def kill_at_step(job: TrainJob, step: int) -> None:
         if first + steps == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    train(job, on_step=on_step)
+    train(job, device=device, on_step=on_step)
 
 
 def kill_between_passes(job: TrainJob, step: int) -> None:
@@ -127,6 +127,7 @@ def train_rank(
     kill: tuple[int, int] | None = None,
     signum: int = signal.SIGKILL,
     timeout: float = 60,
+    device: str = "cpu",
 ) -> None:
     """One of several ranks that meet through a file; `kill`: (rank, number of the update) that gets `signum` after it.
 
@@ -144,7 +145,7 @@ def train_rank(
         if kill == (rank, steps):
             os.kill(os.getpid(), signum)
 
-    train(job, rank=rank, world_size=world_size, on_step=on_step)
+    train(job, rank=rank, world_size=world_size, device=device, on_step=on_step)
     dist.destroy_process_group()
 
 
@@ -179,15 +180,21 @@ def run_child(target: Callable[..., None], *arguments: Any, timeout: float = 100
     return process.exitcode
 
 
-def run_ranks(job: TrainJob, world_size: int, meeting: Path, kill: tuple[int, int] | None = None) -> list[int | None]:
+def run_ranks(
+    job: TrainJob, world_size: int, meeting: Path, kill: tuple[int, int] | None = None, device: str = "cpu"
+) -> list[int | None]:
     """Runs `train_rank` in processes of their own; where one is killed, the others end with an error. Exit codes."""
-    common = (world_size, str(meeting), kill, signal.SIGKILL, patience(60))
-    processes_ = [child(train_rank, job, rank, *common) for rank in range(world_size)]
-    for process in processes_:
-        process.join(patience(100))
-    codes = [process.exitcode for process in processes_]
-    for process in processes_:
-        process.kill()
+    common = (world_size, str(meeting), kill, signal.SIGKILL, patience(60), device)
+    return join_all([child(train_rank, job, rank, *common) for rank in range(world_size)])
+
+
+def join_all(ranks: Sequence[multiprocessing.process.BaseProcess], timeout: float = 100) -> list[int | None]:
+    """Exit codes of processes; what still runs after `timeout` is killed, and None in its place."""
+    for rank in ranks:
+        rank.join(patience(timeout))
+    codes = [rank.exitcode for rank in ranks]
+    for rank in ranks:
+        rank.kill()
     return codes
 
 
