@@ -40,7 +40,7 @@ class ClusterConfig(Config):
         default=0.0,
         ge=0,
         le=1440,
-        description="how long training waits for workers that the autoscaler of the cluster adds; 0: not at all",
+        description="how long a stage waits for workers that the autoscaler of the cluster adds; 0: not at all",
     )
 
 
