@@ -4,7 +4,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install run test test-slow soak check docs bench bench-peers gpu gpu-tests gpu-bench gpu-train gpu-wheels gpu-data shipped ui clean
+.PHONY: help install run test test-slow soak check lock docs bench bench-peers gpu gpu-tests gpu-bench gpu-train gpu-wheels gpu-data shipped ui clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -32,6 +32,11 @@ soak: install ## 200 short runs under random SIGKILL (half an hour); writes soak
 
 check: install ## what CI does before the tests: style, formatting, types
 	ruff check . && ruff format --check . && mypy
+
+lock: ## requirements.lock, after a change of pyproject.toml or constraints.txt (needs uv)
+	(head -3 requirements.lock && echo "torch; python_version < '0'" | uv pip compile --quiet --no-header --no-annotate \
+	--generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 --constraint constraints.txt \
+	--override /dev/stdin --extra serve --extra s3 pyproject.toml) > .requirements && mv .requirements requirements.lock
 
 docs: install ## the site, in site/index.html; strict: no link leads nowhere
 	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet

@@ -36,6 +36,12 @@ class ClusterConfig(Config):
         le=4096,
         description="crop tasks at once; null: all CPUs of the cluster; 0: one process, no Ray",
     )
+    wait_minutes: float = Field(
+        default=0.0,
+        ge=0,
+        le=1440,
+        description="how long a stage waits for workers that the autoscaler of the cluster adds; 0: not at all",
+    )
 
 
 class SearchRange(Config):

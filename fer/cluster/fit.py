@@ -51,7 +51,8 @@ def train_on_ray(job: TrainJob, stage: TrainStageConfig, config: ClusterConfig, 
             cluster.watch.check()
             poll()
 
-        require(workers=stage.workers, cpus=stage.threads, gpus=int(stage.gpu))
+        gpus = int(stage.gpu)
+        require(workers=stage.workers, cpus=stage.threads, gpus=gpus, wait_minutes=config.wait_minutes)
         files = [Path(job.shards) / "manifest.json", Path(job.work_dir) / "lock"]
         require_paths([*map(str, files), *(source.path for source in job.pretrained)], cluster.address)
         workers, failures, short = stage.workers, 0, False

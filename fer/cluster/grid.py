@@ -126,7 +126,7 @@ def _run(
     # Tune prints the traceback of every failed trial; the observer gets the reason.
     logging.getLogger("ray.tune").setLevel(logging.ERROR if log.isEnabledFor(logging.DEBUG) else logging.CRITICAL)
     with connect(cluster, dashboard=True) as session:
-        require(workers=1, cpus=threads, gpus=int(gpu))
+        require(workers=1, cpus=threads, gpus=int(gpu), wait_minutes=cluster.wait_minutes)
         at_once = max(1, min(at_once, session.gpus if gpu else session.cpus // threads))
         where = f"; dashboard {session.dashboard_url}" if session.dashboard_url else ""
         log.info("%d at once on %d CPUs%s", at_once, session.cpus, where)

@@ -57,15 +57,14 @@ def map_blocks(
     with connect(cluster) as session:
         import ray
 
-        if workers is not None:
-            require(workers=workers, cpus=cpus, gpus=gpus)
+        require(workers=workers or 1, cpus=cpus, gpus=gpus, wait_minutes=cluster.wait_minutes)
         require_paths(needs, session.address)
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries)(_outcome)
         shared, units = ray.put(task), deque(work)
         order: deque[Any] = deque()
         running: list[Any] = []
         while units or order:
-            while units and len(running) < (workers or session.cpus):
+            while units and len(running) < (workers or session.cpus or 1):
                 running.append(remote.remote(shared, units.popleft()))
                 order.append(running[-1])
             running = ray.wait(running, timeout=_POLL_SECONDS)[1] if running else running

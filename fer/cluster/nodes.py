@@ -31,18 +31,32 @@ def max_workers(nodes: Sequence[Node], *, cpus: float = 1, gpus: float = 0) -> i
     return sum(min(int(node["Resources"].get(name, 0) / count + 1e-9) for name, count in demand) for node in nodes)
 
 
-def require(*, workers: int, cpus: float = 1, gpus: float = 0) -> None:
+def require(*, workers: int, cpus: float = 1, gpus: float = 0, wait_minutes: float = 0) -> None:
     """Checks that the session's cluster holds the workers, where Ray would wait forever.
 
     Args:
         workers: processes at the same time.
         cpus, gpus: of each of them.
+        wait_minutes: how long to wait for what the cluster's autoscaler adds on request.
 
     Raises:
         ValueError: names demand and supply, and what to change.
     """
     nodes = living_nodes()
     found = max_workers(nodes, cpus=cpus, gpus=gpus)
+    if found < workers and wait_minutes:
+        from ray.autoscaler.sdk import request_resources
+
+        log.info("waiting up to %g minutes for the cluster to grow to %d workers", wait_minutes, workers)
+        deadline = time.monotonic() + 60 * wait_minutes
+        request_resources(bundles=[{"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}] * workers)
+        try:
+            while found < workers and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+                nodes = living_nodes()
+                found = max_workers(nodes, cpus=cpus, gpus=gpus)
+        finally:
+            request_resources(bundles=[])  # else the nodes would stay for ever; those there now wait for their workers
     if found >= workers:
         return
     supplies = [node["Resources"] for node in nodes]
@@ -50,7 +64,8 @@ def require(*, workers: int, cpus: float = 1, gpus: float = 0) -> None:
     raise ValueError(
         f"the Ray cluster is too small: {workers} workers with {cpus:g} CPU and {gpus:g} GPU each were requested, "
         f"it has room for {found} (its {len(nodes)} nodes: {supply}). Request fewer workers or less for each, name a "
-        "larger cluster (RAY_ADDRESS or cluster.address), or raise cluster.cpus to share the CPUs of a local one"
+        "larger cluster (RAY_ADDRESS or cluster.address), give one that grows the time for it (cluster.wait_minutes), "
+        "or raise cluster.cpus to share the CPUs of a local one"
     )
 
 

@@ -75,6 +75,24 @@ def test_a_cluster_that_is_too_small_is_reported_at_once_with_demand_and_supply(
         require(workers=1, cpus=1, gpus=1)
 
 
+@pytest.mark.parametrize("grows", [True, False])
+def test_an_autoscaler_is_asked_for_the_workers_awaited_and_released(
+    monkeypatch: pytest.MonkeyPatch, grows: bool
+) -> None:
+    head = {"Resources": {"CPU": 0.0}}
+    worker = {"Resources": {"CPU": 4.0, "GPU": 1.0}}
+    requests: list[list[dict[str, float]]] = []
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: requests.append(bundles))
+    monkeypatch.setattr(nodes, "living_nodes", lambda: [head, worker, worker] if requests and grows else [head])
+    monkeypatch.setattr(nodes, "_POLL_SECONDS", 0.001)
+    if grows:
+        require(workers=2, cpus=4, gpus=1, wait_minutes=10)
+    else:
+        with pytest.raises(ValueError, match="room for 0"):
+            require(workers=2, cpus=4, gpus=1, wait_minutes=0.0005)
+    assert requests == [[{"CPU": 4, "GPU": 1}] * 2, []]
+
+
 @pytest.mark.ray
 def test_a_dead_or_hanging_node_has_no_room_although_ray_lists_it(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
