@@ -11,7 +11,7 @@ from fer.lineage import hardware, versions
 
 MODULES = (
     "crop", "detect", "explain", "ingest", "invalidation", "models", "origin", "predict", "ray_cost", "reader",
-    "remote", "report", "serve", "train",
+    "remote", "report", "scale", "serve", "train",
 )  # fmt: skip
 """Modules of this package that register benchmarks."""
 

@@ -43,7 +43,7 @@ class RowStore:
     def _pick(self, ascending: npt.NDArray[np.int64]) -> Iterator[pa.RecordBatch]:
         ends = np.searchsorted(ascending, self._starts)
         for index, (low, high) in enumerate(pairwise(ends.tolist())):
-            if index % _MAPPED == 0:  # anew, lest all that was read stays in memory
+            if index % _MAPPED == 0:  # again, so that what was read leaves memory
                 reader = pa.ipc.open_file(pa.memory_map(str(self._path)))
             if low < high:
                 yield reader.get_batch(index).take(pa.array(ascending[low:high] - self._starts[index]))
