@@ -94,7 +94,7 @@ def image(number: int, size: int) -> npt.NDArray[np.uint8]:
     half = cv2.resize(
         own.standard_normal((size // 2, size // 2), np.float32), (size, size), interpolation=cv2.INTER_LINEAR
     )
-    return np.clip(shades + 12 * half + 15 * copy, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(shades + 12 * half + 15 * copy, 0, 255), np.uint8)
 
 
 def measure(command: list[str], folder: Path) -> Cost:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import cv2
 import numpy as np
@@ -110,7 +110,7 @@ def _measure(record: dict[str, Any], with_print: bool) -> tuple[Face, Fingerprin
     face = Face(
         sample_id=record["sample_id"],
         label=record["label"],
-        split=sys.intern(record["split"]),
+        split=cast(Split, sys.intern(record["split"])),
         subject=record["subject"],
         yaw=record["pose"] and record["pose"][0],
         score=record["score"],
