@@ -11,7 +11,7 @@ from fer.lineage import hardware, versions
 
 MODULES = (
     "crop", "detect", "explain", "ingest", "invalidation", "loop", "models", "origin", "predict", "ray_cost",
-    "reader", "remote", "report", "scaling", "serve", "train",
+    "reader", "remote", "report", "scale", "scaling", "serve", "train",
 )  # fmt: skip
 """Modules of this package that register benchmarks."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Generic, TypeVar
 
 from fer.hashing import stable_hash
@@ -53,17 +54,17 @@ def assign(
     Args:
         together: numbers of faces that must share a fold, besides those that share a subject or their pixels.
     """
-    published = has_published_validation(faces)
+    published, destination = has_published_validation(faces), cache(Destination)
     places = []
     for face, group in zip(faces, _groups(faces, together), strict=True):
         if face.split == "train":
             fold = stable_hash("fold", seed, group) % config.folds
             part = stable_hash("part", seed, face.sample_id) % config.parts_per_fold
             split: Split = "train" if published or fold else "validation"
-            places.append(Destination(f"train-f{fold:02d}-{part:03d}.parquet", split, fold))
+            places.append(destination(f"train-f{fold:02d}-{part:03d}.parquet", split, fold))
         else:
             part = stable_hash("part", seed, face.sample_id) % config.test_parts
-            places.append(Destination(f"{face.split}-{part:03d}.parquet", face.split, None))
+            places.append(destination(f"{face.split}-{part:03d}.parquet", face.split, None))
     return places
 
 

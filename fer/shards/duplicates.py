@@ -12,7 +12,7 @@ Measured on 29,859 images of FER2013: see docs/shards.md.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -27,6 +27,10 @@ SAME = 0.88
 _SIDE = 32  # px of the fine structure; an image of 48 px has little more
 _CELLS = 8  # of the coarse structure, on each side
 _MIDDLE = 20  # px of the part that is template in the other image: it may lie 6 px off, a fifth of the image
+_CELL = 512  # images of a cell of the index, on average
+_PROBES = 40  # cells that an image is compared with
+_ROWS = 1024  # images that are compared at once
+_PENDING = 2**18  # candidates of those that may wait to be sorted
 _NEIGHBOURS = 16  # candidates of an image: beyond, hardly a pair of FER2013 proves equal
 _ALIKE = 0.6  # coarse agreement of candidates
 _GATE = 0.6  # fine agreement at equal size below which other sizes are not tried
@@ -42,7 +46,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class Fingerprint(NamedTuple):
-    """What the search needs of an image: 1.3 kB.
+    """What the search needs of an image; as a record of `PRINT` 1,280 bytes.
 
     coarse: float32 (64,), whole numbers, a vector of length 2048; zero for an empty image.
     fine: uint8 (32, 32), what is left of the gray image between 0.5 and 2.5 px, as levels around 128.
@@ -50,6 +54,10 @@ class Fingerprint(NamedTuple):
 
     coarse: Float32Array
     fine: Pixels
+
+
+PRINT = np.dtype([("coarse", np.float32, _CELLS**2), ("fine", np.uint8, (_SIDE, _SIDE))])
+"""A `Fingerprint` in an array or a file."""
 
 
 class Pair(NamedTuple):
@@ -76,27 +84,38 @@ def fingerprint(image: npt.NDArray[Any]) -> Fingerprint:
     return Fingerprint(np.rint(cells * (_STEPS / max(float(np.linalg.norm(cells)), 1e-6))), levels)
 
 
-def near_duplicates(prints: Sequence[Fingerprint]) -> list[Pair]:
+def near_duplicates(
+    prints: Sequence[Fingerprint] | npt.NDArray[np.void], rows: Sequence[int] | None = None
+) -> list[Pair]:
     """Every pair that is found to show one photograph, in order of `first`, then `second`.
 
     A function of the images: the same pairs in whatever order they are given.
 
-    Time grows with the square of the number of images, though lightly: a core compares 2 * 10^8 pairs a second, and
-    proves the candidates of an image in 1 ms. Memory: the fingerprints and a few hundred MiB.
+    Time grows with the number of images: up to 20,480 each is compared with all, beyond with about as many. Memory: a
+    few hundred bytes an image; the fingerprints may be those of a mapped file.
+
+    Args:
+        prints: of `PRINT`, or such as an array of it is made of.
+        rows: numbers of those that are compared, of which the pairs speak; all by default.
     """
-    if not prints:
+    prints = np.asarray(prints, PRINT)
+    numbers = np.arange(len(prints)) if rows is None else np.asarray(rows, np.int64)
+    digests = np.fromiter((_digest(prints[number]) for number in numbers), np.uint64, len(numbers))
+    order = numbers[np.argsort(digests, kind="stable")]
+    coarse = prints["coarse"][order]
+    shown = coarse.any(axis=1)  # the others are empty
+    order, coarse = order[shown], coarse[shown]
+    if not len(order):
         return []
-    order = sorted(range(len(prints)), key=lambda number: _digest(prints[number]))
-    coarse = np.stack([prints[number].coarse for number in order])
     found: dict[tuple[int, int], Pair] = {}
     for mirrored in (False, True):
         candidates = _candidates(coarse, mirrored)
         with progress(len(candidates), "mirrored images" if mirrored else "similar images", "pair") as bar:
-            for one, other in candidates.tolist():
-                fine = prints[order[one]].fine
+            for one, other in candidates:
+                fine = prints["fine"][order[one]]
                 fine = np.ascontiguousarray(fine[:, ::-1]) if mirrored else fine
-                score = agreement(fine, prints[order[other]].fine)
-                first, second = sorted((order[one], order[other]))
+                score = agreement(fine, prints["fine"][order[other]])
+                first, second = sorted((int(order[one]), int(order[other])))
                 known = found.get((first, second))
                 if score >= SAME and (known is None or score > known.agreement):
                     found[first, second] = Pair(first, second, "mirrored" if mirrored else "near", score)
@@ -104,27 +123,57 @@ def near_duplicates(prints: Sequence[Fingerprint]) -> list[Pair]:
     return [found[key] for key in sorted(found)]
 
 
-def _digest(one: Fingerprint) -> bytes:
-    return hashlib.blake2b(one.coarse.tobytes() + one.fine.tobytes(), digest_size=8).digest()
+def _digest(record: np.void) -> int:
+    return int.from_bytes(hashlib.blake2b(record.tobytes(), digest_size=8).digest())
 
 
 def _candidates(coarse: Float32Array, mirrored: bool) -> npt.NDArray[np.int64]:
-    """int64 (pairs, 2), ascending, the smaller number first: each image with those that are most alike."""
+    """int64 (pairs, 2), ascending, the smaller number first: each image with those that are most alike.
+
+    An index of cells: the first 1/512 of the images, whose order is random, are pivots; each image is filed under the
+    pivot that it is most like, and compared with all that are filed under the 40 pivots that are most like it.
+    """
     count = len(coarse)
-    template = coarse.reshape(-1, _CELLS, _CELLS)[:, :, ::-1].reshape(count, -1) if mirrored else coarse
-    least = _ALIKE * _STEPS**2
-    rows = max(1, 2**25 // count)  # 128 MiB of products
+    pivots = coarse[: -(-count // _CELL)].T
+    home = np.concatenate([np.argmax(part @ pivots, axis=1) for part in _parts(coarse)])
+    by_cell = np.argsort(home, kind="stable")
+    ends = np.searchsorted(home, np.arange(pivots.shape[1] + 1), sorter=by_cell)
+    filed = coarse[by_cell]
+    probes = min(_PROBES, pivots.shape[1])
     keys = []
-    for start in range(0, count, rows):
-        products = template[start : start + rows] @ coarse.T
-        for row, line in enumerate(products, start):
-            line[row] = 0  # itself
-            alike = np.flatnonzero(line > least)
-            if len(alike) > _NEIGHBOURS:
-                alike = alike[np.argsort(-line[alike], kind="stable")[:_NEIGHBOURS]]
-            keys.append(np.minimum(alike, row) * count + np.maximum(alike, row))
+    # Images of one cell side by side: they look into the same cells.
+    for images, part in zip(_parts(by_cell), _parts(filed), strict=True):
+        if mirrored:
+            part = part.reshape(-1, _CELLS, _CELLS)[:, :, ::-1].reshape(part.shape)
+        near = part @ pivots
+        looked_into = near >= np.partition(near, -probes, axis=1)[:, [-probes]]
+        least = np.full(len(part), _ALIKE * _STEPS**2, np.float32)
+        found = np.zeros((3, 0), np.int64)  # row of the part, likeness negated, the other image
+        for cell in np.flatnonzero(looked_into.any(axis=0)):
+            rows, members = np.flatnonzero(looked_into[:, cell]), slice(ends[cell], ends[cell + 1])
+            products = part[rows] @ filed[members].T
+            hit, member = np.nonzero(products >= least[rows, None])
+            row, other = rows[hit], by_cell[members][member]
+            alike = np.stack([row, -products[hit, member].astype(np.int64), other])[:, images[row] != other]
+            found = np.concatenate([found, alike], axis=1)
+            if found.shape[1] > _PENDING:
+                found, (full, likeness) = _best(found)
+                least[full] = -likeness
+        (row, _, other), _ = _best(found)
+        keys.append(np.minimum(images[row], other) * count + np.maximum(images[row], other))
     pairs = np.unique(np.concatenate(keys))
     return np.stack([pairs // count, pairs % count], axis=1)
+
+
+def _parts(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    return (array[start : start + _ROWS] for start in range(0, len(array), _ROWS))
+
+
+def _best(found: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Of each row the 16 that are most alike, among equals the lowest numbers; and the last of each row that has 16."""
+    found = found[:, np.lexsort(found[::-1])]
+    rank = np.arange(found.shape[1]) - np.searchsorted(found[0], found[0])
+    return found[:, rank < _NEIGHBOURS], found[:2, rank == _NEIGHBOURS - 1]
 
 
 def agreement(template: Pixels, other: Pixels) -> float:

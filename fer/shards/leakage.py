@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from fer.shards.assign import DisjointSets
 from fer.shards.duplicates import Pair, near_duplicates
 from fer.shards.schema import SPLITS, Split
@@ -40,15 +43,18 @@ class Dropped(NamedTuple):
     kept: int
 
 
-def find_duplicates(faces: Sequence[Face], *, near: bool) -> Duplicates:
-    """Rows of one photograph; `near` False looks at equal pixels alone, which costs nothing."""
+def find_duplicates(faces: Sequence[Face], prints: npt.NDArray[np.void] | None) -> Duplicates:
+    """Rows of one photograph.
+
+    Args:
+        prints: of each face, `fer.shards.duplicates.PRINT`; None looks at equal pixels alone, which costs nothing.
+    """
     by_pixels: dict[bytes, list[int]] = defaultdict(list)
     for row, face in enumerate(faces):
         by_pixels[face.pixels].append(row)
-    images = list(by_pixels.values())
-    pairs = near_duplicates([faces[rows[0]].print for rows in images]) if near else []
-    found = [pair._replace(first=images[pair.first][0], second=images[pair.second][0]) for pair in pairs]
-    return Duplicates(tuple(tuple(rows) for rows in images if len(rows) > 1), tuple(found))
+    images = by_pixels.values()
+    near = near_duplicates(prints, [rows[0] for rows in images]) if prints is not None else []
+    return Duplicates(tuple(tuple(rows) for rows in images if len(rows) > 1), tuple(near))
 
 
 def rows_to_drop(faces: Sequence[Face], duplicates: Duplicates) -> dict[int, Dropped]:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import cv2
 import numpy as np
 
 from fer.console import progress
 from fer.io.files import FileError
-from fer.shards.duplicates import Fingerprint, fingerprint
+from fer.shards.duplicates import PRINT, Fingerprint, fingerprint
 from fer.shards.schema import ShardError, Split, face_schema
 from fer.shards.table import TableReader
 
@@ -36,7 +38,6 @@ class Face:
         gray: one channel.
         pixels: digest of the decoded image: equal for equal pixels, whatever the encoding.
         sums: number of pixels, then sum and sum of squares of red, green, blue, 0 .. 255: exact.
-        print: for the search for near duplicates.
     """
 
     sample_id: str
@@ -49,11 +50,13 @@ class Face:
     gray: bool
     pixels: bytes
     sums: tuple[int, ...]
-    print: Fingerprint
 
 
-def survey(files: Sequence[Path], total: int, name: str) -> list[Face]:
+def survey(files: Sequence[Path], total: int, name: str, prints: BinaryIO | None = None) -> list[Face]:
     """One pass over every image of a dataset.
+
+    Args:
+        prints: takes the fingerprints, as records of `fer.shards.duplicates.PRINT`.
 
     Raises:
         FileError: damaged files, other columns, not the `total` faces that were announced, or one of them twice.
@@ -63,7 +66,10 @@ def survey(files: Sequence[Path], total: int, name: str) -> list[Face]:
     with progress(total, f"read {name}", "face") as bar, ThreadPoolExecutor(_THREADS) as pool:
         for file in files:
             for batch in TableReader(file, face_schema(), remedy=f"run `dvc repro -f crop@{name}`").batches(_COLUMNS):
-                faces += pool.map(_measure, batch.to_pylist())
+                measured = list(pool.map(partial(_measure, with_print=prints is not None), batch.to_pylist()))
+                faces += (face for face, _ in measured)
+                if prints:
+                    prints.write(np.array([one for _, one in measured], PRINT).tobytes())
                 bar.update(batch.num_rows)
     if len(faces) != total:
         raise FileError(
@@ -85,7 +91,7 @@ def mean_std(faces: Sequence[Face]) -> tuple[tuple[float, float, float], tuple[f
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 
-def _measure(record: dict[str, Any]) -> Face:
+def _measure(record: dict[str, Any], with_print: bool) -> tuple[Face, Fingerprint | None]:
     # Our own crops: one channel or three, never turned by EXIF.
     image = cv2.imdecode(np.frombuffer(record["image"], np.uint8), cv2.IMREAD_ANYCOLOR)
     if image is None:
@@ -101,10 +107,10 @@ def _measure(record: dict[str, Any]) -> Face:
     digest = hashlib.blake2b(
         repr(image.shape).encode() + np.ascontiguousarray(image).tobytes(), digest_size=16
     ).digest()
-    return Face(
+    face = Face(
         sample_id=record["sample_id"],
         label=record["label"],
-        split=record["split"],
+        split=cast(Split, sys.intern(record["split"])),
         subject=record["subject"],
         yaw=record["pose"] and record["pose"][0],
         score=record["score"],
@@ -112,5 +118,5 @@ def _measure(record: dict[str, Any]) -> Face:
         gray=image.ndim == 2,
         pixels=digest,
         sums=tuple(sums),
-        print=fingerprint(image),
     )
+    return face, fingerprint(image) if with_print else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +16,22 @@ from fer.shards.manifest import Part
 from fer.shards.schema import Split, shard_schema
 from fer.shards.table import TableReader
 
+_MAPPED = 64  # batches of 512 rows: some 100 MB of faces
+
 
 class RowStore:
-    """All rows of data/faces in one uncompressed Arrow file, mapped into memory, from which parts pick their rows."""
+    """All rows of data/faces in one uncompressed Arrow file, mapped piecewise, from which parts pick their rows."""
 
     def __init__(self, path: Path, files: Iterable[Path]) -> None:
         self._path = path
-        names = shard_schema().names
+        names, starts = shard_schema().names, [0]
         with name_in_errors(path), pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, shard_schema()) as writer:
             for file in files:
                 for batch in TableReader(file).batches(names):
                     columns = [batch[name] for name in names]
                     writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=shard_schema()))
-        self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        batches = range(self._reader.num_record_batches)
-        self._starts = np.cumsum([0, *(self._reader.get_batch(index).num_rows for index in batches)])
+                    starts.append(starts[-1] + batch.num_rows)
+        self._starts = np.array(starts)
 
     def take(self, rows: Sequence[int]) -> pa.Table:
         """The given rows in the given order."""
@@ -39,11 +41,12 @@ class RowStore:
         return picked.take(pa.array(np.searchsorted(ascending, numbers)))
 
     def _pick(self, ascending: npt.NDArray[np.int64]) -> Iterator[pa.RecordBatch]:
-        for index in range(self._reader.num_record_batches):
-            start, stop = self._starts[index], self._starts[index + 1]
-            low, high = np.searchsorted(ascending, (start, stop))
+        ends = np.searchsorted(ascending, self._starts)
+        for index, (low, high) in enumerate(pairwise(ends.tolist())):
+            if index % _MAPPED == 0:  # again, so that what was read leaves memory
+                reader = pa.ipc.open_file(pa.memory_map(str(self._path)))
             if low < high:
-                yield self._reader.get_batch(index).take(pa.array(ascending[low:high] - start))
+                yield reader.get_batch(index).take(pa.array(ascending[low:high] - self._starts[index]))
 
     def images(self, rows: Sequence[int]) -> list[bytes]:
         """The encoded images of the given rows."""
@@ -52,7 +55,6 @@ class RowStore:
 
     def remove(self) -> None:
         """Deletes the file."""
-        del self._reader
         self._path.unlink()
 
 

@@ -13,14 +13,18 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fer.console import log, progress
-from fer.io.files import FileError, read_object
+from fer.io.files import FileError, name_in_errors, read_object
 from fer.labels import is_identities
 from fer.outputs import SHARDS, STATISTICS
 from fer.shards.assign import Destination, assign, has_published_validation, stored_order
-from fer.shards.leakage import find_duplicates, label_conflicts, rows_near, rows_shared, rows_to_drop
+from fer.shards.duplicates import PRINT
+from fer.shards.leakage import Duplicates, find_duplicates, label_conflicts, rows_near, rows_shared, rows_to_drop
 from fer.shards.manifest import Manifest, Part
 from fer.shards.schema import SCHEMA_VERSION, SPLITS, ShardError, shard_schema
 from fer.shards.statistics import write_statistics
@@ -52,8 +56,7 @@ def run(params: Params, dataset: str) -> Path:
         raise FileError(f"{source}: no faces; run `dvc repro crop@{dataset}`")
     about = read_object(source / "faces.json", _FACES, f"run `dvc repro -f crop@{dataset}`")
     files = [source / entry["file"] for entry in about["files"]]
-    faces = survey(files, about["faces"], dataset)
-    duplicates = find_duplicates(faces, near=config.duplicates != "off")
+    faces, duplicates = _look(files, about["faces"], dataset, final.parent, near=config.duplicates != "off")
     dropped = rows_to_drop(faces, duplicates) if config.duplicates == "drop" else {}
     together = [pair[:2] for pair in duplicates.near] if config.duplicates == "group" else []
     rejects = Counter(about["rejects"])
@@ -88,6 +91,25 @@ def run(params: Params, dataset: str) -> Path:
         manifest.save(out)
     _report(final.relative_to(params.root), manifest)
     return final
+
+
+def _look(
+    files: Sequence[Path], total: int, dataset: str, folder: Path, *, near: bool
+) -> tuple[list[Face], Duplicates]:
+    """What is known of each face, and which show one photograph; the fingerprints are in a nameless file meanwhile.
+
+    Args:
+        folder: where it takes room; it is gone with this process, however that ends.
+    """
+    if not near:
+        faces = survey(files, total, dataset)
+        return faces, find_duplicates(faces, None)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=folder) as prints:
+        with name_in_errors(folder):
+            faces = survey(files, total, dataset, prints)
+            prints.flush()
+        return faces, find_duplicates(faces, np.memmap(prints, PRINT, "r") if faces else None)
 
 
 def _parts(

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
 
-from fer.shards.duplicates import agreement, fingerprint, near_duplicates
+from fer.shards import duplicates
+from fer.shards.duplicates import PRINT, agreement, fingerprint, near_duplicates
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -83,6 +84,52 @@ def test_result_does_not_depend_on_the_order_of_the_images() -> None:
     pairs = {(pair.first, pair.second) for pair in near_duplicates(prints)}
     shuffled = near_duplicates([prints[index] for index in order])
     assert {tuple(sorted((order[pair.first], order[pair.second]))) for pair in shuffled} == pairs
+
+
+def test_pairs_speak_of_the_rows_that_were_asked_for_in_an_array_that_may_be_read_only() -> None:
+    prints = np.array([fingerprint(ALTERED[how](photo(1))) for how in ("moved", "marked", "closer")], PRINT)
+    prints.flags.writeable = False
+    assert [pair[:3] for pair in near_duplicates(prints, [2, 0])] == [(0, 2, "near")]
+
+
+def nearest_of_all(coarse: npt.NDArray[np.float32], mirrored: bool) -> set[tuple[int, int]]:
+    """Each image with the 16 that are most alike, by comparing all with all."""
+    template = coarse.reshape(-1, 8, 8)[:, :, ::-1].reshape(coarse.shape) if mirrored else coarse
+    products = template @ coarse.T
+    np.fill_diagonal(products, 0)
+    nearest = np.argsort(-products, axis=1, kind="stable")[:, :16]
+    return {
+        (min(one, other), max(one, other))
+        for one, others in enumerate(nearest.tolist())
+        for other in others
+        if products[one, other] > 0.6 * 2048**2
+    }
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_candidates_are_the_nearest_of_all_images_while_the_cells_are_few(
+    mirrored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duplicates, "_CELL", 24)  # 25 cells of 600 images
+    monkeypatch.setattr(duplicates, "_PENDING", 500)
+    random = np.random.default_rng(0)
+    cells = random.normal(0, 1, (600, 64)) + random.normal(0, 1.2, (8, 1, 8)).repeat(75, axis=0).repeat(8, axis=2)[:, 0]
+    coarse = np.rint(2048 * cells / np.linalg.norm(cells, axis=1, keepdims=True)).astype(np.float32)
+    found = duplicates._candidates(coarse, mirrored)
+    assert {(one, other) for one, other in found.tolist()} == nearest_of_all(coarse, mirrored)
+    assert len(found) > 1000
+
+
+def test_nearly_all_true_candidates_are_found_and_few_images_compared_where_the_cells_are_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(duplicates, "_CELL", 8)  # 250 cells
+    random = np.random.default_rng(0)
+    cells = random.normal(0, 1, (1000, 64))
+    cells = np.concatenate([cells, cells + random.normal(0, 0.5, cells.shape)])
+    coarse = np.rint(2048 * cells / np.linalg.norm(cells, axis=1, keepdims=True)).astype(np.float32)
+    found = duplicates._candidates(coarse, False)
+    assert len({(row, row + 1000) for row in range(1000)} - {(one, other) for one, other in found.tolist()}) <= 10
 
 
 def test_agreement_of_an_image_with_itself_is_one() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from fer.shards import leakage
 from fer.shards.assign import DisjointSets, assign
-from fer.shards.duplicates import Fingerprint, Pair
+from fer.shards.duplicates import PRINT, Pair
 from fer.shards.leakage import (
     Duplicates,
     find_duplicates,
@@ -17,7 +17,7 @@ from fer.shards.leakage import (
 from fer.shards.schema import SPLITS, ShardConfig, Split
 from fer.shards.survey import Face
 
-EMPTY = Fingerprint(np.zeros(64, np.float32), np.zeros((32, 32), np.uint8))
+PRINTS = np.zeros(0, PRINT)
 
 
 def face(sample_id: str, split: Split = "train", label: int = 0, pixels: bytes = b"") -> Face:
@@ -32,7 +32,6 @@ def face(sample_id: str, split: Split = "train", label: int = 0, pixels: bytes =
         gray=True,
         pixels=pixels or sample_id.encode(),
         sums=(64, 0, 0, 0, 0, 0, 0),
-        print=EMPTY,
     )
 
 
@@ -89,23 +88,23 @@ def test_conflicting_labels_are_counted_by_image_within_a_split_or_between_split
 
 
 def test_copies_of_two_near_duplicates_are_one_pair_of_their_first_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leakage, "near_duplicates", lambda prints: [Pair(0, 1, "mirrored", 0.95)])
+    monkeypatch.setattr(leakage, "near_duplicates", lambda prints, rows: [Pair(0, 1, "mirrored", 0.95)])
     faces = [face("a", pixels=b"1"), face("b", pixels=b"2"), face("c", "test", pixels=b"1")]
-    found = find_duplicates(faces, near=True)
+    found = find_duplicates(faces, PRINTS)
     assert found.exact == ((0, 2),)
     assert found.near == (Pair(0, 1, "mirrored", 0.95),)
-    assert find_duplicates(faces, near=False) == Duplicates(found.exact, ())
+    assert find_duplicates(faces, None) == Duplicates(found.exact, ())
 
 
 def test_four_thousand_copies_of_two_near_duplicates_make_pairs_by_their_sum_not_their_product(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(leakage, "near_duplicates", lambda prints: [Pair(0, 1, "near", 0.95)])
+    monkeypatch.setattr(leakage, "near_duplicates", lambda prints, rows: [Pair(0, 1, "near", 0.95)])
     copies = 4_000
     faces = [
         face(f"{row:04}", "test" if row % 5 == 0 else "train", pixels=b"%d" % (row % 2)) for row in range(2 * copies)
     ]
-    duplicates = find_duplicates(faces, near=True)
+    duplicates = find_duplicates(faces, PRINTS)
     assert len(duplicates.pairs()) == 2 * (copies - 1) + 1
     split_of: dict[int, Split] = {row: one.split for row, one in enumerate(faces)}
     counts = rows_near(split_of, duplicates)
@@ -122,13 +121,15 @@ def test_counts_drops_and_groups_equal_those_of_all_pairs_of_rows(monkeypatch: p
     images, rows = 9, 24
     shown = [*range(images), *random.integers(0, images, rows - images).tolist()]
     near_pairs = [(a, b) for a in range(images) for b in range(a + 1, images) if random.random() < 0.12]
-    monkeypatch.setattr(leakage, "near_duplicates", lambda prints: [Pair(a, b, "near", 0.9) for a, b in near_pairs])
+    monkeypatch.setattr(
+        leakage, "near_duplicates", lambda prints, rows: [Pair(a, b, "near", 0.9) for a, b in near_pairs]
+    )
     splits = [SPLITS[choice] for choice in random.integers(0, 3, rows)]
     faces = [
         face(f"{random.integers(10**6):06}-{row}", splits[row], int(random.integers(2)), pixels=b"%d" % image)
         for row, image in enumerate(shown)
     ]
-    duplicates = find_duplicates(faces, near=True)
+    duplicates = find_duplicates(faces, PRINTS)
     all_pairs = [
         (one, other)
         for one in range(rows)
