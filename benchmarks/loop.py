@@ -145,7 +145,7 @@ def _our_epochs(name: str, root: Path, args: argparse.Namespace) -> list[dict[st
 
     reference = REFERENCES[name]
     shape: dict[str, Any] = {"model": reference.model, "options": dict(reference.options)}
-    keys = {"epochs": 1, "batch_size": args.batch, "learning_rate": 1e-4, "augment": AUGMENT}
+    keys = {"epochs": 1, "batch_size": args.batch, "learning_rate": 1e-4, "augment": list(AUGMENT)}
     recipe = Recipe.model_validate({**shape, **keys})
     work, weights = root / "work", root / "weights.safetensors"
     work.mkdir()
