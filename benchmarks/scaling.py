@@ -253,7 +253,7 @@ def _worker(job: TrainJob, rank: int, rows: int, results: Any) -> None:
                 counter.append(_sent_on_loopback())
             dist.barrier()
 
-    ShardSplit.images, TrainState.save = counted_images, counted_save  # type: ignore[method-assign]
+    ShardSplit.images, TrainState.save = counted_images, counted_save  # type: ignore[method-assign, assignment]
     meeting = Path(job.work_dir).with_name("meeting")
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     train(job, rank=rank, world_size=2, on_step=on_step)

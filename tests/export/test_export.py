@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -35,8 +37,8 @@ from fer.shards.dataset import ShardSet
 from fer.shards.pixels import ModelInput, normalize
 from fer.weights.store import save_model
 
-SIZED = [pytest.param(name, marks=[] if name == "ddamfn_nano" else [pytest.mark.slow]) for name in list_models()]
-"""All names, but for one marked slow."""
+RAW = [(format, raw) for raw in (False, True) for format in FORMATS]
+"""Each format with both inputs; of the second one only is not slow."""
 
 
 def build(name: str, classes: int = 7, **options: Any) -> FerModel:
@@ -57,10 +59,12 @@ def build(name: str, classes: int = 7, **options: Any) -> FerModel:
     return model
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fer.export.build.CHECK_FACES", 6)
-    monkeypatch.setattr("fer.export.check._ROUNDS", 1)
+@pytest.fixture(scope="module", autouse=True)
+def _quick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fer.export.build.CHECK_FACES", 6)
+        patch.setattr("fer.export.check._ROUNDS", 1)
+        yield
 
 
 def save(path: Path, model: FerModel, labels: tuple[str, ...] = LABELS) -> Path:
@@ -72,6 +76,19 @@ def save(path: Path, model: FerModel, labels: tuple[str, ...] = LABELS) -> Path:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("weights") / "model.safetensors", build("ddamfn_nano"))
+
+
+@pytest.fixture(scope="module")
+def exported(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of an export, each made once."""
+
+    @cache
+    def folder(format: FormatName, raw: bool) -> Path:
+        out = tmp_path_factory.mktemp("exported") / "out"
+        export(weights, out, format=format, raw=raw)
+        return out
+
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +107,8 @@ def expected_logits(weights_model: FerModel, levels: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------ formats
 
 
-@pytest.mark.parametrize("name", SIZED)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_models())
 def test_every_model_has_its_own_logits_in_every_format(name: str, tmp_path: Path) -> None:
     model = build(name)
     levels = drawn_faces(ModelInput.of(model), 5)
@@ -106,28 +124,30 @@ def test_every_model_has_its_own_logits_in_every_format(name: str, tmp_path: Pat
         np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max(), err_msg=format.runtime)
 
 
-@pytest.mark.parametrize("raw", [False, True], ids=["levels", "raw"])
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    ("format", "raw"),
+    [pytest.param(*one, marks=[pytest.mark.slow] if one[1] and one[0] != "onnx" else []) for one in RAW],
+)
 def test_an_export_is_loaded_back_with_all_that_a_caller_needs(
-    format: FormatName, raw: bool, weights: Path, tmp_path: Path
+    format: FormatName, raw: bool, exported: Callable[..., Path]
 ) -> None:
-    card = export(weights, tmp_path / "out", format=format, raw=raw)
-    assert {path.name for path in tmp_path.joinpath("out").iterdir()} == {*FORMATS[format].files, CARD_NAME}
-    exported = ExportedModel(tmp_path / "out", threads=1)
-    assert exported.card == card
+    folder = exported(format, raw)
+    assert {path.name for path in folder.iterdir()} == {*FORMATS[format].files, CARD_NAME}
+    loaded = ExportedModel(folder, threads=1)
+    card = loaded.card
     assert card.parity.holds
     assert card.parity.faces == card.parity.same_label
     assert card.model.labels == LABELS
     assert card.model.extra == {"dataset": "toy"}
     assert (card.input.layout, card.input.dtype) == (("BCHW", "float32") if raw else ("BHWC", "uint8"))
     model = build("ddamfn_nano")
-    assert exported.input == ModelInput.of(model)
-    levels = drawn_faces(exported.input, 3, seed=5)
-    np.testing.assert_allclose(exported.logits(levels), expected_logits(model, levels), atol=1e-4)
-    assert exported.logits(levels[:0]).shape == (0, len(LABELS))
+    assert loaded.input == ModelInput.of(model)
+    levels = drawn_faces(loaded.input, 3, seed=5)
+    np.testing.assert_allclose(loaded.logits(levels), expected_logits(model, levels), atol=1e-4)
+    assert loaded.logits(levels[:0]).shape == (0, len(LABELS))
     for wrong in (levels.astype(np.float32), levels[0], levels[:, :-1], levels.transpose(0, 3, 1, 2)):
         with pytest.raises(ValueError, match=r"expected uint8 \(B, 64, 64, 3\)"):
-            exported.logits(wrong)
+            loaded.logits(wrong)
 
 
 def test_a_model_of_unrounded_levels_takes_them(tmp_path: Path) -> None:
@@ -141,10 +161,9 @@ def test_a_model_of_unrounded_levels_takes_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(computes_bfloat16(), reason="this processor computes in bfloat16")
-def test_bfloat16_is_refused_where_it_would_be_emulated(weights: Path, tmp_path: Path) -> None:
-    export(weights, tmp_path / "out", format="openvino")
+def test_bfloat16_is_refused_where_it_would_be_emulated(exported: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match="does not compute in bfloat16"):
-        ExportedModel(tmp_path / "out", bf16=True)
+        ExportedModel(exported("openvino", False), bf16=True)
 
 
 @pytest.mark.parametrize("format", ["onnx", "torch-export"])
@@ -170,16 +189,14 @@ def test_nothing_is_reported_to_the_network() -> None:
 
 
 def test_a_wrong_graph_is_no_export(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for wrong in (0.5, float("nan")):
+    def load(path: Path, threads: int, bf16: bool) -> formats.Run:
+        run = FORMATS["torch-export"].load(path, threads, bf16)
+        return lambda images: run(images) + np.float32(0.5)
 
-        def load(path: Path, threads: int, bf16: bool, wrong: float = wrong) -> formats.Run:
-            run = FORMATS["torch-export"].load(path, threads, bf16)
-            return lambda images: run(images) + np.float32(wrong)
-
-        monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["torch-export"], runtime="wrong", load=load))
-        with pytest.raises(ValueError, match="wrong differs from torch"):
-            export(weights, tmp_path / "out", format="onnx")
-        assert list(tmp_path.iterdir()) == []
+    monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["torch-export"], runtime="wrong", load=load))
+    with pytest.raises(ValueError, match="wrong differs from torch"):
+        export(weights, tmp_path / "out", format="onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_parity_counts_labels_and_measures_logits() -> None:
@@ -190,6 +207,7 @@ def test_parity_counts_labels_and_measures_logits() -> None:
     assert found.max_difference == pytest.approx(0.001, rel=1e-3)
     flipped = parity(table(logits), table(logits[:, ::-1]), np.arange(3), "rows")
     assert (flipped.same_label, flipped.max_difference, flipped.holds) == (0, 8.0, False)
+    assert not parity(table(logits), table(logits * np.float32("nan")), np.arange(3), "rows").holds
 
 
 def test_accuracy_is_that_of_every_face() -> None:
@@ -337,9 +355,8 @@ def test_a_killed_export_leaves_nothing_that_looks_finished(weights: Path, tmp_p
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_an_export_that_was_altered_is_refused(weights: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    export(weights, out, format="torch-export")
+def test_an_export_that_was_altered_is_refused(exported: Callable[..., Path], tmp_path: Path) -> None:
+    out = shutil.copytree(exported("torch-export", False), tmp_path / "out")
     graph, card = out / "model.pt2", out / CARD_NAME
     kept = graph.read_bytes(), card.read_text()
     graph.write_bytes(kept[0][:-1])
