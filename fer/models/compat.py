@@ -13,8 +13,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 """The class that all BatchNorms derive from."""
-DispatchMode = TorchDispatchMode
-"""A context in which every operation passes `__torch_dispatch__`."""
+
+
+class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A context in which every operation passes `__torch_dispatch__`."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether torch guards the method from its compiler, whose import takes two seconds."""
+        return False
 
 
 def has_onednn() -> bool:
