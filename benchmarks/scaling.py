@@ -169,9 +169,8 @@ def _recipe(name: str) -> Recipe:
 
 def _checked() -> list[dict[str, Any]]:
     """The model's counts beside those of a run, each with their ratio."""
-    import multiprocessing
-
     from benchmarks.data import LABELS, write_shards
+    from benchmarks.train_workers import in_two_processes
     from fer.shards.read import ShardSet
     from fer.training.job import TrainJob
 
@@ -185,16 +184,7 @@ def _checked() -> list[dict[str, Any]]:
             shards=str(root / "shards"), work_dir=str(root / "work"), recipe=recipe, labels=LABELS, seed=0, threads=1,
             checkpoint_every_steps=8, fingerprint="f" * 64,
         )  # fmt: skip
-        context = multiprocessing.get_context("spawn")
-        results = context.SimpleQueue()
-        children = [context.Process(target=_worker, args=(job, rank, split.rows, results)) for rank in (0, 1)]
-        for child in children:
-            child.start()
-        for child in children:
-            child.join()
-        if any(child.exitcode for child in children):
-            raise RuntimeError("a worker of the benchmark ended with an error, told above")
-        one, other = results.get(), results.get()
+        one, other = in_two_processes(_worker, job, split.rows)
         found = {key: one[key] + other[key] for key in one}
         checkpoint = max(path.stat().st_size for path in (root / "work").glob("state-*.pt"))
     model = traffic(

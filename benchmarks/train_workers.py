@@ -6,6 +6,7 @@ import dataclasses
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +19,7 @@ if TYPE_CHECKING:
 
 def worker_rows(job: TrainJob, budget: float, goal: float) -> list[dict[str, Any]]:
     """Two processes that train alone, beside each other, and together, round by round."""
-    import multiprocessing
-
-    context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    meeting = Path(job.work_dir).with_name("meeting")
-    children = [context.Process(target=_worker, args=(job, rank, str(meeting), budget, results)) for rank in (0, 1)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join()
-    if any(child.exitcode for child in children):
-        raise RuntimeError("a worker of the benchmark ended with an error, told above")
-    one, other = (results.get() for _ in children)
+    one, other = in_two_processes(_worker, job, str(Path(job.work_dir).with_name("meeting")), budget)
     rounds = [
         tuple(mine + theirs for mine, theirs in zip(*parts, strict=True)) for parts in zip(one, other, strict=True)
     ]  # whoever does not take part in a measurement gives 0
@@ -52,6 +41,26 @@ def worker_rows(job: TrainJob, budget: float, goal: float) -> list[dict[str, Any
             ("two workers / two processes, half batches", "together", "halves"),
         )
     ]
+
+
+def in_two_processes(worker: Callable[..., None], job: TrainJob, *arguments: Any) -> tuple[Any, Any]:
+    """What `worker(job, rank, *arguments, results)` puts into `results` in each of two processes, in any order.
+
+    Raises:
+        RuntimeError: one of them ended with an error.
+    """
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    children = [context.Process(target=worker, args=(job, rank, *arguments, results)) for rank in (0, 1)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    if any(child.exitcode for child in children):
+        raise RuntimeError("a worker of the benchmark ended with an error, told above")
+    return results.get(), results.get()
 
 
 def _worker(job: TrainJob, rank: int, meeting: str, budget: float, results: Any) -> None:

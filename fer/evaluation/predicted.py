@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -37,23 +38,23 @@ class Predicted:
     probabilities: Floats
     data_digest: str
 
-    @property
+    @cached_property
     def predicted(self) -> Rows:
         """int64 (N,): the most probable class of each row."""
         classes: Rows = self.probabilities.argmax(axis=1)
         return classes
 
-    @property
+    @cached_property
     def correct(self) -> npt.NDArray[np.bool_]:
         """(N,)."""
         return np.equal(self.predicted, self.labels)
 
-    @property
+    @cached_property
     def confidence(self) -> Floats:
         """(N,): the probability of the predicted class."""
         return np.asarray(self.probabilities.max(axis=1))
 
-    @property
+    @cached_property
     def of_label(self) -> Floats:
         """(N,): the probability of each row's label."""
         return self.probabilities[np.arange(len(self.labels)), self.labels]

@@ -291,16 +291,17 @@ class Model:
             raise ValueError(f"target = {target!r}{hint}; the labels are {', '.join(self.labels)}")
         if not crops:
             return []
+        images = [pixels(crop) for crop in crops]
         label = None if target is None else self.labels.index(target)
-        maps = attribute(self.network, self.normalized(crops), method, target=label, layer=layer)
-        shown = [image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2) for image in map(pixels, crops)]
+        maps = attribute(self.network, self.normalized(images), method, target=label, layer=layer)
+        shown = [image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2) for image in images]
         return [
             Explanation(
                 face=self._face(logits, None, None), target=self.labels[explained], crop=crop, map=heat,
                 method=method, layer=maps.layer,
             )
             for crop, logits, explained, heat in zip(
-                shown, self.logits(crops), maps.target.tolist(), maps.maps.numpy(), strict=True
+                shown, self.logits(images), maps.target.tolist(), maps.maps.numpy(), strict=True
             )
         ]  # fmt: skip
 

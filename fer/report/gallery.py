@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from fer.evaluation.predicted import Predicted, mistakes_by_cell
+from fer.evaluation.predicted import Predicted, Rows, mistakes_by_cell
 from fer.explain.sheet import overlay
 from fer.io.files import FileError, read_object
 from fer.shards.read import ShardSet
@@ -23,7 +23,6 @@ MOST_BYTES = 10 * 2**20
 _SIDE = 72  # px, the longer side of an image
 _QUALITY = 70  # of JPEG
 
-Rows = npt.NDArray[np.int64]
 Heat = npt.NDArray[np.float32]
 Cells = dict[tuple[int, int], list[dict[str, Any]]]
 

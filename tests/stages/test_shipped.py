@@ -54,7 +54,7 @@ def test_shipped_model_is_small_and_of_the_recipe_that_make_shipped_trains() -> 
     weights, card = folder / "model.safetensors", read_json(folder / "card.json")
     assert weights.stat().st_size < 2e6
     assert card["weights_sha256"] == sha256(weights)
-    assert fer.load().labels == SPACES["basic8"].labels == tuple(card["labels"])
+    assert info.labels == SPACES["basic8"].labels == tuple(card["labels"])
     assert not info.synthetic
     recipe = load_recipe({"recipe": "ddamfn/ferplus_small"}, REPOSITORY, "here")
     assert card["training"]["recipe"] == recipe.model_dump(mode="json")
