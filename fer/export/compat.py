@@ -1,9 +1,10 @@
-"""What these packages do unasked, one function each: measure usage, talk."""
+"""What these packages do unasked, one function each: measure usage, talk, take signals' stack."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from functools import cache
 from typing import Any
 
 
@@ -19,9 +20,22 @@ def quiet_openvino() -> Any:
     return openvino
 
 
+@cache
+def openvino_core() -> Any:
+    """OpenVINO's one runtime of this process, which never ends.
+
+    Each has a stack of its own for signals from the first look at the processor to its end, and then puts back the one
+    before. Where that one's runtime has ended meanwhile, its memory is gone, and the next signal, Ctrl-C among them, is
+    a segmentation fault.
+    """
+    core = quiet_openvino().Core()
+    core.get_property("CPU", "FULL_DEVICE_NAME")
+    return core
+
+
 def quiet_nncf() -> Any:
     """The package `nncf`, without telemetry, and silent but for errors."""
-    quiet_openvino()
+    openvino_core()  # the first, so that NNCF's own put its stack back
     import nncf
 
     nncf.set_log_level(logging.ERROR)

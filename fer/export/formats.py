@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch.export import ExportedProgram
 
-from fer.export.compat import quiet_onnx, quiet_openvino
+from fer.export.compat import openvino_core, quiet_onnx, quiet_openvino
 from fer.export.graph import INPUT, OUTPUT, quietly
 
 FormatName = Literal["onnx", "openvino", "torch-export"]
@@ -111,7 +111,7 @@ def _load_openvino(path: Path, threads: int, bf16: bool) -> Run:
         "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",  # the default is bfloat16 wherever there is any
         "PERFORMANCE_HINT": "LATENCY",
     }
-    compiled = quiet_openvino().compile_model(path, "CPU", options)
+    compiled = openvino_core().compile_model(path, "CPU", options)
 
     def run(images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         logits: npt.NDArray[np.float32] = compiled(images)[0]

@@ -249,6 +249,23 @@ def test_int8_is_calibrated_on_training_faces_and_its_loss_is_said(
     assert "int8" in (tmp_path / "out/model.xml").read_text() or "i8" in (tmp_path / "out/model.xml").read_text()
 
 
+def test_a_process_hears_signals_after_an_int8_export(weights: Path, shards: ShardSet, tmp_path: Path) -> None:
+    script = (
+        "import gc, signal, sys\n"
+        "from pathlib import Path\n"
+        "from fer.export import build\n"
+        "from fer.shards.read import ShardSet\n"
+        "weights, out, shards = map(Path, sys.argv[1:])\n"
+        "build.export(weights, out, format='openvino', calibrate=ShardSet.open(shards))\n"
+        "gc.collect()\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('heard'))\n"
+        "signal.raise_signal(signal.SIGINT)"
+    )
+    command = [sys.executable, "-c", script, weights, tmp_path / "out", shards.folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
+
+
 # ------------------------------------------------------------------------------------------------ refusals
 
 
