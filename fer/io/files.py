@@ -122,10 +122,11 @@ def write_json(path: Path, value: Any, *, sealed: bool = False) -> None:
     Args:
         sealed: add a digest of the object, by which `read_json` detects any later change.
     """
-    write_atomic(path, _json_text({**value, _SEAL: _seal_of(value)} if sealed else value))
+    write_atomic(path, json_text({**value, _SEAL: _seal_of(value)} if sealed else value))
 
 
-def _json_text(value: Any) -> str:
+def json_text(value: Any) -> str:
+    """JSON as `write_json` writes it."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -170,7 +171,7 @@ def read_object(path: Path, expected: Mapping[str, type], remedy: str) -> dict[s
 def _seal_of(value: Any) -> str | None:
     """None for a value that `write_json` refuses: NaN, infinity, lone surrogates."""
     try:
-        return hashlib.sha256(_json_text(value).encode()).hexdigest()
+        return hashlib.sha256(json_text(value).encode()).hexdigest()
     except ValueError:
         return None
 

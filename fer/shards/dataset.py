@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, groupby
@@ -60,7 +60,7 @@ class ShardSet:
             verify: False skips the reading of local bytes, as where another process has just done it; presence, sizes,
                 schema and counts are checked all the same.
             cache: folder in which parts from stores are kept, by the digest of their set; None is the one of the
-                environment, `fer.shards.remote.cache_folder()`.
+                environment, `fer.io.cache.cache_folder()`.
 
         Raises:
             ShardError: something is missing, too much, truncated or altered, or of another schema version or label
@@ -237,8 +237,6 @@ class ShardSplit:
 
     def _read(self, group: int, column: str) -> Any:
         file, index = self._groups[group]
-        if self._store is not None:
-            self._store.need(file.name)
         with self._opened(file) as parquet:
             return parquet.read_row_group(index, columns=[column], use_threads=False).column(0)
 
@@ -257,8 +255,9 @@ class ShardSplit:
     @contextmanager
     def _opened(self, file: Path) -> Iterator[pq.ParquetFile]:
         """A file object a read: pyarrow's are not thread-safe, and a footer is read in a fraction of a group."""
+        part: AbstractContextManager[Any] = nullcontext(file) if self._store is None else self._store.opened(file.name)
         try:
-            with pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False) as parquet:
+            with part as source, pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False) as parquet:
                 yield parquet
         except (OSError, pa.ArrowException) as error:
             remedy = repair(file.parent) if self._store is None else self._store.remedy(file.name)

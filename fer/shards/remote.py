@@ -1,8 +1,8 @@
 """Shards in an object store: fetched part by part, when they are needed or shortly before.
 
-A part is kept in a folder of this machine that all processes share. It has its name there only when it is whole and has
-the manifest's sha256, and one process fetches it while the others wait; so a run starts when the parts of its first
-batches are there, and later epochs and other runs read from the disk.
+A part is kept in a folder of this machine that all processes share, and that is bounded (`fer.io.cache`). It has its
+name there only when it is whole and has the manifest's sha256, and one process fetches it while the others wait; so a
+run starts when the parts of its first batches are there, and later epochs and other runs read from the disk.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import hashlib
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +21,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fer.environment import environment
+from fer.io.cache import cache_folder, keep, send_folder
 from fer.io.files import FileError, write_atomic
 from fer.io.remote import InterruptionError, open_store, public_url, store_errors
 from fer.io.transfer import PATIENCE, Patience, download
@@ -38,9 +39,16 @@ def is_remote(location: Path | str) -> bool:
     return isinstance(location, str) and "://" in location and not location.startswith("file:")
 
 
-def cache_folder() -> Path:
-    """Where parts are kept, unless the caller says otherwise."""
-    return environment().cache.expanduser() / "shards"
+def upload(folder: Path, url: str) -> str:
+    """Puts a folder of shards into `url/<digest>`, where it is not there already; the URL of that folder.
+
+    The manifest is put last: a set that has one is complete. An interrupted upload resumes.
+
+    Raises:
+        FileError: the store refuses, or does not respond.
+    """
+    manifest = parse_manifest((folder / FILE_NAME).read_bytes(), folder / FILE_NAME)
+    return send_folder(folder, url, FILE_NAME, {part.file: part.bytes for part in manifest.parts})
 
 
 class RemoteParts:
@@ -109,6 +117,19 @@ class RemoteParts:
         future.result()
         return self.folder / file
 
+    @contextmanager
+    def opened(self, file: str) -> Iterator[pa.NativeFile]:
+        """A part, open for reading; fetched again where it had to make room for others meanwhile."""
+        while True:
+            try:
+                handle = pa.OSFile(str(self.need(file)))
+                break
+            except FileNotFoundError:
+                with self._lock:
+                    self._here.pop(file, None)
+        with handle:
+            yield handle
+
     def expect(self, files: Sequence[str]) -> None:
         """Fetches parts in the background, in this order, in place of what was expected before.
 
@@ -135,17 +156,20 @@ class RemoteParts:
         with self._lock:
             ready = file in self._here and self._here[file].done()
         try:
-            if ready or (path.is_file() and path.stat().st_size == size):
+            if ready:
+                with self.opened(file) as handle:
+                    return _column(handle, name)
+            if path.is_file() and path.stat().st_size == size:
                 column = _column(path, name)
             else:
                 column = self._remote_column(file, name)
         except InterruptionError:  # the store fails for a moment: a transfer retries
-            return _column(self.need(file), name)
+            with self.opened(file) as handle:
+                return _column(handle, name)
         except (OSError, pa.ArrowException, FileError) as error:
             raise ShardError(f"{self.name}/{file}: its column {name!r} cannot be read ({error})") from error
-        if not ready:
-            with self._lock:
-                self._early.setdefault(file, {})[name] = column
+        with self._lock:
+            self._early.setdefault(file, {})[name] = column
         return column
 
     def remedy(self, file: str) -> str:
@@ -189,8 +213,9 @@ class RemoteParts:
         part, path = self._parts[file], self.folder / file
         trusted = not self._verify and path.is_file() and path.stat().st_size == part.bytes
         if not trusted:
+            url, cache = f"{self._url}/{file}", self.folder.parent
             try:
-                download(f"{self._url}/{file}", path, sha256_hex=part.sha256, patience=self._patience)
+                keep(url, path, part.sha256, cache, part.bytes, patience=self._patience)
             except FileError as error:
                 raise ShardError(f"part {file}: {error}") from None
         with self._lock:

@@ -1,5 +1,6 @@
 """Shards in a store are read as those on the disk are: the same bits, checked, each part fetched once."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 from builders.shards import change_manifest, picture, png, write_part, write_set
 
+from fer.io.cache import cache_bytes, make_room
+from fer.io.files import FileError
 from fer.io.transfer import Patience
 from fer.models.base import Resize
 from fer.shards import remote
 from fer.shards.read import ShardSet, TrainBatches
-from fer.shards.remote import RemoteParts
+from fer.shards.remote import RemoteParts, upload
 from fer.shards.schema import ShardError
 
 URL = "memory://bucket/sets/tiny"
@@ -194,6 +197,67 @@ def test_two_ranks_of_a_machine_fetch_once(store: Store, cache: Path) -> None:
         thread.join()
     assert all(len(one) == len(found[0]) == 7 for one in found)
     assert sorted(store.parts()) == TRAIN
+
+
+# ------------------------------------------------------------------------------------------------ sent and kept
+
+
+def test_set_is_sent_once_under_its_digest_and_an_interrupted_upload_resumes(
+    folder: Path, store: Store, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, sent = type(store.system).put_file, []
+
+    def put_file(system: Any, path: str, target: str, **options: Any) -> None:
+        if len(sent) == 2 and "broken" not in sent:
+            sent.append("broken")
+            raise PermissionError("no")
+        sent.append(Path(path).name)
+        put(system, path, target, **options)
+
+    monkeypatch.setattr(type(store.system), "put_file", put_file)
+    with pytest.raises(FileError, match="the store refuses"):
+        upload(folder, "memory://bucket/sent")
+    url = upload(folder, "memory://bucket/sent")
+    assert upload(folder, "memory://bucket/sent") == url
+    parts = sorted(path.name for path in folder.glob("*.parquet"))
+    assert sorted(name for name in sent if name != "broken") == parts, "each was sent once"
+    there, here = ShardSet.open(url, cache=cache), ShardSet.open(folder)
+    assert there.digest == here.digest == url.rpartition("/")[2]
+    assert np.array_equal(batches(there)[0][0], batches(here)[0][0])
+
+
+def test_cache_that_holds_less_than_the_set_gives_the_same_batches(
+    folder: Path, store: Store, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [(folder / name).stat().st_size for name in TRAIN]
+    monkeypatch.setenv("FER_CACHE_GB", str((max(sizes) + min(sizes) / 2) / 1e9))
+    shards = opened(cache)
+    first = batches(shards)
+    make_room(cache, 0, cache_bytes())  # both parts may have come at once, before there was anything to make room
+    for one, other in zip(2 * batches(ShardSet.open(folder)), first + batches(shards), strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    assert len(store.parts()) > len(TRAIN), "parts had to make room"
+
+
+def test_files_that_were_not_used_for_the_longest_time_make_room(tmp_path: Path) -> None:
+    for age, name in enumerate(("new", "older", "oldest")):
+        path = tmp_path / "digest" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(100))
+        os.utime(path, (1000 - age, 1000 - age))
+    make_room(tmp_path, 100, 310)
+    assert {path.name for path in tmp_path.glob("*/*")} == {"new", "older"}
+    make_room(tmp_path, 1000, 310)
+    assert not list(tmp_path.glob("*/*"))
+
+
+@pytest.mark.parametrize("given", ["much", "0", "nan", "-1"])
+def test_wrong_size_of_the_cache_is_refused(
+    given: str, store: Store, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FER_CACHE_GB", given)
+    with pytest.raises(ValueError, match=f"FER_CACHE_GB = '{given}'"):
+        opened(cache).split("train").images(0)
 
 
 # ------------------------------------------------------------------------------------------------ damage

@@ -1,0 +1,81 @@
+"""One driver at a time for work in an object store."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from fer import lease as leases
+from fer.io.storage import Folder
+from fer.lease import lease
+from fer.processes import HeldError, LostError
+
+MINE, THEIRS = Path("/mine"), Path("/theirs")
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.05)
+    monkeypatch.setattr(leases, "SILENT_SECONDS", 1e6)
+    yield Folder("memory://leases/one")
+    fsspec.filesystem("memory").store.clear()
+
+
+def left_behind(folder: Folder, owner: str = "gone:/project") -> None:
+    """The lease of a process that was killed."""
+    folder.write_json("lease-4.json", {"owner": owner, "token": "t", "renewed": 9})
+
+
+def test_lease_is_given_back(folder: Folder) -> None:
+    for project in (MINE, THEIRS):
+        with lease(folder, project) as held:
+            held.check()
+            assert folder.names() == {"lease-1.json"}
+        assert folder.names() == set()
+
+
+def test_living_holder_in_another_project_is_named(folder: Folder) -> None:
+    refusal = pytest.raises(HeldError, match=f"{folder.name}: .*{THEIRS} works on it")
+    with lease(folder, THEIRS), refusal, lease(folder, MINE):
+        raise AssertionError
+
+
+def test_who_waits_gets_it_when_it_is_given_back(folder: Folder) -> None:
+    order = []
+
+    def wait() -> None:
+        with lease(folder, MINE, wait=True):
+            order.append("mine")
+
+    with lease(folder, THEIRS):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        waiting.join(0.2)
+        order.append("theirs")
+    waiting.join()
+    assert order == ["theirs", "mine"]
+
+
+def test_silent_holder_is_replaced_under_the_next_number(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "SILENT_SECONDS", 0.1)
+    left_behind(folder)
+    with lease(folder, MINE):
+        assert folder.names() == {"lease-5.json"}
+
+
+def test_own_project_takes_over_from_its_dead_process_at_once(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "here")
+    left_behind(folder, f"here:{MINE}")
+    with lease(folder, MINE):
+        assert folder.names() == {"lease-5.json"}
+
+
+def test_holder_that_was_replaced_notices_and_leaves_the_new_lease_alone(folder: Folder) -> None:
+    with lease(folder, MINE) as held:
+        left_behind(folder)
+        held.renew()
+        with pytest.raises(LostError, match="another process has taken over"):
+            held.check()
+    assert "lease-4.json" in folder.names()
