@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fer.commands.check import check_training
-from fer.config import ConfigError
+from fer.config import ConfigError, parse
 from fer.io.files import sha256
 from fer.models import create_model
 from fer.training.optimizer import build_optimizer
@@ -92,6 +92,32 @@ def test_weight_decay_on_kernels_spares_biases_norms_and_slopes() -> None:
     assert sum(len(group["params"]) for group in (decayed, spared)) == len(list(model.parameters()))
 
 
+@pytest.mark.parametrize(
+    ("workers", "batches", "at_start", "later"),
+    [
+        (4, (16,), [4], [4, 2, 1]),
+        ({"min": 1, "max": 8}, (48,), [8, 6, 4, 3, 2, 1], [8, 6, 4, 3, 2, 1]),
+        ({"min": 2, "max": 8}, (48, 32), [8, 4, 2], [8, 4, 2]),
+    ],
+)
+def test_a_run_has_only_numbers_of_workers_that_divide_its_batches_evenly(
+    workers: object, batches: tuple[int, ...], at_start: list[int], later: list[int]
+) -> None:
+    entry = {"recipe": "ddamfn/nano", "batch_size": batches[0], "stages": [{"batch_size": size} for size in batches]}
+    recipe, config = load_recipe(entry, Path(), "params.yaml"), parse(TrainStageConfig, {"workers": workers}, "test")
+    assert config.worker_counts(recipe, at_start=True) == at_start
+    assert config.worker_counts(recipe) == later
+    assert config.model_dump()["workers"] == workers
+
+
+@pytest.mark.parametrize("workers", [3, {"min": 5, "max": 7}])
+def test_a_batch_that_no_number_of_workers_divides_is_refused(workers: object) -> None:
+    recipe = load_recipe({"recipe": "ddamfn/nano", "batch_size": 16}, Path(), "params.yaml")
+    config = parse(TrainStageConfig, {"workers": workers}, "test")
+    with pytest.raises(ValueError, match=f"batch_size = 16 .* {config.workers} workers"):
+        config.worker_counts(recipe, at_start=True)
+
+
 def test_train_section_has_defaults_that_run_anywhere() -> None:
-    assert TrainStageConfig().workers == 2
+    assert TrainStageConfig().workers == 0
     assert not TrainStageConfig().gpu
