@@ -14,8 +14,9 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -24,10 +25,13 @@ from typing import NoReturn
 
 from fer import console
 from fer.environment import environment
-from fer.io.files import is_storage_error, name_in_errors, storage_error_message
+from fer.io.files import is_storage_error, name_in_errors, process_is_alive, storage_error_message
 
 _PR_SET_PDEATHSIG = 1
 _RAISE_AGAIN_SECONDS = 1.0
+_POLL_SECONDS = 0.2
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _LARGEST_INT = -1, -3, 2**31 - 1
+"""Of glibc's malloc.h."""
 
 # Set before the libraries are imported; a value that the user has set stays.
 _DEFAULTS = {
@@ -41,8 +45,7 @@ _DEFAULTS = {
     # Threads of torch that wait for work sleep instead of spinning: beside the reader's threads, spinning costs more
     # than it saves (measured: 2 to 10 times the throughput on busy cores).
     "OMP_WAIT_POLICY": "passive",
-    # glibc returns large blocks to the kernel after each use, and training allocates the same ones at every step;
-    # keeping them saves 10 to 30 % of a step of the small models on a CPU. Ray's workers, started later, inherit it.
+    # For Ray's workers and other processes started later; see `keep_freed_memory`.
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
     "RAY_worker_niceness": "0",  # 15 by default, which starves training beside anything else
@@ -51,6 +54,7 @@ _DEFAULTS = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s by default, which every report() waits for
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # 5 s by default, of the 25 s that a spot node may have left
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # 60 s by default, which a busy machine exceeds; demand is checked
     "RAY_SERVE_LOG_TO_STDERR": "0",  # its log is in the folder of the session
@@ -132,6 +136,7 @@ def prepare() -> None:
         signal.signal(number, _interrupt)
     sys.unraisablehook = _report_unraisable
     console.set_up()
+    keep_freed_memory()
     quiet_libraries()
     end_with_parent()
     if environment().debug:
@@ -154,6 +159,34 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
         signal.setitimer(signal.ITIMER_REAL, _RAISE_AGAIN_SECONDS, _RAISE_AGAIN_SECONDS)
     if not on_its_way(Interrupted):
         raise Interrupted(_stopped_by.signum)
+
+
+@contextmanager
+def sigterm_awaited(grace: float) -> Iterator[Callable[[], str]]:
+    """Within the block the first SIGTERM is a notice: `Interrupted` is raised at the end of the block.
+
+    It is raised before where the block takes longer than `grace` seconds after the signal, or another one comes. What
+    is yielded returns the signal's name once it has come, and an empty text before. Without our handlers, or outside
+    of the main thread, nothing changes.
+    """
+    if signal.getsignal(signal.SIGTERM) is not _interrupt or threading.current_thread() is not threading.main_thread():
+        yield lambda: ""
+        return
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        global _stopped_by
+        if _stopped_by is not None:
+            _interrupt(signum, frame)
+        _stopped_by = Interrupted(signum)
+        signal.setitimer(signal.ITIMER_REAL, grace, _RAISE_AGAIN_SECONDS)
+
+    signal.signal(signal.SIGTERM, note)
+    try:
+        yield lambda: "" if _stopped_by is None else str(_stopped_by)
+    finally:
+        signal.signal(signal.SIGTERM, _interrupt)
+    if _stopped_by is not None:
+        raise _stopped_by
 
 
 def on_its_way(kind: type[BaseException]) -> bool:
@@ -183,18 +216,51 @@ def set_environment(name: str, value: str) -> None:
     os.environ[name] = value
 
 
+_blocks: dict[str, list[str | None]] = {}
+_blocks_lock = threading.Lock()
+
+
 @contextmanager
 def with_environment(name: str, value: str) -> Iterator[None]:
-    """`set_environment` for a block; afterwards the variable is restored."""
-    before = os.environ.get(name)
-    os.environ[name] = value
+    """`set_environment` for a block; afterwards the variable is restored: of several threads' blocks by the last."""
+    with _blocks_lock:
+        before = _blocks.setdefault(name, [])
+        before.append(os.environ.get(name))
+        os.environ[name] = value
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        with _blocks_lock:
+            last = before.pop()
+            if not before and last is None:
+                del os.environ[name]
+            elif not before:
+                os.environ[name] = str(last)
+
+
+def cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def become(command: Sequence[str]) -> NoReturn:
+    """Replaces this process by another program, which does not end with its parent as this one did."""
+    sys.stdout.flush()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0)
+    os.execv(command[0], list(command))
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep the large blocks that this process frees, unless the user has set its variables.
+
+    It returns them to the kernel after each use, and a step of training allocates the same ones again: without this,
+    a tenth to a third of the time goes into page faults.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None  # musl has none
+    if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_INT)
+        mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
 
 
 def end_with_parent() -> None:
@@ -219,11 +285,11 @@ def _is_orphan(parent: int) -> bool:
 
 
 @contextmanager
-def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
+def lock(path: Path, *, wait: bool | Callable[[], object] = False) -> Iterator[None]:
     """Holds a file lock for the block; the kernel releases it when the process ends, however it ends.
 
     Args:
-        wait: for another process that holds it, which is logged.
+        wait: for another process that holds it, which is logged; or what is called again and again meanwhile.
 
     Raises:
         HeldError: without `wait`, another living process holds it; the message names that process.
@@ -238,7 +304,16 @@ def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
             handle.truncate(0)
 
 
-def _locked(path: Path, wait: bool) -> FileIO:
+def holder(path: Path) -> int | None:
+    """The living process that holds a lock; None where there is none."""
+    with suppress(FileNotFoundError):
+        text = path.read_text(encoding="ascii")
+        if text.isdecimal() and process_is_alive(int(text)):
+            return int(text)
+    return None
+
+
+def _locked(path: Path, wait: bool | Callable[[], object]) -> FileIO:
     """The open file of a lock that this process holds."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -247,19 +322,26 @@ def _locked(path: Path, wait: bool) -> FileIO:
             handle = open(path, "a+b", buffering=0)  # noqa: SIM115 - closed by the caller
         except FileNotFoundError:  # its last holder has just removed the folder
             continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            holder = handle.read().decode().strip() or "another process"
+        if not _taken(handle):
+            other = str(holder(path) or "another process")
             if not wait:
                 handle.close()
-                raise HeldError(f"{path}: held by process {holder}; wait for it to end or stop it") from None
-            console.log.info("%s: held by process %s; waiting for it to end", path, holder)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+                raise HeldError(f"{path}: held by process {other}; wait for it to end or stop it")
+            console.log.info("%s: held by process %s; waiting for it to end", path, other)
+            while not _taken(handle):
+                if callable(wait):
+                    wait()
+                time.sleep(_POLL_SECONDS)
         if os.fstat(handle.fileno()).st_nlink:
             return handle
         handle.close()  # its last holder has removed it, and the next one would lock a new file
+
+
+def _taken(handle: FileIO) -> bool:
+    with suppress(BlockingIOError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 def empty_held(folder: Path) -> None:
@@ -280,6 +362,11 @@ def remove_held(folder: Path) -> None:
         folder.parent.rmdir()
 
 
+def stage_lock(name: str, root: Path) -> Path:
+    """What a run of a pipeline stage holds."""
+    return root / ".work" / "locks" / name
+
+
 @contextmanager
 def stage(name: str, root: Path) -> Iterator[None]:
     """One run of a pipeline stage: locks its outputs, and logs the time it took.
@@ -292,6 +379,6 @@ def stage(name: str, root: Path) -> Iterator[None]:
         ValueError: the stage runs already.
     """
     started = time.monotonic()
-    with lock(root / ".work" / "locks" / name):
+    with lock(stage_lock(name, root)):
         yield
     console.log.info("%s: done in %.1f s", name, time.monotonic() - started)

@@ -1,6 +1,8 @@
 """How a process ends: exit codes, signals, no orphans; and the locks that it holds."""
 
 import os
+import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -172,3 +174,14 @@ def test_process_that_waits_for_a_removed_folder_holds_the_new_one_alone(
         assert not (tmp_path / "work").exists()
     thread.join(60)
     assert seen == [(folder / "lock", str(os.getpid())), ["lock"]]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
+def test_memory_is_kept_between_the_steps_of_a_process_that_nobody_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    faults = "resource.getrusage(resource.RUSAGE_SELF).ru_minflt"
+    body = f"import resource; before = {faults}; [len(b'x' * 2**26) for _ in range(10)]; print({faults} - before)"
+    code, output = _end(_start(body))
+    assert code == 0
+    assert int(output.split()[-1]) < 2 * 2**26 / resource.getpagesize(), "pages of more than two of the ten blocks"

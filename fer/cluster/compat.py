@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -121,6 +123,45 @@ def placement_failure(error: BaseException) -> str | None:
     if type(failure).__name__ not in ("WorkerGroupStartupTimeoutError", "InsufficientClusterResourcesError"):
         return None
     return str(failure).partition(" Potential causes")[0].splitlines()[0]
+
+
+def draining_nodes() -> set[str]:
+    """Ids of the nodes that take no more work, for they will end soon: `ray drain-node`, or the autoscaler.
+
+    Ray 2.60: `ray._private.state.state.get_draining_nodes`; through a `ray://` proxy there is no such state.
+    """
+    if import_module("ray.util.client").ray.is_connected():
+        return set()
+    return set(import_module("ray._private.state").state.get_draining_nodes())
+
+
+_terminated = threading.Event()
+
+
+def await_end() -> Callable[[], str]:
+    """In the training thread of a worker of Ray Train: what returns why the worker will end soon, or an empty text.
+
+    SIGTERM is from now on such a notice; Ray's handler would end the process. Only the main thread may set a handler;
+    it runs the methods of the worker's actor.
+    Ray 2.60: `RayTrainWorker.execute`, and the notice in the context of Ray Train, which all workers get where the node
+    of one drains. The public `get_preemption_info` would make all wait for each other at every call.
+    """
+    import ray
+
+    ray.get_runtime_context().current_actor.execute.remote(_note_sigterm)  # not awaited: training may begin before
+    notice = import_module("ray.train.v2._internal.execution.context").get_train_context().preemption_context
+
+    def why() -> str:
+        if _terminated.is_set():
+            return f"process {os.getpid()} got SIGTERM"
+        info = notice.preemption_info
+        return "" if info is None else f"node {', '.join(info.preempted_node_ids)} will end"
+
+    return why
+
+
+def _note_sigterm() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: _terminated.set())
 
 
 def worker_errors(error: BaseException) -> dict[int, tuple[BaseException, str]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from fer import processes
 from fer.cluster import compat
+from fer.cluster.shared import SharedCluster
 
 _CONNECT_SECONDS = 2.0
 _LOOK_SECONDS = 0.5
@@ -58,12 +59,13 @@ class Watch:
 
     Args:
         address: of a named cluster, None for the local one that this process has started.
+        shared: the cluster, where a host keeps it, which looks after it.
     """
 
-    def __init__(self, address: str | None) -> None:
+    def __init__(self, address: str | None, shared: SharedCluster | None = None) -> None:
         import ray
 
-        self._address = address
+        self._address, self._shared = address, shared
         host, _, port = str(getattr(ray.get_runtime_context(), "gcs_address", "")).rpartition(":")
         # A `ray://` proxy has no such address, and its own way to report a loss.
         self._head = (host.strip("[]"), int(port)) if address is not None and host else None
@@ -83,7 +85,10 @@ class Watch:
 
     def loss(self) -> LostClusterError | None:
         """What was lost, looked for now."""
-        if self._address is None:
+        if self._shared is not None:
+            if (text := self._shared.loss()) is not None:
+                return LostClusterError(text)
+        elif self._address is None:
             dead = compat.dead_processes()
             for part in _PARTS.keys() & dead.keys():
                 pid, end = dead[part]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from fer.cluster.config import ClusterConfig
-from fer.cluster.nodes import require, require_paths
+from fer.cluster.nodes import require, require_paths, require_store
 from fer.cluster.session import connect
 
 T = TypeVar("T")
@@ -28,6 +28,7 @@ def map_blocks(
     workers: int | None,
     cluster: ClusterConfig,
     needs: Sequence[str] = (),
+    storage: str | None = None,
     cpus: int = 1,
     gpus: int = 0,
     retries: int = -1,
@@ -38,7 +39,7 @@ def map_blocks(
         task: picklable (a module's function, or a partial of one); sees absolute paths only.
         work: picklable units.
         workers: tasks at once; None takes all CPUs of the cluster; 0 works in this process, without Ray.
-        needs: absolute paths that every node must see.
+        needs: absolute paths that every node must see. storage: a store that every node must be able to use.
         cpus, gpus: of each worker.
         retries: how often a unit whose worker died is done again; -1: as often as it takes, so the task must write by
             rename, and know when to give up.
@@ -59,6 +60,8 @@ def map_blocks(
 
         require(workers=workers or 1, cpus=cpus, gpus=gpus, wait_minutes=cluster.wait_minutes)
         require_paths(needs, session.address)
+        if storage is not None:
+            require_store(storage, session.address)
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries)(_outcome)
         shared, units = ray.put(task), deque(work)
         order: deque[Any] = deque()

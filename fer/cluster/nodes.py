@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from fer.cluster import compat
 from fer.console import log
+from fer.io.storage import Folder
+from fer.training.job import TrainJob
 
+T = TypeVar("T")
 _NODE_TIMEOUT_SECONDS = 60
 _POLL_SECONDS = 0.25
 
@@ -18,10 +22,11 @@ Node = dict[str, Any]
 
 
 def living_nodes() -> list[Node]:
-    """The nodes that Ray takes for alive."""
+    """The nodes that Ray takes for alive, and that take work: one that will end soon does not."""
     import ray
 
-    return [node for node in ray.nodes() if node["Alive"]]
+    leaving = compat.draining_nodes()
+    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
 
 
 def max_workers(nodes: Sequence[Node], *, cpus: float = 1, gpus: float = 0) -> int:
@@ -31,42 +36,85 @@ def max_workers(nodes: Sequence[Node], *, cpus: float = 1, gpus: float = 0) -> i
     return sum(min(int(node["Resources"].get(name, 0) / count + 1e-9) for name, count in demand) for node in nodes)
 
 
-def require(*, workers: int, cpus: float = 1, gpus: float = 0, wait_minutes: float = 0) -> None:
+def free_workers(*, cpus: float = 1, gpus: float = 0) -> int:
+    """How many more workers at most the cluster has room for now."""
+    import ray
+
+    return max_workers([{"Resources": ray.available_resources()}], cpus=cpus, gpus=gpus)
+
+
+_requests: list[dict[str, float]] = []
+"""Of the open blocks of `requested`, in whatever threads: a call to the autoscaler replaces the one before."""
+
+
+@contextmanager
+def requested(workers: int, *, cpus: float = 1, gpus: float = 0) -> Iterator[None]:
+    """Asks the cluster's autoscaler, if it has one, for room for the workers as long as the block lasts."""
+    from ray.autoscaler.sdk import request_resources
+
+    own = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
+    _requests.extend([own] * workers)
+    request_resources(bundles=[*_requests])
+    try:
+        yield
+    finally:
+        for _ in range(workers):
+            _requests.remove(own)
+        request_resources(bundles=[*_requests])  # else the nodes would stay for ever
+
+
+def require(
+    *,
+    workers: int,
+    most: int | None = None,
+    cpus: float = 1,
+    gpus: float = 0,
+    wait_minutes: float = 0,
+    nodes: Callable[[], list[Node]] | None = None,
+) -> int:
     """Checks that the session's cluster holds the workers, where Ray would wait forever.
 
     Args:
-        workers: processes at the same time.
+        workers: processes at the same time, at least.
+        most: so many are requested of the cluster's autoscaler; None: no more than `workers`.
         cpus, gpus: of each of them.
-        wait_minutes: how long to wait for what the cluster's autoscaler adds on request.
+        wait_minutes: how long to wait for nodes that join, on request or by themselves.
+        nodes: what counts, asked again and again; None: `living_nodes`.
+
+    Returns:
+        How many there is room for.
 
     Raises:
         ValueError: names demand and supply, and what to change.
     """
-    nodes = living_nodes()
-    found = max_workers(nodes, cpus=cpus, gpus=gpus)
+    look = nodes or living_nodes
+    there = look()
+    found = max_workers(there, cpus=cpus, gpus=gpus)
     if found < workers and wait_minutes:
-        from ray.autoscaler.sdk import request_resources
-
         log.info("waiting up to %g minutes for the cluster to grow to %d workers", wait_minutes, workers)
         deadline = time.monotonic() + 60 * wait_minutes
-        request_resources(bundles=[{"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}] * workers)
-        try:
+        with requested(most or workers, cpus=cpus, gpus=gpus):
             while found < workers and time.monotonic() < deadline:
                 time.sleep(_POLL_SECONDS)
-                nodes = living_nodes()
-                found = max_workers(nodes, cpus=cpus, gpus=gpus)
-        finally:
-            request_resources(bundles=[])  # else the nodes would stay for ever; those there now wait for their workers
+                there = look()
+                found = max_workers(there, cpus=cpus, gpus=gpus)
     if found >= workers:
-        return
-    supplies = [node["Resources"] for node in nodes]
+        return found
+    supplies = [node["Resources"] for node in there]
     supply = "; ".join(f"{one.get('CPU', 0):g} CPU, {one.get('GPU', 0):g} GPU" for one in supplies)
     raise ValueError(
         f"the Ray cluster is too small: {workers} workers with {cpus:g} CPU and {gpus:g} GPU each were requested, "
-        f"it has room for {found} (its {len(nodes)} nodes: {supply}). Request fewer workers or less for each, name a "
+        f"it has room for {found} (its {len(there)} nodes: {supply}). Request fewer workers or less for each, name a "
         "larger cluster (RAY_ADDRESS or cluster.address), give one that grows the time for it (cluster.wait_minutes), "
         "or raise cluster.cpus to share the CPUs of a local one"
     )
+
+
+def gpu_models() -> list[str]:
+    """The models of the accelerators in the session's cluster, as Ray names them: "H200"."""
+    prefix = "accelerator_type:"
+    names = {name for node in living_nodes() for name in node["Resources"] if name.startswith(prefix)}
+    return sorted(name.removeprefix(prefix) for name in names)
 
 
 def answering_nodes(address: str | None) -> list[Node]:
@@ -83,7 +131,7 @@ def answering_nodes(address: str | None) -> list[Node]:
     others = _others(address)
     known = {node["NodeID"] for node in others}
     found = [node for node in living_nodes() if node["NodeID"] not in known]
-    pending = {_start_probe(node, []): node for node in others}
+    pending = {_start_probe(node, missing_paths, []): node for node in others}
     deadline = time.monotonic() + _NODE_TIMEOUT_SECONDS
     while pending and time.monotonic() < deadline:
         for answer in ray.wait(list(pending), num_returns=len(pending), timeout=_POLL_SECONDS)[0]:
@@ -108,21 +156,71 @@ def require_paths(paths: Sequence[str], address: str | None) -> None:
     Raises:
         ValueError: names the node and the remedy.
     """
+    for name, missing in _ask_others(missing_paths, list(paths), address):
+        if missing:
+            raise ValueError(
+                f"{name} does not see {' and '.join(missing)}: put the project on storage that all nodes mount under "
+                "the same path, name an object store in params.yaml (storage), or use `fer submit` with --project-dir"
+            )
+
+
+def require_store(url: str, address: str | None) -> None:
+    """Asks this machine and each other node of the open session to write, read and remove a file in a store.
+
+    Args:
+        address: of the cluster; None for the local one.
+
+    Raises:
+        FileError: this machine cannot. ValueError: names the node that cannot, and the remedy.
+    """
+    Folder(url).check()
+    for name, problem in _ask_others(store_problem, url, address):
+        if problem:
+            raise ValueError(
+                f"{name} cannot use the storage of params.yaml ({problem}): give its processes the credentials, the "
+                "endpoint and the extra (`fer[s3]`) that this machine has"
+            )
+
+
+def with_inputs(job: TrainJob, storage: str | None, address: str | None) -> TrainJob:
+    """The run as all nodes of the open session get it: from a store, or from this machine's folders, which they see.
+
+    Raises:
+        FileError, ValueError: as `require_store` and `require_paths`.
+    """
+    if storage is not None:
+        require_store(storage, address)
+        return job.sent_to(storage)
+    own = [str(Path(job.shards, "manifest.json")), job.work_dir]
+    require_paths([*own, *(source.path for source in job.pretrained)], address)
+    return job
+
+
+def store_problem(url: str) -> str:
+    """Why this machine cannot write, read and remove a file in a store; empty where it can."""
+    try:
+        Folder(url, attempts=2).check()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _ask_others(question: Callable[[Any], T], argument: object, address: str | None) -> Iterator[tuple[str, T]]:
+    """Name of each other node of the open session, and what it answers.
+
+    Raises:
+        ValueError: names a node that cannot run this project's code.
+    """
     import ray
 
-    for node, answer in [(node, _start_probe(node, list(paths))) for node in _others(address)]:
+    for node, answer in [(node, _start_probe(node, question, argument)) for node in _others(address)]:
         try:
-            missing = ray.get(answer, timeout=_NODE_TIMEOUT_SECONDS)
+            yield _name(node), ray.get(answer, timeout=_NODE_TIMEOUT_SECONDS)
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1]
             raise ValueError(
                 f"{_name(node)} cannot run this project's code ({reason}): install the same `fer` there"
             ) from None
-        if missing:
-            raise ValueError(
-                f"{_name(node)} does not see {' and '.join(missing)}: put the project on storage that all nodes mount "
-                "under the same path, or use `fer submit` with --project-dir"
-            )
 
 
 def missing_paths(paths: list[str]) -> list[str]:
@@ -139,13 +237,13 @@ def _others(address: str | None) -> list[Node]:
     return [node for node in living_nodes() if node["NodeID"] != here]
 
 
-def _start_probe(node: Node, paths: list[str]) -> Any:
-    """A reference to `missing_paths(paths)` on that node."""
+def _start_probe(node: Node, question: Callable[[Any], object], argument: object) -> Any:
+    """A reference to `question(argument)` on that node."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(missing_paths).remote(paths)
+    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(question).remote(argument)
 
 
 def _name(node: Node) -> str:

@@ -1,4 +1,6 @@
-"""A Ray cluster to work on: the one that the user names, or a private local one that leaves nothing behind.
+"""A Ray cluster to work on: the one that the user names, or a local one that leaves nothing behind.
+
+A local one is this process's own, or, below `fer repro`, that of all stages (`fer.cluster.host`).
 
 What a local cluster does differently from a bare `ray.init()`: its token lives in the environment of this process and
 its children, so that nothing is written to the home folder, which may be empty and read-only; its files are in a
@@ -31,6 +33,7 @@ from fer.cluster import compat
 from fer.cluster.config import ClusterConfig
 from fer.cluster.health import Watch, end_all_of
 from fer.cluster.nodes import living_nodes
+from fer.cluster.shared import SharedCluster, ask
 from fer.console import log
 from fer.environment import environment
 from fer.io.files import process_is_alive
@@ -50,7 +53,8 @@ class Cluster:
     """What the work can use.
 
     Attributes:
-        address: of a named cluster, None for the local one.
+        address: of a named cluster, or of one that a host keeps; None for one's own local one.
+        head: host:port of its head; empty through a `ray://` proxy.
         cpus, gpus: totals over all living nodes, as Ray counts them.
         nodes: number of living nodes.
         dashboard_url: http address, None without a dashboard.
@@ -58,11 +62,16 @@ class Cluster:
     """
 
     address: str | None
+    head: str
     cpus: int
     gpus: int
     nodes: int
     dashboard_url: str | None
     watch: Watch
+
+
+_open: Cluster | None = None
+"""What this process has connected to."""
 
 
 @contextmanager
@@ -83,11 +92,15 @@ def connect(config: ClusterConfig, *, dashboard: bool | None = None) -> Iterator
     import ray
     from ray.exceptions import RayError
 
+    global _open
     if ray.is_initialized():
-        yield _describe(None, None)
+        yield _open or _describe(None, None)
         return
     address = environment().ray_address or config.address
-    folder = _private_folder() if address is None else None
+    shared = _shared() if address is None else None
+    if shared is not None:
+        address = shared.address
+    folder = private_folder() if address is None else None
     keep, found = False, None
     try:
         started = time.monotonic()
@@ -95,37 +108,53 @@ def connect(config: ClusterConfig, *, dashboard: bool | None = None) -> Iterator
             if folder is not None:
                 context = _start_local(config, folder, config.dashboard if dashboard is None else dashboard)
             else:
+                if shared is not None:
+                    _use_token(shared.token)
                 context = _join(str(address))
-        found = _describe(address, context)
+        found = _open = _describe(address, context, shared)
         log.debug("ray: %s, %.1f s", found, time.monotonic() - started)
         yield found
     except (processes.LostError, RayError) as error:
         keep = True
-        loss = found.watch.loss() if found and folder else None  # what the others died of, before they are ended
+        # What the others died of, before they are ended.
+        loss = found.watch.loss() if found and (folder or shared) else None
         if folder is not None and (loss or isinstance(error, processes.LostError)):
             end_all_of(folder)
         if loss is None:
             raise
         raise loss from None
     finally:
+        _open = None
         ray.shutdown()
+        if shared is not None:
+            shared.close()
         if folder is not None and keep:
             log.warning("the logs of the local Ray cluster are kept in %s", folder)
         elif folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_in_thread(
-    work: Callable[[], T], poll: Callable[[], object], on_stop: Callable[[], object] | None = None, grace: float = 0
-) -> T:
+def run_in_thread(work: Callable[[], T], poll: Callable[[], object], on_stop: Callable[[], float] = lambda: 0.0) -> T:
     """Runs blocking work of a library in a thread, and returns or raises what it does.
 
     So this thread, the main one, hears signals at once, and the library installs no handlers of its own.
 
     Args:
         poll: called again and again meanwhile, in this thread; what it raises ends the wait.
-        on_stop: called where the wait is ended by an exception; the work then has `grace` seconds to end.
+        on_stop: called where the wait is ended by an exception; the seconds that the work then has to end.
     """
+    future = start_thread(work)
+    try:
+        while wait([future], _POLL_SECONDS).not_done:
+            poll()
+    except BaseException:
+        wait([future], on_stop())
+        raise
+    return future.result()
+
+
+def start_thread(work: Callable[[], T]) -> Future[T]:
+    """Runs work in a thread of its own, for which the process does not wait at its end, as for an executor's."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -134,17 +163,8 @@ def run_in_thread(
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
             future.set_exception(error)
 
-    # A daemon: an executor's thread would be waited for at the end of the process.
     threading.Thread(target=run, name="ray-work", daemon=True).start()
-    try:
-        while wait([future], _POLL_SECONDS).not_done:
-            poll()
-    except BaseException:
-        if on_stop is not None:
-            on_stop()
-            wait([future], grace)
-        raise
-    return future.result()
+    return future
 
 
 def _quiet() -> None:
@@ -155,9 +175,7 @@ def _quiet() -> None:
 
 
 def _start_local(config: ClusterConfig, folder: Path, dashboard: bool) -> Any:
-    # Ray 2.60 requires a token even on one machine, and writes a new one to the home folder where it finds none.
-    processes.set_environment("RAY_AUTH_TOKEN", _token())
-    compat.forget_token()
+    _use_token(token())
     for attempt in range(1, _STARTS + 1):
         try:
             return compat.start_local_cluster(
@@ -172,9 +190,24 @@ def _start_local(config: ClusterConfig, folder: Path, dashboard: bool) -> Any:
 
 
 @cache
-def _token() -> str:
-    """One for the life of this process: its workers have seen the first."""
+def token() -> str:
+    """Of the local clusters of this process, for its life: its workers have seen the first."""
     return secrets.token_hex(32)
+
+
+def _use_token(value: str) -> None:
+    # Ray 2.60 requires a token even on one machine, and writes a new one to the home folder where it finds none.
+    processes.set_environment("RAY_AUTH_TOKEN", value)
+    compat.forget_token()
+
+
+def _shared() -> SharedCluster | None:
+    """The cluster of this process's host; None where it has none, or it has ended."""
+    if (host := environment().ray_host) is None:
+        return None
+    if (found := ask(host)) is None:
+        log.warning("the process that kept a local Ray cluster for all stages has ended; starting one for this stage")
+    return found
 
 
 @contextmanager
@@ -211,21 +244,22 @@ def _join(address: str) -> Any:
         ) from error
 
 
-def _describe(address: str | None, context: Any) -> Cluster:
+def _describe(address: str | None, context: Any, shared: SharedCluster | None = None) -> Cluster:
     import ray
 
     total, url = ray.cluster_resources(), getattr(context, "dashboard_url", None)
     return Cluster(
         address=address,
+        head=str(getattr(ray.get_runtime_context(), "gcs_address", "")),
         cpus=int(total.get("CPU", 0)),
         gpus=int(total.get("GPU", 0)),
         nodes=len(living_nodes()),
         dashboard_url=f"http://{url}" if url else None,
-        watch=Watch(address),
+        watch=Watch(address, shared),
     )
 
 
-def _private_folder() -> Path:
+def private_folder() -> Path:
     """A new folder for a local cluster's files; what killed processes have left, running or not, is removed."""
     parent = Path(tempfile.gettempdir()).resolve()
     if len(str(parent)) > _LONGEST_TEMPORARY_FOLDER:

@@ -4,6 +4,9 @@ A search is replayed, never restored: its seed proposes the same values again, a
 reports them from there and trains only what is missing. So the same command resumes after whatever happened to the
 driver, and more trials requested later find the earlier ones done. Nothing is unpickled.
 
+The winner of a search has the best of many results under one seed, which is partly luck. So it is trained again under
+other seeds, and beside it the recipe as it is: further trials, with `SEED` among their values, which are never ranked.
+
 With several trials at once their results arrive in no fixed order, on which later proposals depend: then a repeated
 search draws the same first trials, but may propose other values afterwards.
 """
@@ -18,18 +21,21 @@ from pathlib import Path
 from typing import Any
 
 from fer.cluster.config import SearchRange
+from fer.cluster.ranks import train_ranks
 from fer.console import log
 from fer.hashing import stable_hash
-from fer.io.files import read_json, write_atomic, write_json
+from fer.io.files import read_json, write_json
+from fer.io.storage import Folder, inside
 from fer.tracking import Run
 from fer.tracking.run import Status
 from fer.training.job import TrainJob
-from fer.training.loop import DivergedError, train
+from fer.training.loop import DivergedError, build_model, train
 from fer.training.metrics import best_metrics
 from fer.training.progress import FILE_NAME as PROGRESS
 from fer.training.recipe import Recipe, vary
 
 NUMBER = "trial"
+SEED = "seed"
 MIN_FAILED_TRIALS = 3  # that fail before any other ends: then the search is ended
 _DIVERGED = "diverged.txt"  # in a trial's folder: why it must not be trained again
 _ENDED = ("finished", "stopped early", "failed")
@@ -41,28 +47,49 @@ class TrialPlan:
     """What all trials of a search share; picklable.
 
     Attributes:
-        job: of the whole search: its recipe is what trials vary, its fingerprint the search's, and each trial works in
-            `work_dir/<its key>`.
-        gpu: one GPU a trial.
+        job: of the whole search: its recipe is what trials vary, its fingerprint the search's, its folder, on the
+            driver's machine, where the record is.
+        storage: the store through which trials work; None: all nodes see the folders of the driver.
+        workers: ranks of a trial. gpu: one GPU each.
+        timeout_seconds: a rank that is silent for so long is lost.
         epochs: of a trial that is not stopped.
         metric: that decides, of the validation split.
+        cost: key of `fer.evaluation.speed.cost_of` that is to be small besides; None: the metric alone.
     """
 
     job: TrainJob
     gpu: bool
     epochs: int
     metric: str
+    cost: str | None = None
+    workers: int = 1
+    timeout_seconds: int = 300
+    storage: str | None = None
+
+    @property
+    def work(self) -> str:
+        """Path or URL of the folder below which each trial works, in one that is called as its key."""
+        name = Path(self.job.work_dir).name
+        return inside(self.storage, f"work/{name}") if self.storage else self.job.work_dir
 
     def key(self, number: int, values: Values) -> str:
         """Identity of a trial: the same proposal of the same search has the same."""
         texts = [f"{name}={value!r}" for name, value in sorted(values.items())]
+        if SEED in values:  # where a longer search confirms the same values, it finds them trained
+            return f"seed{values[SEED]}-{stable_hash(self.job.fingerprint, *texts):016x}"
         return f"{number:03d}-{stable_hash(self.job.fingerprint, number, *texts):016x}"
 
     def trial_job(self, key: str, values: Values) -> TrainJob:
         """What a trial trains: the values in place of the recipe's own, at the length of a trial, to be validated."""
         fixed = {"epochs": self.epochs, "protocol": "validation", "selection": "best"}
-        recipe = vary(self.job.recipe, {**values, **fixed}, "tune.space")
-        return replace(self.job, recipe=recipe, work_dir=str(Path(self.job.work_dir, key)), fingerprint=key)
+        recipe = vary(self.job.recipe, {**unseeded(values), **fixed}, "tune.space")
+        work, seed = inside(self.work, key), values.get(SEED, self.job.seed)
+        return replace(self.job, recipe=recipe, work_dir=work, fingerprint=key, seed=seed)
+
+
+def unseeded(values: Values) -> Values:
+    """The values that a recipe has, of a trial that may be one under another seed."""
+    return {name: value for name, value in values.items() if name != SEED}
 
 
 def own_values(recipe: Recipe, space: Mapping[str, SearchRange]) -> Values | None:
@@ -72,12 +99,10 @@ def own_values(recipe: Recipe, space: Mapping[str, SearchRange]) -> Values | Non
         inner: Any = recipe.model_dump(mode="json")
         for part in name.split("."):
             inner = inner.get(part) if isinstance(inner, dict) else None
-        inside = inner in span.choices if span.choices is not None else isinstance(inner, int | float)
-        if span.choices is None and inside:
-            inside = float(span.low or 0) <= float(inner) <= float(span.high or 0)
-        if not inside:
-            return None
-        values[name] = inner
+        if span.exists(values):
+            if not span.holds(inner):
+                return None
+            values[name] = inner
     return values
 
 
@@ -93,11 +118,11 @@ def run_trial(config: Values, report: Callable[[Mapping[str, float]], object], p
     """
     number, values = _split(config)
     key = plan.key(number, values)
-    work = Path(plan.job.work_dir, key)
-    work.mkdir(parents=True, exist_ok=True)
-    if (work / _DIVERGED).is_file():
-        raise DivergedError((work / _DIVERGED).read_text(encoding="utf-8"))
-    reported = 0
+    work = Folder(inside(plan.work, key))
+    if (reason := work.find(_DIVERGED)) is not None:
+        raise DivergedError(reason.decode())
+    reported, job = 0, plan.trial_job(key, values)
+    cost = _cost(plan.cost, job, work) if plan.cost else {}
 
     def on_epoch(record: Mapping[str, float]) -> None:
         nonlocal reported
@@ -105,18 +130,31 @@ def run_trial(config: Values, report: Callable[[Mapping[str, float]], object], p
             reported = int(record["epoch"])
             if not math.isfinite(record[plan.metric]):
                 raise DivergedError(f"{plan.metric} is {record[plan.metric]} after epoch {reported}")
-            report(record)
+            report({**record, **cost})
 
-    if (work / PROGRESS).is_file():
-        for record in read_json(work / PROGRESS)["records"]:
-            on_epoch(record)
+    for record in (work.find_json(PROGRESS) or {"records": []})["records"]:
+        on_epoch(record)
     if reported >= plan.epochs:
         return
     try:
-        train(plan.trial_job(key, values), device="cuda:0" if plan.gpu else "cpu", on_epoch=on_epoch)
+        if plan.workers > 1:
+            train_ranks(job, plan.workers, gpu=plan.gpu, timeout_seconds=plan.timeout_seconds, on_epoch=on_epoch)
+        else:
+            train(job, device="cuda:0" if plan.gpu else "cpu", on_epoch=on_epoch)
     except DivergedError as error:
-        write_atomic(work / _DIVERGED, str(error))
+        work.write(_DIVERGED, str(error).encode())
         raise
+
+
+def _cost(name: str, job: TrainJob, work: Folder) -> dict[str, float]:
+    """One cost of the trial's model, measured once: what a replay reports does not change."""
+    found: dict[str, float] | None = work.find_json("cost.json")
+    if found is None:
+        from fer.evaluation.speed import cost_of
+
+        found = {name: float(cost_of(build_model(job).eval())[name])}
+        work.write_json("cost.json", found)
+    return found
 
 
 def _split(config: Values) -> tuple[int, Values]:
@@ -132,7 +170,9 @@ class Trial:
 
     Attributes:
         status: running, finished, stopped early, failed or interrupted.
+        values: of the searched keys that exist beside each other; with `SEED` where a search's result is confirmed.
         best: the metric at its best epoch; None before the first.
+        cost: that is to be small besides; None where there is none.
         seconds: spent in its epochs, whenever they were trained.
     """
 
@@ -145,6 +185,7 @@ class Trial:
     best_epoch: int = 0
     seconds: float = 0.0
     reason: str = ""
+    cost: float | None = None
     run_id: str | None = None
 
 
@@ -198,6 +239,7 @@ class TrialLog:
             if trial.best is None or (value > trial.best if self.higher_is_better else value < trial.best):
                 trial.best, trial.best_epoch = value, epoch
                 self._best[trial.number] = record
+            trial.cost = record.get(self.plan.cost or "")
             if epoch > trial.epochs:
                 trial.epochs = epoch
                 trial.seconds += float(record.get("seconds", 0.0))
@@ -212,8 +254,9 @@ class TrialLog:
             trial.reason = reason
             trial.status = "failed" if reason else "finished" if trial.epochs >= self.plan.epochs else "stopped early"
             self._finish(trial, "FAILED" if reason else "FINISHED")
-            if (best := self.best()) is not None:
-                self.parent.log_metrics(best_metrics(self._best[best.number]), step=len(self._ended()))
+            ended, best = self._ended(), self.best()
+            so_far = {"trials": len(ended), "failed_trials": sum(one.status == "failed" for one in ended)}
+            self.parent.log_metrics(so_far | (best_metrics(self._best[best.number]) if best else {}), step=len(ended))
             result = "no result"
             if trial.best is not None:
                 result = f"{self.plan.metric} {trial.best:.4f} at epoch {trial.best_epoch}"
@@ -234,11 +277,45 @@ class TrialLog:
                         self.open_trial_run(Trial(**row), None).finish("KILLED")
             self._save()
 
+    @property
+    def searched(self) -> list[Trial]:
+        """The trials of the search, by number."""
+        return [trial for _, trial in sorted(self.trials.items()) if SEED not in trial.values]
+
+    @property
+    def _ranked(self) -> list[Trial]:
+        return [trial for trial in self.searched if trial.best is not None and trial.status != "failed"]
+
     def best(self) -> Trial | None:
         """The trial with the best epoch; of equal ones the first."""
-        rated = [trial for trial in self.trials.values() if trial.best is not None and trial.status != "failed"]
-        sign = 1 if self.higher_is_better else -1
-        return max(rated, key=lambda trial: (sign * (trial.best or 0.0), -trial.number), default=None)
+        return max(self._ranked, key=self._rank, default=None)
+
+    def front(self) -> list[Trial]:
+        """The Pareto front, cheapest first: trials of which no other is as good and as cheap, and better in one."""
+        front: list[Trial] = []
+        for trial in sorted(sorted(self._ranked, key=self._rank, reverse=True), key=lambda one: one.cost or 0.0):
+            if not front or self._rank(trial)[0] > self._rank(front[-1])[0]:
+                front.append(trial)
+        return front
+
+    def repeats(self, seeds: int, planned: int, own: Values) -> list[Values]:
+        """The trials by which the winner is confirmed: it and the recipe as it is, under the next seeds each.
+
+        Args:
+            planned: trials of the search; these are counted on. own: the recipe's values, as `own_values` gives them.
+        """
+        best = self.best()
+        sets = [] if best is None else [best.values] if best.values == own else [best.values, own]
+        found = [{**values, SEED: self.plan.job.seed + 1 + shift} for shift in range(seeds) for values in sets]
+        return [{**values, NUMBER: planned + 1 + index} for index, values in enumerate(found)]
+
+    def confirmed(self, values: Values) -> dict[int, float]:
+        """Seed -> result of the further runs of a set of parameters; without those that failed."""
+        of = [one for _, one in sorted(self.trials.items()) if SEED in one.values and unseeded(one.values) == values]
+        return {one.values[SEED]: one.best for one in of if one.best is not None and one.status == "finished"}
+
+    def _rank(self, trial: Trial) -> tuple[float, int]:
+        return (trial.best or 0.0) * (1 if self.higher_is_better else -1), -trial.number
 
     def all_failed(self) -> bool:
         """Whether the first trials all failed."""

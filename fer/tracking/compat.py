@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import sqlite3
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 """The tag by which the UI shows an experiment's runs and metrics instead of its pages for language models."""
 ARTIFACTS_TAG = "mlflow.loggedArtifacts"
 """The tag of a run by which the UI finds its tables: JSON, [{"path": ..., "type": "table"}]."""
+USER_TAG = "mlflow.user"
+"""The tag of the UI's column of users."""
 SYSTEM_MONITORS = (
     ("cpu_monitor", "CPUMonitor"), ("disk_monitor", "DiskMonitor"), ("network_monitor", "NetworkMonitor"),
     ("gpu_monitor", "GPUMonitor"),
@@ -132,17 +134,34 @@ def record_model(client: Any, run: Any, uri: str, weights: Path, name: str) -> s
         entry = client.create_logged_model(
             run.info.experiment_id, name=name, source_run_id=run.info.run_id, params=run.data.params
         )
-        logged = Model.log(
-            artifact_path=None,
-            model_id=entry.model_id,
-            flavor=mlflow.pyfunc,
-            run_id=run.info.run_id,
-            loader_module="fer.tracking.models",
-            data_path=str(weights),
-            signature=ModelSignature(params=ParamSchema([ParamSpec(key, "string", PARAMS[key]) for key in PARAMS])),
-            pip_requirements=[f"{package}=={metadata.version(package)}" for package in REQUIREMENTS],
-            metadata={"labels": list(info.labels), "model": info.model, "synthetic": info.synthetic},
-        )
+        with _requirements_unchecked():
+            logged = Model.log(
+                artifact_path=None,
+                model_id=entry.model_id,
+                flavor=mlflow.pyfunc,
+                run_id=run.info.run_id,
+                loader_module="fer.tracking.models",
+                data_path=str(weights),
+                signature=ModelSignature(params=ParamSchema([ParamSpec(key, "string", PARAMS[key]) for key in PARAMS])),
+                pip_requirements=[f"{package}=={metadata.version(package)}" for package in REQUIREMENTS],
+                metadata={"labels": list(info.labels), "model": info.model, "synthetic": info.synthetic},
+            )
     finally:
         mlflow.set_tracking_uri(uri_of_environment)  # None: as if never set
     return str(logged.model_uri)
+
+
+@contextmanager
+def _requirements_unchecked() -> Iterator[None]:
+    """MLflow does not compare a model's requirements with what is installed, from where they were just taken.
+
+    For the names of modules it would read what each installed package consists of: over a second for each model.
+    """
+    from mlflow.utils import environment as checked
+
+    check = checked.warn_dependency_requirement_mismatches
+    checked.warn_dependency_requirement_mismatches = lambda requirements: None
+    try:
+        yield
+    finally:
+        checked.warn_dependency_requirement_mismatches = check

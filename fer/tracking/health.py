@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import time
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
+from urllib.parse import unquote
 from urllib.request import Request, urlopen
 
+from fer.environment import environment
 from fer.lineage import redact
 from fer.tracking.compat import running_in_database
 from fer.tracking.config import is_server, server_address
@@ -50,7 +53,7 @@ def stale_runs(uri: str) -> list[str]:
         OSError, ValueError, sqlite3.Error: the store does not respond.
     """
     if is_server(uri):
-        running = _running_on_server(f"{server_address(uri)}/api/2.0/mlflow")
+        running = _running_on_server(uri)
     else:
         path = Path(uri.removeprefix("sqlite:///"))
         # A database that is not there yet is created by the first run.
@@ -59,21 +62,25 @@ def stale_runs(uri: str) -> list[str]:
     return [name for name, last in running if last < oldest]
 
 
-def _running_on_server(api: str) -> list[tuple[str, int]]:
-    experiments = _post(f"{api}/experiments/search", {"max_results": 1000}).get("experiments", [])
+def _running_on_server(uri: str) -> list[tuple[str, int]]:
+    experiments = _post(uri, "experiments/search", {"max_results": 1000}).get("experiments", [])
     if not experiments:
         return []
     ids = [one["experiment_id"] for one in experiments]
     query = {"experiment_ids": ids, "filter": "attributes.status = 'RUNNING'", "max_results": 200}
     running = []
-    for run in _post(f"{api}/runs/search", query).get("runs", []):
+    for run in _post(uri, "runs/search", query).get("runs", []):
         times = [run["info"]["start_time"], *(metric["timestamp"] for metric in run["data"].get("metrics", []))]
         running.append((str(run["info"].get("run_name", run["info"]["run_id"])), max(map(int, times))))
     return running
 
 
-def _post(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    request = Request(url, data=json.dumps(body).encode(), headers={"Content-Type": "application/json"})
+def _post(uri: str, call: str, body: dict[str, Any]) -> dict[str, Any]:
+    headers = {"Content-Type": "application/json"}
+    if login := unquote(uri.split("://")[1].rpartition("@")[0]) or environment().mlflow_login:
+        headers["Authorization"] = f"Basic {b64encode(login.encode()).decode()}"
+    url = f"{server_address(uri)}/api/2.0/mlflow/{call}"
+    request = Request(url, data=json.dumps(body).encode(), headers=headers)
     with urlopen(request, timeout=_SECONDS) as response:
         found: dict[str, Any] = json.loads(response.read(2_000_000))
         return found

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -53,7 +57,7 @@ def open_run(
         key: fingerprint of the training job. An unfinished run that has it is opened again; otherwise there is a new
             run.
         params: nested, logged flat.
-        tags: added to `lineage`.
+        tags: added to who made the run, on which machine, and `lineage`.
         parent: the run of which this one is a trial, or its id.
         run_id: add to this very run, as with `join`; if it no longer exists, `key` decides.
         join: add to the latest run of `key`, finished or not, and leave its status and its end alone; there is a new
@@ -74,15 +78,20 @@ def open_run(
     run = Run(config, root, identity)
     if config.enabled:
         run.connect()
-        run.set_tags(lineage(checkout or root) | dict(tags))
-        run.log_params(params)
+        with ExitStack() as opened:
+            opened.enter_context(run)  # an error from here on ends it
+            run.set_origin(lineage(checkout or root) | {compat.USER_TAG: _user(), "host": platform.node()})
+            run.set_tags(tags)
+            run.log_params(params)
+            opened.pop_all()
     return run
 
 
 class Run:
     """One MLflow run, as a context manager; where tracking is off no method does anything.
 
-    Leaving the block sets the status: FINISHED, FAILED after an exception, KILLED after an interruption. A run that was
+    Leaving the block sets the status: FINISHED, FAILED after an exception, KILLED after an interruption; the tag
+    `last_error` has the exception, and stays where a resumed run finishes. A run that was
     joined, to add an evaluation, keeps the status it had. Logging is idempotent: a point that is already there, with
     the same key, step and value, is not logged twice, so a resumed job leaves no duplicates.
 
@@ -131,6 +140,8 @@ class Run:
             self.finish("FINISHED")
             return
         try:
+            if issubclass(kind, Exception):
+                self.set_tags({"last_error": _reason(error)})
             self.finish("FAILED" if issubclass(kind, Exception) else "KILLED")
         except TrackingError as failure:  # the error that ended the block decides the exit code
             log.error("%s", failure)
@@ -163,8 +174,11 @@ class Run:
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set or overwrite tags."""
-        values = {key: redact(str(value))[:MAX_TAG_CHARACTERS] for key, value in tags.items()}
-        self._record("set_tags", {"tags": values})
+        self._record("set_tags", {"tags": _tag_values(tags)})
+
+    def set_origin(self, tags: Mapping[str, Any]) -> None:
+        """Set the tags that say where the run comes from, unless it was joined: they are its training's."""
+        self._record("set_origin", {"tags": _tag_values(tags)})
 
     def log_dataset(
         self, name: str, digest: str, *, source: str, context: str, profile: Mapping[str, Any] | None = None
@@ -307,6 +321,18 @@ def _send_journals(uri: str, root: Path) -> None:
             log.warning("%s cannot be sent: %s; the next run retries, remove the file to drop it", path, _reason(error))
 
 
-def _reason(error: Exception) -> str:
+def _tag_values(tags: Mapping[str, Any]) -> dict[str, str]:
+    return {key: redact(str(value))[:MAX_TAG_CHARACTERS] for key, value in tags.items()}
+
+
+def _user() -> str:
+    """Name of the user; their number where the machine has no name for it, as in containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _reason(error: BaseException | None) -> str:
     """The first line of an error's message, without credentials."""
     return redact(str(error).splitlines()[0] if str(error) else type(error).__name__)

@@ -23,9 +23,10 @@ FINGERPRINT_TAG = "fer.fingerprint"
 MODEL_TAG = "fer.model_logged"
 UNFINISHED = ("RUNNING", "FAILED", "KILLED")
 
-# Limits of the MLflow stores.
 MAX_BATCH = 100
-MAX_DIGEST_CHARACTERS = 36
+"""Parameters that a store takes at once."""
+DIGEST_CHARACTERS = 12
+"""Of a dataset: as many as the UI's table has room for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +85,17 @@ def find_run(uri: str, root: Path, identity: Identity) -> StoredRun:
 
 def _experiment(client: Any, uri: str, root: Path, name: str) -> str:
     """Id of the experiment, created if it is not there; in a local store with an absolute folder for its artifacts."""
+    from mlflow.exceptions import MlflowException
+
     if (found := client.get_experiment_by_name(name)) is not None:
         return str(found.experiment_id)
     folder = None if is_server(uri) else artifact_folder(root)
-    return str(client.create_experiment(name, artifact_location=folder, tags=compat.EXPERIMENT_KIND))
+    try:
+        return str(client.create_experiment(name, artifact_location=folder, tags=compat.EXPERIMENT_KIND))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return str(client.get_experiment_by_name(name).experiment_id)  # another client of the server was first
 
 
 def _of_id(client: Any, run_id: str) -> Any:
@@ -122,7 +130,6 @@ def _create_run(client: Any, experiment_id: str, identity: Identity) -> str:
         FINGERPRINT_TAG: identity.key,
         "mlflow.source.name": "fer",
         "mlflow.source.type": "LOCAL",
-        "model": identity.run_name,
     }
     parent = identity.parent
     if isinstance(parent, Identity):
@@ -200,13 +207,18 @@ class StoredRun:
 
         self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
+    def set_origin(self, tags: Mapping[str, str]) -> None:
+        """Sets tags of a run that was not joined."""
+        if not self.joined:
+            self.set_tags(tags)
+
     def log_dataset(self, name: str, digest: str, source: str, context: str, profile: Mapping[str, Any]) -> None:
         """Adds the dataset used."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         data = Dataset(
             name=name,
-            digest=digest[:MAX_DIGEST_CHARACTERS],
+            digest=digest[:DIGEST_CHARACTERS],
             source_type="local",
             source=json.dumps({"uri": source}),
             profile=json.dumps(profile, sort_keys=True),

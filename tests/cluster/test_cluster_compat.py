@@ -5,6 +5,7 @@ The start of a local cluster is in `test_session.py`, and what its head says of 
 
 import inspect
 import pickle
+import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -90,6 +91,43 @@ def test_ray_train_names_the_failure_to_place_workers() -> None:
     assert "waiting for 2 workers" in reason, CHANGED
     assert "\n" not in reason
     assert compat.placement_failure(ControllerError(RuntimeError("another"))) is None
+
+
+def test_ray_train_tells_its_workers_of_a_node_that_will_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray.train import PreemptionInfo
+    from ray.train.v2._internal.execution import context
+    from ray.train.v2._internal.execution.preemption import PreemptionContext
+    from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
+
+    assert "preemption_context" in context.TrainContext.__dataclass_fields__, CHANGED
+    notice, worker = PreemptionContext(), RayTrainWorker()
+
+    class Execute:
+        """The actor's main thread, which is this one."""
+
+        remote = staticmethod(worker.execute)
+
+    monkeypatch.setattr(context, "get_train_context", lambda: SimpleNamespace(preemption_context=notice))
+    actor = SimpleNamespace(current_actor=SimpleNamespace(execute=Execute))
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: actor)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        why = compat.await_end()
+        assert why() == ""
+        notice.preemption_info = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"b": [1], "a": [0]})
+        assert why() == "node a, b will end", CHANGED
+        signal.raise_signal(signal.SIGTERM)
+        assert "SIGTERM" in why()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        compat._terminated.clear()
+
+
+@pytest.mark.ray
+def test_ray_lists_the_nodes_that_drain() -> None:
+    with session.connect(ClusterConfig(cpus=1, object_store_mb=100)):
+        assert compat.draining_nodes() == set(), CHANGED  # one that drains: tests/faults/test_two_nodes.py
 
 
 def test_ray_train_holds_the_exception_of_a_worker_and_its_traceback() -> None:

@@ -209,6 +209,14 @@ def test_gpu_workers_are_on_gpu_nodes_with_the_cuda_image_and_shared_memory(fold
     assert "NCCL_SOCKET_IFNAME" in _rendered(folder)["ConfigMap"]["data"]
 
 
+@pytest.mark.parametrize("folder", RENDERED)
+def test_every_worker_drains_its_node_before_it_ends_and_has_the_time_for_it(folder: str) -> None:
+    for pod in (pod["spec"] for name, pod in _pods(_rendered(folder)).items() if name != "head"):
+        *_, command = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert command.startswith("ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION ")
+        assert int(command.rpartition("sleep ")[2]) + 10 < pod["terminationGracePeriodSeconds"]
+
+
 def test_only_gpu_workers_are_on_spot_nodes_and_end_within_the_notice() -> None:
     gpu, spot = _pods(_rendered("overlays/gpu")), _pods(_rendered("overlays/spot"))
     assert {name for name in gpu if gpu[name] != spot[name]} == {"gpu"}
@@ -232,6 +240,14 @@ def test_the_mlflow_server_is_of_the_versions_that_were_tested_and_each_is_pinne
     pinned = dict(one.split("==") for one in line.split())
     assert {"mlflow", "SQLAlchemy", "boto3"} <= tested.keys() & pinned.keys()
     assert {name: tested.get(name, version) for name, version in pinned.items()} == pinned
+
+
+def test_the_mlflow_server_of_the_page_is_that_of_the_compose_file() -> None:
+    section = (ROOT / "docs" / "cluster.md").read_text().partition("## MLflow for more than one machine")[2]
+    install, command = section.split("```")[1].strip().splitlines()
+    server = _documents(INFRA / "mlflow" / "compose.yaml")[0]["services"]["server"]
+    assert install.replace("pip install", "RUN pip install --no-cache-dir") in server["build"]["dockerfile_inline"]
+    assert server["command"] == command
 
 
 @pytest.mark.parametrize("name", ["cluster.yaml", "aws-gpu.yaml"])
@@ -305,9 +321,13 @@ def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
             echo "dvc $* on $RAY_ADDRESS"
             ray status
             [[ "$2" == finishes ]] && exit 7
-            trap "echo last checkpoint; exit 143" TERM
-            touch "$SLURM_SUBMIT_DIR/trains"
-            while true; do sleep 0.1; done""",
+            (
+                trap "sleep 1; ray status && echo last checkpoint; exit 143" TERM
+                touch "$SLURM_SUBMIT_DIR/trains"
+                while true; do sleep 0.1; done
+            ) &
+            trap "kill $!; exit 143" TERM  # at once, and its stage with it: dvc waits for none
+            wait""",
     }
     for name, script in stand_ins.items():
         (tools / name).write_text(f"#!/bin/bash\n{script}\n")

@@ -157,6 +157,7 @@ def test_exit_code_log_and_error_of_the_stage_are_returned(project: Path, head: 
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_outputs_land_in_the_project_folder_where_dvc_looks_and_workers_import_the_code(
     project: Path, head: Head
 ) -> None:

@@ -29,6 +29,7 @@ PHOTO = encoded(NOISE, "JPEG", quality=95) + MARK  # what stands behind the end 
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_service_answers_many_clients_and_hostile_files_keeps_no_image_and_stops_after_the_last_answer(
     tmp_path: Path, test_data: Path
 ) -> None:

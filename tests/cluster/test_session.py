@@ -104,7 +104,9 @@ def test_a_dead_or_hanging_node_has_no_room_although_ray_lists_it(
     listed = chain([[node, dead, hangs]] * 3, repeat([node]))
     monkeypatch.setattr(nodes, "living_nodes", lambda: next(listed))
     probe, forever = nodes._start_probe, ray.remote(resources={"nowhere": 1})(lambda: None)
-    monkeypatch.setattr(nodes, "_start_probe", lambda at, paths: forever.remote() if at is hangs else probe(at, paths))
+    monkeypatch.setattr(
+        nodes, "_start_probe", lambda at, *asked: forever.remote() if at is hangs else probe(at, *asked)
+    )
     assert nodes.answering_nodes("ray://through-a-proxy") == [node]
 
 
@@ -146,6 +148,7 @@ def lose_the_head(output: str) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_local_cluster_that_loses_its_head_ends_the_work_with_its_name_and_leaves_no_process(tmp_path: Path) -> None:
     work = child(lose_the_head, str(tmp_path / "output"))
     work.join(patience(100))
@@ -195,6 +198,6 @@ def test_work_in_a_thread_returns_raises_and_is_told_to_stop() -> None:
         raise LostError("the cluster")
 
     with pytest.raises(LostError):
-        run_in_thread(lambda: stop.wait(60), lost, stop.set, grace=60)
+        run_in_thread(lambda: stop.wait(60), lost, lambda: stop.set() or 60)
     assert polled == [False]
     assert stop.is_set()

@@ -1,5 +1,7 @@
-"""A Ray cluster of two nodes, on this machine, loses one of them: the run resumes on the other."""
+"""A Ray cluster of two nodes, on this machine: one is lost, or neither sees the project's folder."""
 
+import json
+import os
 import re
 import secrets
 import shutil
@@ -7,15 +9,25 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
-from builders.places import free_port
-from builders.projects import TOY, environment, finish, make_project, start_training
-from builders.runs import final_state, make_job, run_ranks
+import yaml_text
+from builders.limits import patience
+from builders.places import contents, free_port
+from builders.projects import NANO, REPOSITORY, TOY, environment, finish, make_project, run_in, start_training
+from builders.runs import assert_same, final_state, make_job, run_ranks
 from builders.stopping import progress, run_facts, wait_until
+from builders.store import s3_server
+from safetensors.torch import load_file
+
+from fer.training.progress import changes
+from fer.training.state import TrainState
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -32,29 +44,59 @@ EXACT = {
 }
 
 
-class Cluster:
-    """Two nodes of one CPU each, the head and another one."""
+RAY = str(Path(sys.executable).parent / "ray")
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+
+class Cluster:
+    """Two nodes of one CPU each, the head and another one.
+
+    Args:
+        hidden: a folder in whose place the nodes see an empty one; None: they see all.
+        variables: of their environment.
+    """
+
+    def __init__(self, folder: Path, hidden: Path | None = None, variables: Mapping[str, str] | None = None) -> None:
+        self._folder, self._hidden, self._variables = folder, hidden, variables or {}
         self.address = f"127.0.0.1:{free_port()}"
         self.variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         port = self.address.rpartition(":")[2]
         self.head = self._start("head", "--head", "--port", port, "--ray-client-server-port", str(free_port()))
-        self.other = self._start("other", "--address", self.address)
+        self.other = self.join()
+
+    def join(self) -> subprocess.Popen[bytes]:
+        """Starts another node."""
+        return self._start("other", "--address", self.address)
+
+    def announce_end(self) -> None:
+        """Tells Ray that all nodes but the head will end soon, as a pod on a spot node does."""
+        listing = "import ray; ray.init(log_to_driver=False); print(*(one['NodeID'] for one in ray.nodes() "
+        listing += "if one['Alive'] and 'node:__internal_head__' not in one['Resources']))"
+        variables = environment() | self.variables | {"RAY_ADDRESS": self.address}
+        found = subprocess.run(
+            [sys.executable, "-c", listing], env=variables, capture_output=True, text=True, check=True
+        )
+        for node in found.stdout.split()[-1:]:
+            command = [RAY, "drain-node", "--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+            command += ["--reason-message", "spot", "--deadline-remaining-seconds", "600"]
+            subprocess.run(command, env=variables, capture_output=True, check=True)
 
     def _start(self, name: str, *options: str) -> subprocess.Popen[bytes]:
-        command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--num-cpus", "1"]
+        command = [RAY, "start", "--block", "--num-cpus", "1"]
         command += ["--node-ip-address", "127.0.0.1", "--object-store-memory", str(80 * 2**20), *options]
         command += ["--dashboard-agent-listen-port", str(free_port())]
         if name == "head":
             command += ["--include-dashboard", "false", "--temp-dir", str(self._folder)]
+        if self._hidden is not None:
+            hide = 'mount -t tmpfs tmpfs "$0" && exec "$@"'
+            command = ["unshare", "-m", "sh", "-c", hide, str(self._hidden), *command]
+        own = {**self.variables, **self._variables, "FER_CACHE": str(self._folder / f"cache-{name}")}
         path = self._folder / f"{name}.txt"
         with open(path, "wb") as output:
             process = subprocess.Popen(
-                command, env=environment() | self.variables, stdout=output, stderr=output, start_new_session=True
+                command, env=environment() | own, stdout=output, stderr=output, start_new_session=True
             )
-        wait_until(lambda: b"Ray runtime started" in path.read_bytes(), process, 120)
+        wait_until(lambda: b"Ray runtime started" in path.read_bytes() or process.poll() is not None, seconds=120)
+        assert process.poll() is None, path.read_text()
         return process
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
@@ -65,16 +107,28 @@ class Cluster:
         node.wait()
 
 
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
+@contextmanager
+def two_nodes(hidden: Path | None = None, variables: Mapping[str, str] | None = None) -> Iterator[Cluster]:
+    """A cluster for the block."""
     folder = Path(tempfile.mkdtemp(prefix="fer-two-", dir="/tmp"))
-    made = Cluster(folder)
+    made = Cluster(folder, hidden, variables)
     try:
         yield made
     finally:
         made.kill(made.other)
         made.kill(made.head)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def mount_namespaces() -> bool:
+    """Whether this machine may hide a folder from a process."""
+    return subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with two_nodes() as made:
+        yield made
 
 
 def test_run_that_loses_a_node_resumes_on_the_other_with_the_same_samples_and_loss(
@@ -102,3 +156,105 @@ def test_run_that_loses_a_node_resumes_on_the_other_with_the_same_samples_and_lo
         found = dict(zip(names, map(float, line.split(",")), strict=True))
         for name in ("train_loss", "val_loss"):
             assert found[name] == pytest.approx(row[name], rel=1e-5), f"epoch {row['epoch']}"
+
+
+def test_nodes_that_share_no_folder_crop_through_a_store_and_one_of_them_is_lost(tmp_path: Path) -> None:
+    if not mount_namespaces():
+        pytest.skip("no mount namespaces here")
+    root = make_project(tmp_path / "project", tracking={"enabled": False})
+    shutil.rmtree(root / "data")
+    scenes = {"source": "synthetic", "scenes": 3000, "scene_size": 96, "face_size": [50.0, 80.0]}
+    yaml_text.edit(root / "params.yaml", "datasets", {"tiny": scenes})
+    yaml_text.edit(root / "params.yaml", "cluster.crop_workers", 0)
+
+    def run(stage: str, **variables: str) -> None:
+        done = run_in(root, "-m", f"pipelines.{stage}", "--dataset", "tiny", **variables, PYTHONPATH=str(REPOSITORY))
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    run("download")
+    run("crop")
+    faces = root / "data" / "faces" / "tiny"
+    alone = contents(faces)
+    shutil.rmtree(faces)
+    yaml_text.edit(root / "params.yaml", "cluster.crop_workers", 2)
+    with s3_server() as store:
+        yaml_text.edit(root / "params.yaml", "storage", f"{store.url}/team")
+        with two_nodes(root, store.variables) as cluster, ThreadPoolExecutor(1) as pool:
+            crop = pool.submit(run, "crop", RAY_ADDRESS=cluster.address, **cluster.variables, **store.variables)
+            while not (crop.done() or [*root.glob(".work/crop/*/faces-*.json")]):
+                time.sleep(0.1)
+            assert not crop.done(), "it ended before a node could be lost"
+            cluster.kill(cluster.other)
+            crop.result()
+    assert contents(faces) == alone
+
+
+def test_workers_follow_announced_ends_and_new_nodes_without_a_failure(cluster: Cluster, tmp_path: Path) -> None:
+    root = make_project(
+        tmp_path / "project",
+        recipe={**EXACT, "patience": None},
+        epochs=2000,
+        workers={"min": 1, "max": 2},
+        max_failures=0,
+        checkpoint_every_steps=10_000,
+    )
+    stage = start_training(root, RAY_ADDRESS=cluster.address, **cluster.variables)
+    seen: set[int] = set()
+
+    def await_new(workers: int) -> list[int]:
+        """The processes of workers that have trained for a second, none of which was there before."""
+
+        def there() -> list[int]:
+            found: list[int] = progress(root)["pids"]
+            return found if len(found) == workers and not seen & set(found) else []
+
+        found = wait_until(there, stage, 300)
+        seen.update(found)
+        return found
+
+    await_new(2)
+    cluster.announce_end()
+    await_new(1)
+    cluster.kill(cluster.other)
+    cluster.other = cluster.join()
+    _, pid = await_new(2)
+    os.kill(pid, signal.SIGTERM)
+    await_new(2)
+    stage.send_signal(signal.SIGTERM)
+    output, _ = stage.communicate(timeout=patience(60))
+    assert stage.returncode == 128 + signal.SIGTERM, output
+    (work,) = root.glob(".work/*/changes.json")
+    found = [(one["workers"], one["resumed_with"], one["why"]) for one in changes(str(work.parent))]
+    assert [one[:2] for one in found] == [(2, 1), (1, 2), (2, 2)], output
+    for (_, _, why), expected in zip(found, ("will end", "room for 2", f"process {pid} got SIGTERM"), strict=True):
+        assert expected in why
+    state = TrainState.load(work.parent)
+    assert state is not None
+    assert {timing["workers"] for timing in state.timings} == {1, 2}
+    last = progress(root)
+    assert (state.epoch, state.step) >= (last["epoch"], last["step"]), "the driver's end has cost no update"
+
+
+def test_nodes_that_share_no_folder_train_and_evaluate_through_a_store_to_the_same_bits(tmp_path: Path) -> None:
+    if not mount_namespaces():
+        pytest.skip("no mount namespaces here")
+    job = make_job(tmp_path, **{**NANO, "epochs": 2})
+    assert run_ranks(job, 2, tmp_path / "meeting") == [0, 0]
+    state = final_state(job)
+    root = make_project(tmp_path / "project", epochs=2, workers=2, tracking={"enabled": False})
+    yaml_text.edit(root / "params.yaml", "evaluate", {"workers": 2, "threads": 1, "bootstrap_samples": 100})
+    with s3_server() as store:
+        yaml_text.edit(root / "params.yaml", "storage", f"{store.url}/team")
+        with two_nodes(root, store.variables) as cluster:
+            variables = {"RAY_ADDRESS": cluster.address, **cluster.variables, **store.variables}
+            finish(start_training(root, **variables), timeout=500)
+            arguments = ["-m", "pipelines.evaluate", "--dataset", "tiny", "--model", "toy"]
+            done = run_in(root, *arguments, **variables, PYTHONPATH=str(REPOSITORY))
+            assert done.returncode == 0, done.stdout + done.stderr
+    assert_same(load_file(root / "trained/tiny/toy/model.safetensors"), dict(sorted(state.best_model.items())), "model")
+    summary = json.loads((root / "evaluated/tiny/toy/test.json").read_text())
+    yaml_text.edit(root / "params.yaml", "storage", None)
+    yaml_text.edit(root / "params.yaml", "evaluate.workers", 0)
+    done = run_in(root, *arguments, PYTHONPATH=str(REPOSITORY))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((root / "evaluated/tiny/toy/test.json").read_text())["accuracy"] == summary["accuracy"]

@@ -63,7 +63,9 @@ def test_sql_finds_running_runs_and_their_last_entry(store: Path, client) -> Non
     assert found == [("active", 2**45)], "MLflow's schema has changed: correct the SQL of running_in_database"
 
 
-def test_model_is_recorded_in_its_run_and_the_global_address_restored(store: Path, client) -> None:  # type: ignore[no-untyped-def]
+def test_model_is_recorded_in_its_run_and_the_global_address_restored(  # type: ignore[no-untyped-def]
+    store: Path, client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     experiment = client.create_experiment("models", artifact_location=(store.parent / "artifacts").as_uri())
     run = client.create_run(experiment)
     before = os.environ.get("MLFLOW_TRACKING_URI")
@@ -74,7 +76,11 @@ def test_model_is_recorded_in_its_run_and_the_global_address_restored(store: Pat
         "basic7",
         name="ddamfn_nano",
     )
+    read: list[bool] = []
+    monkeypatch.setattr("mlflow.utils.requirements_utils._MODULES_TO_PACKAGES", None)
+    monkeypatch.setattr("importlib_metadata.packages_distributions", lambda: read.append(True) or {})
     uri = compat.record_model(client, run, f"sqlite:///{store}", weights, "model")
+    assert not read, "MLflow reads all installed packages again: correct _requirements_unchecked"
     outputs = client.get_run(run.info.run_id).outputs
     assert [uri] == [f"models:/{output.model_id}" for output in outputs.model_outputs], "it is in another run"
     assert os.environ.get("MLFLOW_TRACKING_URI") == before

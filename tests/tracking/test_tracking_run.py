@@ -1,6 +1,7 @@
 """A run in the store: one for each training job, no duplicates, true statuses, no credentials, never in the way."""
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -46,9 +47,10 @@ def test_resumed_job_keeps_its_run_without_duplicate_points(root: Path) -> None:
     ("error", "status"), [(ZeroDivisionError(), "FAILED"), (SystemExit(143), "KILLED"), (KeyboardInterrupt(), "KILLED")]
 )
 def test_error_fails_the_run_and_interruption_kills_it(root: Path, error: BaseException, status: str) -> None:
-    with pytest.raises(type(error)), start(root, "ending") as run:
+    with pytest.raises(type(error)), start(root, status + str(error)) as run:
         raise error
     assert stored(root, run).info.status == status
+    assert ("last_error" in stored(root, run).data.tags) == (status == "FAILED")
 
 
 @pytest.mark.parametrize("by_id", [True, False])
@@ -69,7 +71,59 @@ def test_evaluation_joins_the_run_of_its_training_and_keeps_its_status_and_end(r
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": f"{by_id}.json", "type": "table"}]
     table = json.loads(next((root / "mlartifacts").rglob(f"{by_id}.json")).read_text())
     assert table == {"columns": ["class", "recall"], "data": [["a", 0.5], ["b", 0.9]]}
-    assert run.inputs.dataset_inputs[0].dataset.digest == "a" * 36
+    assert run.inputs.dataset_inputs[0].dataset.digest == "a" * 12
+
+
+def test_where_a_run_comes_from_is_told_once_and_by_its_training(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin = {"mlflow.user": "ada", "host": platform.node(), "dvc.stage": "train@toy-nano"}
+    monkeypatch.setenv("LOGNAME", "ada")
+    monkeypatch.setenv("DVC_STAGE", "train@toy-nano")
+    with start(root, "origin") as training:
+        pass
+    monkeypatch.setenv("DVC_STAGE", "evaluate@toy-nano")
+    with start(root, "origin", run_id=training.run_id), start(root, "alone", join=True) as alone:
+        pass
+    assert origin.items() <= stored(root, training).data.tags.items()
+    assert (origin | {"dvc.stage": "evaluate@toy-nano"}).items() <= stored(root, alone).data.tags.items()
+
+
+def test_the_data_of_a_resumed_run_are_recorded_once(root: Path) -> None:
+    for status in ("KILLED", "FINISHED"):
+        run = start(root, "data")
+        for context in ("training", "validation"):
+            run.log_dataset(f"toy-{context}", "a" * 64, source="data/shards/toy", context=context)
+        run.finish(status)
+    inputs = stored(root, run).inputs.dataset_inputs
+    assert sorted(one.dataset.name for one in inputs) == ["toy-training", "toy-validation"]
+
+
+def test_an_experiment_that_another_client_creates_meanwhile_is_joined(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    with start(root, "first"):
+        pass
+    find, seen = MlflowClient.get_experiment_by_name, []
+
+    def not_yet(self: Any, name: str) -> Any:
+        seen.append(name)
+        return find(self, name) if len(seen) > 1 else None
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", not_yet)
+    with start(root, "second") as run:
+        assert run.connected
+    assert stored(root, run).info.status == "FINISHED"
+
+
+def test_a_run_that_cannot_be_opened_to_the_end_is_closed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise TrackingError("disk full")
+
+    monkeypatch.setattr(Run, "log_params", fail)
+    with pytest.raises(TrackingError, match="disk full"):
+        start(root, "half open")
+    assert recorded(root, "half open") == [("FAILED", {})]
 
 
 def test_deleted_run_is_replaced_with_a_warning(root: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -117,7 +171,7 @@ def test_params_are_flat_and_final_and_artifacts_have_an_absolute_path(root: Pat
     found = stored(root, run)
     assert found.data.params == {"recipe.schedule.kind": "cosine", "recipe.betas": "[0.9, 0.99]", "more": "1"}
     assert found.data.tags["mlflow.parentRunId"] == "p"
-    assert "version.torch" in found.data.tags
+    assert "torch " in found.data.tags["versions"]
     assert found.info.artifact_uri.startswith((root / "mlartifacts").as_uri())
     assert flatten({"a": {"b": {"c": None}}}) == {"a.b.c": "null"}
 
