@@ -18,11 +18,11 @@ install: .venv/installed ## make .venv and install everything that was tested to
 	@touch $@
 
 run: install ## the main job: plan, download, crop, shard, train, evaluate, report
-	dvc repro
+	fer repro
 	@echo "Done. Open reports/index.html, and the runs with: make ui"
 
 test: install ## the tests
-	pytest -n 2 --dist loadfile --no-loadscope-reorder
+	pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test-slow: install ## the tests that take minutes
 	pytest -m slow

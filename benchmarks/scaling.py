@@ -7,6 +7,7 @@ prices are assumptions, each an option.
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from dataclasses import dataclass
 from itertools import islice
@@ -231,9 +232,9 @@ def _worker(job: TrainJob, rank: int, rows: int, results: Any) -> None:
         found["read"] += encoded.data.nbytes if split.rows == rows else 0  # not those of validation
         return encoded
 
-    def counted_save(state: TrainState, folder: Path) -> Path:
+    def counted_save(state: TrainState, location: str | os.PathLike[str]) -> str:
         found["saves"] += 1
-        return save(state, folder)
+        return save(state, location)
 
     def on_step(_: object) -> None:
         found["updates"] += 1

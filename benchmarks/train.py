@@ -179,7 +179,7 @@ def _checkpoint_row(job: TrainJob, budget: float) -> dict[str, Any]:
         middle = time.perf_counter()
         state.global_step += 1
         learner.keep(state)
-        path = state.save(folder)
+        path = folder / state.save(folder)
         steps.append(middle - begun)
         saves.append(time.perf_counter() - middle)
     one, step_seconds = statistics.median(saves), statistics.median(steps)

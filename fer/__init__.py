@@ -25,7 +25,7 @@ def load(
     Args:
         source: None is the model that comes with the package; else a weights file of this project (.safetensors), the
             folder of a run that holds one, the name of published weights that were pulled (`fer weights list`), or an
-            MLflow URI ("models:/name@champion", "models:/m-...", "runs:/RUN/model"). A path goes before a name.
+            MLflow URI ("models:/name@champion", "models:/m-...", "runs:/RUN/dataset-model"). A path goes before a name.
         detector, detector_weights, threads, tta: see `fer.inference.model.Model`.
 
     Raises:

@@ -33,6 +33,7 @@ class _Command:
 
 
 _COMMANDS = {
+    "repro": _Command("fer.commands.repro", "`dvc repro` with one local Ray for all stages", parses=False),
     "check": _Command(
         "fer.commands.check", "validate params.yaml and the recipes; print each complete recipe", slow=True
     ),
@@ -94,7 +95,7 @@ def _main(argv: list[str]) -> int | None:
     parser = Parser(
         prog="fer",
         description="Train, compare and use facial expression recognition models.",
-        epilog="The pipeline itself: `dvc repro`, or `dvc repro train@synthetic-ddamfn_nano` up to one stage.",
+        epilog="The pipeline itself: `fer repro`, or `fer repro train@synthetic-ddamfn_nano` up to one stage.",
     )
     parser.add_argument("--version", action="version", version=f"fer {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

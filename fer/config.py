@@ -94,7 +94,9 @@ def _no_json_form(value: object) -> object:
 
 
 def _explain(kind: type[Config], detail: Any, where: str, prefix: str) -> str:
-    path = brief(".".join([*([prefix] if prefix else []), *(str(part) for part in detail["loc"])]))
+    # In angle brackets: the form of a value that may have several.
+    keys = [str(part) for part in detail["loc"] if not str(part).startswith("<")]
+    path = brief(".".join([*([prefix] if prefix else []), *keys]))
     value = detail.get("input")
     if detail["type"] == "extra_forbidden":
         allowed = _keys_at(kind, detail["loc"][:-1])

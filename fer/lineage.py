@@ -43,7 +43,7 @@ def lineage(root: Path) -> dict[str, str]:
     for tag, value in (("dvc.stage", now.dvc_stage), ("dvc.exp_name", now.dvc_experiment)):
         if value:
             tags[tag] = value
-    return tags | {f"version.{name}": version for name, version in versions().items()}
+    return tags | {"versions": ", ".join(f"{name} {version}" for name, version in versions().items())}
 
 
 def training_facts(folder: Path, target: str = "") -> dict[str, Any]:

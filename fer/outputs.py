@@ -14,6 +14,9 @@ from pathlib import Path
 from fer.io.files import FileError, publish_directory
 from fer.names import check_name
 
+BEGUN = "begun"
+"""A file in the work folder of a run that trains: it has its places on the cluster."""
+
 
 @dataclass(frozen=True)
 class Output:

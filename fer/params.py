@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import Field, create_model, model_validator
 
@@ -20,6 +21,8 @@ from fer.environment import environment
 from fer.evaluation.config import EvaluateConfig
 from fer.explain.config import ExplainConfig
 from fer.faces.config import CropConfig
+from fer.io.remote import public_url
+from fer.io.storage import is_store
 from fer.io.yaml12 import brief
 from fer.names import check_keys, check_name
 from fer.shards.folds import group_folds
@@ -92,6 +95,7 @@ class _Document(_Plugins):
     crop: CropConfig
     shard: ShardConfig
     train: TrainStageConfig
+    storage: str | None = None
     models: dict[str, dict[str, Any]] = Field(min_length=1)
     evaluate: EvaluateConfig
     explain: ExplainConfig = ExplainConfig()
@@ -119,6 +123,8 @@ class Params:
         recipes: the complete training recipe of each key under `models`: its recipe file with the overrides applied.
         recipe_names: the recipe that each key under `models` names; "params.yaml" where it names none.
         own: by its place, e.g. "datasets.rafdb.crop", what one dataset or model has instead of a section's values.
+        storage: URL of the folder in an object store through which machines that share no folder work; None: they share
+            the project's.
         parent: the project whose queued experiment `root` is; None where it is not one.
     """
 
@@ -139,6 +145,7 @@ class Params:
     own: Mapping[str, Mapping[str, Any]]
     recipe_names: Mapping[str, str] = field(default_factory=dict)
     plugins: Sequence[str] = ()
+    storage: str | None = None
     parent: Path | None = None
 
     @property
@@ -192,8 +199,12 @@ class Params:
         return list(dict.fromkeys(model for _, model in self.combinations))
 
     def run_name(self, model: str) -> str:
-        """What MLflow calls a run: `<model> · <recipe>`."""
-        return f"{model} · {self.recipe_names.get(model, FILE_NAME)}"
+        """What MLflow calls a run: `<model> · <recipe>`; the model alone where it is called as its recipe is.
+
+        MLflow's table shows some twenty characters.
+        """
+        recipe = self.recipe_names.get(model, FILE_NAME)
+        return model if recipe.replace("/", "_") == model else f"{model} · {recipe}"
 
     def target(self, stage: str, dataset: str, model: str) -> str:
         """What DVC calls the stage of a combination: train@rafdb-btn, or train_pair@<name>."""
@@ -249,6 +260,7 @@ def load(path: Path | None = None) -> Params:
     for key, entry in document.models.items():
         recipes[key], settings = load_entry(entry, root, f"{path}", f"models.{key}", parent)
         own |= {f"models.{key}.{section}": values for section, values in settings.items()}
+    _check_storage(document.storage, str(path))
     fields = {name: getattr(document, name) for name in _Document.model_fields if name != "models"}
     recipe_names = {
         key: str(entry.get("recipe", FILE_NAME)).partition("#")[0] for key, entry in document.models.items()
@@ -294,6 +306,15 @@ def _without_crops(data: dict[str, Any], where: str) -> tuple[dict[str, Any], di
     return {**data, "datasets": datasets}, own
 
 
+def _check_storage(url: str | None, where: str) -> None:
+    """ConfigError for what is no folder in a store; a password in it is not repeated."""
+    if url is not None and (not is_store(url) or not urlsplit(url).netloc or set("@?#") & set(url)):
+        raise ConfigError(
+            f"{where}: storage = {public_url(url)!r}: expected s3://bucket/folder, gs://bucket/folder or "
+            "az://container/folder; credentials come from the environment"
+        )
+
+
 def _check_pairs(document: _Document, where: str) -> None:
     """ConfigError where a pair of `run` cannot name a stage, names something unknown, or trains what is trained."""
     run = document.run
@@ -335,13 +356,14 @@ def _check_together(params: Params, where: str) -> None:
         if "space" in params.own.get(place, {}):
             check_space(params.recipe(key), config, where, place)
     for key in params.run_models:
-        workers = max(params.train_of(key).workers, 1)
+        train = params.train_of(key)
+        if train.most_workers:
+            try:
+                train.worker_counts(params.recipe(key), at_start=True)
+            except ValueError as error:
+                own = "which an entry `train` of the model may hold too"
+                raise ConfigError(f"{where}: models.{key}.{error}, {own}") from None
         for recipe in params.recipe(key).in_stages:
-            if recipe.batch_size % workers:
-                raise ConfigError(
-                    f"{where}: models.{key}.batch_size = {recipe.batch_size} cannot be divided evenly among {workers} "
-                    "workers; change it or train.workers, which an entry `train` of the model may hold too"
-                )
             if (held := recipe.cross_validation) is not None:
                 try:
                     group_folds(params.shard.folds, held.folds, held.repeat)

@@ -9,6 +9,7 @@ import pytest
 from fer import console, processes
 from fer.console import log
 
+processes.keep_freed_memory()
 processes.quiet_libraries()
 
 _LONG = ("pipeline", "stages", "faults", "cluster")

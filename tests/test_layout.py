@@ -16,7 +16,7 @@ ROOMS = (
     "__main__", "cli", "commands", "stages", "ledger", "report", "params", "__init__", "locate", "cluster", "tracking",
     "studies", "service", "inference", "explain", "export", "evaluation", "training", "faces", "sources", "synth",
     "shards", "weights", "models", "transforms", "recipes", "presets", "published", "outputs", "names", "lineage",
-    "processes", "config", "io", "labels", "hashing", "environment", "plugins", "console",
+    "lease", "processes", "config", "io", "labels", "hashing", "environment", "plugins", "console",
 )  # fmt: skip
 """Files and folders of `fer`, top to bottom: each imports only what stands to its right."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml_text
 from builders.limits import patience
+from builders.projects import RIGHT
 
 from fer import params
 from fer.cluster.config import TuneConfig
@@ -29,6 +30,11 @@ def shipped(tmp_path: Path, repo_root: Path) -> params.Params:
     """The shipped file, in a folder of its own."""
     shutil.copy(repo_root / "params.yaml", tmp_path)
     return params.load(tmp_path / "params.yaml")
+
+
+def test_run_is_named_after_its_model_and_a_recipe_of_another_name(shipped: params.Params) -> None:
+    names = {shipped.run_name(key) for key in shipped.recipe_names}
+    assert {"ddamfn_nano", "ddamfn_small · ddamfn/fer2013"} <= names
 
 
 def test_shipped_file_is_valid_and_unknown_names_list_the_known(shipped: params.Params, tmp_path: Path) -> None:
@@ -135,21 +141,6 @@ def test_the_values_of_every_shipped_recipe_lie_in_the_space_that_it_brings(tmp_
 
 
 # ------------------------------------------------------------------------------------------------ invalid ones
-
-RIGHT = """\
-seed: 0
-run: {datasets: [toy], models: [nano]}
-datasets: {toy: {source: synthetic, scenes: 20}}
-crop: {}
-shard: {}
-train: {workers: 2}
-models: {nano: {recipe: ddamfn/nano}}
-evaluate: {}
-report: {}
-cluster: {}
-tracking: {}
-tune: {}
-"""
 
 LEVELS = "".join(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n" for level in range(1, 10))
 MERGES = "".join(f"a{level}: &a{level} {{<<: [{', '.join([f'*a{level - 1}'] * 10)}]}}\n" for level in range(1, 10))
@@ -262,6 +253,11 @@ VALUES: list[tuple[str, Any, str | tuple[str, ...]]] = [
     ("shard.duplicates", False, "shard.duplicates = False"),
     ("train.workers", 3, ("models.nano.batch_size = 64", "3 workers")),
     ("train.workers", 10**6, "train.workers = 1000000"),
+    ("train.workers", "2", "train.workers = '2'"),
+    ("train.workers", {"min": 0, "max": 2}, "train.workers.min = 0"),
+    ("train.workers", {"min": 1, "maxx": 2}, ("train.workers.maxx", "did you mean 'max'")),
+    ("train.workers", {"min": 4, "max": 2}, ("train.workers: min = 4", "max = 2")),
+    ("train.workers", {"min": 5, "max": 7}, ("models.nano.batch_size = 64", "5 to 7 workers")),
     ("train.threads", 10**6, "train.threads = 1000000"),
     ("train.collective_timeout_seconds", 10**12, "train.collective_timeout_seconds"),
     ("models", {}, "models = {}"),
@@ -316,7 +312,20 @@ VALUES: list[tuple[str, Any, str | tuple[str, ...]]] = [
     ("cluster.cpus", 0, "cluster.cpus = 0"),
     ("cluster.object_store_mb", 10**12, "cluster.object_store_mb"),
     ("tracking.uri", 5000, "tracking.uri = 5000"),
-    ("tune.workers_per_trial", 2, "tune.workers_per_trial = 2: a trial is one worker"),
+    ("storage", "/mnt/shared", "storage"),
+    ("storage", "s3://me:secret@bucket/team", "storage"),
+    ("tune.workers_per_trial", 0, "tune.workers_per_trial = 0"),
+    ("tune.workers_per_trial", 7, "tune: batch_size = 64 cannot be divided evenly among workers_per_trial = 7"),
+    (
+        "tune",
+        {"workers_per_trial": 2, "space": {"batch_size": {"choices": [64, 9]}}},
+        "tune.space.batch_size: batch_size = 9",
+    ),
+    (
+        "tune",
+        {"workers_per_trial": 2, "space": {"batch_size": {"low": 2, "high": 6, "integer": True}}},
+        "batch_size = 3",
+    ),
     ("tune.trials", 10**12, "tune.trials"),
     ("tune.max_concurrent", 10**12, "tune.max_concurrent"),
     ("tune.time_budget_minutes", 1e12, "tune.time_budget_minutes"),
@@ -328,8 +337,31 @@ VALUES: list[tuple[str, Any, str | tuple[str, ...]]] = [
     ("tune.space", {"learning_rate": {"low": 0.2, "high": 0.1}}, "low < high"),
     ("tune.space", {"learning_rate": {"low": 0, "high": 0.1, "log": True}}, "log needs low > 0"),
     ("tune.space", {"learning_rate": {"low": 1, "high": 100}}, "tune.space.learning_rate"),
-    ("tune.space", {"batch_size": {"low": 16, "high": 64}}, "for whole numbers give choices"),
+    ("tune.space", {"batch_size": {"low": 16, "high": 64}}, "for whole numbers: integer: true"),
     ("tune.space", {"batch_size": {"choices": [32, 2**40]}}, "tune.space.batch_size"),
+    ("tune.space", {"batch_size": {"low": 8.5, "high": 64, "integer": True}}, "integer needs whole numbers"),
+    (
+        "tune.space",
+        {"momentum": {"low": 0, "high": 0.9, "when": {"optimizer": "sgd"}}},
+        "space.momentum.when: optimizer",
+    ),
+    (
+        "tune.space",
+        {"optimizer": {"choices": ["sgd"]}, "momentum": {"low": 0, "high": 0.9, "when": {"optimizer": "adam"}}},
+        "space.momentum.when: optimizer",
+    ),
+    (
+        "tune",
+        {"method": "grid", "space": {"learning_rate": {"low": 0.1, "high": 0.2}}},
+        "space.learning_rate has no choices",
+    ),
+    (
+        "tune",
+        {"method": "grid", "space": {name: {"choices": list(range(1, 200))} for name in ("accumulate", "batch_size")}},
+        "more than 10,000 combinations",
+    ),
+    ("tune", {"cost": "gmacs"}, "set stopping: none"),
+    ("tune", {"cost": "gmacs", "stopping": "none", "metric": "val_loss"}, "set metric to an accuracy"),
     ("tune.space", {"optimizer": {"choices": ["adam", "adamm"]}}, "tune.space.optimizer"),
     ("tune.space", {"epochs": {"choices": [1, 2]}}, "space.epochs"),
     ("tune.space", {"cross_validation.fold": {"choices": [0, 1]}}, "space.cross_validation.fold"),

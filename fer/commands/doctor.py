@@ -19,6 +19,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from fer import params as parameters
+from fer import processes
 from fer.console import add_json_option, print_json
 from fer.environment import environment
 from fer.lineage import git_output, installed_version, redact
@@ -224,15 +225,16 @@ def check_processors(params: Params) -> Iterator[Finding]:
     """CPU threads that the process may use, against what training requests of a local cluster."""
     import torch
 
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    own = processes.cpus()
     configs = [params.train_of(model) for model in params.run_models]
-    train = max(configs, key=lambda one: max(1, one.workers) * one.threads)  # of the model that asks for the most
-    demand, gpu = max(1, train.workers) * train.threads, any(one.gpu for one in configs)
+    # Of the model that asks for the most.
+    train = max(configs, key=lambda one: max(1, one.fewest_workers) * one.threads)
+    demand, gpu = max(1, train.fewest_workers) * train.threads, any(one.gpu for one in configs)
     remote = environment().ray_address or params.cluster.address
     found = f"{own} CPU threads, train asks for {train.workers} workers of {train.threads}"
     if remote:
         yield Finding("ok", "processors", f"{found}, on the cluster at {redact(remote)}")
-    elif train.workers and demand > (params.cluster.cpus or own):
+    elif train.most_workers and demand > (params.cluster.cpus or own):
         remedy = f"lower train.workers or train.threads, or set cluster.cpus to {demand} to share"
         yield Finding("fail", "processors", found, remedy)
     else:

@@ -1,4 +1,4 @@
-"""`fer submit`: one stage as a job on a Ray cluster, its log here, its own exit code at the end.
+"""`fer submit`: one stage, search, study or paper as a job on a Ray cluster: its log here, its exit code at the end.
 
 Ray would run a job in a copy of the code in a session folder of one node, without data, unseen by other nodes and
 removed later. So a job here always works in a *project folder that every node sees under one path*:
@@ -19,6 +19,7 @@ import argparse
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
@@ -29,7 +30,9 @@ from fer.console import log
 from fer.environment import environment
 from fer.io.files import sha256
 
-Stage = Literal["download", "crop", "shard", "train", "evaluate", "explain", "repro"]
+Stage = Literal["download", "crop", "shard", "train", "evaluate", "explain", "repro", "tune", "study", "reproduce"]
+COMMANDS = {"tune": "fer.stages.tune", "study": "fer.stages.study", "reproduce": "fer.commands.reproduce"}
+"""What runs as `fer <name>`, with all of its own options, and no DVC stage."""
 
 # What is never sent: data, results and caches, which belong on the shared storage, and what only this machine can use.
 EXCLUDES = (
@@ -43,61 +46,85 @@ _PREPARATION = "FER_JOB_PREPARATION"  # a variable of its environment
 _PER_MODEL = ("train", "evaluate", "explain")
 
 
+class _Late(argparse.ArgumentParser):
+    """The options of one stage, made when it is chosen; `words` are those that the stage itself gets."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        stage, ours = self.prog.split()[-1], argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        _add_options(ours)
+        if stage in COMMANDS:
+            import_module(COMMANDS[stage]).add_arguments(self)
+        elif stage != "repro":
+            self.add_argument("--dataset", metavar="NAME", help=f"a key of `datasets` in {parameters.FILE_NAME}")
+        if stage in _PER_MODEL:
+            self.add_argument("--model", metavar="NAME", help=f"a key of `models` in {parameters.FILE_NAME}")
+        found, unknown = super().parse_known_args(args, namespace)
+        found.words = ours.parse_known_args(args)[1]
+        return found, unknown
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The stage, what it works on, and where."""
-    parser.add_argument(
-        "stage", choices=get_args(Stage), help="the stage; repro: `dvc repro`, the whole pipeline in one job"
-    )
-    parser.add_argument("--dataset", metavar="NAME", help=f"a key of `datasets` in {parameters.FILE_NAME}")
-    parser.add_argument(
-        "--model", metavar="NAME", help=f"a key of `models` in {parameters.FILE_NAME} (train, evaluate, explain)"
-    )
+    """Where it runs, and what with which options."""
+    _add_options(parser)
+    kind = type("StageParser", (_Late, type(parser)), {})
+    stages: Any = parser.add_subparsers(dest="stage", metavar="STAGE", required=True, parser_class=kind)
+    for name in get_args(Stage):
+        about = f"`fer {name}`" if name in COMMANDS else "the stage" if name != "repro" else "`dvc repro`, all stages"
+        _add_options(stages.add_parser(name, help=about, description=f"{about}, as a job"), argparse.SUPPRESS)
+
+
+def _add_options(parser: argparse.ArgumentParser, default: Any = None) -> None:
     parser.add_argument(
         "--address",
+        default=default,
         metavar="URL",
         help="the cluster's dashboard, http://HEAD:8265 (default: RAY_ADDRESS, then cluster.address)",
     )
     parser.add_argument(
         "--project-dir",
+        default=default,
         metavar="DIR",
         help="this project's folder as every node of the cluster sees it (default: as seen here)",
     )
-    parser.add_argument("--upload", action="store_true", help="copy this code into --project-dir first")
-    parser.add_argument("--detach", action="store_true", help="submit and return; the job runs without this terminal")
-    parser.add_argument("--python", default="python", metavar="PATH", help="Python on the cluster (default: python)")
+    for name, about in (("upload", "copy this code into --project-dir first"), ("detach", "submit and return")):
+        parser.add_argument(f"--{name}", action="store_true", default=default, help=about)
+    parser.add_argument("--python", default=default, metavar="PATH", help="Python on the cluster (default: python)")
 
 
 def main(args: argparse.Namespace) -> int:
     """Validates the request against params.yaml, then submits. Returns the job's exit code."""
     loaded = parameters.load()
-    arguments: list[str] = []
-    if args.stage == "repro":
-        if args.dataset or args.model:
-            raise ValueError("submit repro: runs what params.yaml names under `run`; takes no --dataset and no --model")
-    else:
-        if not args.dataset:
-            raise ValueError(f"submit {args.stage}: --dataset is missing; known: {', '.join(loaded.datasets)}")
-        loaded.dataset(args.dataset)
-        arguments += ["--dataset", args.dataset]
-        if args.stage in _PER_MODEL:
-            if not args.model:
-                raise ValueError(f"submit {args.stage}: --model is missing; known: {', '.join(loaded.recipes)}")
-            loaded.recipe(args.model)
-            arguments += ["--model", args.model]
-        elif args.model:
-            raise ValueError(f"submit {args.stage}: this stage is for all models; leave --model out")
+    _check(loaded, args)
     return submit(
         args.stage,
-        arguments,
+        args.words,
         args.address or _configured_address(loaded.cluster.address),
         root=loaded.root,
         project_dir=args.project_dir,
-        upload=args.upload,
-        detach=args.detach,
-        python=args.python,
-        target=_target(loaded, args.stage, args.dataset, args.model),
+        upload=bool(args.upload),
+        detach=bool(args.detach),
+        python=args.python or "python",
+        target="" if args.stage in COMMANDS or args.stage == "repro" else _target(loaded, args),
         tracking_uri=environment().mlflow_tracking_uri or loaded.tracking.uri,
     )
+
+
+def _check(loaded: parameters.Params, args: argparse.Namespace) -> None:
+    """ValueError for what the job itself would refuse, minutes later."""
+    from fer.presets import load_preset
+    from fer.studies import load_study
+
+    if args.stage in ("study", "reproduce"):
+        if (name := args.name if args.stage == "study" else args.paper) is None:
+            raise ValueError(f"submit {args.stage}: the name is missing; `fer {args.stage}` lists what there is")
+        load_study(name, loaded.root) if args.stage == "study" else load_preset(name)
+    elif args.stage != "repro":
+        sections = {"dataset": (loaded.datasets, loaded.dataset), "model": (loaded.recipes, loaded.recipe)}
+        for key, (known, check) in sections.items():
+            if hasattr(args, key):
+                if getattr(args, key) is None:
+                    raise ValueError(f"submit {args.stage}: --{key} is missing; known: {', '.join(known)}")
+                check(getattr(args, key))
 
 
 def submit(
@@ -113,7 +140,7 @@ def submit(
     target: str = "",
     tracking_uri: str | None = None,
 ) -> int:
-    """Runs `python -m pipelines.<stage> <arguments>` as a Ray job.
+    """Runs a stage, or another command of `Stage`, with these arguments as a Ray job.
 
     Args:
         address: of the cluster's dashboard (http://HEAD:8265) or of Ray itself (host:6379, ray://host:10001); None
@@ -165,10 +192,10 @@ def submit(
     return code
 
 
-def _target(loaded: parameters.Params, stage: str, dataset: str | None, model: str | None) -> str:
-    if dataset is None:
-        return ""
-    return loaded.target(stage, dataset, model) if model else f"{stage}@{dataset}"
+def _target(loaded: parameters.Params, args: argparse.Namespace) -> str:
+    if args.stage in _PER_MODEL:
+        return loaded.target(args.stage, args.dataset, args.model)
+    return f"{args.stage}@{args.dataset}"
 
 
 def _configured_address(address: str | None) -> str | None:
@@ -206,6 +233,8 @@ def stage_command(stage: Stage, arguments: Sequence[str], python: str) -> list[s
     """What the job runs, word by word."""
     if stage == "repro":
         return [python, "-m", "dvc", "repro", *arguments]
+    if stage in COMMANDS:
+        return [python, "-m", "fer", stage, *arguments]
     return [python, "-m", f"pipelines.{stage}", *arguments]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +27,3 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def add_tta(parser: argparse.ArgumentParser) -> None:
     """`--tta`."""
     parser.add_argument("--tta", choices=("none", "flip"), default="none", help="flip: average with the mirror image")
-
-
-def cpus() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import fer
 from fer import console
-from fer.commands.model_options import add_model_options, add_tta, cpus
+from fer.commands.model_options import add_model_options, add_tta
 from fer.console import log
-from fer.processes import Interrupted
+from fer.processes import Interrupted, cpus
 
 if TYPE_CHECKING:
     from fer.inference.model import Model, Result

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fer
-from fer.commands.model_options import add_model_options, add_tta, cpus
+from fer.commands.model_options import add_model_options, add_tta
 from fer.console import log
+from fer.processes import cpus
 
 if TYPE_CHECKING:
     from fer.inference.model import Model

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,11 @@ import torch
 
 from fer.evaluation.config import TtaName
 from fer.evaluation.tta import predict_views, views
+from fer.io.cache import local, send
+from fer.io.storage import inside
 from fer.models.arcface import ArcFace
 from fer.shards.read import EvalBatches, ModelInput, ShardSet, ShardSplit, normalize
+from fer.shards.remote import upload
 from fer.weights.store import load_model
 
 
@@ -42,7 +45,7 @@ class PredictJob:
     """What every rank computes; picklable.
 
     Attributes:
-        shards, weights: absolute paths of the folder of shards and of the weights file.
+        shards, weights: absolute paths, or URLs in a store, of the folder of shards and of the weights file.
         split: name of the split.
         batch_size: images of one forward pass.
         threads: CPU threads of each rank.
@@ -58,6 +61,11 @@ class PredictJob:
     tta: TtaName = "none"
     labels: tuple[str, ...] | None = None
 
+    def sent_to(self, storage: str) -> PredictJob:
+        """The same on copies of its files in a store, each below its digest; what is there is not sent again."""
+        shards = upload(Path(self.shards), inside(storage, "shards"))
+        return replace(self, shards=shards, weights=send(Path(self.weights), inside(storage, "weights")))
+
 
 def predict_share(job: PredictJob, rank: int = 0, world_size: int = 1, device: str = "cpu") -> Predictions:
     """The predictions of one rank, in float32.
@@ -66,7 +74,7 @@ def predict_share(job: PredictJob, rank: int = 0, world_size: int = 1, device: s
         ValueError: the weights are for other labels than the job's.
     """
     shards = ShardSet.open(job.shards, verify=False)  # the driver has verified them
-    model, _ = load_model(Path(job.weights), labels=job.labels or shards.labels)
+    model, _ = load_model(local(job.weights), labels=job.labels or shards.labels)
     torch.set_num_threads(job.threads)
     model.to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fer.lineage import hardware
+from fer.models import FerModel
 from fer.models.cost import measure
 from fer.weights.store import load_model
 
@@ -17,6 +18,11 @@ _SECONDS = 3.0  # after which fewer passes are enough
 
 
 def cost(weights: Path) -> dict[str, Any]:
+    """See `cost_of`."""
+    return cost_of(load_model(weights)[0])
+
+
+def cost_of(model: FerModel) -> dict[str, Any]:
     """The cost of a model, ready for JSON; `latency_ms` and `hardware` differ between equal evaluations.
 
     Returns:
@@ -24,7 +30,6 @@ def cost(weights: Path) -> dict[str, Any]:
         `latency_ms`: time of a forward pass of one image, float32, on one core, without decoding: the fastest of
         several, which other processes on the machine disturbed least; `hardware`.
     """
-    model, _ = load_model(weights)
     counted = measure(model)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     size, before = model.input_size, torch.get_num_threads()

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from fer.faces.config import CropConfig
 from fer.faces.crop import FaceCrop, Unreadable, crop_samples, finder
-from fer.io.files import FileError, name_in_errors, read_json, sha256, write_json
-from fer.sources.base import Block, Reject, Source
+from fer.io.cache import cache_folder, keep, local, send_folder
+from fer.io.files import FileError, name_in_errors, read_json, sha256, write_atomic, write_json
+from fer.io.storage import inside
+from fer.sources.base import Block, Reject, Source, describe
 
 MOST_ATTEMPTS = 4
 """How often one run of the stage begins a block. A block that killed four workers will kill the fifth."""
@@ -96,9 +99,68 @@ def crop_block(
         histogram=dict(histogram),
         rejects=tuple(rejects),
     )
-    write_json(path.with_suffix(".json"), asdict(result))
+    _describe(path, result)
     attempts.unlink()
     return result
+
+
+@dataclass(frozen=True)
+class StoredRaw:
+    """A downloaded dataset in an object store, for machines that do not see its folder.
+
+    Attributes:
+        url: of its folder in the store, named by its digest.
+        files: SHA-256 and bytes of each.
+        shared: names of those that every block reads.
+    """
+
+    url: str
+    files: Mapping[str, tuple[str, int]]
+    shared: tuple[str, ...]
+
+    @classmethod
+    def sent(cls, raw: Path, storage: str, blocks: Sequence[Block]) -> StoredRaw:
+        """Puts a downloaded folder into a store, where it is not there already."""
+        files = {one["file"]: (one["sha256"], one["bytes"]) for one in describe(raw)["files"]}
+        url = send_folder(raw, inside(storage, "raw"), "source.json", {name: size for name, (_, size) in files.items()})
+        files["source.json"] = (sha256(raw / "source.json"), (raw / "source.json").stat().st_size)
+        return cls(url, files, tuple(sorted(files.keys() - {block.file for block in blocks})))
+
+    def fetched(self, block: Block) -> Path:
+        """A folder of this machine that holds what a block reads."""
+        folder = cache_folder() / self.url.rpartition("/")[2]
+        for name in (*self.shared, block.file):
+            digest, size = self.files[name]
+            keep(inside(self.url, name), folder / name, digest, cache_folder(), size)
+        return folder
+
+
+def crop_stored_block(
+    source: Source, config: CropConfig, weights: str | None, raw: StoredRaw, block: Block
+) -> tuple[BlockResult, bytes]:
+    """`crop_block` where no folder is shared.
+
+    Args:
+        weights: location of the detector's file, in the store.
+
+    Returns:
+        the description, and the content of the file of faces, for `keep_block`.
+    """
+    with TemporaryDirectory(prefix="fer-crop-") as out:
+        detector = None if weights is None else str(local(weights))
+        result = crop_block(source, config, detector, 1, str(raw.fetched(block)), out, block)
+        return result, Path(out, result.file).read_bytes()
+
+
+def keep_block(out: Path, result: BlockResult, content: bytes) -> BlockResult:
+    """Writes what `crop_stored_block` returned, as `crop_block` does."""
+    write_atomic(out / result.file, content)
+    _describe(out / result.file, result)
+    return result
+
+
+def _describe(path: Path, result: BlockResult) -> None:
+    write_json(path.with_suffix(".json"), asdict(result))
 
 
 def finished(out: Path, block: Block) -> BlockResult | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -139,6 +140,86 @@ def accuracy_by_cost(points: Sequence[Point], what: str) -> Markup:
     return Markup("".join([*parts, "</svg>"]))
 
 
+@dataclass(frozen=True)
+class Axis:
+    """One of several axes side by side: from `low` at the bottom to `high`, with named ticks.
+
+    absent: whether some line has no value here, and passes below.
+    """
+
+    name: str
+    low: float
+    high: float
+    log: bool = False
+    ticks: Sequence[tuple[float, str]] = ()
+    absent: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """One value for each axis, None where there is none; the best line is drawn in another color."""
+
+    name: str
+    values: Sequence[float | None]
+    best: bool = False
+
+
+def parallel(axes: Sequence[Axis], lines: Sequence[Line]) -> Markup:
+    """Parallel coordinates: a line through all axes for each trial, the later in `lines` the darker."""
+    width, bottom = max(2 * WIDTH, 150 * (len(axes) - 1) + LEFT + RIGHT), HEIGHT - BOTTOM - 14
+    told = next((f"; best {line.name}" for line in lines if line.best), "")
+    parts = [_frame(f"{len(lines)} trials by {', '.join(axis.name for axis in axes)}{told}", width)]
+    columns = _Scale(0, max(1, len(axes) - 1), LEFT, width - 60)
+    scales = [_Scale(_log(axis.low, axis.log), _log(axis.high, axis.log), bottom, TOP) for axis in axes]
+    for index, line in enumerate(lines):
+        points = " ".join(
+            f"{columns(place):.1f},{bottom + 12 if value is None else scale(_log(value, axis.log)):.1f}"
+            for place, (axis, scale, value) in enumerate(zip(axes, scales, line.values, strict=True))
+        )
+        kind, opacity = ("b", 1.0) if line.best else ("a", 0.25 + 0.75 * index / len(lines))
+        parts.append(
+            f'<polyline class="line {kind}" stroke-opacity="{opacity:.2f}" points="{points}">'
+            f"<title>{escape(line.name)}</title></polyline>"
+        )
+    for place, (axis, scale) in enumerate(zip(axes, scales, strict=True)):
+        x = columns(place)
+        parts.append(f'<line class="rule" x1="{x:.1f}" y1="{TOP}" x2="{x:.1f}" y2="{bottom}"/>')
+        parts += [
+            f'<text class="tick" x="{x + 5:.1f}" y="{scale(_log(tick, axis.log)) + 3.5:.1f}">{escape(text)}</text>'
+            for tick, text in axis.ticks
+        ]
+        if axis.absent:
+            parts.append(f'<text class="tick" x="{x + 5:.1f}" y="{bottom + 15}">none</text>')
+        parts.append(_label(x, HEIGHT - 4, axis.name))
+    return Markup("".join([*parts, "</svg>"]))
+
+
+def bars(fractions: Mapping[str, float], what: str) -> Markup:
+    """Named fractions of a whole as horizontal bars."""
+    told = ", ".join(f"{name} {100 * value:.0f} %" for name, value in fractions.items())
+    left, step = 12 + _LETTER * max(map(len, fractions), default=0), 24
+    parts = [_frame(f"{what}: {told}", height=step * len(fractions) + 8)]
+    across = _Scale(0, 1, left, WIDTH - 40)
+    for index, (name, value) in enumerate(fractions.items()):
+        y = 4 + step * index
+        parts.append(f'<text class="tick" x="{left - 7:.1f}" y="{y + 14}" text-anchor="end">{escape(name)}</text>')
+        size = across(value) - left
+        parts.append(f'<rect class="column" x="{left:.1f}" y="{y + 3}" width="{size:.1f}" height="14"/>')
+        parts.append(f'<text class="tick" x="{left + size + 6:.1f}" y="{y + 14}">{100 * value:.0f} %</text>')
+    return Markup("".join([*parts, "</svg>"]))
+
+
+def alone(chart: Markup) -> str:
+    """A chart as a file of its own, with the page's style sheet in it."""
+    style = resources.files("fer.report").joinpath("templates", "style.css").read_text(encoding="utf-8")
+    head, _, rest = str(chart).partition(">")
+    return f'{head} xmlns="http://www.w3.org/2000/svg"><style><![CDATA[{style}]]></style>{rest}'
+
+
+def _log(value: float, log: bool) -> float:
+    return math.log10(value) if log else value
+
+
 def log_ticks(low: float, high: float) -> list[float]:
     """Numbers 1, 2 or 5 times a power of ten that span low .. high, both above 0; powers alone where they are many."""
     powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 2)
@@ -169,8 +250,9 @@ def _bin(line: Mapping[str, Any]) -> str:
     return f"confidence {100 * line['confidence']:.0f} %, accuracy {100 * line['accuracy']:.0f} %, {line['rows']} rows"
 
 
-def _frame(title: str) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
+def _frame(title: str, width: float = WIDTH, height: float = HEIGHT) -> str:
+    size, told = f"0 0 {width:g} {height:g}", escape(title)
+    return f'<svg viewBox="{size}" role="img" aria-label="{told}"><title>{told}</title>'
 
 
 def _vertical_axis(ticks: Sequence[float], up: _Scale, fraction: bool) -> list[str]:

@@ -18,6 +18,7 @@ from fer.report.comparison import Comparison, compare_models
 from fer.report.evaluations import Evaluation, Evaluations, collect_evaluations
 from fer.report.gallery import Gallery, collect_gallery
 from fer.report.rejects import RejectLine, reject_lines
+from fer.report.searches import Searches, collect_searches
 from fer.report.studies import Studies, collect_studies
 from fer.shards.manifest import FILE_NAME, Manifest, digest, load_manifest
 from fer.tracking.config import pages_address
@@ -180,6 +181,7 @@ class Content:
     lineage: Mapping[str, str]
     files: Mapping[str, str] = field(default_factory=dict)
     studies: Studies = field(default_factory=Studies)
+    searches: Searches = field(default_factory=Searches)
     evaluations: Evaluations = field(default_factory=Evaluations)
     gallery: Gallery = field(default_factory=Gallery)
     tracking: str | None = None
@@ -221,6 +223,7 @@ def collect(params: Params) -> Content:
         lineage=lineage(params.root),
         files=files,
         studies=collect_studies(params),
+        searches=collect_searches(params),
         evaluations=evaluations,
         gallery=collect_gallery(params.root, predicted, weights, params.report.faces_per_cell),
         tracking=pages_address(params.tracking, params.home) if params.tracking.enabled else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from fer.published import WORKS
@@ -26,7 +27,7 @@ def board(results: Sequence[Result]) -> list[tuple[Result, dict[str, Any]]]:
     lines = []
     for result in results:
         train, own = result.train, result.train.get("train") or {}
-        seconds, workers = train.get("seconds"), max(1, own.get("workers", 1))
+        seconds, workers = train.get("seconds"), fmean(train.get("workers") or [max(1, own.get("workers", 1))])
         values = {
             "dataset": result.dataset,
             "model": result.model,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -189,7 +188,7 @@ def render_block(out: str, seed: int, config: SceneConfig, canonical: tuple[int,
 
 def _on_all_cores(task: Any, blocks: list[Block]) -> Iterator[dict[str, int]]:
     """Results in the order of the blocks. Processes, for rendering holds Python's lock most of the time."""
-    cores = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(blocks))
+    cores = min(processes.cpus(), len(blocks))
     if cores <= 1:
         yield from map(task, blocks)
         return

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from fer import params as parameters
 from fer.console import log, progress
 from fer.io.files import write_atomic, write_json
+from fer.io.storage import inside
 from fer.outputs import AUDITED
 from fer.params import Params
 from fer.processes import empty_held, lock
@@ -98,7 +99,7 @@ def run(
     from fer.studies.cell import tidy
 
     params.dataset(dataset)
-    params.recipe(model_key)
+    recipe = params.recipe(model_key)
     final = AUDITED.folder(params.root, dataset, model_key)
     shards = open_shards(params, dataset, f"trained/{dataset}/{model_key}")
     better = _better_labels(params, shards, against)
@@ -108,10 +109,12 @@ def run(
     with lock(work / "lock"):
         if restart:
             empty_held(work)
+            plan.clear()
         with open_run(
             params.tracking, params.home, checkout=params.root, experiment=experiment, run_name=model_key, key=key,
-            params={"folds": folds, "against": against}, tags={"fer.kind": "audit", "dataset": dataset},
-            join=all((Path(cell.job.work_dir) / _HELD_OUT).is_file() for cell in plan.cells),  # only read again
+            params={"folds": folds, "against": against},
+            tags={"fer.kind": "audit", "dataset": dataset, "model": recipe.last.model},
+            join=all((plan.place(cell) / _HELD_OUT).is_file() for cell in plan.cells),  # only read again
         ) as tracked:  # fmt: skip
             if failures := run_cells(params, plan, CellLog(params, plan, tracked, experiment), workers):
                 lines = (f"{title}: {reason}" for title, reason in failures.items())
@@ -141,6 +144,7 @@ def _plan(params: Params, dataset: str, model_key: str, shards: ShardSet, folds:
     group_folds(shards.manifest.folds, folds)
     recipe, config = params.recipe(model_key), params.train_of(model_key)
     folder = (params.home / ".work" / f"audit-{dataset}-{model_key}-{folds}").resolve()
+    work = inside(params.storage, "work") if params.storage else folder
     pretrained = locate(recipe.sources, params.root, params.parent)
     cells = []
     for fold in range(folds):
@@ -154,13 +158,13 @@ def _plan(params: Params, dataset: str, model_key: str, shards: ShardSet, folds:
             seed=params.seed,
             code=code().digest("study", recipes=[own]),
             config=config,
-            work=folder,
+            work=work,
             pretrained=pretrained,
             command=f"fer audit {dataset} --model {model_key} --folds {folds}",
             accept_versions=accept_versions,
         )
         key = job.fingerprint[:20]
-        job = replace(job, fingerprint=key, work_dir=str(folder / key))
+        job = replace(job, fingerprint=key, work_dir=inside(work, key))
         cells.append(Cell(row=model_key, dataset=dataset, fold=fold, job=job))
     return Plan(
         name=f"audit of {dataset}", kind="table", tta="none", folder=str(folder), gpu=config.gpu, cells=tuple(cells)
@@ -178,7 +182,7 @@ def _read(plan: Plan, shards: ShardSet, folds: int) -> Predicted:
     sample_ids, labels, logits = list[str](), list[int](), []
     with progress(folds, "predict held-out folds", "fold") as bar:
         for cell in plan.cells:
-            logits.append(_held_out(cell, "cuda:0" if plan.gpu else "cpu"))
+            logits.append(_held_out(cell, plan.place(cell) / _HELD_OUT, "cuda:0" if plan.gpu else "cpu"))
             for file in shards.manifest.files("validation", folds=folds, fold=cell.fold or 0):
                 columns = read_table(shards.folder / file, ["sample_id", "label"])
                 sample_ids += columns["sample_id"]
@@ -194,8 +198,8 @@ def _read(plan: Plan, shards: ShardSet, folds: int) -> Predicted:
     )
 
 
-def _held_out(cell: Cell, device: str) -> npt.NDArray[np.float32]:
-    """Logits (n, K) of a finished cell for the rows of its fold; kept, for the weights are removed afterwards.
+def _held_out(cell: Cell, kept: Path, device: str) -> npt.NDArray[np.float32]:
+    """Logits (n, K) of a finished cell for the rows of its fold; `kept`, for the weights are removed afterwards.
 
     Raises:
         ValueError: the weights are gone, and nothing was kept.
@@ -206,9 +210,9 @@ def _held_out(cell: Cell, device: str) -> npt.NDArray[np.float32]:
     from fer.training.loop import build_model, compute_logits
     from fer.training.state import TrainState
 
-    job, kept = cell.job, Path(cell.job.work_dir) / _HELD_OUT
+    job = cell.job
     if not kept.is_file():
-        state = TrainState.load(Path(job.work_dir))
+        state = TrainState.load(job.work_dir)
         if state is None:
             raise ValueError(f"{job.work_dir}: the weights are gone; start over: `{job.command} --restart`")
         model = build_model(job)

@@ -21,9 +21,20 @@ from typing import Any
 
 from fer.cluster.config import ClusterConfig
 from fer.console import log, progress
-from fer.faces.blocks import BlockResult, crop_block, finished, forget_attempts
+from fer.faces.blocks import (
+    MOST_ATTEMPTS,
+    BlockResult,
+    StoredRaw,
+    crop_block,
+    crop_stored_block,
+    finished,
+    forget_attempts,
+    keep_block,
+)
 from fer.faces.config import CropConfig
+from fer.io.cache import send
 from fer.io.files import FileError, link_or_copy, sha256, write_json
+from fer.io.storage import inside
 from fer.lineage import versions
 from fer.outputs import FACES
 from fer.params import Params
@@ -42,7 +53,7 @@ def run(params: Params, dataset: str) -> Path:
     """Crops every face of `datasets.<dataset>`; see `crop_dataset`."""
     return crop_dataset(
         dataset, params.dataset(dataset), params.crop_of(dataset), params.cluster,
-        seed=params.seed, root=params.root, parent=params.parent,
+        seed=params.seed, root=params.root, parent=params.parent, storage=params.storage,
     )  # fmt: skip
 
 
@@ -55,6 +66,7 @@ def crop_dataset(
     seed: int,
     root: Path,
     parent: Path | None = None,
+    storage: str | None = None,
 ) -> Path:
     """Crops every face of `root`/data/raw/<name> into `root`/data/faces/<name>, complete or not at all.
 
@@ -63,6 +75,7 @@ def crop_dataset(
 
     Args:
         parent: the project whose queued experiment `root` is, as `fer.params.Params` has it.
+        storage: the store through which workers get the images; None: they see this machine's folders.
 
     Returns:
         the folder: faces-*.parquet, rejects.parquet, and faces.json written last.
@@ -82,7 +95,7 @@ def crop_dataset(
     source_digest = sha256(raw / "source.json")
     code_digest = code().digest("crop", reader=type(source).__module__, detector=config.detector)
     with _work_folder(root, parent, name, fingerprint(source_digest, settings, code_digest)) as work:
-        results = _crop(name, source, config, weights, cluster, raw, work)
+        results = _crop(name, source, config, weights, cluster, raw, work, storage)
         rejects = sorted((r for result in results for r in result.rejects), key=lambda r: (r.sample_id, r.reason))
         reasons = dict(sorted(Counter(reject.reason for reject in rejects).items()))
         faces = sum(result.rows for result in results)
@@ -194,6 +207,7 @@ def _crop(
     cluster: ClusterConfig,
     raw: Path,
     work: Path,
+    storage: str | None,
 ) -> list[BlockResult]:
     """A result for each block in order, done now or before."""
     from fer.cluster.map import map_blocks
@@ -202,13 +216,26 @@ def _crop(
     known = {block.index: result for block in blocks if (result := finished(work, block))}
     if known:
         log.info("crop %s: resuming after %d of %d blocks", name, len(known), len(blocks))
-    workers = cluster.crop_workers
-    threads = _DECODING_THREADS if workers == 0 and weights else 1
-    path = str(weights) if weights else None
-    task = partial(crop_block, source, config, path, threads, str(raw.resolve()), str(work.resolve()))
     missing = [block for block in blocks if block.index not in known]
-    needs = [str(raw.resolve() / "source.json"), str(work.resolve()), *([path] if path else [])]
-    fresh = map_blocks(task, missing, workers=workers, cluster=cluster, needs=needs)
+    fresh: Iterator[BlockResult]
+    if storage is not None and cluster.crop_workers != 0 and missing:
+        detector = send(weights, inside(storage, "weights")) if weights else None
+        elsewhere = partial(crop_stored_block, source, config, detector, StoredRaw.sent(raw, storage, blocks))
+        made = map_blocks(
+            elsewhere,
+            missing,
+            workers=cluster.crop_workers,
+            cluster=cluster,
+            storage=storage,
+            retries=MOST_ATTEMPTS - 1,
+        )
+        fresh = (keep_block(work, result, content) for result, content in made)
+    else:
+        threads = _DECODING_THREADS if cluster.crop_workers == 0 and weights else 1
+        path = str(weights) if weights else None
+        task = partial(crop_block, source, config, path, threads, str(raw.resolve()), str(work.resolve()))
+        needs = [str(raw.resolve() / "source.json"), str(work.resolve()), *([path] if path else [])]
+        fresh = map_blocks(task, missing, workers=cluster.crop_workers, cluster=cluster, needs=needs)
     total = sum(block.stop - block.start for block in blocks)
     results: list[BlockResult] = []
     with progress(total, f"crop {name}", "image") as bar:

@@ -80,7 +80,7 @@ def run(params: Params, dataset: str, model_key: str) -> Path:
         record(
             params, dataset, params.run_name(model_key), summary, shards, final,
             key=str(facts.get("fingerprint") or sha256(weights)), run_id=facts.get("mlflow_run_id"),
-            tags={"protocol": name, "model": facts.get("model"), "recipe": params.recipe_names.get(model_key)},
+            tags={"protocol": name, "model": read_info(weights).model, "recipe": params.recipe_names.get(model_key)},
             model=weights, cost=costs, validation=_validation(trained, facts) if name == "validation" else None,
         )  # fmt: skip
     more = "" if name == "validation" else f"; {LABELS[name]}"
@@ -126,7 +126,7 @@ def evaluate(
         labels=classes.of_model,
     )
     unseen = unseen_or_why_not(shards, params.root / "data" / "statistics" / dataset)
-    predictions = classes.scored(predict(job, config, params.cluster, rows))
+    predictions = classes.scored(predict(job, config, params.cluster, rows, params.storage))
     if not len(predictions.rows):
         raise ValueError(f"{dataset}: no test row has one of the classes {', '.join(classes.shared)}")
     summary = summary_of(predictions, classes, shards, unseen, config, params.seed)
@@ -166,19 +166,26 @@ def described(summary: Mapping[str, Any]) -> str:
     )
 
 
-def predict(job: PredictJob, config: EvaluateConfig, cluster: ClusterConfig, rows: int) -> Predictions:
+def predict(
+    job: PredictJob, config: EvaluateConfig, cluster: ClusterConfig, rows: int, storage: str | None = None
+) -> Predictions:
     """Predictions for all `rows` rows of the job's split, in its order: on Ray workers, or in this process without Ray.
 
     The result is the same bits.
+
+    Args:
+        storage: the store from which workers read the job's files; None: they see this machine's.
 
     Raises:
         ValueError: labels that do not match, unreadable shards, a cluster that is too small or cannot be reached, or a
             GPU that is requested and not there.
     """
     ranks = range(max(config.workers, 1))
+    if storage is not None and config.workers:
+        job = job.sent_to(storage)
     parts = map_blocks(
         partial(_predict_part, job, len(ranks), config.gpu), ranks,
-        workers=config.workers, cluster=cluster, cpus=config.threads, gpus=int(config.gpu), retries=2,
+        workers=config.workers, cluster=cluster, cpus=config.threads, gpus=int(config.gpu), retries=2, storage=storage,
     )  # fmt: skip
     with progress(len(ranks), f"predict {job.split}", "worker") as bar:
         done = []

@@ -30,7 +30,7 @@ from fer.processes import lock
 from fer.shards.read import ShardSet
 from fer.stages.evaluate import check_training, open_shards
 from fer.tracking import open_run
-from fer.weights.store import load_model
+from fer.weights.store import load_model, read_info
 
 SPLIT = "test"
 _BATCH = 16
@@ -64,7 +64,8 @@ def run(params: Params, dataset: str, model_key: str) -> Path:
             save(figure, folder / "faces.png")
         with open_run(
             params.tracking, params.home, checkout=params.root, experiment=dataset, run_name=params.run_name(model_key),
-            key=str(facts.get("fingerprint") or sha256(weights)), params={}, tags={}, join=True,
+            key=str(facts.get("fingerprint") or sha256(weights)), params={},
+            tags={"dataset": dataset, "model": read_info(weights).model}, join=True,
             run_id=facts.get("mlflow_run_id"),
         ) as record:  # fmt: skip
             for method, found in content["methods"].items():

@@ -1,4 +1,4 @@
-"""What MLflow keeps of an evaluation."""
+"""What MLflow keeps of an evaluation, and of the data behind any run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fer.evaluation.metrics import HEADLINE
 from fer.evaluation.output import facts_in
 from fer.params import Params
 from fer.shards.read import ShardSet
-from fer.shards.schema import SPLITS
+from fer.shards.schema import Split
 from fer.tracking import Candidate, Run, open_run
 
 _COSTS = ("parameters", "gmacs", "latency_ms")
@@ -34,7 +34,7 @@ def record(
     """Adds an evaluation to the run of its key in MLflow, or to a new one: metrics, tables, figures, the data.
 
     Args:
-        name: of the run, where it is new.
+        name: of the run, where it is new. tags: of it, among them `model`, the architecture.
         summary: test.json. folder: that holds it.
         key: fingerprint of the run. run_id: its id, where known.
         model: weights file that is kept as a model and registered, where `tracking.log_model` says so; None keeps none.
@@ -57,14 +57,14 @@ def record(
             return
         run.log_metrics({f"test_{metric}": value for metric, value in numbers(summary).items()})
         run.log_metrics({name: value for name, value in (cost or {}).items() if name in _COSTS})
-        _log_data(run, dataset, shards)
+        log_data(run, dataset, shards, "test")
         lines = summary["per_class"]
         run.log_table({column: [line[column] for line in lines] for column in lines[0]}, "test_per_class.json")
         run.log_artifact(folder / "test.json", "evaluation")
         for figure in sorted((folder / "figures").iterdir()):
             run.log_artifact(figure, "figures")
         if model:
-            run.log_model(model, name=f"{dataset}-{about['model']}")
+            run.log_model(model, name=f"{dataset}-{tags['model']}")
             synthetic = shards.manifest.synthetic
             run.register(Candidate(dataset, validation, data_digest=shards.digest, synthetic=synthetic))
 
@@ -106,9 +106,10 @@ def _ends(name: str, interval: Mapping[str, Any]) -> dict[str, float]:
     return {f"{name}_{end}": interval[end] for end in ("low", "high")}
 
 
-def _log_data(run: Run, dataset: str, shards: ShardSet) -> None:
-    """The splits as the run's data, each with its number of rows."""
-    for split, context in zip(SPLITS, ("training", "validation", "testing"), strict=True):
+def log_data(run: Run, dataset: str, shards: ShardSet, *splits: Split) -> None:
+    """Records splits as a run's data, each with its number of rows."""
+    for split in splits:
+        context = {"train": "training", "validation": "validation", "test": "testing"}[split]
         profile = {"split": split, "rows": shards.manifest.rows(split)}
         source = str(shards.folder)
         run.log_dataset(f"{dataset}-{split}", shards.digest, source=source, context=context, profile=profile)

@@ -19,8 +19,7 @@ import argparse
 import hashlib
 import math
 import os
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,19 +32,23 @@ from fer.evaluation.config import TtaName
 from fer.evaluation.figures import save
 from fer.io import yaml12
 from fer.io.files import read_json_if_there, write_atomic, write_json
+from fer.io.storage import inside
+from fer.lease import leased
 from fer.names import check_name
 from fer.params import Params
 from fer.processes import empty_held, lock
 from fer.published import dataset_name
+from fer.shards.read import ShardSet
 from fer.stages import add_resume_options
+from fer.stages.record import log_data
 from fer.studies import Row, Study, StudyOptions, list_studies, load_study, row_recipe
-from fer.studies.cell import Cell, Plan, link, tidy, train_cell
+from fer.studies.cell import Cell, Plan, link, tidy
 from fer.studies.results import read
 from fer.tracking import Run, open_run
 from fer.training.job import TrainJob
 from fer.training.recipe import vary
 
-_OPTIONS = ("smoke", "dataset", "recipe", "seeds", "folds", "rows", "tta", "workers")
+_OPTIONS = ("smoke", "dataset", "recipe", "seeds", "folds", "rows", "tta", "workers", "workers_per_cell")
 _RECORDED = "recorded.json"  # in a cell's folder, and the study's: the MLflow run has all there is
 
 
@@ -62,7 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows of the table")
     parser.add_argument("--set", nargs="+", metavar="KEY=VALUE", default=[], help="recipe keys for all rows")
     parser.add_argument("--tta", choices=get_args(TtaName), help="test accuracy with test-time augmentation too")
-    parser.add_argument("--workers", type=int, metavar="N", help="cells at once; 0: in this process, without Ray")
+    parser.add_argument("--workers", type=int, metavar="N", help="most cells at once; 0: in this process, without Ray")
+    parser.add_argument("--workers-per-cell", type=int, metavar="N", help="Ray workers of each cell, a GPU each (1)")
     add_resume_options(parser)
 
 
@@ -105,18 +109,19 @@ def run(
     with lock(work / "lock"):
         if restart:
             empty_held(work)
+            plan.clear()
         plan.write()
         experiment, recorded = f"study {stem}", {"key": whole}
         with open_run(
             params.tracking, params.home, checkout=params.root, experiment=experiment, run_name=study.title, key=whole,
-            params={"source": study.source}, tags={"fer.kind": "study"},
+            params={"source": study.source}, tags={"fer.kind": "study", **_places(plan)},
             # A study that is only read again leaves its run as it is.
             join=read_json_if_there(work / _RECORDED) == recorded,
         ) as parent:  # fmt: skip
             if not restart:
                 plan.adopt()
             record = CellLog(params, plan, parent, experiment)
-            failures = run_cells(params, plan, record, options.workers)
+            failures = run_cells(params, plan, record, options.workers, workers=options.workers_per_cell)
             finished = plan.finished()
             wrong = _wrong(study, options, finished, failures)
             if finished.cells:
@@ -140,6 +145,15 @@ def run(
         if parent.active:
             write_json(work / _RECORDED, recorded)
     return final
+
+
+def _places(plan: Plan) -> dict[str, str]:
+    """The datasets and the models of a study, as tags."""
+    places = {
+        "dataset": {one.dataset for one in plan.cells},
+        "model": {one.job.recipe.last.model for one in plan.cells},
+    }
+    return {tag: ", ".join(sorted(names)) for tag, names in places.items()}
 
 
 def _wrong(study: Study, options: StudyOptions, finished: Plan, failures: Mapping[str, str]) -> list[str]:
@@ -175,7 +189,6 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions, *,
     Raises:
         ValueError: a row that does not exist, an unknown recipe key, shards that cannot be used.
     """
-    from fer.shards.read import ShardSet
     from fer.stages.closure import code
     from fer.weights.parts import locate
 
@@ -183,7 +196,8 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions, *,
     datasets = " ".join(dict.fromkeys(one for row in study.rows for one in options.columns(study, row)))
     label = hashlib.sha256(f"{name} {datasets}".encode()).hexdigest()[:8]
     folder = (params.home / ".work" / f"study-{Path(name).stem}-{label}").resolve()
-    folds = options.folds or study.folds
+    work = inside(params.storage, "work") if params.storage else folder
+    folds, stage = options.folds or study.folds, params.train.model_copy(update={"workers": options.workers_per_cell})
     cells: list[Cell] = []
     places = [(row, dataset) for row in options.chosen(study) for dataset in options.columns(study, row)]
     for row, dataset in places:
@@ -201,6 +215,11 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions, *,
                 if folds and fold is not None:
                     held = {"cross_validation": {"folds": folds, "fold": fold}}
                     own = vary(recipe, held, f"study row {row.row!r}")
+                try:
+                    stage.worker_counts(own, at_start=True)
+                except ValueError as error:
+                    problem = f"row {row.row!r}: {str(error).partition(';')[0]}"
+                    raise ConfigError(f"fer study --workers-per-cell {options.workers_per_cell}: {problem}") from None
                 others = [cell for cell in cells if (cell.fold, cell.dataset) == (fold, dataset)]
                 starts, recipes = _sources(study, row, seed, others)
                 linked = {name: keys for name, keys in (("starts", starts), ("recipes", recipes)) if keys}
@@ -210,14 +229,14 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions, *,
                     seed=seed,
                     code=code().digest("study", recipes=[own]),
                     config=params.train,
-                    work=folder,
+                    work=work,
                     pretrained=pretrained,
                     more={"tta": study.tta, "threads": params.train.threads, **linked},
                     command=f"fer study {name}",
                     accept_versions=accept_versions,
                 )
                 key = job.fingerprint[:20]
-                job = replace(job, fingerprint=key, work_dir=str(folder / key))
+                job = replace(job, fingerprint=key, work_dir=inside(work, key))
                 cell = Cell(row=row.row, dataset=dataset, known_as=known_as, fold=fold, job=job)
                 cells.append(replace(cell, starts=starts, recipes=recipes, changes=changes))
     if not cells:
@@ -266,14 +285,21 @@ def _assignments(texts: Sequence[str]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ where it runs
 
 
-def run_cells(params: Params, plan: Plan, record: CellLog, workers: int | None) -> Mapping[str, str]:
-    """Trains the cells that have no result yet; by title, what went wrong with those that failed."""
+def run_cells(
+    params: Params, plan: Plan, record: CellLog, at_once: int | None, *, workers: int = 1
+) -> Mapping[str, str]:
+    """Trains the cells that have no result yet; by title, what went wrong with those that failed.
+
+    Args:
+        at_once: cells; None: as many as the cluster has room for; 0: one after the other in this process.
+        workers: of each cell, on Ray.
+    """
     pending = [cell for cell in plan.distinct.values() if plan.result(cell) is None]
     log.info("%s: %d cells, %d of them done", plan.name, len(plan.distinct), len(plan.distinct) - len(pending))
     try:
         record.catch_up()
         while wave := [cell for cell in pending if plan.is_ready(cell)]:
-            _run_wave(params, plan, wave, record, workers)
+            _run_wave(params, plan, wave, record, at_once, workers)
             pending = [cell for cell in pending if cell not in wave]
         record.failures.update({cell.title: "a run that it depends on failed" for cell in pending})
         return record.failures
@@ -281,33 +307,44 @@ def run_cells(params: Params, plan: Plan, record: CellLog, workers: int | None) 
         record.close()
 
 
-def _run_wave(params: Params, plan: Plan, cells: Sequence[Cell], record: CellLog, workers: int | None) -> None:
+def _run_wave(
+    params: Params, plan: Plan, cells: Sequence[Cell], record: CellLog, at_once: int | None, workers: int
+) -> None:
     """Trains cells of which none depends on another."""
-    if workers != 0:
-        from fer.cluster import grid
-
-        train = params.train
-        grid.run_all(
-            partial(_train_one, plan), [cell.key for cell in cells], record, params.cluster,
-            folder=Path(plan.folder), threads=train.threads, gpu=train.gpu, at_once=workers,
-        )  # fmt: skip
+    if at_once == 0:
+        for cell in cells:
+            record.start(cell.key)
+            record.end(cell.key, partial(_train, params, plan, cell))
         return
-    for cell in cells:
-        record.start({"cell": cell.key})
-        reason = ""
-        try:
-            train_cell(plan, cell)
-        except (ValueError, RuntimeError, OSError, MemoryError) as error:  # as out of memory on the GPU
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-        record.end({"cell": cell.key}, reason)
+    from fer.cluster.beside import run_beside, train_in_task
+    from fer.cluster.fit import train_on_ray
+
+    threads = cells[0].job.threads
+    stage = params.train.model_copy(update={"workers": workers, "threads": threads, "gpu": plan.gpu})
+
+    on_ray = partial(
+        train_in_task if workers == 1 else train_on_ray, stage=stage, config=params.cluster, storage=params.storage
+    )
+    run_beside(
+        {cell.key: partial(_train, params, plan, cell, on_ray) for cell in cells}, params.cluster,
+        workers=workers, threads=threads, gpu=plan.gpu, at_once=at_once, on_start=record.start, on_end=record.end,
+    )  # fmt: skip
 
 
-def _train_one(plan: Plan, key: str) -> None:
-    train_cell(plan, plan.distinct[key])
+def _train(
+    params: Params,
+    plan: Plan,
+    cell: Cell,
+    on_ray: Callable[..., Any] | None = None,
+    poll: Callable[[], object] = lambda: None,
+) -> None:
+    """Trains a cell, which no other project with the same store trains meanwhile."""
+    with leased(params.storage, cell.job.fingerprint[:16], params.home, wait=params.queued) as check:
+        plan.train(cell, on_ray and partial(on_ray, poll=lambda: (poll(), check())))
 
 
 class CellLog:
-    """Cells as they run: for each a log line, and an MLflow run below that of the study; all calls are in the driver.
+    """Cells as they run: for each a log line, and an MLflow run below that of the study.
 
     Attributes:
         failures: by title of the cell.
@@ -316,67 +353,69 @@ class CellLog:
     def __init__(self, params: Params, plan: Plan, parent: Run, experiment: str) -> None:
         self._params, self._plan, self._parent, self._experiment = params, plan, parent, experiment
         self._runs: dict[str, Run] = {}
-        self._lock = threading.RLock()
-        self._closed = False
         self.failures: dict[str, str] = {}
 
-    def start(self, values: Mapping[str, Any]) -> None:
-        """A cell begins, or begins again after its worker was lost."""
-        cell = self._plan.distinct[values["cell"]]
+    def start(self, key: str) -> None:
+        """A cell begins, or begins again after its workers were lost."""
+        if key in self._runs:
+            return
+        cell = self._plan.distinct[key]
         recipe = self._plan.resolved(cell).job.recipe
         settings = {"recipe": recipe.model_dump(mode="json"), "seed": cell.job.seed, "fold": cell.fold}
-        with self._lock:
-            if not self._closed and cell.key not in self._runs:
-                self._runs[cell.key] = open_run(
-                    self._params.tracking, self._params.home, checkout=self._params.root,
-                    experiment=self._experiment, run_name=cell.title, key=cell.key, params=settings,
-                    tags={"fer.kind": "cell", "row": cell.row, "model": recipe.last.model}, parent=self._parent,
-                )  # fmt: skip
+        tags = {"fer.kind": "cell", "row": cell.row, "dataset": cell.dataset, "model": recipe.last.model}
+        self._runs[key] = opened = open_run(
+            self._params.tracking, self._params.home, checkout=self._params.root, experiment=self._experiment,
+            run_name=cell.title, key=key, params=settings, tags=tags, parent=self._parent,
+        )  # fmt: skip
+        log_data(opened, cell.dataset, ShardSet.open(Path(cell.job.shards)), "train", "validation", "test")
 
-    def report(self, values: Mapping[str, Any], record: Mapping[str, float]) -> None:
-        """A cell has a result, which it has written."""
-
-    def end(self, values: Mapping[str, Any], reason: str = "") -> None:
-        """A cell has ended; with a reason where it failed."""
-        cell = self._plan.distinct[values["cell"]]
-        with self._lock:
-            if self._closed:
-                return
-            run, result = self._runs.pop(cell.key), self._plan.result(cell)
-            if reason or result is None:
-                self.failures[cell.title] = reason or "it has written no result"
-                log.warning("%s: %s", cell.title, self.failures[cell.title])
-                run.finish("FAILED")
-                return
-            self._finish(run, cell, result)
-            log.info(
-                "%s: validation %.4f, test %.4f, epoch %d, %.0f s",
-                cell.title,
-                *(result.get(name, math.nan) for name in ("val_accuracy", "test_accuracy", "best_epoch", "seconds")),
-            )
-
-    def all_failed(self) -> bool:
-        """Never: every cell is tried."""
-        return False
+    def end(self, key: str, outcome: Callable[[], object]) -> None:
+        """A cell has ended; `outcome` raises what went wrong."""
+        cell, reason = self._plan.distinct[key], ""
+        try:
+            outcome()
+        except (ValueError, RuntimeError, OSError, MemoryError) as error:  # as out of memory on the GPU
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+        run, result = self._runs.pop(key), self._plan.result(cell)
+        if result is None:
+            self.failures[cell.title] = reason
+            log.warning("%s: %s", cell.title, reason)
+            run.finish("FAILED")
+            self._record_totals()
+            return
+        self._finish(run, cell, result)
+        self._record_totals()
+        log.info(
+            "%s: validation %.4f, test %.4f, epoch %d, %.0f s",
+            cell.title,
+            *(result.get(name, math.nan) for name in ("val_accuracy", "test_accuracy", "best_epoch", "seconds")),
+        )
 
     def catch_up(self) -> None:
         """Records the cells that were done before, and that no driver lived to record."""
-        for cell in self._plan.distinct.values():
+        for key, cell in self._plan.distinct.items():
             result = self._plan.result(cell)
-            if result is not None and not Path(cell.job.work_dir, _RECORDED).is_file():
-                self.start({"cell": cell.key})
-                self._finish(self._runs.pop(cell.key), cell, result)
+            if result is not None and not (self._plan.place(cell) / _RECORDED).is_file():
+                self.start(key)
+                self._finish(self._runs.pop(key), cell, result)
+                self._record_totals()
 
     def close(self) -> None:
         """No run is left open, whatever happened."""
-        with self._lock:
-            self._closed = True
-            for run in self._runs.values():
-                run.finish("KILLED")
+        for run in self._runs.values():
+            run.finish("KILLED")
+
+    def _record_totals(self) -> None:
+        """How far all cells are, in the run of the study."""
+        results = [result for cell in self._plan.distinct.values() if (result := self._plan.result(cell))]
+        accuracies = [result["val_accuracy"] for result in results if "val_accuracy" in result]
+        totals = {"cells": len(results), "failed_cells": len(self.failures)}
+        best = {"best_val_accuracy": max(accuracies)} if accuracies else {}
+        self._parent.log_metrics(totals | best, step=len(results))
 
     def _finish(self, run: Run, cell: Cell, result: Mapping[str, Any]) -> None:
         about = ("seed", "fold")
         run.log_metrics({k: float(v) for k, v in result.items() if isinstance(v, int | float) and k not in about})
         run.finish("FINISHED")
         if run.active:
-            write_json(Path(cell.job.work_dir, _RECORDED), {"run_id": run.run_id})
+            write_json(self._plan.place(cell) / _RECORDED, {"run_id": run.run_id})

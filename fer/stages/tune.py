@@ -1,10 +1,13 @@
 """`fer tune`: searches the hyperparameters of a model on a dataset, and writes the best recipe.
 
-    .work/tune-<fingerprint>/        what a stopped search resumes from; each trial's history stays, its weights go
-    tuned/<dataset>/<model>.json     evidence: every trial, the seed, the budget, the data
+    .work/tune-<fingerprint>/        what a stopped search resumes from; each trial's history stays, its weights go.
+                                     Trials are in STORAGE/work/tune-<fingerprint>/ where params.yaml names a store
+    tuned/<dataset>/<model>.json     evidence: every trial, the seeds, the budget, the data
+    tuned/<dataset>/<model>.trial-<n>.yaml   with `tune.cost`, the other recipes of the Pareto front
     tuned/<dataset>/<model>.yaml     the best recipe, complete; written last
 
-Only the validation split decides. The recipe's own values are the first trial.
+Only the validation split decides. The recipe's own values are the first trial. The winner's result is the best of many,
+so it is trained again under `tune.seeds` other seeds, beside the recipe as it is; their means are what to believe.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +24,16 @@ from fer import params as parameters
 from fer.cluster.config import TuneConfig, check_space
 from fer.config import parse
 from fer.console import log
+from fer.evaluation.aggregate import spread
 from fer.io import yaml12
 from fer.io.files import FileError, read_json, sha256, write_atomic, write_json
+from fer.io.storage import Folder, inside
 from fer.io.yaml12 import brief
+from fer.lease import leased
 from fer.params import Params
 from fer.processes import empty_held, lock
+from fer.report.charts import alone
+from fer.report.searches import SearchFile, charts_of
 from fer.stages import add_resume_options
 
 if TYPE_CHECKING:
@@ -59,8 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Runs or resumes the search."""
     loaded = parameters.load()
-    changes = {key: value for name, key in _OPTIONS.items() if (value := getattr(args, name)) is not None}
     loaded.recipe(args.model)
+    if args.trials and loaded.tune_of(args.model).method == "grid":
+        raise ValueError("fer tune --trials: tune.method = grid tries every combination of the choices; leave it out")
+    changes = {key: value for name, key in _OPTIONS.items() if (value := getattr(args, name)) is not None}
     config = parse(TuneConfig, loaded.tune_of(args.model).model_dump() | changes, "fer tune", "tune")
     run(loaded, args.dataset, args.model, config, accept_versions=args.accept_versions, restart=args.restart)
 
@@ -88,6 +99,7 @@ def run(
             same search, or no trial that ended with a result.
     """
     from fer.shards.read import ShardSet
+    from fer.stages.record import log_data
     from fer.tracking import open_run
 
     params.dataset(dataset)
@@ -97,46 +109,58 @@ def run(
     plan = _plan(params, config, dataset, model_key, shards, accept_versions=accept_versions)
     work = Path(plan.job.work_dir)
     done, written = work / "done.json", params.root / "tuned" / dataset / f"{model_key}.yaml"
-    refuse_edited(written)
-    with lock(work / "lock"):
+    for path in [written, *written.parent.glob(f"{model_key}.trial-*.yaml")]:
+        refuse_edited(path)
+    with lock(work / "lock"), leased(params.storage, work.name, params.home) as check:
         if restart:
             empty_held(work)
+            if params.storage:
+                Folder(plan.work).clear()
         if _is_done(done, written, config):
             log.info("this search has ended; change tune, seed or data for another, or extend it with --trials")
             _print_next_step(params, dataset, model_key, written)
             return written
         settings = {name: one.model_dump(mode="json") for name, one in (("tune", config), ("recipe", recipe))}
-        tags = {"fer.kind": "search", "dataset": dataset, "model": recipe.model, "data_digest": shards.digest}
+        tags = {"fer.kind": "search", "dataset": dataset, "model": recipe.last.model, "data_digest": shards.digest}
         with open_run(
             params.tracking, params.home, checkout=params.root, experiment=dataset, run_name=f"tune {model_key}",
             key=plan.job.fingerprint, params=settings | {"seed": params.seed}, tags=tags,
         ) as parent:  # fmt: skip
-            record = _search(params, plan, config, parent, dataset, model_key)
+            log_data(parent, dataset, shards, "train", "validation")
+            record = _search(params, plan, config, parent, dataset, model_key, shards, check)
             best = record.best()
             if best is None:
-                reasons = "; ".join(f"trial {one.number}: {one.reason or one.status}" for one in record.trials.values())
+                reasons = "; ".join(f"trial {one.number}: {one.reason or one.status}" for one in record.searched)
                 raise ValueError(f"no trial ended with a result, nothing is written ({reasons or 'none began'})")
-            _write(written, plan, config, record, best, shards.digest)
-            _log_outcome(parent, record, best, written)
-        write_json(done, {"trials": len(record.trials), "written_sha256": sha256(written)})
-        for state in work.glob("*/state-*.pt"):
-            state.unlink()
+            evidence = _evidence(plan, config, record, best, shards.digest)
+            files = _write(written, plan, record, best, evidence)
+            _log_outcome(parent, evidence, best, files, work)
+        counts = {"trials": len(record.searched), "seeds": config.seeds}
+        write_json(done, {**counts, "written_sha256": sha256(written)})
+        for state in Folder(plan.work).below((".pt",)):
+            trial, _, name = state.partition("/")
+            Folder(inside(plan.work, trial)).remove(name)
         shutil.rmtree(work / "ray", ignore_errors=True)
     log.info("%s", table(record, plan.metric))
+    for line in evidence.conclusion:
+        log.info("%s", line)
     _print_next_step(params, dataset, model_key, written)
     return written
 
 
 def table(record: TrialLog, metric: str) -> str:
-    """The trials as text, the best one marked."""
-    best = record.best()
-    names = sorted({name for trial in record.trials.values() for name in trial.values})
-    rows = [["", "trial", *names, metric, "at epoch", "epochs", "seconds", "state"]]
-    for _, trial in sorted(record.trials.items()):
-        values = [_short(trial.values.get(name)) for name in names]
+    """The trials as text, the best one marked by *, with a cost the rest of the Pareto front by +."""
+    cost = record.plan.cost
+    marks = {trial.number: "+" for trial in record.front()} if cost else {}
+    marks |= {best.number: "*"} if (best := record.best()) else {}
+    names = sorted({name for trial in record.searched for name in trial.values})
+    rows = [["", "trial", *names, metric, "at epoch", *([cost] if cost else []), "epochs", "seconds", "state"]]
+    for trial in record.searched:
+        values = [_short(trial.values[name]) if name in trial.values else "-" for name in names]
         score = f"{trial.best:.4f}" if trial.best is not None else "-"
-        numbers = [score, str(trial.best_epoch or "-"), str(trial.epochs), f"{trial.seconds:.1f}"]
-        rows.append(["*" if trial is best else "", str(trial.number), *values, *numbers, trial.status])
+        costs = ["-" if trial.cost is None else _short(trial.cost)] if cost else []
+        numbers = [score, str(trial.best_epoch or "-"), *costs, str(trial.epochs), f"{trial.seconds:.1f}"]
+        rows.append([marks.get(trial.number, ""), str(trial.number), *values, *numbers, trial.status])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -153,7 +177,7 @@ def _plan(
 
     recipe, train = params.recipe(model_key), params.train_of(model_key)
     # How much is tried, which is not what a trial is, stays out: a longer search resumes a shorter one.
-    what = config.model_dump(mode="json", exclude={"trials", "max_concurrent", "time_budget_minutes"})
+    what = config.model_dump(mode="json", exclude={"trials", "seeds", "max_concurrent", "time_budget_minutes"})
     job = TrainJob.create(
         shards,
         recipe,
@@ -167,26 +191,48 @@ def _plan(
         accept_versions=accept_versions,
     )
     job = replace(job, work_dir=str((params.home / ".work" / f"tune-{job.fingerprint[:16]}").resolve()))
-    return TrialPlan(job=job, gpu=train.gpu, epochs=config.epochs, metric=config.metric)
+    return TrialPlan(
+        job=job,
+        gpu=train.gpu,
+        epochs=config.epochs,
+        metric=config.metric,
+        cost=config.cost,
+        workers=config.workers_per_trial,
+        timeout_seconds=train.collective_timeout_seconds,
+        storage=params.storage,
+    )
 
 
-def _search(params: Params, plan: TrialPlan, config: TuneConfig, parent: Run, dataset: str, model_key: str) -> TrialLog:
+def _search(
+    params: Params,
+    plan: TrialPlan,
+    config: TuneConfig,
+    parent: Run,
+    dataset: str,
+    model_key: str,
+    shards: ShardSet,
+    check: Callable[[], object],
+) -> TrialLog:
     """Runs the trials, each with an MLflow run below that of the search."""
     from fer.cluster import grid
-    from fer.cluster.trials import TrialLog
+    from fer.cluster.trials import SEED, TrialLog
+    from fer.stages.record import log_data
     from fer.tracking import open_run
 
     def open_trial_run(trial: Trial, run_id: str | None) -> Run:
-        tags = {"fer.kind": "trial", "trial": trial.number, "dataset": dataset, "model": plan.job.recipe.model}
-        return open_run(
+        seed = f", seed {trial.values[SEED]}" if SEED in trial.values else ""
+        tags = {"fer.kind": "trial", "trial": trial.number, "dataset": dataset, "model": plan.job.recipe.last.model}
+        opened = open_run(
             params.tracking, params.home, checkout=params.root, experiment=dataset,
-            run_name=f"{model_key} trial {trial.number}", key=trial.key, params={"trial": trial.values}, tags=tags,
-            parent=parent, run_id=run_id,
+            run_name=f"{model_key} trial {trial.number}{seed}", key=trial.key, params={"trial": trial.values},
+            tags=tags, parent=parent, run_id=run_id,
         )  # fmt: skip
+        log_data(opened, dataset, shards, "train", "validation")
+        return opened
 
     record, interrupted = TrialLog(plan, open_trial_run, parent), True
     try:
-        grid.search(plan, config, params.cluster, record)
+        grid.search(plan, config, params.cluster, record, check)
         interrupted = False
     finally:
         record.close(interrupted)
@@ -208,49 +254,92 @@ def _is_done(done: Path, written: Path, config: TuneConfig) -> bool:
     if not done.is_file() or not written.is_file():
         return False
     content = read_json(done)
-    return bool(content["trials"] >= config.trials and content["written_sha256"] == sha256(written))
+    enough = content["trials"] >= config.planned and content["seeds"] >= config.seeds
+    return bool(enough and content["written_sha256"] == sha256(written))
 
 
-def _write(written: Path, plan: TrialPlan, config: TuneConfig, record: TrialLog, best: Trial, data_digest: str) -> None:
-    """The evidence first, the recipe last; the same search writes the same recipe, byte by byte."""
+def _evidence(plan: TrialPlan, config: TuneConfig, record: TrialLog, best: Trial, data_digest: str) -> SearchFile:
+    """What the .json beside the recipe holds; the same of every repetition of a search, but for its times."""
+    from fer.cluster.grid import importance
+    from fer.cluster.trials import own_values
+
+    own = own_values(plan.job.recipe, config.space) or {}
+    sets = {"winner": best.values} | ({"recipe": own} if own != best.values else {})
+    results = {name: record.confirmed(values) for name, values in sets.items()}
+    winner, recipe = results["winner"], results.get("recipe", {})
+    sign = 1 if record.higher_is_better else -1
+    gains = {seed: sign * (value - recipe[seed]) for seed, value in winner.items() if seed in recipe}
+    content = {
+        "best_trial": best.number,
+        "best": best.best,
+        "metric": plan.metric,
+        "cost": plan.cost,
+        "front": [trial.number for trial in record.front()] if plan.cost else [],
+        "confirmed": {
+            name: asdict(spread(list(values.values())))
+            for name, values in (results | {"gain": gains}).items()
+            if values
+        },
+        "importance": importance(record, config.space),
+        "seed": plan.job.seed,
+        "data_digest": data_digest,
+        "fingerprint": plan.job.fingerprint,
+        "budget": config.model_dump(mode="json", exclude={"space"}),
+        "space": [(name, span.model_dump(mode="json")) for name, span in config.space.items()],
+        "trials": [asdict(trial) for _, trial in sorted(record.trials.items())],
+    }
+    return parse(SearchFile, content, f"the search of {plan.job.recipe.model}")
+
+
+def _write(written: Path, plan: TrialPlan, record: TrialLog, best: Trial, evidence: SearchFile) -> list[Path]:
+    """The other recipes of the front, the evidence, the best recipe last; a repeated search writes the same bytes."""
+    others = [trial for trial in record.front() if plan.cost and trial is not best]
+    paths = [written.with_suffix(f".trial-{trial.number}.yaml") for trial in others]
+    texts = [_recipe_text(path, plan, record, trial, evidence) for path, trial in zip(paths, others, strict=True)]
+    text = _recipe_text(written, plan, record, best, evidence)
+    for path, other in zip(paths, texts, strict=True):
+        write_atomic(path, other)
+    write_json(written.with_suffix(".json"), evidence.model_dump(mode="json"))
+    write_atomic(written, text)
+    return [*paths, written.with_suffix(".json"), written]
+
+
+def _recipe_text(path: Path, plan: TrialPlan, record: TrialLog, trial: Trial, evidence: SearchFile) -> str:
+    """The recipe of a trial, complete, with a head that says what it reached."""
     from fer.training.recipe import Recipe, vary
 
-    recipe = vary(plan.job.recipe, best.values, "tune.space")
-    first = record.trials.get(1)
+    recipe, first = vary(plan.job.recipe, trial.values, "tune.space"), record.trials.get(1)
+    winner, cost = trial.number == evidence.best_trial, f", {plan.cost} {trial.cost:.4g}" if plan.cost else ""
+    reached = f"{plan.metric} {trial.best:.4f}{cost} on the validation split"
     lines = [
-        f"Written by `fer tune` for {written.parent.name}; every trial is in {written.stem}.json.",
-        f"{plan.metric} {best.best:.4f} on the validation split, trial {best.number} of {len(record.trials)}, epoch "
-        f"{best.best_epoch} of {plan.epochs}.",
+        f"Written by `fer tune` for {path.parent.name}; every trial is in {path.name.partition('.')[0]}.json.",
+        f"{reached}, trial {trial.number} of {len(record.searched)}, epoch {trial.best_epoch} of {plan.epochs}.",
         *([f"The first trial reached {first.best:.4f}."] if first is not None and first.best is not None else []),
-        f"Chosen: {', '.join(f'{name} {_short(value)}' for name, value in sorted(best.values.items()))}.",
-        f"Seed {plan.job.seed}, data {data_digest[:16]}.",
+        *(f"{line[0].upper()}{line[1:]}." for line in evidence.conclusion if winner),
+        f"Chosen: {', '.join(f'{name} {_short(value)}' for name, value in sorted(trial.values.items()))}.",
+        f"Seed {plan.job.seed}, data {evidence.data_digest[:16]}.",
     ]
     body = yaml12.dump(recipe.model_dump(mode="json"))
     head = "".join(f"# {line}\n" for line in lines)
     text = f"{head}{_DIGEST}{hashlib.sha256(body.encode()).hexdigest()}\n{body}"
-    parse(Recipe, yaml12.load(text.encode()), str(written))
-    evidence = {
-        "best_trial": best.number,
-        "metric": plan.metric,
-        "seed": plan.job.seed,
-        "data_digest": data_digest,
-        "fingerprint": plan.job.fingerprint,
-        "budget": config.model_dump(mode="json"),
-        "trials": [asdict(trial) for _, trial in sorted(record.trials.items())],
-    }
-    write_json(written.with_suffix(".json"), evidence)
-    write_atomic(written, text)
+    parse(Recipe, yaml12.load(text.encode()), str(path))
+    return text
 
 
-def _log_outcome(parent: Run, record: TrialLog, best: Trial, written: Path) -> None:
-    trials = [trial for _, trial in sorted(record.trials.items())]
-    columns = ("number", "status", "epochs", "best", "best_epoch", "seconds")
-    shown: dict[str, Any] = {name: [getattr(trial, name) for trial in trials] for name in columns}
-    shown |= {name: [trial.values.get(name) for trial in trials] for name in sorted(best.values)}
+def _log_outcome(parent: Run, evidence: SearchFile, best: Trial, files: Sequence[Path], work: Path) -> None:
+    columns = ("number", "status", "epochs", "best", "best_epoch", *(["cost"] if evidence.cost else []), "seconds")
+    shown: dict[str, Any] = {name: [getattr(trial, name) for trial in evidence.trials] for name in columns}
+    names = sorted({name for trial in evidence.trials for name in trial.values})
+    shown |= {name: [trial.values.get(name) for trial in evidence.trials] for name in names}
     parent.log_table(shown, "trials.json")
     parent.set_tags({"best_trial": best.number, **{f"best.{name}": value for name, value in best.values.items()}})
-    for path in (written, written.with_suffix(".json")):
+    for part, of in evidence.confirmed.items():
+        parent.log_metrics({f"{part}_mean": of.mean} | ({} if of.std is None else {f"{part}_std": of.std}))
+    for path in files:
         parent.log_artifact(path, "tuned")
+    for name, chart in charts_of(evidence).items():
+        write_atomic(work / f"{name}.svg", alone(chart))
+        parent.log_artifact(work / f"{name}.svg", "charts")
 
 
 def _print_next_step(params: Params, dataset: str, model_key: str, written: Path) -> None:

@@ -229,6 +229,13 @@ class StudyOptions(Config):
     set: dict[str, Any] = Field(default_factory=dict)
     tta: TtaName | None = None
     workers: int | None = None
+    workers_per_cell: int = Field(1, ge=1, le=4096)
+
+    @model_validator(mode="after")
+    def _workers_are_on_ray(self) -> Self:
+        if self.workers == 0 and self.workers_per_cell > 1:
+            raise ValueError(f"workers_per_cell = {self.workers_per_cell}: needs Ray, so workers cannot be 0")
+        return self
 
     @field_validator("dataset", mode="before")
     @classmethod

@@ -3,13 +3,15 @@
 plan.json                the cells of the study as it was last started
 <cell>/result.json       its metrics
 <cell>/predictions.npz   `labels` and `predicted` (int8), one a row of the test split, in its order
+
+The driver writes them, of what rank 0 has found. The states are in `job.work_dir`: the same folder, or one in a store.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,6 +25,7 @@ from fer.evaluation.config import TtaName
 from fer.evaluation.protocols import both_protocols
 from fer.evaluation.tta import WithViews
 from fer.io.files import read_json, write_atomic, write_json
+from fer.io.storage import Folder, is_store
 from fer.models.cost import kept_for_backward, measure
 from fer.studies import Kind
 from fer.studies.lhc_analysis import probe, size
@@ -32,8 +35,9 @@ from fer.training.job import TrainJob
 from fer.training.loop import build_model, compute_logits, train
 from fer.training.metrics import classification_metrics
 from fer.training.phases import validated
+from fer.training.progress import changes
 from fer.training.recipe import vary
-from fer.training.state import TrainState, saved_states
+from fer.training.state import TrainState, saved_states, state_names
 
 RESULT = "result.json"
 PREDICTIONS = "predictions.npz"
@@ -41,6 +45,8 @@ PLAN = "plan.json"
 CONFIDENCE = 0.95
 _OWN_RESULT: Mapping[Kind, str] = {"lhc_blocks": "probes", "lhc_sets": "keras_parameters"}
 """What a result has for a study of this kind alone."""
+Found = tuple[dict[str, Any], bytes]
+"""A cell's result, and the content of its predictions.npz."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +58,7 @@ class Cell:
         dataset: key in params.yaml, and column of the table.
         known_as: the dataset's name in print; None where nobody has published on it.
         fold: that is held out; None without cross-validation.
-        job: what it trains, in the folder of the cell, whose name is its fingerprint.
+        job: what it trains; its fingerprint is the name of the cell's folder.
         starts: keys of the cells of which it starts from the best one's weights; empty: from none.
         recipes: keys of the cells of which it has the best one's recipe, with `changes` over it; empty: its own.
         shares: key of the cell whose stages are its own first ones, so that it resumes from there; None: there is none.
@@ -110,6 +116,10 @@ class Plan:
             found.setdefault(cell.key, cell)
         return found
 
+    def place(self, cell: Cell) -> Path:
+        """The folder of a cell's results."""
+        return Path(self.folder, cell.key)
+
     def adopt(self) -> None:
         """Takes over what other studies trained: a run that stands in several tables is made once.
 
@@ -117,30 +127,30 @@ class Plan:
         """
         sources = {key for cell in self.cells for key in cell.starts}
         for cell in self.distinct.values():
-            work = Path(cell.job.work_dir)
-            finished = sorted(work.parent.parent.glob(f"study-*/{cell.key}/{RESULT}"))
-            if (work / RESULT) in finished:
+            place, work = self.place(cell), Folder(cell.job.work_dir)
+            finished = sorted(place.parent.parent.glob(f"study-*/{cell.key}/{RESULT}"))
+            if (place / RESULT) in finished:
                 continue
             for theirs in finished:
                 states = saved_states(theirs.parent)[:1]
                 lacks = _OWN_RESULT.get(self.kind, "seconds") not in read_json(theirs)
-                if lacks or (cell.key in sources and not states):
+                if lacks or (cell.key in sources and not (states or state_names(work))):
                     continue
-                work.mkdir(parents=True, exist_ok=True)
+                place.mkdir(parents=True, exist_ok=True)
                 for state in states:
-                    write_atomic(work / state.name, state.read_bytes())
+                    work.write(state.name, state.read_bytes())
                 for name in (PREDICTIONS, RESULT):  # a cell with a result is finished: that comes last
-                    write_atomic(work / name, (theirs.parent / name).read_bytes())
+                    write_atomic(place / name, (theirs.parent / name).read_bytes())
                 break
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """The metrics of a finished cell, with what tells it from the others."""
-        path = Path(cell.job.work_dir, RESULT)
+        path = self.place(cell) / RESULT
         return {**cell.about, **read_json(path)} if path.is_file() else None
 
     def finished(self) -> Plan:
         """The cells that have a result; of kinds that compare runs seed by seed those of seeds that have all."""
-        done = [cell for cell in self.cells if Path(cell.job.work_dir, RESULT).is_file()]
+        done = [cell for cell in self.cells if (self.place(cell) / RESULT).is_file()]
         if self.kind not in ("table", "classes"):
             partial = {cell.job.seed for cell in self.cells if cell not in done}
             done = [cell for cell in done if cell.job.seed not in partial]
@@ -185,26 +195,51 @@ class Plan:
         found = {"starts_from": cell.starts, "recipe_of": cell.recipes}
         return {name: self.best(keys).title for name, keys in found.items() if keys}
 
+    def clear(self) -> None:
+        """Removes the states of all cells that are in a store."""
+        for cell in self.distinct.values():
+            if is_store(cell.job.work_dir):
+                Folder(cell.job.work_dir).clear()
+
     def write(self) -> None:
         """Writes plan.json into the folder, for the report."""
         write_json(Path(self.folder, PLAN), {"study": self.name, "cells": [cell.about for cell in self.cells]})
 
     def predictions(self, cell: Cell) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Labels and predicted classes of a finished cell, int64 (N,) each, in the order of the test split."""
-        with np.load(Path(cell.job.work_dir, PREDICTIONS)) as arrays:
+        with np.load(self.place(cell) / PREDICTIONS) as arrays:
             return arrays["labels"].astype(np.int64), arrays["predicted"].astype(np.int64)
 
+    def keep(self, cell: Cell, found: Found) -> None:
+        """Writes the predictions and the result of a cell, which is finished by that."""
+        result, predictions = found
+        place = self.place(cell)
+        place.mkdir(parents=True, exist_ok=True)
+        write_atomic(place / PREDICTIONS, predictions)
+        write_json(place / RESULT, {**result, **self.origin(cell)})
 
-def train_cell(plan: Plan, cell: Cell) -> None:
-    """Trains a cell, or resumes it, opens the test split, and writes its predictions and its result."""
-    job = plan.resolved(cell).job
-    recipe, device, work = job.recipe.last, "cuda:0" if plan.gpu else "cpu", Path(job.work_dir)
-    work.mkdir(parents=True, exist_ok=True)
-    if plan.gpu:
-        torch.cuda.reset_peak_memory_stats()  # one process trains several cells
-    _begin(plan, cell)
-    state = train(job, device=device)
-    model = build_model(job)
+    def train(self, cell: Cell, on_ray: Callable[..., Found | None] | None = None) -> None:
+        """Trains a cell that is ready, or resumes it, opens the test split, and keeps what was found.
+
+        Args:
+            on_ray: trains a job, and calls `then`, as `fer.cluster.fit.train_on_ray` does; None: this process trains.
+        """
+        job, device = self.resolved(cell).job, "cuda:0" if self.gpu else "cpu"
+        measured = partial(measure_cell, kind=self.kind, tta=self.tta)
+        _begin(self, cell)
+        if on_ray is not None:
+            found = on_ray(job, then=measured)
+            assert found is not None, "rank 0 returns what it has found"
+        else:
+            if self.gpu:
+                torch.cuda.reset_peak_memory_stats()  # one process trains several cells
+            found = measured(job, train(job, device=device), device)
+        self.keep(cell, found)
+
+
+def measure_cell(job: TrainJob, state: TrainState, device: str, *, kind: Kind, tta: TtaName) -> Found:
+    """Opens the test split of a run that has ended: its result, and the bytes of its predictions."""
+    recipe, model = job.recipe.last, build_model(job)
     model.load_state_dict(state.best_model)
     model.to(device)
     data = open_data(
@@ -214,10 +249,10 @@ def train_cell(plan: Plan, cell: Cell) -> None:
     more: dict[str, Any] = {}
     try:
         logits, targets, _ = compute_logits(model, data.test, recipe, device)
-        if plan.tta != "none":
-            found = classification_metrics(*compute_logits(WithViews(model, plan.tta), data.test, recipe, device)[:2])
+        if tta != "none":
+            found = classification_metrics(*compute_logits(WithViews(model, tta), data.test, recipe, device)[:2])
             more |= {f"test_tta_{name}": value for name, value in found.items()}
-        if plan.kind == "lhc_blocks":
+        if kind == "lhc_blocks":
             more["probes"] = probe(model, job, data.test, recipe, device)
     finally:
         data.close()
@@ -227,28 +262,25 @@ def train_cell(plan: Plan, cell: Cell) -> None:
     buffer = io.BytesIO()
     labels, predicted = (values.to(torch.int8).numpy() for values in (targets, logits.argmax(1)))
     np.savez_compressed(buffer, labels=labels, predicted=predicted)
-    write_atomic(work / PREDICTIONS, buffer.getvalue())
-    write_json(
-        work / RESULT,
-        {
-            "logits": hashlib.sha256(logits.numpy().tobytes()).hexdigest()[:16],
-            "best_epoch": state.best_epoch,
-            "epochs": state.epoch,
-            "history": _columns(state.history),
-            **{name: value for name, value in best.items() if name.startswith(("train_", "val_"))},
-            **{f"test_{name}": value for name, value in classification_metrics(logits, targets).items()},
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            **(size(model) if plan.kind == "lhc_sets" else {}),
-            **plan.origin(cell),
-            "seconds": round(sum(timing["seconds"] for timing in state.timings), 1),
-            "peak_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6) if plan.gpu else None,
-            "gmacs": round(measure(model).operations.macs / 1e9, 4),
-            "kept_mb": round(
-                kept_for_backward(model, torch.zeros(2, 3, *[model.input_size] * 2, device=device)) / 2e6, 2
-            ),
-            **more,
-        },
-    )
+    sample = torch.zeros(2, 3, *[model.input_size] * 2, device=device)
+    result = {
+        "logits": hashlib.sha256(logits.numpy().tobytes()).hexdigest()[:16],
+        "best_epoch": state.best_epoch,
+        "epochs": state.epoch,
+        "history": _columns(state.history),
+        **{name: value for name, value in best.items() if name.startswith(("train_", "val_"))},
+        **{f"test_{name}": value for name, value in classification_metrics(logits, targets).items()},
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        **(size(model) if kind == "lhc_sets" else {}),
+        "workers": state.world_size,
+        "worker_changes": len(changes(job.work_dir)),
+        "seconds": round(sum(timing["seconds"] for timing in state.timings), 1),
+        "peak_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6) if device != "cpu" else None,
+        "gmacs": round(measure(model).operations.macs / 1e9, 4),
+        "kept_mb": round(kept_for_backward(model, sample) / 2e6, 2),
+        **more,
+    }
+    return result, buffer.getvalue()
 
 
 def _columns(history: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
@@ -287,10 +319,13 @@ def _begin(plan: Plan, cell: Cell) -> None:
     Raises:
         ValueError: the weights that it starts from are gone.
     """
-    if not (cell.starts or cell.shares) or saved_states(Path(cell.job.work_dir)):
+    work = Folder(cell.job.work_dir)
+    if not is_store(work.location):  # each node is asked whether it sees the folder
+        Path(work.location).mkdir(parents=True, exist_ok=True)
+    if not (cell.starts or cell.shares) or state_names(work):
         return
     source = plan.distinct[cell.shares] if cell.shares else plan.best(cell.starts)
-    state = TrainState.load(Path(source.job.work_dir))
+    state = TrainState.load(source.job.work_dir)
     if state is None and cell.starts:
         raise ValueError(
             f"the weights of {source.title} are gone from {source.job.work_dir}; start over: "
@@ -302,7 +337,7 @@ def _begin(plan: Plan, cell: Cell) -> None:
         weights, job = state.best_model, cell.job
         state = TrainState(fingerprint=job.fingerprint, seed=job.seed, world_size=1, threads=job.threads, model=weights)
     state.fingerprint = cell.job.fingerprint
-    state.save(Path(cell.job.work_dir))
+    state.save(work.location)
 
 
 def tidy(plan: Plan) -> None:
@@ -315,5 +350,8 @@ def tidy(plan: Plan) -> None:
     hosts = [plan.best(cell.starts) for cell in plan.cells if cell.starts and done.issuperset(cell.starts)]
     kept |= {host.key for host in hosts if not host.starts}
     for key in done:
-        for state in saved_states(Path(plan.distinct[key].job.work_dir))[1 if key in kept else 0 :]:
-            state.unlink()
+        work = Folder(plan.distinct[key].job.work_dir)
+        for name in state_names(work)[1 if key in kept else 0 :]:
+            work.remove(name)
+        if is_store(work.location) and key not in kept:
+            work.clear()

@@ -9,12 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from fer.io.storage import Folder
 
 T = TypeVar("T")
 
@@ -71,7 +72,7 @@ class Distributed:
                     dist.broadcast(buffer, src=0)
 
     @contextmanager
-    def report_lost_ranks(self, folder: Path) -> Iterator[None]:
+    def report_lost_ranks(self, folder: Folder) -> Iterator[None]:
         """Names the ranks that were lost, or hang, where an exchange inside the block fails.
 
         The library's error names none. So each rank that notices the failure leaves a mark in the folder, which all
@@ -80,18 +81,19 @@ class Distributed:
         Raises:
             LostRankError: in place of the library's error, where a rank is silent.
         """
-        marks = [folder / f"stuck-{rank}" for rank in range(self.world_size)]
+        marks = [f"stuck-{rank}" for rank in range(self.world_size)]
         if self.world_size > 1:
-            marks[self.rank].unlink(missing_ok=True)
+            folder.remove(marks[self.rank])
         try:
             yield
         except RuntimeError as error:
             of_an_exchange = isinstance(error, dist.DistError) or any(words in str(error) for words in _WORDS_OF_GLOO)
             if self.world_size == 1 or not of_an_exchange:  # what a rank did wrong by itself is raised as it is
                 raise
-            marks[self.rank].touch()
+            folder.write(marks[self.rank], b"")
             time.sleep(_GRACE_SECONDS)
-            silent = [str(rank) for rank, mark in enumerate(marks) if not mark.exists()]
+            noticed = folder.names()
+            silent = [str(rank) for rank, mark in enumerate(marks) if mark not in noticed]
             if not silent:  # each has noticed: it is the network between them
                 raise
             raise LostRankError(

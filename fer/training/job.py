@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fer.io.cache import send
+from fer.io.storage import inside
 from fer.lineage import versions
 from fer.shards.read import ShardSet
+from fer.shards.remote import upload
 from fer.training.recipe import Recipe, TrainStageConfig
 from fer.weights.parts import PartSource
 
@@ -22,8 +25,8 @@ class TrainJob:
     """One run of training, as every rank gets it; picklable.
 
     Attributes:
-        shards: folder of the sharded dataset, absolute.
-        work_dir: folder of checkpoints and progress, the same one for all ranks, absolute.
+        shards: folder of the sharded dataset, absolute; or its URL.
+        work_dir: folder of checkpoints and progress, the same one for all ranks, absolute; or its URL.
         labels: of the dataset, in the order of the class indices.
         threads: CPU threads of each rank.
         fingerprint: see `fingerprint`.
@@ -53,7 +56,7 @@ class TrainJob:
         seed: int,
         code: str,
         config: TrainStageConfig,
-        work: Path,
+        work: Path | str,
         pretrained: Sequence[PartSource] = (),
         more: Mapping[str, Any] | None = None,
         command: str = "",
@@ -68,7 +71,7 @@ class TrainJob:
         whole = fingerprint(shards.digest, recipe, seed, code, pretrained, more)
         return cls(
             shards=str(shards.folder),
-            work_dir=str((work / whole[:16]).resolve()),
+            work_dir=inside(work, whole[:16]),
             recipe=recipe,
             labels=tuple(shards.labels),
             seed=seed,
@@ -78,6 +81,16 @@ class TrainJob:
             pretrained=tuple(pretrained),
             command=command,
             accept_versions=accept_versions,
+        )
+
+    def sent_to(self, storage: str) -> TrainJob:
+        """The same run on copies of its inputs in a store, each below its digest; what is there is not sent again."""
+        return replace(
+            self,
+            shards=upload(Path(self.shards), inside(storage, "shards")),
+            pretrained=tuple(
+                replace(source, path=send(Path(source.path), inside(storage, "weights"))) for source in self.pretrained
+            ),
         )
 
 

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fer.console import log
 from fer.hashing import stable_hash
+from fer.io.storage import Folder
 from fer.models import FerModel, create_model
 from fer.shards.read import Batch, EvalBatches, normalize
 from fer.training.data import Data, Waiting, open_data
@@ -39,6 +39,14 @@ class DivergedError(ValueError):
     """A loss or a gradient is NaN or infinite; nothing was updated by it. The message names the samples."""
 
 
+class StopRequested(Exception):  # noqa: N818 - nothing failed
+    """A rank asked all to stop, and says why; every update so far is saved."""
+
+
+_VOTES = 4096
+"""More than there are ranks."""
+
+
 def train(
     job: TrainJob,
     *,
@@ -47,14 +55,17 @@ def train(
     device: str = "cpu",
     on_epoch: Callable[[Record], object] = lambda record: None,
     on_step: Callable[[Progress], object] = lambda progress: None,
+    stop: Callable[[], str] = lambda: "",
 ) -> TrainState:
     """Trains to the end of the recipe, phase by phase and stage by stage, from the newest state in the work folder.
 
     The batch of an update is the recipe's `batch_size` over all ranks, whatever their number; loss and gradient are its
     mean. After each epoch is saved, `on_epoch` gets its row of history with its timings (`TrainState.timings`); after
-    each update `on_step` gets the progress. Both are called on every rank.
+    each update `on_step` gets the progress. Both are called on every rank, and `stop` within each update: where it says
+    why, on any rank, all ranks stop after that update, which is saved.
 
     Raises:
+        StopRequested: on all ranks.
         DivergedError: on all ranks, before the update, where one rank's loss or the gradient is NaN or infinite.
         LostRankError: a rank ended or is silent; the message has its number.
         StateError: checkpoints are there, and none is whole, or other versions of the libraries wrote them.
@@ -62,7 +73,7 @@ def train(
     """
     distributed, stages = Distributed(rank, world_size), phase_stages(job.recipe)
     _make_reproducible(job.threads, device)
-    with distributed.report_lost_ranks(Path(job.work_dir)):
+    with distributed.report_lost_ranks(Folder(job.work_dir)):
         state = _resume(job, distributed)
         while True:
             stage = stages[state.stage]
@@ -75,7 +86,7 @@ def train(
                     rows=stage.rows, test=(stage.chosen_by or "").startswith("test_"),
                 )  # fmt: skip
                 with closing(data):
-                    _Stage(job, stage, state, learner, data, distributed).train(on_epoch, on_step)
+                    _Stage(job, stage, state, learner, data, distributed, stop).train(on_epoch, on_step)
             if state.stage + 1 == len(stages):
                 return state
             state.begin_next_stage(from_first_weights=stages[state.stage + 1].is_first)
@@ -91,34 +102,42 @@ class _Stage:
     learner: Learner
     data: Data
     distributed: Distributed
+    stop: Callable[[], str]
 
     def train(self, on_epoch: Callable[[Record], object], on_step: Callable[[Progress], object]) -> None:
         """The loop."""
         job, state, learner, data, distributed = self.job, self.state, self.learner, self.data, self.distributed
-        recipe, model, device, folder = learner.recipe, learner.model, learner.device, Path(job.work_dir)
+        recipe, model, device = learner.recipe, learner.model, learner.device
         steps = data.train.steps_per_epoch
         make_targets = Targets(recipe, data.split.class_histogram, device)
         epochs = state.first_epoch + self.stage.epochs(state.chosen)
-        progress = ProgressFile(folder, distributed, epochs=epochs, steps=steps)
+        progress = ProgressFile(job.work_dir, distributed, epochs=epochs, steps=steps)
+
+        def asked() -> str:
+            return progress.stop or self.stop()
+
         while not self.stage.is_over(state):
             started, first_step = time.monotonic(), state.step
             learner.train()
             batches = Waiting(data.train.epoch(state.epoch, start_step=first_step))
+            before = (state.epoch - state.first_epoch) * steps  # updates of the stage
             for batch in batches:
-                rate = learning_rate(recipe, (state.epoch - state.first_epoch) * steps + state.step, steps)
-                set_learning_rate(learner.optimizer, rate)
+                set_learning_rate(learner.optimizer, learning_rate(recipe, before + state.step, steps))
                 key = (job.seed, "step", state.global_step, distributed.rank)
                 labels = batch.targets.to(device)
                 class_probs = None if batch.distributions is None else batch.distributions.to(device)
                 images, targets = make_targets(prepare(batch.images, model, recipe, device), labels, key, class_probs)
-                totals = self._gradient(images, targets, labels, key, batch)
+                totals, stops = self._gradient(images, targets, labels, key, batch, asked)
                 learner.update()
                 state.end_step(totals)
-                if state.global_step % job.checkpoint_every_steps == 0 and state.step < steps:
-                    _save(state, folder, distributed, learner)
+                if stops or (state.global_step % job.checkpoint_every_steps == 0 and state.step < steps):
+                    _save(state, job.work_dir, distributed, learner)
                 on_step(progress.update(state, images=recipe.batch_size))
+                if stops:
+                    raise StopRequested("; ".join(filter(None, distributed.gather(asked()))))
 
             trained = time.monotonic() - started
+            rate = learning_rate(recipe, before + steps - 1, steps)  # of the last update
             row = {"epoch": state.epoch + 1, "stage": state.stage + 1, "learning_rate": rate, **state.train_metrics()}
             distributed.broadcast_buffers(learner.chosen)  # the next stage may read them, if nothing is validated too
             for prefix, split in (("val", data.validation), ("test", data.test)):
@@ -128,19 +147,34 @@ class _Stage:
             images_per_second = (steps - first_step) * recipe.batch_size / trained
             seconds, waiting = time.monotonic() - started, batches.seconds / trained
             state.timings.append(
-                {"seconds": seconds, "images_per_second": images_per_second, "waiting_for_data": waiting}
+                {
+                    "seconds": seconds,
+                    "images_per_second": images_per_second,
+                    "waiting_for_data": waiting,
+                    "workers": distributed.world_size,
+                }
             )
-            _save(state, folder, distributed, learner)
+            _save(state, job.work_dir, distributed, learner)
             progress.update(state, write=True)
             on_epoch(state.records()[-1])
 
     def _gradient(
-        self, images: Tensor, targets: Tensor, labels: Tensor, key: tuple[object, ...], batch: Batch
-    ) -> list[float]:
-        """Leaves the gradient of the global batch in the parameters, by one pass or under SAM by two; its totals."""
+        self,
+        images: Tensor,
+        targets: Tensor,
+        labels: Tensor,
+        key: tuple[object, ...],
+        batch: Batch,
+        asked: Callable[[], str],
+    ) -> tuple[list[float], int]:
+        """Leaves the gradient of the global batch in the parameters, by one pass or under SAM by two.
+
+        Returns:
+            totals of the batch, and the number of ranks that were `asked` to stop.
+        """
         learner, sam = self.learner, self.learner.sam
         loss, logits = learner.backward(images, targets, key, exchange=sam is None or sam.config.gradient == "global")
-        totals = self._global_totals(loss, logits, labels, batch)
+        totals, stops = self._global_totals(loss, logits, labels, batch, stop=bool(asked()))
         if sam:
             # A local gradient may be finite on one rank alone: all stop together.
             lost = (~sam.perturb().isfinite()).double()
@@ -153,23 +187,28 @@ class _Stage:
             # What is finite at w need not be at w + e.
             self._global_totals(second_loss, second_logits, labels, batch)
         self._clip_gradient(batch)
-        return totals
+        return totals, stops
 
-    def _global_totals(self, loss: Tensor, logits: Tensor, labels: Tensor, batch: Batch) -> list[float]:
+    def _global_totals(
+        self, loss: Tensor, logits: Tensor, labels: Tensor, batch: Batch, stop: bool = False
+    ) -> tuple[list[float], int]:
         """Sum of losses, correct predictions and images of the global batch; all ranks stop if one loss is not finite.
 
-        One small message an update serves both, and every rank knows the sums exactly, so that any may be saved.
+        One small message an update serves both, and every rank knows the sums exactly, so that any may be saved. With
+        them, in the digits below `_VOTES`, come the ranks that ask for a stop: a longer message might be summed in
+        another order.
         """
         loss, correct = loss.double(), (logits.argmax(1) == labels).sum()
         size = len(labels)
-        values = torch.stack([loss * size, correct, loss.new_tensor(size), (~loss.isfinite()).double()])
-        *totals, not_finite = self.distributed.sum(values).tolist()
+        values = torch.stack([loss * size, correct, loss.new_tensor(size), (~loss.isfinite()) * _VOTES + float(stop)])
+        *totals, votes = self.distributed.sum(values).tolist()
+        not_finite, stops = divmod(int(votes), _VOTES)
         if not_finite:
             culprits = batch.rows[~logits.isfinite().all(1).cpu()]
             if not len(culprits) and not loss.isfinite():
                 culprits = batch.rows
             raise self._diverged("loss", culprits)
-        return totals
+        return totals, stops
 
     def _clip_gradient(self, batch: Batch) -> None:
         """Limits the gradient's norm. It is that of the global batch, so all ranks see the same and stop together."""
@@ -264,7 +303,7 @@ def _resume(job: TrainJob, distributed: Distributed) -> TrainState:
     found: TrainState | StateError | None = None
     if distributed.is_main:
         try:
-            found = TrainState.load(Path(job.work_dir))
+            found = TrainState.load(job.work_dir)
         except StateError as error:  # the other ranks wait for it
             found = error
     found = distributed.broadcast(found)
@@ -281,7 +320,7 @@ def _resume(job: TrainJob, distributed: Distributed) -> TrainState:
     return found
 
 
-def _save(state: TrainState, folder: Path, distributed: Distributed, learner: Learner) -> None:
+def _save(state: TrainState, location: str, distributed: Distributed, learner: Learner) -> None:
     if distributed.is_main:
         learner.keep(state)
-        state.save(folder)
+        state.save(location)

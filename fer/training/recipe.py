@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from fer.config import Config, ConfigError, keys_of, nearest, parse, read_yaml
 from fer.io.files import below, sha256
@@ -212,11 +212,39 @@ class Recipe(Config):
         return self.in_stages[-1]
 
 
+_MOST_WORKERS = 1024
+
+
+class WorkerRange(Config):
+    """As many training workers as the cluster has room for, now and later."""
+
+    min: int = Field(ge=1, le=_MOST_WORKERS, description="with room for fewer, a run waits for cluster.wait_minutes")
+    max: int = Field(ge=1, le=_MOST_WORKERS, description="workers where there is room for all")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min = {self.min}: must be at most max = {self.max}")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.min} to {self.max}"
+
+
+def _form_of_workers(value: object) -> str:
+    return "<range>" if isinstance(value, Mapping | WorkerRange) else "<number>"
+
+
 class TrainStageConfig(Config):
     """Section `train` of params.yaml: where and how a run is executed; `Recipe` says what it does."""
 
-    workers: int = Field(
-        2, ge=0, le=1024, description="data-parallel Ray workers; 0 trains in this process, without Ray"
+    workers: Annotated[
+        Annotated[int, Field(ge=0, le=_MOST_WORKERS), Tag("<number>")] | Annotated[WorkerRange, Tag("<range>")],
+        Discriminator(_form_of_workers),
+    ] = Field(
+        0,
+        description="data-parallel Ray workers; 0 trains in this process, without Ray; {min: 1, max: 8}: as many as "
+        "the cluster has room for",
     )
     threads: int = Field(1, ge=1, le=256, description="CPU threads of one worker; other counts give other bits")
     gpu: bool = Field(False, description="one GPU a worker")
@@ -230,6 +258,34 @@ class TrainStageConfig(Config):
         le=7 * 24 * 3600,
         description="a worker that is silent for so long, while others wait for it, counts as lost",
     )
+
+    @property
+    def fewest_workers(self) -> int:
+        """Workers that it starts with at least."""
+        return self.workers if isinstance(self.workers, int) else self.workers.min
+
+    @property
+    def most_workers(self) -> int:
+        """Workers where there is room for all."""
+        return self.workers if isinstance(self.workers, int) else self.workers.max
+
+    def worker_counts(self, recipe: Recipe, *, at_start: bool = False) -> list[int]:
+        """The numbers of workers that a run may have, the largest first: all divide its batches evenly.
+
+        A fixed number is that at the start, and any up to it after a loss.
+
+        Raises:
+            ValueError: there is none.
+        """
+        least = self.fewest_workers if at_start or isinstance(self.workers, WorkerRange) else 1
+        batches = [part.batch_size for part in recipe.in_stages]
+        found = [n for n in range(self.most_workers, least - 1, -1) if not any(batch % n for batch in batches)]
+        if not found:
+            told = ", ".join(map(str, sorted(set(batches))))
+            raise ValueError(
+                f"batch_size = {told} cannot be divided evenly among {self.workers} workers; change it or train.workers"
+            )
+        return found
 
 
 DECISIVE = {"workers", "threads", "gpu"}

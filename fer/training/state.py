@@ -1,14 +1,15 @@
 """All that a run needs to resume, in one object, and the files it is kept in.
 
 A file `state-<global step>.pt` is what `torch.save` writes, followed by a footer of 4 + 32 bytes: a mark, and the
-SHA-256 of all before it. Files appear by rename and the last two are kept, so that whatever happens to the newest,
-there is one whole state to resume from.
+SHA-256 of all before it. Files appear whole and the last two are kept, so that whatever happens to the newest, there is
+one whole state to resume from. They lie in a folder on a disk, or in an object store that all machines reach.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fer.console import log
-from fer.io.files import open_atomic, remove_leftovers
+from fer.io.storage import Folder
 from fer.training.job import TrainJob, decisive_versions
 
 SCHEMA = 3
@@ -139,7 +140,7 @@ class TrainState:
         """
         if self.fingerprint != job.fingerprint:
             raise StateError(f"the checkpoint belongs to run {self.fingerprint[:16]}, this is {job.fingerprint[:16]}")
-        if (self.world_size, self.threads) != (world_size, job.threads) and warn:
+        if self.global_step and (self.world_size, self.threads) != (world_size, job.threads) and warn:
             warn(
                 f"this run began with {self.world_size} worker(s) of {self.threads} thread(s) and resumes with "
                 f"{world_size} of {job.threads}: the same samples in the same order, but sums are rounded differently"
@@ -170,19 +171,20 @@ class TrainState:
         self.accepted.append({"epoch": self.epoch, "changed": changed})
         self.versions = now
 
-    def save(self, folder: Path) -> Path:
-        """Writes `state-<global step>.pt` and removes all but the last two."""
-        buffer = io.BytesIO()
+    def save(self, location: str | os.PathLike[str]) -> str:
+        """Writes `state-<global step>.pt` to a folder, and removes all but the last two; its name."""
+        buffer, folder = io.BytesIO(), Folder(location)
         torch.save({one.name: getattr(self, one.name) for one in fields(self)}, buffer)
-        path = folder / f"state-{self.global_step:08d}.pt"
-        with open_atomic(path, "wb") as handle:
-            handle.write(buffer.getbuffer())
-            handle.write(_MARK + hashlib.sha256(buffer.getbuffer()).digest())
+        digest = hashlib.sha256(buffer.getbuffer()).digest()
+        buffer.seek(0, os.SEEK_END)
+        buffer.write(_MARK + digest)
+        name = f"state-{self.global_step:08d}.pt"
+        folder.write(name, buffer.getvalue())
         _remove_older(folder)
-        return path
+        return name
 
     @classmethod
-    def load(cls, folder: Path) -> TrainState | None:
+    def load(cls, location: str | os.PathLike[str]) -> TrainState | None:
         """The newest whole state of a folder, or None where none was ever saved.
 
         A damaged file is reported and the one before it is taken. What killed writers left is removed: parts of
@@ -191,33 +193,33 @@ class TrainState:
         Raises:
             StateError: there are files, and none of them is whole.
         """
-        for leftover in folder.glob(".state-*.pt.tmp-*"):
-            remove_leftovers(folder, re.sub(r"^\.(.*)\.tmp-.*$", r"\1", leftover.name))
-        paths, problems = saved_states(folder), []
-        for path in paths:
+        folder = Folder(location)
+        folder.sweep("state-*.pt")
+        names, problems = state_names(folder), []
+        for name in names:
             try:
-                state = cls.read(path)
+                state = cls.read(folder, name)
             except StateError as error:
                 problems.append(str(error))
                 continue
-            for problem, damaged in zip(problems, paths, strict=False):
-                log.warning("%s; resuming from %s", problem, path.name)
-                damaged.unlink()
+            for problem, damaged in zip(problems, names, strict=False):
+                log.warning("%s; resuming from %s", problem, name)
+                folder.remove(damaged)
             if problems:
                 state.fallbacks += len(problems)
-                state.save(folder)  # else who loads it next would not know
+                state.save(location)  # else who loads it next would not know
             _remove_older(folder)
             return state
-        if paths:
+        if names:
             raise StateError(
-                "\n".join(problems) + f"\nno whole checkpoint is left: remove {folder} to start this run again"
+                "\n".join(problems) + f"\nno whole checkpoint is left: remove {folder.name} to start this run again"
             )
         return None
 
     @classmethod
-    def read(cls, path: Path) -> TrainState:
+    def read(cls, folder: Folder, name: str) -> TrainState:
         """One file. Raises StateError where it is cut, changed, or of another version of the format."""
-        data = memoryview(path.read_bytes())
+        data, path = memoryview(folder.read(name)), f"{folder.name}/{name}"
         body, footer = data[:-_FOOTER], data[-_FOOTER:]
         if len(data) < _FOOTER or footer != _MARK + hashlib.sha256(body).digest():
             raise StateError(f"{path}: damaged checkpoint (its SHA-256 does not match)")
@@ -227,11 +229,17 @@ class TrainState:
         return cls(**content)
 
 
-def _remove_older(folder: Path) -> None:
-    for old in saved_states(folder)[KEPT:]:
-        old.unlink(missing_ok=True)
+def _remove_older(folder: Folder) -> None:
+    for old in state_names(folder)[KEPT:]:
+        folder.remove(old)
+
+
+def state_names(folder: Folder) -> list[str]:
+    """Of the checkpoint files of a folder, newest first."""
+    names = [name for name in folder.names() if re.fullmatch(r"state-\d+\.pt", name)]
+    return sorted(names, key=lambda name: int(name[6:-3]), reverse=True)
 
 
 def saved_states(folder: Path) -> list[Path]:
-    """The checkpoint files of a folder, newest first."""
-    return sorted(folder.glob("state-*.pt"), key=lambda path: int(path.stem.rpartition("-")[2]), reverse=True)
+    """The checkpoint files of a folder on a disk, newest first."""
+    return [folder / name for name in state_names(Folder(folder))]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fer.console import log
+from fer.io.cache import local
 from fer.io.files import FileError, below, sha256
 from fer.labels import is_identities
 from fer.models import FerModel, create_model
@@ -50,7 +51,7 @@ class PartSource:
 
     Attributes:
         part: its name, or `WHOLE`.
-        path, digest: of the file; absolute, and its SHA-256.
+        path, digest: of the file; absolute, or its URL in a store; and its SHA-256.
         model, labels: of published weights in the register, whose files say neither; labels only where they are known.
     """
 
@@ -139,7 +140,7 @@ def load_whole(model: FerModel, source: PartSource, labels: Sequence[str]) -> li
         ValueError: a tensor that has no place in the model, or another shape there.
     """
     assert model.name is not None
-    path = Path(source.path)
+    path = local(source.path)
     if _is_ours(path):
         whole, info = load_model(path)
         state, theirs = whole.state_dict(), () if is_identities(info.label_space) else info.labels
@@ -179,7 +180,7 @@ def load_part(model: FerModel, source: PartSource) -> None:
         FileError: weights that cannot be read.
         ValueError: the model has no such part, or the weights are those of another network.
     """
-    part, path = source.part, Path(source.path)
+    part, path = source.part, local(source.path)
     if part not in list_parts(model):
         known = ", ".join(list_parts(model)) or "none"
         raise ValueError(f"{key_of(part)}: {model.name} has no such part; its parts: {known}")

@@ -56,6 +56,22 @@ TOY = {
 NANO = {**TOY, "model": "ddamfn_nano", "options": {"drop_rate": 0.2}}
 """For children that do not know the toy."""
 
+RIGHT = """\
+seed: 0
+run: {datasets: [toy], models: [nano]}
+datasets: {toy: {source: synthetic, scenes: 20}}
+crop: {}
+shard: {}
+train: {workers: 2}
+models: {nano: {recipe: ddamfn/nano}}
+evaluate: {}
+report: {}
+cluster: {}
+tracking: {}
+tune: {}
+"""
+"""A params.yaml that is valid as it stands, a line for each key, for tests that spoil one."""
+
 
 def make_project(
     root: Path,

@@ -71,7 +71,7 @@ def publish_training(
         "best_epoch": 7,
     }  # fmt: skip
     circumstances = {
-        "train": params.train.model_dump(), "seconds": 73.4, "images_per_second": 812.5, "resumes": 1,
+        "train": params.train.model_dump() | {"workers": 2}, "seconds": 73.4, "images_per_second": 812.5, "resumes": 1,
         "versions": {"python": "3.11.9", "torch": "2.13.0", "ray": "2.60.0"}, "hardware": "Some CPU, 2 cores, Linux",
         "git_commit": "0123456789abcdef0123456789abcdef01234567", "git_dirty": "true",
         "mlflow_run_id": mlflow_run_id,

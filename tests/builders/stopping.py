@@ -123,10 +123,10 @@ def make_repository(root: Path, *, epochs: int = 6, **train: object) -> Path:
     return root
 
 
-def start_repro(root: Path) -> subprocess.Popen[bytes]:
-    """`dvc repro` in a project, as a child."""
+def start_repro(root: Path, tool: str = "dvc") -> subprocess.Popen[bytes]:
+    """`dvc repro`, or `fer repro`, in a project, as a child."""
     return subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro"],
+        [sys.executable, "-m", tool, "repro"],
         cwd=root,
         env=environment() | {"PYTHONPATH": str(root)},
         stdout=subprocess.DEVNULL,

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from builders.projects import RIGHT
 
+from fer import cli
 from fer.cluster import jobs as job_client
 from fer.cluster.jobs import JobServer
 from fer.commands import jobs
@@ -152,6 +154,52 @@ def test_an_interruption_while_the_job_is_submitted_stops_the_job(
     assert taken["runtime_env"]["env_vars"]["PYTHONPATH"] == str(tmp_path)
     assert taken["metadata"]["fer.project_dir"] == str(tmp_path)
     assert server._client.stopped
+
+
+@pytest.mark.parametrize(
+    ("line", "words", "command"),
+    [
+        ("train --dataset toy --address http://h:1 --model nano", "--dataset toy --model nano", "pipelines.train"),
+        ("--address http://h:1 repro", "", "dvc repro"),
+        ("tune --dataset toy --upload --project-dir /p --model nano --trials 3 --address http://h:1",
+         "--dataset toy --model nano --trials 3", "fer tune"),
+        ("study noise --seeds 0 1 --address http://h:1 --detach", "noise --seeds 0 1", "fer study"),
+        ("reproduce ddamfn --tables 5 --address http://h:1", "ddamfn --tables 5", "fer reproduce"),
+    ],
+)  # fmt: skip
+def test_a_stage_gets_its_own_options_and_none_of_the_jobs(
+    line: str, words: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "params.yaml").write_text(RIGHT)
+    monkeypatch.chdir(tmp_path)
+    asked: list[Any] = []
+    monkeypatch.setattr(jobs, "submit", lambda *what, **options: asked.append((what, options)) or 0)
+    assert cli._main(["submit", *line.split()]) == 0
+    ((stage, own, address), options) = asked[0]
+    assert (own, address) == (words.split(), "http://h:1")
+    assert options["python"] == "python"
+    assert options["target"] == ("train@toy-nano" if stage == "train" else "")
+    assert " ".join(jobs.stage_command(stage, own, "python")) == f"python -m {command} {words}".strip()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train --model nano", "submit train: --dataset is missing; known: toy"),
+        ("train --dataset toy", "submit train: --model is missing; known: nano"),
+        ("study", "submit study: the name is missing"),
+        ("study noize", "did you mean 'noise'"),
+        ("reproduce ddanfn", "did you mean 'ddamfn'"),
+        ("tune --dataset toi --model nano", "did you mean 'toy'"),
+    ],
+)
+def test_what_a_job_would_refuse_is_refused_before_it_is_submitted(
+    line: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "params.yaml").write_text(RIGHT)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        cli._main(["submit", *line.split()])
 
 
 # ------------------------------------------------------------------------------------------------ uploaded code

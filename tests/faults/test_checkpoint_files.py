@@ -75,7 +75,7 @@ def _expect(work: Path, step: int) -> None:
 
 
 def test_writer_killed_after_any_byte_leaves_the_last_whole_checkpoint_and_nothing_else(tmp_path: Path) -> None:
-    whole = a_state(2).save(tmp_path / "sizes").stat().st_size
+    whole = (tmp_path / "sizes" / a_state(2).save(tmp_path / "sizes")).stat().st_size
     assert whole > 10 * EVERY
     work = tmp_path / "work"
     work.mkdir()
@@ -85,7 +85,7 @@ def test_writer_killed_after_any_byte_leaves_the_last_whole_checkpoint_and_nothi
 
 def test_damaged_checkpoint_is_counted_once_even_if_the_next_process_is_killed(tmp_path: Path) -> None:
     for step in (1, 2):
-        path = a_state(step).save(tmp_path)
+        path = tmp_path / a_state(step).save(tmp_path)
     path.write_bytes(path.read_bytes()[:-7])
     for _ in range(3):
         state = TrainState.load(tmp_path)

@@ -64,12 +64,12 @@ def survivors(folder: Path) -> tuple[dict[tuple[int, int], list[int]], int]:
     return taken, repeated
 
 
-@pytest.mark.parametrize("world_sizes", [pytest.param((2, 2), marks=pytest.mark.slow), (2, 1)])
+@pytest.mark.parametrize("world_sizes", [pytest.param((2, 2), marks=pytest.mark.slow), (2, 1), (1, 2)])
 def test_every_sample_of_the_surviving_history_was_consumed_as_often_as_drawn_and_in_order(
     world_sizes: tuple[int, int], tmp_path: Path
 ) -> None:
     job, draws = make_job(tmp_path, **UNDER_SAM), random.Random(4)
-    lost = (draws.randrange(2), draws.choice([3, 5]))  # after an update that no checkpoint follows
+    lost = (draws.randrange(world_sizes[0]), draws.choice([3, 5]))  # after an update that no checkpoint follows
     assert attempt(job, 0, world_sizes[0], kill=lost)[lost[0]] == -signal.SIGKILL
     assert attempt(job, 1, world_sizes[1]) == [0] * world_sizes[1]
     taken, repeated = survivors(tmp_path)

@@ -62,6 +62,7 @@ def test_rank_that_is_stopped_for_a_while_costs_that_while_and_no_bits(seconds: 
     assert_same_bits(final_state(held), final_state(whole))
 
 
+@pytest.mark.slow
 def test_rank_that_never_moves_again_ends_the_run_by_a_timeout_that_names_it(tmp_path: Path) -> None:
     job = make_job(tmp_path, epochs=2)
     ranks = start_ranks(job, tmp_path / "meeting", 4)

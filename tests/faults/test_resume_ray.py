@@ -66,12 +66,16 @@ def assert_resumes(root: Path, state: TrainState) -> None:
         assert [step for step, _ in curves[name]] == list(range(1, EPOCHS + 1)), name
 
 
+@pytest.mark.slow
 def test_killed_worker_is_replaced_and_the_files_are_the_same(undisturbed: TrainState, tmp_path: Path) -> None:
     stage, pids = start(tmp_path, max_failures=1)
     os.kill(pids[random.Random(7).randrange(2)], signal.SIGKILL)
     assert re.search(r"resuming from the last checkpoint with 2", finish(stage, timeout=280))
     assert_published(tmp_path, undisturbed)
     assert run_facts(tmp_path)["resumes"] == 1
+    ((_, curves),) = recorded(tmp_path)
+    assert {value for _, value in curves["workers"]} == {2}
+    assert {value for _, value in curves["worker_changes"]} == {1}
 
 
 @pytest.mark.slow
@@ -108,6 +112,7 @@ def test_lost_process_of_ray_ends_the_stage_with_its_name_and_the_same_command_r
     assert "the same command" in output
     assert "Traceback" not in output
     assert not still_alive(processes, 5), "workers train on"
+    assert [status for status, _ in recorded(tmp_path)] == ["FAILED"]
     assert_resumes(tmp_path, undisturbed)
     for folder in re.findall(r"logs of the local Ray cluster are kept in (\S+)", output):
         shutil.rmtree(folder, ignore_errors=True)  # where the second run has not

@@ -1,14 +1,18 @@
 """The crop stage over real photographs and hostile files: every image is a face or a counted reject, in order."""
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders.limits import patience
 from builders.places import contents
+from builders.store import s3_server
 
 from fer.cluster.config import ClusterConfig
 from fer.faces.blocks import crop_block
@@ -68,6 +72,34 @@ def crop(root: Path, test_data: Path, **settings: object) -> Path:
 def cropped(project: Path, test_data: Path) -> dict[str, bytes]:
     """The files of the stage with the default policies."""
     return contents(crop(project, test_data))
+
+
+def test_workers_that_see_no_folder_crop_from_a_store_to_the_same_bytes(
+    project: Path, cropped: dict[str, bytes], test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, weights = tmp_path / "project", tmp_path / "weights"
+    shutil.copytree(project / "data", root / "data")
+    shutil.copytree(test_data / "weights" / "yunet", weights / "yunet")
+    hidden = [root / "data" / "raw", weights]
+
+    def elsewhere(task: Any, work: Any, **_: object) -> Iterator[Any]:
+        for folder in hidden:
+            folder.rename(f"{folder}-hidden")
+        yield from [pickle.loads(pickle.dumps(task))(unit) for unit in work]
+        for folder in hidden:
+            Path(f"{folder}-hidden").rename(folder)
+
+    monkeypatch.setenv("FER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("fer.cluster.map.map_blocks", elsewhere)
+    config = CropConfig.model_validate({"detector": "yunet", "detector_weights": str(weights), "max_bad_fraction": 1.0})
+    with s3_server() as store:
+        made = crop_dataset(
+            "photos", dataset(project), config, ClusterConfig(), seed=0, root=root, storage=f"{store.url}/team"
+        )
+        sent = [path for method, path in store.asked if method == "PUT" and "/raw/" in path]
+    assert contents(made) == cropped
+    assert sent[-1].endswith("/source.json"), "written last"
+    assert not list((root / ".work").glob("crop/*/faces-*"))
 
 
 def images(folder: Path) -> tuple[list[str], dict[str, str]]:

@@ -20,12 +20,18 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return made
 
 
+@pytest.fixture(scope="module")
+def ran(project: Project) -> tuple[list[str], list[str]]:
+    """The stages that ran for one pair, and those that ran for the other crop after it."""
+    pair = project.started(project.dvc("repro", "evaluate_pair@two"))
+    return pair, project.started(project.dvc("repro", "crop@small"))
+
+
 @pytest.mark.timeout(600)
-def test_a_pair_runs_on_its_own_crop_and_no_other_is_made(project: Project) -> None:
+def test_a_pair_runs_on_its_own_crop_and_no_other_is_made(project: Project, ran: tuple[list[str], list[str]]) -> None:
     made = [f"{stage}@small_64" for stage in ("download", "crop", "shard")]
-    ran = project.started(project.dvc("repro", "evaluate_pair@two"))
-    assert ran == ["plan", *made, "train_pair@two", "evaluate_pair@two"]
-    assert project.started(project.dvc("repro", "crop@small")) == ["plan", "download@small", "crop@small"]
+    assert ran[0] == ["plan", *made, "train_pair@two", "evaluate_pair@two"]
+    assert ran[1] == ["plan", "download@small", "crop@small"]
     faces = (project.root / "data" / "faces" / name / "faces.json" for name in ("small", "small_64"))
     assert [json.loads(path.read_text())["crop"]["size"] for path in faces] == [112, 64]
     assert (project.root / "evaluated" / "small_64" / "second" / "test.json").is_file()
@@ -41,6 +47,7 @@ def test_a_pair_runs_on_its_own_crop_and_no_other_is_made(project: Project) -> N
     ],
 )
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ran")
 def test_own_settings_make_only_their_own_stage_run_again(
     key: str, value: object, expected: list[str], project: Project
 ) -> None:

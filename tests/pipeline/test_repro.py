@@ -54,7 +54,12 @@ def test_everything_runs_once_then_nothing_then_only_what_changed(project: Proje
     ("file", "old", "new", "expected"),
     [
         ("fer/recipes/btn.yaml", "  weight_decay: 0.05\n", "  weight_decay: 0.04\n", {"train@small-second"}),
-        ("fer/sources/synthetic.py", "import os\n", "import os\n\nEDITED = 1\n", {"download@small", "crop@small"}),
+        (
+            "fer/sources/synthetic.py",
+            "import signal\n",
+            "import signal\n\nEDITED = 1\n",
+            {"download@small", "crop@small"},
+        ),
     ],
 )
 @pytest.mark.timeout(600)

@@ -15,15 +15,13 @@ from builders.limits import patience
 from builders.projects import REPOSITORY
 from dvc_project import clone
 
-TINY = {"SCENES": "120", "EPOCHS": "1", "WORKERS": "0", "IMAGES": "112"}
-
 
 def blocks() -> list[str]:
     text = (REPOSITORY / "docs" / "tutorial.md").read_text("utf-8")
     return re.findall(r"^```sh\n# run\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-def replay(root: Path, **settings: str) -> str:
+def replay(root: Path) -> str:
     """All blocks in one shell, as a reader types them; what they print."""
     project = clone(root)
     git = ["git", "-C", str(root), "-c", "user.name=reader", "-c", "user.email=reader@localhost"]
@@ -40,7 +38,7 @@ def replay(root: Path, **settings: str) -> str:
         cwd=project.root,
         env={**kept, "PATH": path, "PYTHONPATH": str(root), "DVC_NO_ANALYTICS": "1", "GIT_AUTHOR_NAME": "reader",
              "GIT_AUTHOR_EMAIL": "reader@localhost", "GIT_COMMITTER_NAME": "reader",
-             "GIT_COMMITTER_EMAIL": "reader@localhost", **settings},
+             "GIT_COMMITTER_EMAIL": "reader@localhost"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -51,25 +49,17 @@ def replay(root: Path, **settings: str) -> str:
     return done.stdout
 
 
-def check(root: Path, out: str) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_tutorial_works_as_it_is_printed_and_the_model_learns(tmp_path: Path) -> None:
+    root = tmp_path / "fer"
+    out = replay(root)
     for dataset, model in (("synthetic", "ddamfn_nano"), ("my_folders", "ddamfn_nano"), ("my_folders", "my_net")):
         assert json.loads((root / "evaluated" / dataset / model / "test.json").read_text())["rows"] > 0
     started = [line.split("'")[1] for line in out.splitlines() if line.startswith("Running stage")]
     assert started.count("train@my_folders-ddamfn_nano") == 1
     assert started.count("train@my_folders-my_net") == 1
     assert re.search(r"photo\.png  face 1  .*[a-z]+ 0\.\d+", out)
-
-
-@pytest.mark.timeout(2400)
-def test_the_tutorial_works_on_the_smallest_settings(tmp_path: Path) -> None:
-    check(tmp_path / "fer", replay(tmp_path / "fer", **TINY))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_the_tutorial_works_as_it_is_printed_and_the_model_learns(tmp_path: Path) -> None:
-    root = tmp_path / "fer"
-    check(root, replay(root))
     result = json.loads((root / "evaluated/synthetic/ddamfn_nano/test.json").read_text())
     assert result["accuracy"] > 0.3, "seven classes; chance is 0.14"
 

@@ -35,7 +35,7 @@ def test_the_same_request_gives_the_same_bytes_on_one_core_and_on_many(
 ) -> None:
     monkeypatch.setattr(synthetic, "BLOCK_ROWS", 2)
     many = download_dataset("set", small(), seed=3, root=tmp_path / "many")
-    monkeypatch.setattr(synthetic.os, "sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr(synthetic.processes, "cpus", lambda: 1)
     one = download_dataset("set", small(), seed=3, root=tmp_path / "one")
     assert len(contents(one)) == 4
     assert contents(one) == contents(many)
@@ -110,7 +110,7 @@ def test_a_failed_renderer_is_an_error_and_leaves_nothing(tmp_path: Path, monkey
     def fail(*_: object) -> dict[str, int]:
         raise FileError("disk full")
 
-    monkeypatch.setattr(synthetic.os, "sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr(synthetic.processes, "cpus", lambda: 1)
     monkeypatch.setattr(synthetic, "render_block", fail)
     with pytest.raises(FileError):
         download_dataset("set", small(), seed=3, root=tmp_path)

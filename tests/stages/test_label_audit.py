@@ -108,12 +108,12 @@ def test_each_row_is_predicted_by_the_model_that_did_not_train_on_it(tmp_path: P
     kept: dict[int, Any] = {}
     read = audit_stage._held_out
 
-    def keep(cell: Any, device: str) -> Any:
+    def keep(cell: Any, *given: Any) -> Any:
         model, state = build_model(cell.job), TrainState.load(Path(cell.job.work_dir))
         assert state is not None
         model.load_state_dict(state.best_model)
         kept[cell.fold] = model
-        return read(cell, device)
+        return read(cell, *given)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(audit_stage, "_held_out", keep)

@@ -12,10 +12,12 @@ import pytest
 import torch
 from builders.mlflow_runs import client, give_store
 from builders.projects import make_project, write_params
+from builders.runs import elsewhere, final_state, run_ranks
 from builders.shards import make_shards
-from builders.stopping import interrupted_after_a_cell
+from builders.stopping import interrupted_after_a_cell, wait_until
 
-from fer.config import ConfigError
+from fer.cluster.session import connect
+from fer.config import ConfigError, parse
 from fer.io.files import read_json
 from fer.models import create_model
 from fer.models.ddamfn import attention_loss
@@ -24,7 +26,7 @@ from fer.shards.manifest import load_manifest
 from fer.stages import study as study_stage
 from fer.stages.study import _assignments, make_plan, run
 from fer.studies import Study, StudyOptions, lhc_analysis, list_studies, load_study, row_recipe
-from fer.studies.cell import train_cell
+from fer.studies.cell import measure_cell
 from fer.studies.results import markdown, summarize
 from fer.training.learner import Learner
 from fer.training.recipe import Recipe, load_recipe
@@ -219,6 +221,37 @@ def test_on_ray_the_results_are_the_same(params: Params) -> None:
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_cells_on_two_workers_each_have_the_bits_of_two_ranks_and_leave_no_place_taken(
+    params: Params, tmp_path: Path
+) -> None:
+    import ray
+    from ray.util import placement_group_table
+
+    options = StudyOptions(smoke=True, workers_per_cell=2)
+    plan = make_plan(params, "own.yaml", load_study("own.yaml", params.root), options)
+    with connect(params.cluster):  # of two CPUs: one cell at a time
+        cells = read_json(run(params, "own.yaml", options) / "results.json")["cells"]
+        wait_until(lambda: ray.available_resources().get("CPU") == 2)
+        wait_until(lambda: {one["state"] for one in placement_group_table().values()} == {"REMOVED"})
+    assert [cell["workers"] for cell in cells] == [2, 2]
+    job = elsewhere(plan.cells[1].job, tmp_path / "alone")
+    assert run_ranks(job, 2, tmp_path / "meeting") == [0, 0]
+    alone, _ = measure_cell(job, final_state(job), "cpu", kind="table", tta="none")
+    assert {**cells[1], **alone, "seconds": 0} == {**cells[1], "seconds": 0}
+
+
+def test_workers_of_a_cell_that_cannot_split_its_batch_are_refused_before_anything_starts(params: Params) -> None:
+    options = StudyOptions(smoke=True, workers_per_cell=3)
+    with pytest.raises(ConfigError, match=r"--workers-per-cell 3: row 'plain': batch_size = 16 .* 3 workers$"):
+        run(params, "own.yaml", options)
+    assert not (params.root / ".work").exists()
+    with pytest.raises(ConfigError, match="workers_per_cell = 2"):
+        parse(StudyOptions, {"workers": 0, "workers_per_cell": 2}, "fer study")
+
+
 def test_unknown_rows_and_studies_are_rejected(params: Params) -> None:
     with pytest.raises(ConfigError, match=r"no row 'plane' - did you mean 'plain'\?; the rows: plain, without heads"):
         run(params, "own.yaml", StudyOptions(rows=("plane",)))
@@ -282,6 +315,9 @@ def test_each_finished_cell_of_a_stopped_study_is_in_mlflow_with_its_duration(
     assert done["status"] == "FINISHED"
     assert done["metrics"]["test_accuracy"] == read_json(result)["test_accuracy"]
     assert done["parent"] == runs["A table of two"]["id"]
+    assert done["data"] == {"tiny-train", "tiny-validation", "tiny-test"}
+    for one, kind in ((runs["A table of two"], "study"), (done, "cell")):
+        assert {"fer.kind": kind, "dataset": "tiny", "model": "ddamfn_nano"}.items() <= one["tags"].items()
     folder = result.parent
     written = min(path.stat().st_mtime_ns for path in folder.iterdir()) / 1e6
     assert done["start"] - 1 <= written <= done["end"] + 1, "opened before the cell wrote anything"
@@ -295,6 +331,9 @@ def test_each_finished_cell_of_a_stopped_study_is_in_mlflow_with_its_duration(
         assert runs.keys() == {"A table of two", "plain, tiny, seed 0", "without heads, tiny, seed 0"}
         assert runs["plain, tiny, seed 0"] == done, "it is recorded once"
         assert {one["status"] for one in runs.values()} == {"FINISHED"}
+        best = max(one["metrics"]["val_accuracy"] for name, one in runs.items() if name != "A table of two")
+        totals = {"cells": 2, "failed_cells": 0, "best_val_accuracy": best}
+        assert runs["A table of two"]["metrics"] == totals
         assert runs["without heads, tiny, seed 0"]["metrics"].keys() == done["metrics"].keys()
 
 
@@ -367,6 +406,8 @@ def _runs(params: Params) -> dict[str, dict[str, Any]]:
             "start": run.info.start_time,
             "end": run.info.end_time,
             "metrics": run.data.metrics,
+            "tags": run.data.tags,
+            "data": {one.dataset.name for one in run.inputs.dataset_inputs},
             "parent": run.data.tags.get("mlflow.parentRunId"),
         }
         for run in found
@@ -586,8 +627,8 @@ def test_detraining_gives_back_the_bits_that_a_block_had_before_its_training(par
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fer.training.loop.Learner", Watched)
-        train_cell(plan, plan.cells[0])
-        train_cell(plan, cell)
+        plan.train(plan.cells[0])
+        plan.train(cell)
     first = lhc_analysis.initial(cell.job).state_dict()
     blocks = [name for name in first if name.startswith("lhc.")]
     assert len(blocks) == 5 * 7

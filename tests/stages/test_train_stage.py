@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,17 @@ from builders.shards import LABELS
 from fer import cli
 from fer.console import log
 from fer.io.files import FileError, sha256
+from fer.io.storage import Folder
 from fer.labels import SPACES
 from fer.models import create_model
 from fer.params import Params, load
+from fer.processes import Interrupted
 from fer.stages import study
+from fer.stages import train as stage
 from fer.stages.train import run as run_training
 from fer.studies import StudyOptions
 from fer.training import job, learner, loop
+from fer.training.progress import Progress, record_change
 from fer.training.recipe import load_recipe
 from fer.training.state import TrainState, VersionsError, saved_states
 from fer.weights.store import save_model
@@ -211,6 +216,51 @@ def test_a_run_is_ranked_by_its_selected_epoch_and_not_by_its_last(
         assert metrics[f"best_{name}"] == best[name]
     assert metrics["best_epoch"] == best["best_epoch"]
     assert metrics["val_loss"] != best["val_loss"]
+
+
+def test_a_run_tells_from_its_start_what_it_trains_on_and_is_closed_by_whatever_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    params = load(give_store(make_project(tmp_path, recipe=TOY)) / "params.yaml")
+    for error, status in ((KilledError("out of memory"), "FAILED"), (Interrupted(signal.SIGTERM), "KILLED")):
+
+        def fail(*_: object, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr(stage, "_announce", fail)
+        with pytest.raises(type(error)):
+            run_training(params, "tiny", "toy")
+        (run,) = runs(tmp_path)
+        assert run.info.status == status
+        data = {one.dataset.name: one.tags[0].value for one in run.inputs.dataset_inputs}
+        assert data == {"tiny-train": "training", "tiny-validation": "validation"}
+        assert run.data.metrics.keys() == {"parameters"}
+        assert (run.data.tags["model"], run.data.tags["last_error"]) == ("toy", "out of memory")
+
+
+def test_a_run_tells_each_change_of_its_workers_as_it_happens(tmp_path: Path) -> None:
+    class Recorded:
+        def __init__(self) -> None:
+            self.metrics: list[tuple[int, dict[str, float]]] = []
+            self.tags: dict[str, object] = {}
+
+        def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+            self.metrics.append((step, metrics))
+
+        def set_tags(self, tags: dict[str, object]) -> None:
+            self.tags |= tags
+
+    tracked = Recorded()
+    begun = tmp_path / "begun"
+    with stage.Recorder("train", Folder(str(tmp_path)), 9, tracked, list, begun) as recorder:  # type: ignore[arg-type]
+        recorder.on_step(Progress(1, 9, step=1, steps=4, images_per_second=1.0, pids=(1, 2)))
+        record_change(str(tmp_path), why="worker 1: connection reset", workers=2, resumed_with=1)
+        recorder.on_change("worker 1: connection reset")
+    assert tracked.metrics == [(1, {"worker_changes": 1})]
+    ((tag, reason),) = tracked.tags.items()
+    assert tag.startswith("worker_change.")
+    assert reason == "after epoch 1: worker 1: connection reset"
 
 
 def test_a_flipped_byte_in_a_shard_stops_before_the_first_step(tmp_path: Path) -> None:

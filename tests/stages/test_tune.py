@@ -1,4 +1,4 @@
-"""`fer tune`: a real search that loses its driver and has a trial that cannot run; and checks of params.yaml."""
+"""`fer tune`: a real search that loses its driver, has a trial that cannot run, and confirms its winner."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Searched:
         "epochs": 2,
         "grace_epochs": 1,
         "max_concurrent": 1,
+        "seeds": 1,
         "metric": "val_loss",
         "space": {
             "learning_rate": {"low": 1e-4, "high": 0.1, "log": True},
@@ -71,7 +72,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Searched:
             break
     first.send_signal(signal.SIGKILL)
     first.wait(30)
-    assert lines, "the first attempt ended no trial"
+    assert lines[-1].startswith("trial 1:"), "".join(lines)
     before = _pids_of_first_trial(root)
     second = _tune(root)
     output, _ = second.communicate(timeout=240)
@@ -87,11 +88,27 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Searched:
 def test_every_trial_reaches_a_final_state(searched: Searched) -> None:
     evidence = read_json(searched.root / "tuned" / "tiny" / "toy.json")
     states = [trial["status"] for trial in evidence["trials"]]
-    assert states == ["finished", "failed"]
+    assert states == ["finished", "failed", "finished"]
     assert "dropout probability" in evidence["trials"][1]["reason"]
     assert "options.drop_rate" in searched.output
     assert evidence["seed"] == 3
     assert evidence["budget"]["trials"] == 2
+
+
+@pytest.mark.ray
+def test_the_winner_is_trained_again_under_another_seed(searched: Searched) -> None:
+    evidence = read_json(searched.root / "tuned" / "tiny" / "toy.json")
+    first, _, again = evidence["trials"]
+    assert again["values"] == first["values"] | {"seed": 4}
+    assert again["best"] != first["best"]
+    assert evidence["best"] == first["best"]
+    assert evidence["confirmed"]["winner"] == {
+        "count": 1, "mean": again["best"], "std": None, "low": None, "high": None
+    }  # fmt: skip
+    said = f"The winner, 1 more seed: val_loss {again['best']:.4f}; in the search {first['best']:.4f}."
+    assert f"# {said}" in (searched.root / "tuned" / "tiny" / "toy.yaml").read_text()
+    charts = list((searched.root / "mlartifacts").rglob("trials.svg"))
+    assert len(charts) == 1
 
 
 @pytest.mark.ray
@@ -112,8 +129,8 @@ def test_trials_are_nested_runs_of_one_parent_that_end_without_repeated_steps(se
     assert len(search_runs) == 1
     assert runs[search_runs[0]][1] == "FINISHED"
     trials = sorted(value for key, value in runs.items() if key in parents)
-    assert [name for name, _ in trials] == ["toy trial 1", "toy trial 2"]
-    assert [status for _, status in trials] == ["FINISHED", "FAILED"]
+    assert [name for name, _ in trials] == ["toy trial 1", "toy trial 2", "toy trial 3, seed 4"]
+    assert [status for _, status in trials] == ["FINISHED", "FAILED", "FINISHED"]
     assert set(parents.values()) == set(search_runs)
     assert not doubled
 
@@ -128,7 +145,7 @@ def test_the_printed_line_selects_the_best_recipe(searched: Searched) -> None:
     best = next(one for one in evidence["trials"] if one["number"] == evidence["best_trial"])
     assert tuned.learning_rate == best["values"]["learning_rate"]
     assert tuned.epochs == TOY["epochs"], "a trial is short, the recipe keeps its own length"
-    rated = [one["best"] for one in evidence["trials"] if one["status"] != "failed"]
+    rated = [one["best"] for one in evidence["trials"] if one["status"] != "failed" and "seed" not in one["values"]]
     assert best["best"] == min(rated)
 
 

@@ -191,7 +191,7 @@ def test_every_option_of_a_recipe_trains_and_reports_progress(recipe: dict[str, 
     assert steps == [1, 2, 3, 4, 5]
     assert list(records[0]) == [
         "epoch", "stage", "learning_rate", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
-        "val_balanced_accuracy", "seconds", "images_per_second", "waiting_for_data",
+        "val_balanced_accuracy", "seconds", "images_per_second", "waiting_for_data", "workers",
     ]  # fmt: skip
     assert state.best_epoch == 1
     assert 0 < records[0]["waiting_for_data"] < 1

@@ -56,7 +56,7 @@ def test_a_damaged_file_falls_back_to_the_one_before_with_a_warning(
     damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     a_state(1).save(tmp_path)
-    path = a_state(2).save(tmp_path)
+    path = tmp_path / a_state(2).save(tmp_path)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     whole = path.read_bytes()
@@ -73,7 +73,7 @@ def test_a_damaged_file_falls_back_to_the_one_before_with_a_warning(
 
 def test_no_whole_file_left_is_an_error_that_names_them_and_keeps_them(tmp_path: Path) -> None:
     for step in (1, 2):
-        a_state(step).save(tmp_path).write_bytes(b"rubbish")
+        (tmp_path / a_state(step).save(tmp_path)).write_bytes(b"rubbish")
     with pytest.raises(StateError, match=r"state-00000002\.pt[\s\S]*state-00000001\.pt[\s\S]*remove"):
         TrainState.load(tmp_path)
     assert len(saved_states(tmp_path)) == 2
