@@ -99,16 +99,22 @@ class SearchRange(Config):
 class TuneConfig(Config):
     """A search: what proposes the trials, what stops the poor ones early, and how the winner is confirmed."""
 
-    method: Literal["tpe", "grid"] = Field(
-        default="tpe", description="tpe: Optuna proposes by what it has seen; grid: every combination of the choices"
+    method: Literal["tpe", "grid", "pbt"] = Field(
+        default="tpe",
+        description="tpe: Optuna proposes by what it has seen; grid: every combination of the choices; pbt: a "
+        "population, of which the worst continue from the best with parameters changed",
     )
-    trials: int = Field(default=8, ge=1, le=100_000, description="how many sets of parameters tpe tries")
+    trials: int = Field(
+        default=8, ge=1, le=100_000, description="how many sets of parameters tpe tries; pbt: members of the population"
+    )
     epochs: int = Field(default=6, ge=1, le=10_000, description="epochs of a trial that is not stopped")
     stopping: Literal["asha", "median", "none"] = Field(
         default="asha",
         description="asha: the best of each rung continue; median: those below the median of the others end",
     )
-    grace_epochs: int = Field(default=2, ge=1, le=10_000, description="epochs before a trial may be stopped")
+    grace_epochs: int = Field(
+        default=2, ge=1, le=10_000, description="epochs before a trial may be stopped; pbt: epochs of a generation"
+    )
     reduction_factor: int = Field(default=3, ge=2, le=100, description="asha: one in so many continues at each rung")
     seeds: int = Field(
         default=3, ge=0, le=100, description="further seeds under which the winner and the recipe as it is are trained"
@@ -162,6 +168,14 @@ class TuneConfig(Config):
             )
         if self.cost and self.metric == "val_loss":
             raise ValueError(f"cost = {self.cost}: set metric to an accuracy")
+        if self.method == "pbt":
+            if self.cost or self.stopping != "none" or "patience" in self.space or self.trials < 2:
+                raise ValueError("method = pbt: needs trials >= 2 and stopping: none, and no cost or space.patience")
+            if self.epochs % self.grace_epochs:
+                raise ValueError(
+                    f"method = pbt: epochs = {self.epochs} are no whole number of generations of grace_epochs = "
+                    f"{self.grace_epochs}"
+                )
         if self.method == "grid":
             ranges = [name for name, span in self.space.items() if span.choices is None]
             if ranges:
@@ -184,8 +198,13 @@ class TuneConfig(Config):
 
     @property
     def planned(self) -> int:
-        """How many sets of parameters are tried."""
-        return len(self.grid) if self.method == "grid" else self.trials
+        """How many sets of parameters are tried; of a population, in all its generations."""
+        return len(self.grid) if self.method == "grid" else self.trials * self.generations
+
+    @property
+    def generations(self) -> int:
+        """Of a population; 1 for other methods."""
+        return self.epochs // self.grace_epochs if self.method == "pbt" else 1
 
 
 def check_space(recipe: Recipe, config: TuneConfig, where: str, place: str = "tune") -> None:
@@ -196,6 +215,9 @@ def check_space(recipe: Recipe, config: TuneConfig, where: str, place: str = "tu
     Args:
         where: file that the space comes from. place: dotted path of the section in it.
     """
+    if config.method == "pbt" and recipe.stages:
+        raise ConfigError(f"{where}: {place}.method = pbt: the recipe has stages of its own")
+    epochs = config.epochs // config.generations
     batches = config.space.get("batch_size")
     if batches is None or batches.when:
         _check_batches(recipe, config.workers_per_trial, f"{where}: {place}: ")
@@ -207,7 +229,7 @@ def check_space(recipe: Recipe, config: TuneConfig, where: str, place: str = "tu
         numbers = (low, high, low + (1 if span.integer else (high - low) / 2**0.5))
         for value in span.choices or (map(int, numbers) if span.integer else numbers):
             try:
-                changed = vary(recipe, given[name] | {name: value, "epochs": config.epochs}, "a recipe")
+                changed = vary(recipe, given[name] | {name: value, "epochs": epochs}, "a recipe")
                 if name == "batch_size":
                     _check_batches(changed, config.workers_per_trial)
             except ConfigError as error:

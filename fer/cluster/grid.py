@@ -1,4 +1,4 @@
-"""Ray Tune: the trials of a search, proposed by Optuna or a grid and stopped early."""
+"""Ray Tune: the trials of a search, side by side and stopped early."""
 
 from __future__ import annotations
 
@@ -7,30 +7,27 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import optuna
 from ray import tune
-from ray.tune.result import TRAINING_ITERATION
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 from ray.tune.stopper import Stopper
 
 from fer import processes
 from fer.cluster import compat
-from fer.cluster.config import COSTS, ClusterConfig, SearchRange, TuneConfig
+from fer.cluster.config import COSTS, ClusterConfig, TuneConfig
 from fer.cluster.nodes import require, with_inputs
+from fer.cluster.proposals import Listed, generation, proposals
 from fer.cluster.ranks import places
 from fer.cluster.session import Cluster, connect, run_in_thread
 from fer.cluster.trials import NUMBER, TrialLog, TrialPlan, Values, own_values, run_trial
 from fer.console import log
 
-RANDOM_TRIALS = 5
 _STOP_SECONDS = 3.0
 
 
@@ -55,18 +52,35 @@ def search(
         require(**size, wait_minutes=cluster.wait_minutes)
         sent = replace(plan, job=with_inputs(plan.job, plan.storage, session.address))
         run = partial(_run, sent, record, session, poll, Path(plan.job.work_dir, "ray"))
-        run(
-            min(config.max_concurrent or config.planned, config.planned),
-            num_samples=config.planned, search_alg=_proposals(plan, config, mode, own),
-            scheduler=_scheduler(plan, config, mode),
-            time_budget_s=config.time_budget_minutes * 60 if config.time_budget_minutes else None,
-        )  # fmt: skip
+        started, budget = time.monotonic(), config.time_budget_minutes
+        for count, searcher in _rounds(plan, config, mode, own, record):
+            left = budget * 60 - (time.monotonic() - started) if budget else None
+            if left is None or left > 0:
+                run(
+                    min(config.max_concurrent or count, count), num_samples=count, search_alg=searcher,
+                    scheduler=_scheduler(plan, config, mode), time_budget_s=left,
+                )  # fmt: skip
         if record.all_failed():
             reasons = "\n".join(f"trial {trial.number}: {trial.reason}" for trial in record.searched if trial.reason)
             raise ValueError(f"the first trials all failed, the search was ended:\n{reasons}")
         if repeats := record.repeats(config.seeds, config.planned, own or {}):
             log.info("the winner, and the recipe as it is, under %d more seeds", config.seeds)
-            run(config.max_concurrent or len(repeats), num_samples=len(repeats), search_alg=_Listed(repeats))
+            run(config.max_concurrent or len(repeats), num_samples=len(repeats), search_alg=Listed(repeats))
+
+
+def _rounds(
+    plan: TrialPlan, config: TuneConfig, mode: str, own: Values | None, record: TrialLog
+) -> Iterator[tuple[int, Searcher]]:
+    """What is tried side by side, and how many that are: all trials, or one generation after the other."""
+    if config.method != "pbt":
+        yield config.planned, proposals(plan, config, mode, own)
+        return
+    for number in range(config.generations):
+        log.info("generation %d of %d", number + 1, config.generations)
+        found = generation(number, plan, config, record, own)
+        if not found:
+            return
+        yield len(found), Listed(found)
 
 
 def _run(
@@ -164,98 +178,3 @@ def _scheduler(plan: TrialPlan, config: TuneConfig, mode: str) -> TrialScheduler
     if config.stopping == "median":  # it pauses no trial in favor of others: a paused one would begin again
         return MedianStoppingRule(min_time_slice=math.inf, **common)
     return FIFOScheduler()
-
-
-def _proposals(plan: TrialPlan, config: TuneConfig, mode: str, own: Values | None) -> Searcher:
-    """TPE over the space, seeded, or its grid; the recipe's `own` values come first: the search knows what to beat."""
-    if config.method == "grid":
-        points = sorted(config.grid, key=lambda values: values != own)
-        return _Listed([{**values, NUMBER: number} for number, values in enumerate(points, start=1)])
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return _NumberedSearch(
-        space=partial(propose, config.space),
-        metric=[plan.metric, config.cost] if config.cost else plan.metric,
-        mode=[mode, "min"] if config.cost else mode,
-        sampler=optuna.samplers.TPESampler(seed=plan.job.seed, n_startup_trials=RANDOM_TRIALS),
-        points_to_evaluate=[own] if own else None,
-    )
-
-
-def propose(space: Mapping[str, SearchRange], trial: optuna.Trial) -> None:
-    """Lets Optuna choose the parameters that exist beside each other, from the first to the last."""
-    values: Values = {}
-    for name, span in space.items():
-        if not span.exists(values):
-            continue
-        if span.choices is not None:
-            values[name] = trial.suggest_categorical(name, span.choices)
-        elif span.integer:
-            values[name] = trial.suggest_int(name, int(span.low or 0), int(span.high or 0), log=span.log)
-        else:
-            values[name] = trial.suggest_float(name, span.low, span.high, log=span.log)
-
-
-def importance(record: TrialLog, space: Mapping[str, SearchRange]) -> dict[str, float]:
-    """Of each parameter that all trials have, the fraction of the variance of their results that it explains.
-
-    By Optuna's fANOVA (Hutter, Hoos and Leyton-Brown, ICML 2014), the largest first; nothing for fewer than four trials
-    or equal results.
-    """
-    rows = [trial for trial in record.searched if trial.best is not None and trial.status != "failed"]
-    if len(rows) < 4 or len({trial.best for trial in rows}) == 1:
-        return {}
-    study = optuna.create_study(direction="maximize" if record.higher_is_better else "minimize")
-    for trial in rows:
-        found = optuna.trial.FixedTrial(trial.values)
-        propose(space, found)
-        study.add_trial(
-            optuna.trial.create_trial(params=found.params, distributions=found.distributions, value=trial.best)
-        )
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    return {
-        name: round(value, 4)
-        for name, value in optuna.importance.get_param_importances(study, evaluator=evaluator).items()
-    }
-
-
-class _Listed(Searcher):  # type: ignore[misc]
-    """Proposes what is in a list."""
-
-    def __init__(self, proposals: Sequence[Values]) -> None:
-        super().__init__()
-        self._proposals = iter(proposals)
-
-    def suggest(self, trial_id: str) -> Any:
-        return next(self._proposals, Searcher.FINISHED)
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing is learned."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing is restored."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing is restored."""
-
-
-class _NumberedSearch(OptunaSearch):  # type: ignore[misc]
-    """Numbers the proposals: number and values identify a trial."""
-
-    proposed = 0
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._reported: dict[str, int] = {}
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        # A trial whose process was lost reports its epochs again, of which Optuna keeps the first values and warns.
-        if result[TRAINING_ITERATION] > self._reported.get(trial_id, 0):
-            self._reported[trial_id] = result[TRAINING_ITERATION]
-            super().on_trial_result(trial_id, result)
-
-    def suggest(self, trial_id: str) -> Any:
-        values = super().suggest(trial_id)
-        if isinstance(values, dict):
-            self.proposed += 1
-            values[NUMBER] = self.proposed
-        return values

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,13 @@ from fer.training.loop import DivergedError, build_model, train
 from fer.training.metrics import best_metrics
 from fer.training.progress import FILE_NAME as PROGRESS
 from fer.training.recipe import Recipe, vary
+from fer.training.state import TrainState
 
 NUMBER = "trial"
 SEED = "seed"
+STAGES, PARENT = "stages", "parent"
+"""Of a population's member (`fer.cluster.proposals`), beside the values of its own stage: all its recipe's stages, and
+the key of the trial that has trained all but the last."""
 MIN_FAILED_TRIALS = 3  # that fail before any other ends: then the search is ended
 _DIVERGED = "diverged.txt"  # in a trial's folder: why it must not be trained again
 _ENDED = ("finished", "stopped early", "failed")
@@ -82,13 +86,19 @@ class TrialPlan:
     def trial_job(self, key: str, values: Values) -> TrainJob:
         """What a trial trains: the values in place of the recipe's own, at the length of a trial, to be validated."""
         fixed = {"epochs": self.epochs, "protocol": "validation", "selection": "best"}
-        recipe = vary(self.job.recipe, {**unseeded(values), **fixed}, "tune.space")
+        recipe = vary(self.job.recipe, {**recipe_values(values), **fixed}, "tune.space")
         work, seed = inside(self.work, key), values.get(SEED, self.job.seed)
         return replace(self.job, recipe=recipe, work_dir=work, fingerprint=key, seed=seed)
 
+    def epochs_of(self, values: Values) -> int:
+        """Of a trial that is not stopped."""
+        return sum(part.epochs for part in self.trial_job("", values).recipe.in_stages)
 
-def unseeded(values: Values) -> Values:
-    """The values that a recipe has, of a trial that may be one under another seed."""
+
+def recipe_values(values: Values) -> Values:
+    """What a trial's recipe has in place of the given one's own."""
+    if STAGES in values:
+        return {STAGES: values[STAGES]}
     return {name: value for name, value in values.items() if name != SEED}
 
 
@@ -123,10 +133,11 @@ def run_trial(config: Values, report: Callable[[Mapping[str, float]], object], p
         raise DivergedError(reason.decode())
     reported, job = 0, plan.trial_job(key, values)
     cost = _cost(plan.cost, job, work) if plan.cost else {}
+    own = len(values.get(STAGES, [None]))  # the stage of a member that counts: those before are its parent's
 
     def on_epoch(record: Mapping[str, float]) -> None:
         nonlocal reported
-        if record["epoch"] > reported:
+        if record["epoch"] > reported and record.get("stage", own) >= own:
             reported = int(record["epoch"])
             if not math.isfinite(record[plan.metric]):
                 raise DivergedError(f"{plan.metric} is {record[plan.metric]} after epoch {reported}")
@@ -134,8 +145,10 @@ def run_trial(config: Values, report: Callable[[Mapping[str, float]], object], p
 
     for record in (work.find_json(PROGRESS) or {"records": []})["records"]:
         on_epoch(record)
-    if reported >= plan.epochs:
+    if reported >= plan.epochs_of(values):
         return
+    if PARENT in values:
+        _inherit(inside(plan.work, values[PARENT]), job)
     try:
         if plan.workers > 1:
             train_ranks(job, plan.workers, gpu=plan.gpu, timeout_seconds=plan.timeout_seconds, on_epoch=on_epoch)
@@ -144,6 +157,12 @@ def run_trial(config: Values, report: Callable[[Mapping[str, float]], object], p
     except DivergedError as error:
         work.write(_DIVERGED, str(error).encode())
         raise
+
+
+def _inherit(parent: str, job: TrainJob) -> None:
+    """The first state of a trial: its parent's last one. Where that is gone, the trial trains all stages itself."""
+    if TrainState.load(job.work_dir) is None and (state := TrainState.load(parent)) is not None:
+        replace(state, fingerprint=job.fingerprint).save(job.work_dir)
 
 
 def _cost(name: str, job: TrainJob, work: Folder) -> dict[str, float]:
@@ -170,7 +189,8 @@ class Trial:
 
     Attributes:
         status: running, finished, stopped early, failed or interrupted.
-        values: of the searched keys that exist beside each other; with `SEED` where a search's result is confirmed.
+        values: of the searched keys that exist beside each other; with `SEED` where a search's result is confirmed,
+            with `STAGES` and `PARENT` where it is a population's.
         best: the metric at its best epoch; None before the first.
         cost: that is to be small besides; None where there is none.
         seconds: spent in its epochs, whenever they were trained.
@@ -187,6 +207,17 @@ class Trial:
     reason: str = ""
     cost: float | None = None
     run_id: str | None = None
+
+    @property
+    def chosen(self) -> Values:
+        """The values by which it differs from others; of a population's member those of its last stage."""
+        return {name: value for name, value in self.values.items() if name not in (STAGES, PARENT)}
+
+    @property
+    def parent(self) -> int | None:
+        """The number of the trial from whose weights it began."""
+        key = self.values.get(PARENT)
+        return None if key is None else int(key.partition("-")[0])
 
 
 @dataclass
@@ -252,7 +283,13 @@ class TrialLog:
                 return
             trial = self.start(values)
             trial.reason = reason
-            trial.status = "failed" if reason else "finished" if trial.epochs >= self.plan.epochs else "stopped early"
+            trial.status = (
+                "failed"
+                if reason
+                else "finished"
+                if trial.epochs >= self.plan.epochs_of(trial.values)
+                else "stopped early"
+            )
             self._finish(trial, "FAILED" if reason else "FINISHED")
             ended, best = self._ended(), self.best()
             so_far = {"trials": len(ended), "failed_trials": sum(one.status == "failed" for one in ended)}
@@ -282,18 +319,19 @@ class TrialLog:
         """The trials of the search, by number."""
         return [trial for _, trial in sorted(self.trials.items()) if SEED not in trial.values]
 
-    @property
-    def _ranked(self) -> list[Trial]:
-        return [trial for trial in self.searched if trial.best is not None and trial.status != "failed"]
+    def ranked(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Those with a result, by their best epochs, the best first; of equal ones the first."""
+        found = [trial for trial in trials if trial.best is not None and trial.status != "failed"]
+        return sorted(found, key=self._rank, reverse=True)
 
     def best(self) -> Trial | None:
-        """The trial with the best epoch; of equal ones the first."""
-        return max(self._ranked, key=self._rank, default=None)
+        """The trial with the best epoch."""
+        return next(iter(self.ranked(self.searched)), None)
 
     def front(self) -> list[Trial]:
         """The Pareto front, cheapest first: trials of which no other is as good and as cheap, and better in one."""
         front: list[Trial] = []
-        for trial in sorted(sorted(self._ranked, key=self._rank, reverse=True), key=lambda one: one.cost or 0.0):
+        for trial in sorted(self.ranked(self.searched), key=lambda one: one.cost or 0.0):
             if not front or self._rank(trial)[0] > self._rank(front[-1])[0]:
                 front.append(trial)
         return front
@@ -305,13 +343,15 @@ class TrialLog:
             planned: trials of the search; these are counted on. own: the recipe's values, as `own_values` gives them.
         """
         best = self.best()
-        sets = [] if best is None else [best.values] if best.values == own else [best.values, own]
+        won = {name: value for name, value in best.values.items() if name != PARENT} if best else {}
+        sets = [] if best is None else [won] if won == own else [won, own]
         found = [{**values, SEED: self.plan.job.seed + 1 + shift} for shift in range(seeds) for values in sets]
         return [{**values, NUMBER: planned + 1 + index} for index, values in enumerate(found)]
 
     def confirmed(self, values: Values) -> dict[int, float]:
         """Seed -> result of the further runs of a set of parameters; without those that failed."""
-        of = [one for _, one in sorted(self.trials.items()) if SEED in one.values and unseeded(one.values) == values]
+        expected, trials = recipe_values(values), [one for _, one in sorted(self.trials.items()) if SEED in one.values]
+        of = [one for one in trials if recipe_values(one.values) == expected]
         return {one.values[SEED]: one.best for one in of if one.best is not None and one.status == "finished"}
 
     def _rank(self, trial: Trial) -> tuple[float, int]:

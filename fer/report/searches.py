@@ -24,7 +24,7 @@ _ENDED = ("finished", "stopped early")
 
 
 class TrialRow(Config):
-    """A trial as `fer.cluster.trials.Trial` has it."""
+    """A trial as `fer.cluster.trials.Trial` has it, with the values that were chosen for it."""
 
     number: int
     key: str
@@ -37,6 +37,7 @@ class TrialRow(Config):
     reason: str
     cost: float | None
     run_id: str | None
+    parent: int | None = None
 
 
 class Confirmed(Config):
@@ -57,7 +58,7 @@ class SearchFile(Config):
         front: numbers of the trials of the Pareto front, where there is a cost.
         confirmed: what the winner, and the recipe as it is, reached under further seeds; gain: the difference seed by
             seed, above 0 where the winner is better.
-        importance: see `fer.cluster.grid.importance`.
+        importance: see `fer.cluster.proposals.importance`.
         budget: section `tune` but for the space.
         trials: those of the search first, then those under further seeds.
     """

@@ -153,10 +153,10 @@ def table(record: TrialLog, metric: str) -> str:
     cost = record.plan.cost
     marks = {trial.number: "+" for trial in record.front()} if cost else {}
     marks |= {best.number: "*"} if (best := record.best()) else {}
-    names = sorted({name for trial in record.searched for name in trial.values})
+    names = sorted({name for trial in record.searched for name in trial.chosen})
     rows = [["", "trial", *names, metric, "at epoch", *([cost] if cost else []), "epochs", "seconds", "state"]]
     for trial in record.searched:
-        values = [_short(trial.values[name]) if name in trial.values else "-" for name in names]
+        values = [_short(trial.chosen[name]) if name in trial.chosen else "-" for name in names]
         score = f"{trial.best:.4f}" if trial.best is not None else "-"
         costs = ["-" if trial.cost is None else _short(trial.cost)] if cost else []
         numbers = [score, str(trial.best_epoch or "-"), *costs, str(trial.epochs), f"{trial.seconds:.1f}"]
@@ -221,10 +221,16 @@ def _search(
 
     def open_trial_run(trial: Trial, run_id: str | None) -> Run:
         seed = f", seed {trial.values[SEED]}" if SEED in trial.values else ""
-        tags = {"fer.kind": "trial", "trial": trial.number, "dataset": dataset, "model": plan.job.recipe.last.model}
+        tags = {
+            "fer.kind": "trial",
+            "trial": trial.number,
+            **({"trial.parent": trial.parent} if trial.parent else {}),
+            "dataset": dataset,
+            "model": plan.job.recipe.last.model,
+        }
         opened = open_run(
             params.tracking, params.home, checkout=params.root, experiment=dataset,
-            run_name=f"{model_key} trial {trial.number}{seed}", key=trial.key, params={"trial": trial.values},
+            run_name=f"{model_key} trial {trial.number}{seed}", key=trial.key, params={"trial": trial.chosen},
             tags=tags, parent=parent, run_id=run_id,
         )  # fmt: skip
         log_data(opened, dataset, shards, "train", "validation")
@@ -260,7 +266,7 @@ def _is_done(done: Path, written: Path, config: TuneConfig) -> bool:
 
 def _evidence(plan: TrialPlan, config: TuneConfig, record: TrialLog, best: Trial, data_digest: str) -> SearchFile:
     """What the .json beside the recipe holds; the same of every repetition of a search, but for its times."""
-    from fer.cluster.grid import importance
+    from fer.cluster.proposals import importance
     from fer.cluster.trials import own_values
 
     own = own_values(plan.job.recipe, config.space) or {}
@@ -280,13 +286,16 @@ def _evidence(plan: TrialPlan, config: TuneConfig, record: TrialLog, best: Trial
             for name, values in (results | {"gain": gains}).items()
             if values
         },
-        "importance": importance(record, config.space),
+        "importance": {} if config.method == "pbt" else importance(record, config.space),
         "seed": plan.job.seed,
         "data_digest": data_digest,
         "fingerprint": plan.job.fingerprint,
         "budget": config.model_dump(mode="json", exclude={"space"}),
         "space": [(name, span.model_dump(mode="json")) for name, span in config.space.items()],
-        "trials": [asdict(trial) for _, trial in sorted(record.trials.items())],
+        "trials": [
+            asdict(trial) | {"values": trial.chosen, "parent": trial.parent}
+            for _, trial in sorted(record.trials.items())
+        ],
     }
     return parse(SearchFile, content, f"the search of {plan.job.recipe.model}")
 
@@ -306,9 +315,10 @@ def _write(written: Path, plan: TrialPlan, record: TrialLog, best: Trial, eviden
 
 def _recipe_text(path: Path, plan: TrialPlan, record: TrialLog, trial: Trial, evidence: SearchFile) -> str:
     """The recipe of a trial, complete, with a head that says what it reached."""
+    from fer.cluster.trials import recipe_values
     from fer.training.recipe import Recipe, vary
 
-    recipe, first = vary(plan.job.recipe, trial.values, "tune.space"), record.trials.get(1)
+    recipe, first = vary(plan.job.recipe, recipe_values(trial.values), "tune.space"), record.trials.get(1)
     winner, cost = trial.number == evidence.best_trial, f", {plan.cost} {trial.cost:.4g}" if plan.cost else ""
     reached = f"{plan.metric} {trial.best:.4f}{cost} on the validation split"
     lines = [
@@ -316,7 +326,7 @@ def _recipe_text(path: Path, plan: TrialPlan, record: TrialLog, trial: Trial, ev
         f"{reached}, trial {trial.number} of {len(record.searched)}, epoch {trial.best_epoch} of {plan.epochs}.",
         *([f"The first trial reached {first.best:.4f}."] if first is not None and first.best is not None else []),
         *(f"{line[0].upper()}{line[1:]}." for line in evidence.conclusion if winner),
-        f"Chosen: {', '.join(f'{name} {_short(value)}' for name, value in sorted(trial.values.items()))}.",
+        f"Chosen: {', '.join(f'{name} {_short(value)}' for name, value in sorted(trial.chosen.items()))}.",
         f"Seed {plan.job.seed}, data {evidence.data_digest[:16]}.",
     ]
     body = yaml12.dump(recipe.model_dump(mode="json"))
@@ -332,7 +342,7 @@ def _log_outcome(parent: Run, evidence: SearchFile, best: Trial, files: Sequence
     names = sorted({name for trial in evidence.trials for name in trial.values})
     shown |= {name: [trial.values.get(name) for trial in evidence.trials] for name in names}
     parent.log_table(shown, "trials.json")
-    parent.set_tags({"best_trial": best.number, **{f"best.{name}": value for name, value in best.values.items()}})
+    parent.set_tags({"best_trial": best.number, **{f"best.{name}": value for name, value in best.chosen.items()}})
     for part, of in evidence.confirmed.items():
         parent.log_metrics({f"{part}_mean": of.mean} | ({} if of.std is None else {f"{part}_std": of.std}))
     for path in files:

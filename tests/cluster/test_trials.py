@@ -15,7 +15,7 @@ import pytest
 from builders.projects import TOY
 from ray.tune.result import TRAINING_ITERATION
 
-from fer.cluster import grid, trials
+from fer.cluster import grid, proposals, trials
 from fer.cluster.config import SearchRange, TuneConfig, check_space
 from fer.cluster.trials import Trial, TrialLog, TrialPlan, own_values, run_trial
 from fer.io.files import write_json
@@ -63,7 +63,7 @@ def test_only_parameters_that_exist_beside_the_others_are_proposed_and_whole_whe
     config = TuneConfig(space=SPACE, stopping="none", cost="gmacs")
     check_space(recipe, config, "params.yaml")
     own = own_values(recipe, SPACE)
-    search = grid._proposals(plan, config, "max", own)
+    search = proposals.proposals(plan, config, "max", own)
     assert own is not None
     assert search.suggest("0") == {**own, "trial": 1}, "what is to be beaten comes first"
     found = []
@@ -77,7 +77,7 @@ def test_only_parameters_that_exist_beside_the_others_are_proposed_and_whole_whe
 
 
 def test_proposals_are_the_same_for_the_same_seed(plan: TrialPlan) -> None:
-    both = [grid._proposals(plan, TuneConfig(space=SPACE), "max", None) for _ in range(2)]
+    both = [proposals.proposals(plan, TuneConfig(space=SPACE), "max", None) for _ in range(2)]
     for number in range(8):
         first, second = (search.suggest(str(number)) for search in both)
         assert first == second
@@ -93,7 +93,7 @@ def test_a_grid_has_each_combination_that_exists_once_and_the_recipes_own_first(
     }
     config = TuneConfig(method="grid", space=space)
     own = {"optimizer": "adamw", "batch_size": 16}
-    search = grid._proposals(plan, config, "max", own)
+    search = proposals.proposals(plan, config, "max", own)
     found = [search.suggest(str(number)) for number in range(config.planned)]
     assert config.planned == 6
     assert found[0] == {**own, "trial": 1}
@@ -140,12 +140,12 @@ def test_the_parameter_that_decides_is_the_most_important(plan: TrialPlan) -> No
     random = Random(0)
     for number in range(1, 25):
         if number < 5:
-            assert grid.importance(record, space) == {}, "too few to say"
+            assert proposals.importance(record, space) == {}, "too few to say"
         values = {"learning_rate": 10 ** random.uniform(-4, -1), "weight_decay": random.uniform(0, 0.1)}
         config = {"trial": number, **values}
         record.report(config, {"epoch": 1, "val_accuracy": values["learning_rate"], "seconds": 0.0})
         record.end(config)
-    found = grid.importance(record, space)
+    found = proposals.importance(record, space)
     assert list(found) == ["learning_rate", "weight_decay"], "a key that some trials lack is not compared"
     assert found["learning_rate"] > 0.9
     assert sum(found.values()) == pytest.approx(1, abs=1e-3)
@@ -204,15 +204,15 @@ def test_a_trials_cost_is_measured_once(plan: TrialPlan, monkeypatch: pytest.Mon
 
 def test_epochs_reported_twice_raise_no_warning(recipe: Recipe) -> None:
     space = {"learning_rate": optuna.distributions.FloatDistribution(1e-4, 0.1)}
-    proposals = grid._NumberedSearch(
+    searcher = proposals.NumberedSearch(
         space=space, metric="val_loss", mode="min", sampler=optuna.samplers.TPESampler(seed=0)
     )
-    proposals.suggest("a")
+    searcher.suggest("a")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for epoch in (1, 2, 1, 2, 3):  # its process was lost after the second
-            proposals.on_trial_result("a", {TRAINING_ITERATION: epoch, "val_loss": 1 / epoch})
-    assert proposals._ot_trials["a"].study.trials[0].intermediate_values == {1: 1, 2: 1 / 2, 3: 1 / 3}
+            searcher.on_trial_result("a", {TRAINING_ITERATION: epoch, "val_loss": 1 / epoch})
+    assert searcher._ot_trials["a"].study.trials[0].intermediate_values == {1: 1, 2: 1 / 2, 3: 1 / 3}
 
 
 def test_values_replace_those_of_the_recipe_and_leave_the_rest(recipe: Recipe) -> None:
