@@ -1,7 +1,7 @@
 """Trains models side by side where there is room: `python -m fer.stages.ahead`, a process beside `fer repro`.
 
-DVC runs one stage after another. While it trains one model, the next ones are trained here, a process each, as far as
-`train.run(..., ahead=True)` goes: into `.work/<fingerprint>`. The stage of such a model follows that process and
+DVC runs one stage after another. From the first model on, the next ones are trained here meanwhile, a process each, as
+far as `train.run(..., ahead=True)` goes: into `.work/<fingerprint>`. The stage of such a model follows that process and
 publishes what it has left. Where one fails, its stage trains again, and tells why.
 """
 
@@ -48,24 +48,26 @@ def _order(params: Params) -> list[Item]:
 def watch(params: Params) -> None:
     """Starts one training after another, as there is room, until all have been or the parent process has ended.
 
-    It waits until those that were started before have their places: what is free until then is not free for the next.
+    On a named cluster it waits until those that were started before have their places: what is free until then is not
+    free for the next.
     """
-    parent, order = os.getppid(), _order(params)
+    parent, order, last = os.getppid(), _order(params), -1
     locks = {item: processes.stage_lock(f"train@{'-'.join(item)}", params.root) for item in order}
     with _connection(params), _children() as children:
         while os.getppid() == parent:
             time.sleep(_POLL_SECONDS)
-            now = next((item for item in order if processes.holder(locks[item])), None)
-            if now is None:
+            stages = {item: pid for item in order if (pid := processes.holder(locks[item]))}
+            last = max([last, *map(order.index, stages)])
+            if last < 0:  # no model's turn has come: its data may not be there
                 continue
-            alive = {item: child.pid for item, child in children.items() if child.poll() is None}
-            if now == order[-1] and not alive:
+            busy = {item: child.pid for item, child in children.items() if child.poll() is None}
+            if last == len(order) - 1 and not busy:
                 return
-            left = [item for item in order[order.index(now) + 1 :] if item not in children]
-            busy = dict(alive)
-            if now not in children or children[now].poll():  # its stage trains it
-                busy[now] = processes.holder(locks[now]) or 0
-            if left and _have_begun(params.home, busy.values()) and _is_room(params, left[0], list(busy)):
+            # A stage trains its model itself where that was not begun here, or failed.
+            busy |= {item: pid for item, pid in stages.items() if item not in children or children[item].poll()}
+            left = [item for item in order[last + 1 :] if item not in children]
+            placed = not _address(params) or _have_begun(params.home, busy.values())
+            if left and placed and _is_room(params, left[0], list(busy)):
                 children[left[0]] = _open(*left[0])
 
 

@@ -34,13 +34,18 @@ processes.run(main)
 """A stage that does not end its epoch before another model has begun."""
 
 _STAGES = f"""
-import os, subprocess, sys
+import os, subprocess, sys, time
+from pathlib import Path
 from fer import params
 from fer.stages import ahead
 
 ahead.start(params.load())
 stage = {{**os.environ, "DVC_STAGE": "train"}}
 for name in sys.argv[1:]:
+    while name == "other stages" and not list(Path().glob(".work/*/begun")):
+        time.sleep(0.05)
+    if name == "other stages":
+        continue
     start = ["-c", {_FIRST!r}] if name == "first" else ["-m", "pipelines.train"]
     subprocess.run([sys.executable, *start, "--dataset", "tiny", "--model", name], env=stage, check=True)
 """
@@ -74,6 +79,13 @@ def test_the_next_model_is_trained_beside_the_first_and_its_stage_publishes_the_
     (project / "trained/tiny/second").rename(project / "before")
     run(load(project / "params.yaml"), "tiny", "second")
     assert (project / "trained/tiny/second/model.safetensors").read_bytes() == side_by_side
+
+
+def test_a_model_for_which_there_was_no_room_is_trained_while_dvc_is_at_other_stages(project: Path) -> None:
+    models = {"one": {**NANO, "epochs": 1}, "two": {**NANO, "epochs": 1}}
+    write_params(project, "tiny", models, train={"workers": 0}, cluster={"cpus": 1}, tracking={"enabled": False})
+    finish(_start(project, "one", "other stages", "two"))
+    assert (project / "trained/tiny/two/model.safetensors").is_file()
 
 
 @pytest.mark.slow
