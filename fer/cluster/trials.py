@@ -33,7 +33,7 @@ from fer.training.loop import DivergedError, build_model, train
 from fer.training.metrics import best_metrics
 from fer.training.progress import FILE_NAME as PROGRESS
 from fer.training.recipe import Recipe, vary
-from fer.training.state import TrainState
+from fer.training.state import inherit
 
 NUMBER = "trial"
 SEED = "seed"
@@ -148,7 +148,7 @@ def run_trial(config: Values, report: Callable[[Mapping[str, float]], object], p
     if reported >= plan.epochs_of(values):
         return
     if PARENT in values:
-        _inherit(inside(plan.work, values[PARENT]), job)
+        inherit(inside(plan.work, values[PARENT]), job)
     try:
         if plan.workers > 1:
             train_ranks(job, plan.workers, gpu=plan.gpu, timeout_seconds=plan.timeout_seconds, on_epoch=on_epoch)
@@ -157,12 +157,6 @@ def run_trial(config: Values, report: Callable[[Mapping[str, float]], object], p
     except DivergedError as error:
         work.write(_DIVERGED, str(error).encode())
         raise
-
-
-def _inherit(parent: str, job: TrainJob) -> None:
-    """The first state of a trial: its parent's last one. Where that is gone, the trial trains all stages itself."""
-    if TrainState.load(job.work_dir) is None and (state := TrainState.load(parent)) is not None:
-        replace(state, fingerprint=job.fingerprint).save(job.work_dir)
 
 
 def _cost(name: str, job: TrainJob, work: Folder) -> dict[str, float]:

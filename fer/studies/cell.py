@@ -37,7 +37,7 @@ from fer.training.metrics import classification_metrics
 from fer.training.phases import validated
 from fer.training.progress import changes
 from fer.training.recipe import vary
-from fer.training.state import TrainState, saved_states, state_names
+from fer.training.state import TrainState, inherit, saved_states, state_names
 
 RESULT = "result.json"
 PREDICTIONS = "predictions.npz"
@@ -322,22 +322,18 @@ def _begin(plan: Plan, cell: Cell) -> None:
     work = Folder(cell.job.work_dir)
     if not is_store(work.location):  # each node is asked whether it sees the folder
         Path(work.location).mkdir(parents=True, exist_ok=True)
-    if not (cell.starts or cell.shares) or state_names(work):
+    if cell.shares:
+        inherit(plan.distinct[cell.shares].job.work_dir, cell.job)
+    if not cell.starts or state_names(work):
         return
-    source = plan.distinct[cell.shares] if cell.shares else plan.best(cell.starts)
-    state = TrainState.load(source.job.work_dir)
-    if state is None and cell.starts:
+    source, job = plan.best(cell.starts), cell.job
+    if (state := TrainState.load(source.job.work_dir)) is None:
         raise ValueError(
-            f"the weights of {source.title} are gone from {source.job.work_dir}; start over: "
-            f"`{cell.job.command} --restart`"
+            f"the weights of {source.title} are gone from {source.job.work_dir}; start over: `{job.command} --restart`"
         )
-    if state is None:  # of an earlier start: then it trains its first stages itself
-        return
-    if cell.starts:
-        weights, job = state.best_model, cell.job
-        state = TrainState(fingerprint=job.fingerprint, seed=job.seed, world_size=1, threads=job.threads, model=weights)
-    state.fingerprint = cell.job.fingerprint
-    state.save(work.location)
+    TrainState(
+        fingerprint=job.fingerprint, seed=job.seed, world_size=1, threads=job.threads, model=state.best_model
+    ).save(work.location)
 
 
 def tidy(plan: Plan) -> None:

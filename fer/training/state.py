@@ -12,7 +12,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +227,15 @@ class TrainState:
         if content.get("schema") != SCHEMA:
             raise StateError(f"{path}: checkpoint of schema {content.get('schema')}, this version reads {SCHEMA}")
         return cls(**content)
+
+
+def inherit(source: str, job: TrainJob) -> None:
+    """Gives a run that has not begun the last state, if there is one, of a run whose stages are its own first ones.
+
+    It then ends with the same bits as if it had trained them itself.
+    """
+    if not state_names(Folder(job.work_dir)) and (state := TrainState.load(source)) is not None:
+        replace(state, fingerprint=job.fingerprint).save(job.work_dir)
 
 
 def _remove_older(folder: Folder) -> None:

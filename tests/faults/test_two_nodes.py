@@ -26,6 +26,8 @@ from builders.stopping import progress, run_facts, wait_until
 from builders.store import s3_server
 from safetensors.torch import load_file
 
+from fer.io.files import read_json
+from fer.io.storage import Folder
 from fer.training.progress import changes
 from fer.training.state import TrainState
 
@@ -139,7 +141,11 @@ def test_run_that_loses_a_node_resumes_on_the_other_with_the_same_samples_and_lo
     wait_until(lambda: progress(root)["epoch"] >= 1, stage, 300)
     on_head = {process.pid for process in psutil.Process(cluster.head.pid).children(recursive=True)}
     assert len(on_head & set(progress(root)["pids"])) == 1, "one worker on each node"
+    before = set(progress(root)["pids"])
     cluster.kill(cluster.other)
+    lost = time.monotonic()
+    wait_until(lambda: not before & set(progress(root)["pids"]), stage, 300)
+    print(f"training again {time.monotonic() - lost:.0f} s after the loss")  # a number of docs/cluster.md
     output = finish(stage, timeout=500)
     assert re.findall("(asking which nodes still answer|resuming from the last checkpoint with .)\n", output) == [
         "asking which nodes still answer",
@@ -187,6 +193,35 @@ def test_nodes_that_share_no_folder_crop_through_a_store_and_one_of_them_is_lost
             cluster.kill(cluster.other)
             crop.result()
     assert contents(faces) == alone
+
+
+def test_search_through_a_store_ends_with_the_same_results_although_a_node_is_lost(tmp_path: Path) -> None:
+    if not mount_namespaces():
+        pytest.skip("no mount namespaces here")
+    root = make_project(tmp_path / "project", tracking={"enabled": False})
+    space = {"learning_rate": {"choices": [0.003, 0.001, 0.0003, 0.0001]}}
+    settings = {"method": "grid", "stopping": "none", "epochs": 4, "grace_epochs": 1, "seeds": 0, "space": space}
+    yaml_text.edit(root / "params.yaml", "tune", settings)
+
+    def search(**variables: str) -> list[tuple[str, float]]:
+        arguments = ["-m", "fer", "tune", "--dataset", "tiny", "--model", "toy"]
+        done = run_in(root, *arguments, **variables, PYTHONPATH=str(REPOSITORY))
+        assert done.returncode == 0, done.stdout + done.stderr
+        return [(one["status"], one["best"]) for one in read_json(root / "tuned/tiny/toy.json")["trials"]]
+
+    alone = search()
+    for name in ("tuned", ".work"):
+        shutil.rmtree(root / name)
+    with s3_server() as store:
+        yaml_text.edit(root / "params.yaml", "storage", f"{store.url}/team")
+        trials = Folder(f"{store.url}/team/work")
+        with two_nodes(root, store.variables) as cluster, ThreadPoolExecutor(1) as pool:
+            found = pool.submit(search, RAY_ADDRESS=cluster.address, **cluster.variables, **store.variables)
+            while not (found.done() or len(list(trials.below(("progress.json",)))) >= 2):
+                time.sleep(0.1)
+            assert not found.done(), "it ended before a node could be lost"
+            cluster.kill(cluster.other)
+            assert found.result() == alone
 
 
 def test_workers_follow_announced_ends_and_new_nodes_without_a_failure(cluster: Cluster, tmp_path: Path) -> None:
