@@ -197,9 +197,9 @@ class Folder:
 
         self._ask("", emptied)
 
-    def sweep(self, pattern: str) -> None:
-        """Removes what killed processes have left of files whose names match; a store keeps no such parts visible."""
-        for left in self._path.glob(f".{pattern}.tmp-*") if self._path is not None else ():
+    def sweep(self) -> None:
+        """Removes what killed processes have left of its files; a store keeps no such parts visible."""
+        for left in self._path.glob(".*.tmp-*") if self._path is not None else ():
             remove_leftovers(left.parent, re.sub(r"^\.(.*)\.tmp-.*$", r"\1", left.name))
 
     def check(self) -> None:

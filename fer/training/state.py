@@ -194,7 +194,7 @@ class TrainState:
             StateError: there are files, and none of them is whole.
         """
         folder = Folder(location)
-        folder.sweep("state-*.pt")
+        folder.sweep()
         names, problems = state_names(folder), []
         for name in names:
             try:

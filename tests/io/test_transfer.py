@@ -6,6 +6,7 @@ import hashlib
 import lzma
 import resource
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -40,9 +41,12 @@ def target(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits that were asked for, instead of waiting."""
+    """The waits that this thread asked for, instead of waiting."""
     asked: list[float] = []
-    monkeypatch.setattr(transfer.time, "sleep", asked.append)
+    sleep, own = time.sleep, threading.get_ident()
+    monkeypatch.setattr(
+        time, "sleep", lambda seconds: asked.append(seconds) if threading.get_ident() == own else sleep(seconds)
+    )
     return asked
 
 

@@ -81,12 +81,13 @@ def test_no_whole_file_left_is_an_error_that_names_them_and_keeps_them(tmp_path:
 
 def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
     a_state(1).save(tmp_path)
-    leftover = tmp_path / ".state-00000002.pt.tmp-4194305"
-    leftover.write_bytes(b"half")
+    leftovers = [tmp_path / f".{name}.tmp-4194305" for name in ("state-00000002.pt", "progress.json")]
+    for leftover in leftovers:
+        leftover.write_bytes(b"half")
     for step in (2, 3):  # and one that was killed before it removed the oldest
         shutil.copy(tmp_path / "state-00000001.pt", tmp_path / f"state-{step:08d}.pt")
     TrainState.load(tmp_path)
-    assert not leftover.exists()
+    assert not any(leftover.exists() for leftover in leftovers)
     assert [path.name for path in saved_states(tmp_path)] == ["state-00000003.pt", "state-00000002.pt"]
 
 
