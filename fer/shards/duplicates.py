@@ -12,6 +12,7 @@ Measured on 29,859 images of FER2013: see docs/shards.md.
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ _CELL = 512  # images of a cell of the index, on average
 _PROBES = 40  # cells that an image is compared with
 _ROWS = 1024  # images that are compared at once
 _PENDING = 2**18  # candidates of those that may wait to be sorted
+_UNLOADED = 2**14  # pairs that are proved before the mapped fingerprints are unloaded
 _NEIGHBOURS = 16  # candidates of an image: beyond, hardly a pair of FER2013 proves equal
 _ALIKE = 0.6  # coarse agreement of candidates
 _GATE = 0.6  # fine agreement at equal size below which other sizes are not tried
@@ -98,20 +100,22 @@ def near_duplicates(
         prints: of `PRINT`, or such as an array of it is made of.
         rows: numbers of those that are compared, of which the pairs speak; all by default.
     """
-    prints = np.asarray(prints, PRINT)
+    given, prints = prints, np.asarray(prints, PRINT)
     numbers = np.arange(len(prints)) if rows is None else np.asarray(rows, np.int64)
     digests = np.fromiter((_digest(prints[number]) for number in numbers), np.uint64, len(numbers))
     order = numbers[np.argsort(digests, kind="stable")]
-    coarse = prints["coarse"][order]
-    shown = coarse.any(axis=1)  # the others are empty
-    order, coarse = order[shown], coarse[shown]
+    order = order[[bool(prints["coarse"][number].any()) for number in order]]  # the others are empty
     if not len(order):
         return []
+    coarse = prints["coarse"][order]
+    _unload(given)
     found: dict[tuple[int, int], Pair] = {}
     for mirrored in (False, True):
         candidates = _candidates(coarse, mirrored)
         with progress(len(candidates), "mirrored images" if mirrored else "similar images", "pair") as bar:
-            for one, other in candidates:
+            for number, (one, other) in enumerate(candidates):
+                if number % _UNLOADED == 0:
+                    _unload(given)
                 fine = prints["fine"][order[one]]
                 fine = np.ascontiguousarray(fine[:, ::-1]) if mirrored else fine
                 score = agreement(fine, prints["fine"][order[other]])
@@ -121,6 +125,13 @@ def near_duplicates(
                     found[first, second] = Pair(first, second, "mirrored" if mirrored else "near", score)
                 bar.update()
     return [found[key] for key in sorted(found)]
+
+
+def _unload(prints: Any) -> None:
+    """Takes the pages of a mapped file out of memory; they are read again where they are needed."""
+    if isinstance(prints, np.memmap):
+        mapped: Any = prints._mmap  # type: ignore[attr-defined]
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _digest(record: np.void) -> int:
@@ -161,8 +172,13 @@ def _candidates(coarse: Float32Array, mirrored: bool) -> npt.NDArray[np.int64]:
                 least[full] = -likeness
         (row, _, other), _ = _best(found)
         keys.append(np.minimum(images[row], other) * count + np.maximum(images[row], other))
-    pairs = np.unique(np.concatenate(keys))
-    return np.stack([pairs // count, pairs % count], axis=1)
+    found = np.concatenate(keys)
+    del keys, filed  # there are many pairs: no copy more than needed
+    found.sort()
+    found = found[np.flatnonzero(np.diff(found, prepend=-1))]
+    pairs = np.empty((len(found), 2), np.int64)
+    np.divmod(found, count, out=(pairs[:, 0], pairs[:, 1]))
+    return pairs
 
 
 def _parts(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
