@@ -141,7 +141,7 @@ class _Stage:
             row = {"epoch": state.epoch + 1, "stage": state.stage + 1, "learning_rate": rate, **state.train_metrics()}
             distributed.broadcast_buffers(learner.chosen)  # the next stage may read them, if nothing is validated too
             for prefix, split in (("val", data.validation), ("test", data.test)):
-                if split:
+                if split is not None:  # it may have no batch for this rank
                     row |= validate(learner.chosen, split, recipe, distributed, device, prefix)
             state.end_epoch(row, self.stage.chosen_by, learner.chosen)
             images_per_second = (steps - first_step) * recipe.batch_size / trained

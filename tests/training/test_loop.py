@@ -49,8 +49,9 @@ def _settings_kept() -> Iterator[None]:
     torch.use_deterministic_algorithms(deterministic)
 
 
-def test_two_ranks_compute_the_gradient_of_the_global_batch(tmp_path: Path) -> None:
-    job = make_job(tmp_path, **EXACT)
+@pytest.mark.parametrize("eval_batch_size", [16, pytest.param(1000, id="no batch of validation for one of them")])
+def test_two_ranks_compute_the_gradient_of_the_global_batch(eval_batch_size: int, tmp_path: Path) -> None:
+    job = make_job(tmp_path, **{**EXACT, "eval_batch_size": eval_batch_size})
     alone, together = elsewhere(job, tmp_path / "alone"), elsewhere(job, tmp_path / "together")
     assert run_child(train, alone) == 0
     assert run_ranks(together, 2, tmp_path / "meeting") == [0, 0]
