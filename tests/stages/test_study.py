@@ -239,7 +239,10 @@ def test_cells_on_two_workers_each_have_the_bits_of_two_ranks_and_leave_no_place
     assert [cell["workers"] for cell in cells] == [2, 2]
     job = elsewhere(plan.cells[1].job, tmp_path / "alone")
     assert run_ranks(job, 2, tmp_path / "meeting") == [0, 0]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(job.threads)
     alone, _ = measure_cell(job, final_state(job), "cpu", kind="table", tta="none")
+    torch.set_num_threads(threads)
     assert {**cells[1], **alone, "seconds": 0} == {**cells[1], "seconds": 0}
 
 
