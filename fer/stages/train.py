@@ -161,6 +161,7 @@ def run(
                 _run(job, config, params, recorder)
             state = TrainState.load(job.work_dir)
         if ahead:
+            tracked.finish("KILLED")  # its stage opens the run again, and finishes it
             return published
         assert state is not None, "a run that ended well left its last state"
         assert state.stage + 1 == len(stages), "a run ends with its last stage"

@@ -1,11 +1,14 @@
 """Models side by side below `fer repro`: trained ahead, published by their stages, the same bits as alone."""
 
+import sqlite3
 import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import yaml_text
+from builders.mlflow_runs import give_store
 from builders.projects import NANO, TOY, environment, finish, make_project, write_params
 from builders.runs import still_alive
 from builders.stopping import family, wait_until
@@ -71,8 +74,12 @@ def _begun(root: Path) -> list[Path]:
 
 
 def test_the_next_model_is_trained_beside_the_first_and_its_stage_publishes_the_same_bits(project: Path) -> None:
+    yaml_text.edit(give_store(project) / "params.yaml", "tracking.enabled", True)
     output = finish(_start(project, "first", "second"))
     assert output.count("epoch 1/4") == 1, "the stage tells what was trained ahead of it"
+    with sqlite3.connect(project / "mlflow.db") as store:
+        assert list(store.execute("select status from runs")) == [("FINISHED",)] * 2, "one run a model"
+    yaml_text.edit(project / "params.yaml", "tracking.enabled", False)
     assert "error" not in output
     assert not _begun(project)
     side_by_side = (project / "trained/tiny/second/model.safetensors").read_bytes()
