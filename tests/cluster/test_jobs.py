@@ -165,8 +165,9 @@ def test_outputs_land_in_the_project_folder_where_dvc_looks_and_workers_import_t
     process = _start(project, head, "cluster", tracking_uri="http://mlflow.example:5000", target="train@tiny-cluster")
     output = _wait_for_line(process, "stage cluster in")
     print(f"the stage's first line after {time.monotonic() - started:.1f} s")  # a number of docs/cluster.md
-    output += process.communicate(timeout=120)[0]
-    assert process.returncode == 0, output
+    assert process.stdout is not None
+    output += process.stdout.read()
+    assert process.wait(120) == 0, output
     assert (project / "trained" / "cluster").read_text() == "done"
     assert "worker imports pipelines" in output
     assert "with http://mlflow.example:5000" in output
