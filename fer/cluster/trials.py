@@ -277,13 +277,8 @@ class TrialLog:
                 return
             trial = self.start(values)
             trial.reason = reason
-            trial.status = (
-                "failed"
-                if reason
-                else "finished"
-                if trial.epochs >= self.plan.epochs_of(trial.values)
-                else "stopped early"
-            )
+            whole = trial.epochs >= self.plan.epochs_of(trial.values)
+            trial.status = "failed" if reason else "finished" if whole else "stopped early"
             self._finish(trial, "FAILED" if reason else "FINISHED")
             ended, best = self._ended(), self.best()
             so_far = {"trials": len(ended), "failed_trials": sum(one.status == "failed" for one in ended)}
@@ -343,10 +338,12 @@ class TrialLog:
         return [{**values, NUMBER: planned + 1 + index} for index, values in enumerate(found)]
 
     def confirmed(self, values: Values) -> dict[int, float]:
-        """Seed -> result of the further runs of a set of parameters; without those that failed."""
-        expected, trials = recipe_values(values), [one for _, one in sorted(self.trials.items()) if SEED in one.values]
-        of = [one for one in trials if recipe_values(one.values) == expected]
-        return {one.values[SEED]: one.best for one in of if one.best is not None and one.status == "finished"}
+        """Seed -> result of the further runs of a set of parameters that ended, by the recipe's `patience` too."""
+        ended = [
+            one for one in self.trials.values() if SEED in one.values and one.status in ("finished", "stopped early")
+        ]
+        of = [one for one in ended if recipe_values(one.values) == recipe_values(values)]
+        return {one.values[SEED]: one.best for one in sorted(of, key=lambda one: one.number) if one.best is not None}
 
     def _rank(self, trial: Trial) -> tuple[float, int]:
         return (trial.best or 0.0) * (1 if self.higher_is_better else -1), -trial.number
