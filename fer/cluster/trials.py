@@ -339,11 +339,10 @@ class TrialLog:
 
     def confirmed(self, values: Values) -> dict[int, float]:
         """Seed -> result of the further runs of a set of parameters that ended, by the recipe's `patience` too."""
-        ended = [
-            one for one in self.trials.values() if SEED in one.values and one.status in ("finished", "stopped early")
-        ]
-        of = [one for one in ended if recipe_values(one.values) == recipe_values(values)]
-        return {one.values[SEED]: one.best for one in sorted(of, key=lambda one: one.number) if one.best is not None}
+        of = [one for _, one in sorted(self.trials.items()) if SEED in one.values]
+        of = [one for one in of if recipe_values(one.values) == recipe_values(values)]
+        ended = [one for one in of if one.status in ("finished", "stopped early")]
+        return {one.values[SEED]: one.best for one in ended if one.best is not None}
 
     def _rank(self, trial: Trial) -> tuple[float, int]:
         return (trial.best or 0.0) * (1 if self.higher_is_better else -1), -trial.number
