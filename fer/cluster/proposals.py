@@ -128,7 +128,7 @@ def importance(record: TrialLog, space: Mapping[str, SearchRange]) -> dict[str, 
     By Optuna's fANOVA (Hutter, Hoos and Leyton-Brown, ICML 2014), the largest first; nothing for fewer than four trials
     or equal results.
     """
-    rows = [trial for trial in record.searched if trial.best is not None and trial.status != "failed"]
+    rows = sorted(record.ranked(record.searched), key=lambda trial: trial.number)
     if len(rows) < 4 or len({trial.best for trial in rows}) == 1:
         return {}
     study = optuna.create_study(direction="maximize" if record.higher_is_better else "minimize")
