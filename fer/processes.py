@@ -1,7 +1,7 @@
 """How a process starts and ends: quiet libraries, signals, exit codes, locks, no orphans.
 
 DVC ignores SIGINT while a stage runs and leaves the stage running when it is itself terminated; Ray replaces signals by
-exit codes of its own. So each entry point runs through `run`: the kernel ends it together with its parent, SIGINT and
+exit codes of its own. So each entry point runs through `run`: it ends together with its parent and DVC, SIGINT and
 SIGTERM raise an exception that unwinds every `finally`, and the exit code is 130 or 143.
 """
 
@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import logging
 import os
+import select
 import shutil
 import signal
 import sys
@@ -22,6 +23,8 @@ from io import FileIO
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+
+import psutil
 
 from fer import console
 from fer.environment import environment
@@ -139,6 +142,8 @@ def prepare() -> None:
     keep_freed_memory()
     quiet_libraries()
     end_with_parent()
+    if sys.platform == "linux" and (stage := environment().dvc_stage) is not None:
+        _end_with_dvc(stage)
     if environment().debug:
         console.set_up(logging.DEBUG)
 
@@ -264,24 +269,57 @@ def keep_freed_memory() -> None:
 
 
 def end_with_parent() -> None:
-    """Asks Linux to send SIGTERM to this process when its parent dies, so that no stage outlives `dvc repro`."""
+    """Asks Linux to send SIGTERM to this process when its parent dies."""
     if sys.platform == "linux":
         parent = os.getppid()
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
             console.log.warning("cannot ask the kernel to end with the parent (errno %d)", ctypes.get_errno())
-        elif os.getppid() != parent or _is_orphan(parent):  # it died between the two calls, or earlier
+        elif os.getppid() != parent:  # it died between the two calls
             raise Interrupted(signal.SIGTERM)
 
 
-def _is_orphan(parent: int) -> bool:
-    """Whether DVC started this process, and init or systemd, which adopt orphans, is its parent now."""
+def _end_with_dvc(stage: str) -> None:
+    """Sends SIGTERM to this process when DVC dies, which is not its parent where a shell is between the two.
+
+    DVC gives the command of a stage to SHELL or /bin/sh. Bash becomes the command; dash waits for it, and lives on.
+    """
+    started = psutil.Process()
     try:
-        command = Path(f"/proc/{parent}/cmdline").read_bytes()
-    except OSError:  # not readable
+        while (parent := started.parent()) is not None and _has_stage(parent, stage):
+            started = parent
+        dvc = started.ppid()
+        ended = os.pidfd_open(dvc)
+        orphan = started.ppid() != dvc or _adopts(psutil.Process(dvc))
+    except (psutil.NoSuchProcess, ProcessLookupError):  # it died meanwhile
+        orphan = True
+    except (psutil.Error, OSError):  # it is not ours to look at; or the kernel is older than 5.3
+        return
+    if orphan:
+        raise Interrupted(signal.SIGTERM)
+    threading.Thread(target=_stop_after, args=[ended], daemon=True, name="end with DVC").start()
+
+
+def _has_stage(process: psutil.Process, stage: str) -> bool:
+    """Whether DVC started a process for that stage."""
+    try:
+        found: str | None = process.environ().get("DVC_STAGE")
+    except psutil.Error:  # another user's
         return False
-    adopts = parent == 1 or command.split(b"\0")[0].endswith(b"systemd")
-    return environment().dvc_stage is not None and adopts and b"dvc" not in command
+    return found == stage
+
+
+def _adopts(process: psutil.Process) -> bool:
+    """Whether it is init or systemd, which adopt orphans, and not DVC."""
+    command = process.cmdline()
+    program = command[0] if command else ""
+    return (process.pid == 1 or program.endswith("systemd")) and not any("dvc" in word for word in command)
+
+
+def _stop_after(ended: int) -> None:
+    """Waits for the process of a pidfd to end, and sends SIGTERM to this one."""
+    select.select([ended], [], [])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import os
 import platform
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -124,21 +125,28 @@ def test_other_error_that_cannot_be_raised_is_reported() -> None:
     assert "ZeroDivisionError" in output
 
 
+@pytest.mark.parametrize("shell", ["", "/bin/sh"], ids=["direct", "through a shell"])
 @pytest.mark.parametrize("when", ["later", "while it still starts"])
-def test_stage_ends_with_its_parent(when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DVC_STAGE", "train")
-    mark = tmp_path / "pid"
+def test_stage_ends_with_dvc(when: str, shell: str, tmp_path: Path) -> None:
+    mark, stage = tmp_path / "pid", tmp_path / "stage.py"
     report = f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid()))"
     prepared = f"from fer import processes; processes.prepare()\n{report}; time.sleep(60)"
     starting = f"{report}; time.sleep(2)\nfrom fer import processes; processes.run(lambda: time.sleep(60))"
-    child = prepared if when == "later" else starting
-    script = f"import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', {child!r}])\ntime.sleep(60)\n"
-    parent = subprocess.Popen([sys.executable, "-c", script])
-    wait_until(lambda: mark.exists() and mark.read_text(), parent)
+    stage.write_text(prepared if when == "later" else starting)
+    command = [sys.executable, str(stage)]
+    if shell:
+        command = [shell, "-c", f"{shlex.join(command)}; true"]  # any shell waits for what is not its last command
+    script = (
+        "import os, subprocess, time\n"
+        f"subprocess.Popen({command}, env=os.environ | {{'DVC_STAGE': 'train'}})\n"
+        "time.sleep(60)\n"
+    )
+    dvc = subprocess.Popen([sys.executable, "-c", script])
+    wait_until(lambda: mark.exists() and mark.read_text(), dvc)
     family = [psutil.Process(int(mark.read_text()))]
-    parent.kill()
-    parent.wait()
-    assert not still_alive(family, 5 if when == "later" else 30), "the child outlived its parent"
+    dvc.kill()
+    dvc.wait()
+    assert not still_alive(family, 5 if when == "later" else 30), "the stage outlived DVC"
 
 
 def test_second_holder_of_a_lock_is_refused_with_the_process_of_the_first(tmp_path: Path) -> None:
