@@ -34,8 +34,6 @@ class JobServer:
         if address is not None:
             # RAY_ADDRESS overrules Ray's own argument, and this variable overrules RAY_ADDRESS: ours must win.
             processes.set_environment("RAY_API_SERVER_ADDRESS", address)
-        # A tuned recipe that params.yaml names is made by the pipeline, so git ignores it; the job needs it.
-        processes.set_environment("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")
         from ray.job_submission import JobSubmissionClient
 
         logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it logs its sockets

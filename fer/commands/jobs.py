@@ -21,11 +21,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
 from fer import params as parameters
 from fer import processes
 from fer.cluster.jobs import FINAL, JobServer
+from fer.commands.upload import pack
 from fer.console import log
 from fer.environment import environment
 from fer.io.files import sha256
@@ -34,13 +36,6 @@ Stage = Literal["download", "crop", "shard", "train", "evaluate", "explain", "re
 COMMANDS = {"tune": "fer.stages.tune", "study": "fer.stages.study", "reproduce": "fer.commands.reproduce"}
 """What runs as `fer <name>`, with all of its own options, and no DVC stage."""
 
-# What is never sent: data, results and caches, which belong on the shared storage, and what only this machine can use.
-EXCLUDES = (
-    "/data", "/downloads", "/trained", "/evaluated", "/explained", "/reports", "/.work", "/.dvc/cache", "/.dvc/tmp",
-    "/mlflow.db*", "/mlartifacts", "/mlruns", "/.venv", "/venv", "/.git", "__pycache__", "*.pyc", "*.egg-info",
-    "/bench", "/site", "/build", "/dist", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis",
-    ".env", "/.dvc/config.local",
-)  # fmt: skip
 COMMAND, PARAMS, FOLDER = "fer.command", "fer.params_sha256", "fer.project_dir"  # metadata of a job
 _PREPARATION = "FER_JOB_PREPARATION"  # a variable of its environment
 _PER_MODEL = ("train", "evaluate", "explain")
@@ -173,8 +168,10 @@ def submit(
         if running:
             log.info("job %s: already running with the same parameters; following it", submission)
         else:
-            surroundings = runtime_environment(root, folder, digest, upload, tracking_uri)
-            server.submit(submission, entrypoint(command, folder), surroundings, metadata)
+            with TemporaryDirectory() as temporary:
+                package = pack(root, Path(temporary) / "code.zip") if upload else None
+                surroundings = runtime_environment(folder, digest, package, tracking_uri)
+                server.submit(submission, entrypoint(command, folder), surroundings, metadata)
             log.info("job %s: submitted to %s, works in %s", submission, server.address, folder)
         if detach:
             log.info(
@@ -269,7 +266,7 @@ def preparation(digest: str, upload: bool) -> str:
     other = fail(
         f"/{name}: not the one this job was submitted with; add --upload, or submit from a copy of that folder"
     )
-    place = '"$1" -m fer.commands.place "$0" || exit 1; ' if upload else ""
+    place = '"$1" -m fer.commands.upload "$0" || exit 1; ' if upload else ""
     return (
         f"{place}"
         f'cd "$0" 2>/dev/null || {missing}; '
@@ -278,10 +275,10 @@ def preparation(digest: str, upload: bool) -> str:
     )
 
 
-def runtime_environment(root: Path, folder: str, digest: str, upload: bool, tracking_uri: str | None) -> dict[str, Any]:
+def runtime_environment(folder: str, digest: str, package: Path | None, tracking_uri: str | None) -> dict[str, Any]:
     """Ray's `runtime_env` of the job: variables of the environment and, for an upload, the code that is sent."""
-    env_vars = {_PREPARATION: preparation(digest, upload)}
-    if not upload:  # a copy that is sent is on every worker's path by itself
+    env_vars = {_PREPARATION: preparation(digest, package is not None)}
+    if package is None:  # a copy that is sent is on every worker's path by itself
         env_vars["PYTHONPATH"] = folder
     if environment().debug:
         env_vars["FER_DEBUG"] = "1"
@@ -292,7 +289,7 @@ def runtime_environment(root: Path, folder: str, digest: str, upload: bool, trac
         )
     elif tracking_uri and tracking_uri.startswith(("http://", "https://")):
         env_vars["MLFLOW_TRACKING_URI"] = tracking_uri
-    return {"env_vars": env_vars} | ({"working_dir": str(root), "excludes": list(EXCLUDES)} if upload else {})
+    return {"env_vars": env_vars} | ({} if package is None else {"working_dir": str(package)})
 
 
 def running_job(jobs: Sequence[Any], name: str, metadata: Mapping[str, str]) -> str | None:

@@ -1,26 +1,29 @@
 """`fer submit` without a cluster: the line that starts a job, a job server that fails, and code that is uploaded."""
 
 import os
+import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from builders.projects import RIGHT
+from builders.projects import REPOSITORY, RIGHT
 
 from fer import cli
 from fer.cluster import jobs as job_client
 from fer.cluster.jobs import JobServer
-from fer.commands import jobs
+from fer.commands import jobs, upload
 from fer.commands.jobs import entrypoint, free_id, job_name, running_job, runtime_environment
-from fer.commands.place import LIST_NAME, place
+from fer.commands.upload import LIST_NAME, pack, place
 from fer.io.files import sha256, write_json
 
 
 def start(command: list[str], folder: Path, digest: str, *, upload: bool = False) -> tuple[int, str]:
     """What Ray does with a job: its line in the shell, in its environment, where Ray expands variables."""
-    variables = runtime_environment(folder, str(folder), digest, upload, None)["env_vars"]
+    package = folder / "code.zip" if upload else None
+    variables = runtime_environment(str(folder), digest, package, None)["env_vars"]
     done = subprocess.run(
         ["/bin/sh", "-c", entrypoint(command, str(folder))],
         env=dict(os.environ) | {name: os.path.expandvars(value) for name, value in variables.items()},
@@ -63,6 +66,35 @@ def test_ids_are_numbered_and_a_running_job_with_other_parameters_is_rejected() 
     assert running_job(known[:1], name, metadata) is None
     with pytest.raises(ValueError, match=f"ray job stop {name}10"):
         running_job(known, name, metadata | {"fer.params_sha256": "2"})
+
+
+def test_what_is_uploaded_is_code_and_below_two_megabytes(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=True)
+    for name in tracked.stdout.decode().split("\0")[:-1]:
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(REPOSITORY / name, project / name)
+    ignored = (REPOSITORY / ".gitignore").read_text().splitlines()
+    made = [line.strip("/") for line in ignored if line and not line.startswith("#")]
+    for name in made:
+        (project / name).mkdir(parents=True)
+        (project / name / "large.txt").touch()
+    package = pack(project, tmp_path / "code.zip")
+    with zipfile.ZipFile(package) as archive:
+        sent = set(archive.namelist())
+    assert {"fer/cli.py", "pipelines/train.py", "params.yaml", "dvc.yaml", ".dvc/config"} <= sent
+    assert [name for name in made if f"{name}/large.txt" in sent] == ["tuned"], "params.yaml may name a recipe there"
+    assert package.stat().st_size < 2_000_000
+    assert pack(project, tmp_path / "again.zip").read_bytes() == package.read_bytes()
+
+
+def test_an_upload_that_holds_data_is_refused_by_the_name_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload, "_LARGEST", 2**20)
+    (tmp_path / "faces.npy").write_bytes(bytes(2**20 + 1))
+    with pytest.raises(ValueError, match=r"faces\.npy: with it the upload has more than 1 MiB"):
+        pack(tmp_path, tmp_path.parent / "code.zip")
 
 
 class Client:
