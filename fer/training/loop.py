@@ -8,7 +8,7 @@ work folder first, and a run that was killed at any moment ends with the same bi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -114,7 +114,7 @@ class _Stage:
         progress = ProgressFile(job.work_dir, distributed, epochs=epochs, steps=steps)
 
         def asked() -> str:
-            return progress.stop or self.stop()
+            return progress.asked() or self.stop()
 
         while not self.stage.is_over(state):
             started, first_step = time.monotonic(), state.step
@@ -142,7 +142,7 @@ class _Stage:
             distributed.broadcast_buffers(learner.chosen)  # the next stage may read them, if nothing is validated too
             for prefix, split in (("val", data.validation), ("test", data.test)):
                 if split is not None:  # it may have no batch for this rank
-                    row |= validate(learner.chosen, split, recipe, distributed, device, prefix)
+                    row |= validate(learner.chosen, self._saved_if(asked, split), recipe, distributed, device, prefix)
             state.end_epoch(row, self.stage.chosen_by, learner.chosen)
             images_per_second = (steps - first_step) * recipe.batch_size / trained
             seconds, waiting = time.monotonic() - started, batches.seconds / trained
@@ -157,6 +157,18 @@ class _Stage:
             _save(state, job.work_dir, distributed, learner)
             progress.update(state, write=True)
             on_epoch(state.records()[-1])
+
+    def _saved_if(self, asked: Callable[[], str], batches: EvalBatches) -> Iterator[Batch]:
+        """The batches of a validation. Once rank 0 is `asked` to stop, it saves the updates so far.
+
+        All ranks stop together at the next update alone, and this process may have ended by then.
+        """
+        saved = not self.distributed.is_main
+        for batch in batches:
+            if not saved and asked():
+                _save(self.state, self.job.work_dir, self.distributed, self.learner)
+                saved = True
+            yield batch
 
     def _gradient(
         self,
@@ -258,7 +270,9 @@ def prepare(images: Tensor, model: FerModel, recipe: Recipe, device: str) -> Ten
 
 
 @torch.no_grad()
-def compute_logits(model: FerModel, batches: EvalBatches, recipe: Recipe, device: str) -> tuple[Tensor, Tensor, Tensor]:
+def compute_logits(
+    model: FerModel, batches: Iterable[Batch], recipe: Recipe, device: str
+) -> tuple[Tensor, Tensor, Tensor]:
     """The logits of one rank's batches of a split; the model is left in evaluation mode.
 
     Returns:
@@ -275,7 +289,12 @@ def compute_logits(model: FerModel, batches: EvalBatches, recipe: Recipe, device
 
 
 def validate(
-    model: FerModel, batches: EvalBatches, recipe: Recipe, distributed: Distributed, device: str, prefix: str = "val"
+    model: FerModel,
+    batches: Iterable[Batch],
+    recipe: Recipe,
+    distributed: Distributed,
+    device: str,
+    prefix: str = "val",
 ) -> Record:
     """Metrics of a whole split, named `prefix`_..., the same for any number of ranks.
 

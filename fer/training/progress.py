@@ -40,11 +40,7 @@ class Progress:
 
 
 class ProgressFile:
-    """`progress.json`: the `Progress` and the `records` of all finished epochs, whole, at most once a second.
-
-    Attributes:
-        stop: why all ranks shall stop; on rank 0, which looks as often for the driver's request.
-    """
+    """`progress.json`: the `Progress` and the `records` of all finished epochs, whole, at most once a second."""
 
     def __init__(self, location: str, distributed: Distributed, *, epochs: int, steps: int) -> None:
         self._folder, self._is_main = Folder(location), distributed.is_main
@@ -52,7 +48,7 @@ class ProgressFile:
         self._epochs, self._steps = epochs, steps
         self._pids = tuple(distributed.gather(os.getpid()))
         self._written, self._images, self._rate = time.monotonic(), 0, 0.0
-        self.stop = ""
+        self._looked, self._asked = self._written, ""
 
     def update(self, state: TrainState, *, images: int = 0, write: bool = False) -> Progress:
         """Counts `images` more; rank 0 writes the file once a second, and where `write` is true."""
@@ -64,8 +60,14 @@ class ProgressFile:
         progress = Progress(state.epoch, self._epochs, state.step, self._steps, self._rate, self._pids)
         if self._is_main and (due or write):
             self._folder.write_json(FILE_NAME, {**asdict(progress), "records": state.records()})
-            self.stop = "the driver is asked to end" if self._folder.find(STOP) is not None else ""
         return progress
+
+    def asked(self) -> str:
+        """Why all ranks shall stop, or an empty text: on rank 0, which looks for the driver's request once a second."""
+        if self._is_main and time.monotonic() - self._looked >= self._seconds:
+            self._looked = time.monotonic()
+            self._asked = "the driver is asked to end" if self._folder.find(STOP) is not None else ""
+        return self._asked
 
 
 def record_change(location: str, **facts: Any) -> None:

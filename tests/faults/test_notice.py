@@ -6,8 +6,10 @@ import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from builders.limits import patience
 from builders.projects import TOY, make_project, published
@@ -25,7 +27,7 @@ from builders.runs import (
 from builders.stopping import checkpoints
 
 from fer.processes import sigterm_awaited
-from fer.training import progress
+from fer.training import loop, progress
 from fer.training.job import TrainJob
 from fer.training.loop import StopRequested, train
 from fer.training.progress import STOP
@@ -103,6 +105,32 @@ def test_a_request_of_the_driver_stops_the_run_and_the_record_says_what_each_epo
     assert state is not None
     assert state.global_step > 5
     assert [timing["workers"] for timing in state.timings] == [1] * state.epoch
+
+
+def test_a_run_that_is_told_to_end_while_it_validates_saves_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(tmp_path, epochs=2, eval_batch_size=4)
+    whole, stopped = elsewhere(job, tmp_path / "whole"), elsewhere(job, tmp_path / "stopped")
+    train(whole)
+    prepare, validated = loop.prepare, 0
+
+    def ends(*arguments: Any) -> torch.Tensor:
+        nonlocal validated
+        validated += not torch.is_grad_enabled()
+        if validated == 2:
+            raise KeyboardInterrupt  # its time is over
+        return prepare(*arguments)
+
+    monkeypatch.setattr(loop, "prepare", ends)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, stop=lambda: "told to end" if validated else "")
+    monkeypatch.undo()
+    state = TrainState.load(stopped.work_dir)
+    assert state is not None
+    assert (state.epoch, state.step) == (0, final_state(whole).global_step // 2)
+    train(stopped)
+    assert_same_bits(final_state(stopped), final_state(whole))
 
 
 def test_stage_that_gets_sigterm_saves_the_update_in_progress(tmp_path: Path) -> None:
