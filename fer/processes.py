@@ -170,20 +170,25 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 def sigterm_awaited(grace: float) -> Iterator[Callable[[], str]]:
     """Within the block the first SIGTERM is a notice: `Interrupted` is raised at the end of the block.
 
-    It is raised before where the block takes longer than `grace` seconds after the signal, or another one comes. What
-    is yielded returns the signal's name once it has come, and an empty text before. Without our handlers, or outside
-    of the main thread, nothing changes.
+    It is raised before where the block takes longer than `grace` seconds after the signal, or another one comes more
+    than a second later: sooner it is the same request, which a group of processes gets and, as its parent ends, each
+    of them again. What is yielded returns the signal's name once it has come, and an empty text before. Without our
+    handlers, or outside of the main thread, nothing changes.
     """
     if signal.getsignal(signal.SIGTERM) is not _interrupt or threading.current_thread() is not threading.main_thread():
         yield lambda: ""
         return
 
+    noted = 0.0
+
     def note(signum: int, frame: FrameType | None) -> None:
         global _stopped_by
-        if _stopped_by is not None:
+        nonlocal noted
+        if _stopped_by is None:
+            _stopped_by, noted = Interrupted(signum), time.monotonic()
+            signal.setitimer(signal.ITIMER_REAL, grace, _RAISE_AGAIN_SECONDS)
+        elif time.monotonic() - noted > _RAISE_AGAIN_SECONDS:
             _interrupt(signum, frame)
-        _stopped_by = Interrupted(signum)
-        signal.setitimer(signal.ITIMER_REAL, grace, _RAISE_AGAIN_SECONDS)
 
     signal.signal(signal.SIGTERM, note)
     try:

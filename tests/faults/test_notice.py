@@ -43,10 +43,11 @@ def watched(*arguments):
     updates.append(1)
     if len(updates) == 3:
         os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
     rate(*arguments)
 loop.set_learning_rate = watched
 """
-"""For a child that trains: it gets SIGTERM in its third update."""
+"""For a child that trains: it gets SIGTERM in its third update; twice, as where its parent gets it too and ends."""
 
 
 def noticed_rank(job: TrainJob, rank: int, world_size: int, meeting: str, noticed: int, update: int) -> None:
