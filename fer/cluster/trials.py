@@ -41,7 +41,8 @@ STAGES, PARENT = "stages", "parent"
 """Of a population's member (`fer.cluster.proposals`), beside the values of its own stage: all its recipe's stages, and
 the key of the trial that has trained all but the last."""
 MIN_FAILED_TRIALS = 3  # that fail before any other ends: then the search is ended
-_DIVERGED = "diverged.txt"  # in a trial's folder: why it must not be trained again
+_OVER = "over.txt"
+"""In the folder of a trial that is not trained again: why it diverged; empty where its recipe's `patience` ended it."""
 _ENDED = ("finished", "stopped early", "failed")
 Values = dict[str, Any]
 
@@ -129,8 +130,9 @@ def run_trial(config: Values, report: Callable[[Mapping[str, float]], object], p
     number, values = _split(config)
     key = plan.key(number, values)
     work = Folder(inside(plan.work, key))
-    if (reason := work.find(_DIVERGED)) is not None:
-        raise DivergedError(reason.decode())
+    over = work.find(_OVER)
+    if over:
+        raise DivergedError(over.decode())
     reported, job = 0, plan.trial_job(key, values)
     cost = _cost(plan.cost, job, work) if plan.cost else {}
     own = len(values.get(STAGES, [None]))  # the stage of a member that counts: those before are its parent's
@@ -145,7 +147,7 @@ def run_trial(config: Values, report: Callable[[Mapping[str, float]], object], p
 
     for record in (work.find_json(PROGRESS) or {"records": []})["records"]:
         on_epoch(record)
-    if reported >= plan.epochs_of(values):
+    if reported >= plan.epochs_of(values) or over is not None:
         return
     if PARENT in values:
         inherit(inside(plan.work, values[PARENT]), job)
@@ -155,8 +157,10 @@ def run_trial(config: Values, report: Callable[[Mapping[str, float]], object], p
         else:
             train(job, device="cuda:0" if plan.gpu else "cpu", on_epoch=on_epoch)
     except DivergedError as error:
-        work.write(_DIVERGED, str(error).encode())
+        work.write(_OVER, str(error).encode())
         raise
+    if reported < plan.epochs_of(values):
+        work.write(_OVER, b"")
 
 
 def _cost(name: str, job: TrainJob, work: Folder) -> dict[str, float]:

@@ -196,9 +196,9 @@ def test_the_front_holds_what_nothing_cheaper_equals(plan: TrialPlan) -> None:
 def test_a_trials_cost_is_measured_once(plan: TrialPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     reported: list[Mapping[str, float]] = []
     monkeypatch.setattr(trials, "train", lambda job, device, on_epoch: on_epoch({"epoch": 1, "val_accuracy": 0.5}))
-    run_trial(_config(1), reported.append, replace(plan, cost="parameters"))
+    run_trial(_config(1), reported.append, replace(plan, cost="parameters", epochs=1))
     monkeypatch.delattr(trials, "build_model")
-    run_trial(_config(1), reported.append, replace(plan, cost="parameters"))
+    run_trial(_config(1), reported.append, replace(plan, cost="parameters", epochs=1))
     assert reported[0] == reported[1]
     assert reported[0]["parameters"] > 1000
 
@@ -346,6 +346,21 @@ def test_a_replayed_trial_reports_its_epochs_from_disk_and_trains_only_the_rest(
     monkeypatch.delattr(trials, "train")
     run_trial(_config(1), reported.append, plan)
     assert reported == [record(1), record(2), record(1), record(2)]
+
+
+def test_a_trial_that_its_patience_ended_is_not_trained_again(plan: TrialPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, first = Path(plan.job.work_dir, plan.key(1, {"learning_rate": 0.001})), {"epoch": 1, "val_accuracy": 0.1}
+    reported: list[Mapping[str, float]] = []
+
+    def train(job: TrainJob, device: str, on_epoch: Callable[[Mapping[str, float]], object]) -> None:
+        write_json(work / trials.PROGRESS, {"records": [first]})
+        on_epoch(first)
+
+    monkeypatch.setattr(trials, "train", train)
+    run_trial(_config(1), reported.append, plan)
+    monkeypatch.delattr(trials, "train")
+    run_trial(_config(1), reported.append, plan)
+    assert reported == [first, first]
 
 
 def test_a_metric_that_is_not_a_number_fails_the_trial(plan: TrialPlan, monkeypatch: pytest.MonkeyPatch) -> None:
