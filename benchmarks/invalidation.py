@@ -44,7 +44,7 @@ _STUDY: dict[str, Any] = {
     "rows": [{"row": "plain", "published": 90.0}], "smoke": {"dataset": "drawn", "recipe": "btn/nano"},
     "set": {"epochs": 1, "batch_size": 8, "augment": []},
 }  # fmt: skip
-_INSERTED = "\n_INSERTED = None\n"
+_INSERTED = b"\n_INSERTED = None\n"
 
 _LIBRARIES = (
     "torch.utils.checkpoint",
@@ -269,11 +269,11 @@ def _rerun_by_an_edit(folder: Path, projects: Mapping[Item, Path]) -> dict[Item,
     files = sorted(path for name in ("fer", "pipelines") for path in (folder / name).rglob("*") if path.is_file())
     with progress(len(files), "edit", "file") as bar:
         for path in files:
-            name, text = path.relative_to(folder).as_posix(), path.read_text(encoding="utf-8")
-            path.write_text(text + (_INSERTED if path.suffix == ".py" else "\n"), encoding="utf-8")
+            name, content = path.relative_to(folder).as_posix(), path.read_bytes()
+            path.write_bytes(content + (_INSERTED if path.suffix == ".py" else b"\n"))
             code.forget(name)
             after = _planned(code, loaded, projects)
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(content)
             code.forget(name)
             for item in projects:
                 if after[item] != before[item]:
