@@ -79,10 +79,15 @@ def test_what_is_uploaded_is_code_and_below_two_megabytes(tmp_path: Path) -> Non
     for name in made:
         (project / name).mkdir(parents=True)
         (project / name / "large.txt").touch()
+    secrets = [".env", ".git/config", ".dvc/config.local"]
+    for name in secrets:
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).touch()
     package = pack(project, tmp_path / "code.zip")
     with zipfile.ZipFile(package) as archive:
         sent = set(archive.namelist())
     assert {"fer/cli.py", "pipelines/train.py", "params.yaml", "dvc.yaml", ".dvc/config"} <= sent
+    assert not sent & set(secrets)
     assert [name for name in made if f"{name}/large.txt" in sent] == ["tuned"], "params.yaml may name a recipe there"
     assert package.stat().st_size < 2_000_000
     assert pack(project, tmp_path / "again.zip").read_bytes() == package.read_bytes()
