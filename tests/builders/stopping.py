@@ -107,11 +107,11 @@ def copy_code(root: Path, *stages: str) -> None:
     """A copy of the code in a project, and dvc.yaml with these stages, or all but the report, run by this Python."""
     for folder in ("fer", "pipelines"):
         shutil.copytree(REPOSITORY / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    found = yaml_text.load((REPOSITORY / "dvc.yaml").read_text())["stages"]
-    found = {name: stage for name, stage in found.items() if name in stages or (not stages and name != "report")}
-    for stage in found.values():
-        stage["cmd"] = stage["cmd"].replace("python ", f"{sys.executable} ", 1)
-    (root / "dvc.yaml").write_text(yaml_text.dump({"stages": found}))
+    text = (REPOSITORY / "dvc.yaml").read_text().replace("cmd: python ", f"cmd: {sys.executable} ")
+    document = yaml_text.load(text)
+    named = {name: stage for name, stage in document["stages"].items() if name in stages or not stages}
+    document["stages"] = {name: stage for name, stage in named.items() if name != "report"}
+    (root / "dvc.yaml").write_text(yaml_text.dump(document))
     if stages:
         run_dvc(root, "init", "--no-scm")
 

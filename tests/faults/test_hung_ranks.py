@@ -187,9 +187,9 @@ def test_more_than_the_cluster_has_is_refused_in_seconds_with_demand_and_supply(
     if demand.get("gpu") and Path("/dev/nvidia0").exists():
         pytest.skip("there is a GPU")
     root = make_project(tmp_path, **demand)
-    stamp = "import fer.stages.train as train, time\nopen_, begun = train.connect, []\n"
+    stamp = "import fer.cluster.fit as fit, time\nopen_ = fit.connect\n"
     stamp += "def stamped(*a, **k):\n    print('connecting', time.time(), flush=True)\n    return open_(*a, **k)\n"
-    stamp += "train.connect = stamped\n"
+    stamp += "fit.connect = stamped\n"
     stage = start_training(root, code=stamp)
     output, _ = stage.communicate(timeout=patience(200))
     took = time.time() - float(re.findall(r"connecting ([\d.]+)", output)[0])

@@ -186,7 +186,7 @@ def test_two_queued_experiments_at_once_lose_no_record_and_can_be_applied(tmp_pa
         run_dvc(root, "exp", "run", "--queue", "--name", name, "-S", f"models.toy.epochs={epochs}")
     run_dvc(root, "exp", "run", "--run-all", "-j", "2")
     assert statuses(root) == ["FINISHED", "FINISHED"]
-    assert sorted(path.name for path in (root / ".work").iterdir()) == ["locks", "plan"]
+    assert sorted(path.name for path in (root / ".work").iterdir()) == ["locks", "plan", "raw"], "no unfinished work"
     assert len(list(root.glob("mlartifacts/*/artifacts/evaluation/test.json"))) == 2
     assert not (root / "trained").exists(), "an experiment's outputs stay its own"
     run_dvc(root, "exp", "apply", "two")
