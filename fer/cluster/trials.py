@@ -133,7 +133,7 @@ def run_trial(config: Values, report: Callable[[Mapping[str, float]], object], p
     over = work.find(_OVER)
     if over:
         raise DivergedError(over.decode())
-    reported, job = 0, plan.trial_job(key, values)
+    reported, job, epochs = 0, plan.trial_job(key, values), plan.epochs_of(values)
     cost = _cost(plan.cost, job, work) if plan.cost else {}
     own = len(values.get(STAGES, [None]))  # the stage of a member that counts: those before are its parent's
 
@@ -147,7 +147,7 @@ def run_trial(config: Values, report: Callable[[Mapping[str, float]], object], p
 
     for record in (work.find_json(PROGRESS) or {"records": []})["records"]:
         on_epoch(record)
-    if reported >= plan.epochs_of(values) or over is not None:
+    if reported >= epochs or over is not None:
         return
     if PARENT in values:
         inherit(inside(plan.work, values[PARENT]), job)
@@ -159,7 +159,7 @@ def run_trial(config: Values, report: Callable[[Mapping[str, float]], object], p
     except DivergedError as error:
         work.write(_OVER, str(error).encode())
         raise
-    if reported < plan.epochs_of(values):
+    if reported < epochs:
         work.write(_OVER, b"")
 
 

@@ -70,9 +70,7 @@ def place(source: Path, target: Path) -> int:
     listing = target / LIST_NAME
     if target.is_dir() and any(target.iterdir()) and not listing.is_file():
         raise ValueError(f"{target}: holds files of no upload; name a separate folder for this project")
-    files = sorted(
-        path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file() and _is_code(path, source)
-    )
+    files = sorted(_code(source))
     before = set(read_json(listing)) if listing.is_file() else set()
     if outside := [name for name in before if not (target / name).resolve().is_relative_to(target.resolve())]:
         raise ValueError(f"{listing}: names {outside[0]!r}, which lies outside {target}; remove or correct the list")
@@ -89,10 +87,6 @@ def place(source: Path, target: Path) -> int:
         (target / name).unlink(missing_ok=True)
     write_json(listing, files)
     return written
-
-
-def _is_code(path: Path, source: Path) -> bool:
-    return "__pycache__" not in path.relative_to(source).parts
 
 
 def _main() -> None:
