@@ -199,10 +199,11 @@ def test_all_hostile_files_and_photographs_are_cropped_within_a_gigabyte(
         "crop(root, data, detector=sys.argv[3], faces='all')\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
+    here = Path(__file__).parent
     for detector in ("yunet", "retinaface"):
         done = subprocess.run(
             [sys.executable, "-c", script, str(tmp_path), str(test_data), detector],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(repo_root)])},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (here, here.parent, repo_root)))},
             capture_output=True,
             text=True,
             timeout=patience(250),
