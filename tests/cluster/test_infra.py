@@ -293,7 +293,7 @@ def test_the_image_runs_as_a_user_at_the_tested_versions_and_takes_no_secrets_al
     assert users[-1] == "USER fer"
     assert "--require-hashes --no-deps --requirement requirements.lock" in text
     ignored = (INFRA / "docker" / "Dockerfile.dockerignore").read_text()
-    for name in (".env", ".git", "data", ".dvc/config.local"):
+    for name in ("**/.env", "**/*.env", ".git", "data", ".dvc/config.local"):  # in every folder only after **/
         assert f"\n{name}\n" in ignored
 
 

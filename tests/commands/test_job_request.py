@@ -3,12 +3,14 @@
 import os
 import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from builders.limits import patience
 from builders.projects import REPOSITORY, RIGHT
 
 from fer import cli
@@ -17,7 +19,7 @@ from fer.cluster.jobs import JobServer
 from fer.commands import jobs, upload
 from fer.commands.jobs import entrypoint, free_id, job_name, running_job, runtime_environment
 from fer.commands.upload import LIST_NAME, pack, place
-from fer.io.files import sha256, write_json
+from fer.io.files import sha256, write_atomic, write_json
 
 
 def start(command: list[str], folder: Path, digest: str, *, upload: bool = False) -> tuple[int, str]:
@@ -75,11 +77,11 @@ def test_what_is_uploaded_is_code_and_below_two_megabytes(tmp_path: Path) -> Non
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(REPOSITORY / name, project / name)
     ignored = (REPOSITORY / ".gitignore").read_text().splitlines()
-    made = [line.strip("/") for line in ignored if line and not line.startswith("#")]
+    made = [line.strip("/") for line in ignored if line.startswith("/") or line.endswith("/")]
     for name in made:
         (project / name).mkdir(parents=True)
         (project / name / "large.txt").touch()
-    secrets = [".env", ".git/config", ".dvc/config.local"]
+    secrets = [".env", "infra/mlflow/.env", "credentials.env", ".env.local", ".git/config", ".dvc/config.local"]
     for name in secrets:
         (project / name).parent.mkdir(exist_ok=True)
         (project / name).touch()
@@ -252,10 +254,72 @@ def test_uploaded_code_is_updated_and_other_files_stay(tmp_path: Path) -> None:
     (source / "a.py").unlink()
     (source / "b.py").write_text("2")
     assert place(source, target) == 1
-    assert {path.name: path.read_text() for path in target.iterdir() if path.name != LIST_NAME} == {
+    assert place(source, target) == 0
+    assert {path.name: path.read_text() for path in target.iterdir() if path.is_file() and path.name != LIST_NAME} == {
         "b.py": "2",
         "results.txt": "mine",
     }
+
+
+def test_what_was_changed_on_the_cluster_is_neither_replaced_nor_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    for name in ("tuned/a.yaml", "tuned/b.yaml", "net.py"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text("old")
+    place(source, target)
+    for name in ("tuned/a.yaml", "tuned/b.yaml"):
+        (target / name).write_text("found by a search there")
+    (source / "tuned" / "b.yaml").unlink()
+    assert place(source, target) == 0
+    assert [(target / "tuned" / name).read_text() for name in ("a.yaml", "b.yaml")] == ["found by a search there"] * 2
+    assert caplog.text.count("was changed there, and stays as it is") == 2
+    (target / "net.py").write_text("edited there")
+    (source / "net.py").write_text("edited here")
+    (source / "new.py").write_text("new")
+    with pytest.raises(ValueError, match=r"target/net\.py: was changed there, .*remove it there"):
+        place(source, target)
+    assert (target / "net.py").read_text() == "edited there"
+    assert not (target / "new.py").exists()
+
+
+def test_a_killed_upload_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    for name in ("a.py", "b.py"):
+        (source / name).write_text("1")
+    place(source, target)
+    for name in ("a.py", "b.py"):
+        (source / name).write_text("2")
+    written: list[Path] = []
+
+    def dies(path: Path, data: bytes | str) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(path)
+        write_atomic(path, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(upload, "write_atomic", dies)
+        with pytest.raises(KeyboardInterrupt):
+            place(source, target)
+    assert [path.name for path in written] == ["a.py"]
+    (source / "a.py").write_text("3")
+    assert place(source, target) == 2
+
+
+def test_dvc_takes_a_folder_of_uploaded_code_for_a_project(tmp_path: Path) -> None:
+    with zipfile.ZipFile(pack(REPOSITORY, tmp_path / "code.zip")) as archive:
+        archive.extractall(tmp_path / "source")
+    place(tmp_path / "source", tmp_path / "target")
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "repro", "--dry", "plan"],
+        cwd=tmp_path / "target", capture_output=True, text=True, timeout=patience(60), check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Running stage 'plan'" in done.stdout
+    assert place(tmp_path / "source", tmp_path / "target") == 0
 
 
 @pytest.mark.parametrize("name", ["../precious", "/precious", "link/precious"])
