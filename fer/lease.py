@@ -15,6 +15,7 @@ import secrets
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,6 +35,8 @@ class Lease:
     def __init__(self, folder: Folder, number: int, content: dict[str, Any]) -> None:
         self._folder, self._number, self._content = folder, number, content
         self._lost, self._ended = threading.Event(), threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="fer-lease", daemon=True)
+        self._keeper.start()
 
     def check(self) -> None:
         """LostError where another one has taken over."""
@@ -52,7 +55,7 @@ class Lease:
             self._content["renewed"] += 1
             self._folder.write_json(_name(self._number), self._content)
 
-    def keep(self) -> None:
+    def _keep(self) -> None:
         """Renews it until `end`."""
         while not self._ended.wait(RENEW_SECONDS) and not self._lost.is_set():
             with suppress(FileError):  # the store is away: it counts how long nobody renews, and nobody can look
@@ -61,6 +64,7 @@ class Lease:
     def end(self) -> None:
         """Gives it back."""
         self._ended.set()
+        self._keeper.join()  # else a renewal on its way would bring the file back
         if not self._lost.is_set():
             with suppress(FileError):  # it is silent from now on
                 self._folder.remove(_name(self._number))
@@ -91,8 +95,8 @@ def lease(folder: Folder, project: Path, *, wait: bool = False) -> Iterator[Leas
     Raises:
         HeldError: another one works.
     """
-    taken = _take(folder, {"owner": f"{socket.gethostname()}:{project}", "token": secrets.token_hex(8)}, wait)
-    threading.Thread(target=taken.keep, name="fer-lease", daemon=True).start()
+    who = {"owner": f"{socket.gethostname()}:{project}", "machine": f"{uuid.getnode():x}"}
+    taken = _take(folder, {**who, "token": secrets.token_hex(8)}, wait)
     try:
         yield taken
     finally:
@@ -103,7 +107,8 @@ def _take(folder: Folder, me: dict[str, Any], wait: bool) -> Lease:
     content = {**me, "renewed": 0}
     while True:
         held = _held(folder)
-        if held is not None and held[1]["owner"] != me["owner"] and not _is_silent(folder, held, wait):
+        other = held is not None and any(held[1].get(key) != me[key] for key in ("owner", "machine"))
+        if held is not None and other and not _is_silent(folder, held, wait):
             continue
         number = 1 if held is None else held[0] + 1
         if folder.create(_name(number), json_text(content).encode()):

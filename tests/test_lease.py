@@ -1,6 +1,7 @@
 """One driver at a time for work in an object store."""
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,9 +24,9 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Folder]:
     fsspec.filesystem("memory").store.clear()
 
 
-def left_behind(folder: Folder, owner: str = "gone:/project") -> None:
+def left_behind(folder: Folder, owner: str = "gone:/project", machine: str = "") -> None:
     """The lease of a process that was killed."""
-    folder.write_json("lease-4.json", {"owner": owner, "token": "t", "renewed": 9})
+    folder.write_json("lease-4.json", {"owner": owner, "machine": machine, "token": "t", "renewed": 9})
 
 
 def test_lease_is_given_back(folder: Folder) -> None:
@@ -66,10 +67,37 @@ def test_silent_holder_is_replaced_under_the_next_number(folder: Folder, monkeyp
 
 
 def test_own_project_takes_over_from_its_dead_process_at_once(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("socket.gethostname", lambda: "here")
-    left_behind(folder, f"here:{MINE}")
+    monkeypatch.setattr("socket.gethostname", lambda: "localhost")
+    monkeypatch.setattr("uuid.getnode", lambda: 0xA)
+    left_behind(folder, f"localhost:{MINE}", "a")
     with lease(folder, MINE):
         assert folder.names() == {"lease-5.json"}
+
+
+def test_another_machine_of_the_same_name_with_the_same_folders_is_another_holder(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "localhost")
+    with lease(folder, MINE):
+        monkeypatch.setattr("uuid.getnode", lambda: 0xB)
+        with pytest.raises(HeldError, match=f"localhost:{MINE} works on it"), lease(folder, MINE):
+            raise AssertionError
+
+
+def test_renewal_on_its_way_does_not_bring_the_lease_back(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, ends = Folder.write_json, threading.Event()
+
+    def slow(self: Folder, name: str, value: object) -> None:
+        ends.wait(5)
+        time.sleep(0.1)
+        write(self, name, value)
+
+    with lease(folder, MINE):
+        monkeypatch.setattr(Folder, "write_json", slow)
+        time.sleep(0.1)
+        ends.set()
+    time.sleep(0.3)
+    assert folder.names() == set()
 
 
 def test_holder_that_was_replaced_notices_and_leaves_the_new_lease_alone(folder: Folder) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from builders.stopping import left_part
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -162,9 +163,11 @@ def test_no_name_publishes_outside_its_own_folder(tmp_path_factory: pytest.TempP
 
 
 def test_folder_that_a_killed_publication_moved_aside_is_restored(tmp_path: Path) -> None:
-    (tmp_path / ".out.tmp-999999999-old").mkdir()
-    (tmp_path / ".out.tmp-999999999-old" / "notes").write_text("mine")
-    (tmp_path / ".out.tmp-999999999").mkdir()
+    part = left_part(tmp_path / "out")
+    part.mkdir()
+    aside = Path(f"{part}-old")
+    aside.mkdir()
+    (aside / "notes").write_text("mine")
 
     def fail() -> None:
         with publish_directory(tmp_path / "out"):

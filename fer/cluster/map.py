@@ -1,7 +1,7 @@
 """A function over many units of work, as Ray tasks: on the CPUs or GPUs of the cluster, with the results in order.
 
 What passes through Ray is small: descriptions of work in, counts or predictions out. Images are read and written by the
-tasks themselves, so memory is bounded by one unit a worker, and the result is the same on any number of workers. Ray
+tasks themselves, so memory is bounded by a few units a worker, and the result is the same on any number of workers. Ray
 reuses the processes of its tasks: what a task caches at its first unit, such as a network, serves the later ones.
 """
 
@@ -19,6 +19,8 @@ from fer.cluster.session import connect
 T = TypeVar("T")
 R = TypeVar("R")
 _POLL_SECONDS = 0.25
+_AHEAD = 4
+"""Results for each worker that wait for one before them."""
 
 
 def map_blocks(
@@ -63,11 +65,11 @@ def map_blocks(
         if storage is not None:
             require_store(storage, session.address)
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries)(_outcome)
-        shared, units = ray.put(task), deque(work)
+        shared, units, at_once = ray.put(task), deque(work), workers or session.cpus or 1
         order: deque[Any] = deque()
         running: list[Any] = []
         while units or order:
-            while units and len(running) < (workers or session.cpus or 1):
+            while units and len(running) < at_once and len(order) < _AHEAD * at_once:
                 running.append(remote.remote(shared, units.popleft()))
                 order.append(running[-1])
             running = ray.wait(running, timeout=_POLL_SECONDS)[1] if running else running

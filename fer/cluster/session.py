@@ -12,6 +12,7 @@ installed: what passes between its processes is paths and counts, never images.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import secrets
@@ -22,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -260,13 +261,32 @@ def _describe(address: str | None, context: Any, shared: SharedCluster | None = 
 
 
 def private_folder() -> Path:
-    """A new folder for a local cluster's files; what killed processes have left, running or not, is removed."""
+    """A new folder for a local cluster's files; what killed processes have left, running or not, is removed.
+
+    A container that shares the folder of temporary files sees no process of another one, but its lock.
+    """
     parent = Path(tempfile.gettempdir()).resolve()
     if len(str(parent)) > _LONGEST_TEMPORARY_FOLDER:
         parent = Path("/tmp")
     for left in parent.glob("fer-ray-*-*"):
         owner = left.name.split("-")[2]
-        if owner.isdecimal() and not process_is_alive(int(owner)):
+        if owner.isdecimal() and not process_is_alive(int(owner)) and (descriptor := _locked(left)) is not None:
+            os.close(descriptor)
             end_all_of(left)
             shutil.rmtree(left, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"fer-ray-{os.getpid()}-", dir=parent))
+    folder = Path(tempfile.mkdtemp(prefix=f"fer-ray-{os.getpid()}-", dir=parent))
+    _locked(folder)  # until this process ends
+    return folder
+
+
+def _locked(folder: Path) -> int | None:
+    """The descriptor by which this process locks a folder; None where another one does."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+        else:
+            return descriptor
+    return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -89,10 +88,10 @@ def opened(given: Sequence[str], args: argparse.Namespace, params: Params) -> It
         ValueError: a file that cannot be read, an unknown order of classes, options that a file of this project does
             not need, or two weights of one name.
     """
-    from fer.io.files import remove_leftovers
+    from fer.io.files import remove_leftovers, temporary_path
 
     work = params.root / ".work"
-    scratch = work / f".evaluate.tmp-{os.getpid()}"
+    scratch = temporary_path(work / "evaluate")
     remove_leftovers(work, "evaluate")  # of killed processes
     scratch.mkdir(parents=True)
     try:

@@ -22,6 +22,8 @@ from fer.io.files import FileError, name_in_errors, read_json, sha256, write_ato
 from fer.io.storage import inside
 from fer.sources.base import Block, Reject, Source, describe
 
+_FETCHES = 3
+
 MOST_ATTEMPTS = 4
 """How often one run of the stage begins a block. A block that killed four workers will kill the fifth."""
 
@@ -127,12 +129,24 @@ class StoredRaw:
         return cls(url, files, tuple(sorted(files.keys() - {block.file for block in blocks})))
 
     def fetched(self, block: Block) -> Path:
-        """A folder of this machine that holds what a block reads."""
+        """A folder of this machine that holds what a block reads.
+
+        Raises:
+            FileError: the cache has no room for it.
+        """
         folder = cache_folder() / self.url.rpartition("/")[2]
-        for name in (*self.shared, block.file):
-            digest, size = self.files[name]
-            keep(inside(self.url, name), folder / name, digest, cache_folder(), size)
-        return folder
+        names = (*self.shared, block.file)
+        for _ in range(_FETCHES):  # other processes may have made room by what this one had just fetched
+            for name in names:
+                digest, size = self.files[name]
+                keep(inside(self.url, name), folder / name, digest, cache_folder(), size)
+            if all((folder / name).is_file() for name in names):
+                return folder
+        size = sum(self.files[name][1] for name in names)
+        raise FileError(
+            f"{folder}: a block reads {size / 1e9:.3g} GB, for which the cache has no room beside those of other "
+            "processes; raise FER_CACHE_GB, or lower cluster.crop_workers"
+        )
 
 
 def crop_stored_block(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -23,6 +24,7 @@ from fer.io.transfer import PATIENCE, Patience, download
 
 DEFAULT_GB = 100.0
 _SENDS = 4
+_ABANDONED_SECONDS = 7 * 86_400.0
 
 
 def cache_folder() -> Path:
@@ -95,11 +97,17 @@ def keep(url: str, path: Path, sha256_hex: str, cache: Path, size: int = 0, *, p
 
 
 def make_room(cache: Path, needed: int, most: int) -> None:
-    """Removes the files that were not used for the longest time, until `needed` bytes fit into `most`."""
+    """Removes the files that were not used for the longest time, until `needed` bytes fit into `most`.
+
+    Parts of files that were not continued for a week are removed too.
+    """
     found = []
     for path in cache.glob("*/*"):
         with suppress(FileNotFoundError):  # another process has removed it
-            if path.name != "manifest.json" and not path.name.startswith("."):  # which is small; which is on its way
+            if path.name.startswith("."):  # on its way
+                if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                    path.unlink()
+            elif path.name != "manifest.json":  # which is small
                 found.append((path.stat().st_mtime_ns, path.stat().st_size, path))
     total = sum(size for _, size, _ in found) + needed
     for _, size, path in sorted(found):

@@ -1,8 +1,8 @@
 """Atomic writes, folders published by rename, checksums, free-space checks and disk-full errors.
 
 No half-written file has its final name: bytes go to a temporary name in the same folder, are synced to disk, and take
-their name by rename. A temporary name holds the process id of its writer, which separates the leftovers of a killed
-process from the files of a running one.
+their name by rename. A temporary name holds the process id of its writer and where that id counts, which separates the
+leftovers of a killed process from the files of a running one, here or on another machine that sees the folder.
 """
 
 from __future__ import annotations
@@ -14,13 +14,19 @@ import json
 import os
 import re
 import shutil
+import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, TypeGuard
 
 _SEAL = "sha256_of_the_rest"
 _JSON_KINDS = {str: "a string", int: "an integer", list: "a list", dict: "an object"}
+_FOREIGN_SECONDS = 7 * 86_400.0
+_MOVING_SECONDS = 60.0
+"""More than lies between the two renames of a publication."""
 _RETRY = "run the same command again"
 _REMEDIES = {
     errno.ENOSPC: f"make room and {_RETRY}",
@@ -87,7 +93,7 @@ def open_atomic(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, path.name)
-    temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
+    temporary = temporary_path(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
         with open(temporary, mode, **text) as handle:  # type: ignore[call-overload]
@@ -192,8 +198,8 @@ def publish_directory(
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(final.parent, final.name)
-    temporary = final.parent / f".{final.name}.tmp-{os.getpid()}"
-    old = final.parent / f".{final.name}.tmp-{os.getpid()}-old"
+    temporary = temporary_path(final)
+    old = temporary.with_name(f"{temporary.name}-old")
     temporary.mkdir()
     try:
         yield temporary
@@ -235,16 +241,38 @@ def _copy(path: Path, target: Path) -> None:
 def remove_leftovers(folder: Path, name: str) -> None:
     """Removes the leftovers of killed writers of `folder/name`; the files of running processes stay.
 
-    A folder that was moved aside for one that never took its name is restored.
+    Whether a process of another machine runs cannot be seen: its files stay for a week after their last change. A
+    folder that was moved aside for one that never took its name is restored.
     """
-    pattern = re.compile(re.escape(f".{name}.tmp-") + r"(\d+)(-old)?")
+    pattern = re.compile(re.escape(f".{name}.tmp-") + r"(\d+)-([0-9a-f]{8})(-old)?")
     for path in sorted(folder.glob(f".{glob.escape(name)}.tmp-*")):
         match = pattern.fullmatch(path.name)
-        if match and (int(match[1]) == os.getpid() or not process_is_alive(int(match[1]))):
-            if match[2] and not (folder / name).exists():
-                os.rename(path, folder / name)
-            else:
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if match is None:
+            continue
+        lost = match[3] and not (folder / name).exists()
+        if match[2] == _here():
+            dead = int(match[1]) == os.getpid() or not process_is_alive(int(match[1]))
+        else:
+            dead = time.time() - path.lstat().st_ctime > (_MOVING_SECONDS if lost else _FOREIGN_SECONDS)
+        if dead and lost:
+            os.rename(path, folder / name)
+        elif dead:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path) -> Path:
+    """Beside `path`, for this process to write, until it is complete."""
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}-{_here()}")
+
+
+@cache
+def _here() -> str:
+    """Where a process id counts: this machine, or container."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        namespace = ""
+    return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:8]
 
 
 def process_is_alive(pid: int) -> bool:

@@ -95,7 +95,7 @@ def run(
         ValueError: unknown keys, shards that cannot be used, too many folds, no common image, or folds that failed.
     """
     from fer.stages.evaluate import open_shards
-    from fer.stages.study import CellLog, run_cells
+    from fer.stages.study import CellLog, clear_states, run_cells
     from fer.studies.cell import tidy
 
     params.dataset(dataset)
@@ -108,8 +108,8 @@ def run(
     work, experiment = Path(plan.folder), f"audit {dataset}"
     with lock(work / "lock"):
         if restart:
+            clear_states(params, plan)
             empty_held(work)
-            plan.clear()
         with open_run(
             params.tracking, params.home, checkout=params.root, experiment=experiment, run_name=model_key, key=key,
             params={"folds": folds, "against": against},

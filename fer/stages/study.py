@@ -20,6 +20,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from fer.evaluation.config import TtaName
 from fer.evaluation.figures import save
 from fer.io import yaml12
 from fer.io.files import read_json_if_there, write_atomic, write_json
-from fer.io.storage import inside
+from fer.io.storage import Folder, inside
 from fer.lease import leased
 from fer.names import check_name
 from fer.params import Params
@@ -108,8 +109,8 @@ def run(
     work, whole = Path(plan.folder), hashlib.sha256("".join(cell.key for cell in plan.cells).encode()).hexdigest()
     with lock(work / "lock"):
         if restart:
+            clear_states(params, plan)
             empty_held(work)
-            plan.clear()
         plan.write()
         experiment, recorded = f"study {stem}", {"key": whole}
         with open_run(
@@ -331,6 +332,17 @@ def _run_wave(
     )  # fmt: skip
 
 
+def clear_states(params: Params, plan: Plan) -> None:
+    """Removes the states of all cells that are in a store; HeldError where another project trains one."""
+    for cell in plan.distinct.values() if params.storage else ():
+        with _leased(params, cell):
+            Folder(cell.job.work_dir).clear()
+
+
+def _leased(params: Params, cell: Cell) -> AbstractContextManager[Callable[[], object]]:
+    return leased(params.storage, cell.job.fingerprint[:16], params.home, wait=params.queued)
+
+
 def _train(
     params: Params,
     plan: Plan,
@@ -339,7 +351,7 @@ def _train(
     poll: Callable[[], object] = lambda: None,
 ) -> None:
     """Trains a cell, which no other project with the same store trains meanwhile."""
-    with leased(params.storage, cell.job.fingerprint[:16], params.home, wait=params.queued) as check:
+    with _leased(params, cell) as check:
         plan.train(cell, on_ray and partial(on_ray, poll=lambda: (poll(), check())))
 
 

@@ -195,12 +195,6 @@ class Plan:
         found = {"starts_from": cell.starts, "recipe_of": cell.recipes}
         return {name: self.best(keys).title for name, keys in found.items() if keys}
 
-    def clear(self) -> None:
-        """Removes the states of all cells that are in a store."""
-        for cell in self.distinct.values():
-            if is_store(cell.job.work_dir):
-                Folder(cell.job.work_dir).clear()
-
     def write(self) -> None:
         """Writes plan.json into the folder, for the report."""
         write_json(Path(self.folder, PLAN), {"study": self.name, "cells": [cell.about for cell in self.cells]})

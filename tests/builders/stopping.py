@@ -20,6 +20,7 @@ import yaml_text
 from builders.limits import patience
 from builders.projects import REPOSITORY, environment, make_project, run_dvc
 
+from fer.io.files import temporary_path
 from fer.stages.study import CellLog
 
 T = TypeVar("T")
@@ -152,3 +153,9 @@ def interrupted_after_a_cell() -> Iterator[None]:
                 yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def left_part(path: Path) -> Path:
+    """The temporary name of a killed writer of `path` on this machine."""
+    mine = temporary_path(path)
+    return mine.with_name(mine.name.replace(f".tmp-{os.getpid()}-", ".tmp-999999999-"))

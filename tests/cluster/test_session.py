@@ -5,6 +5,9 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from itertools import chain, repeat
@@ -37,6 +40,19 @@ def cluster() -> Iterator[Cluster]:
 def test_results_come_in_the_order_of_the_work(cluster: Cluster) -> None:
     found = list(map_blocks(math.factorial, range(12), workers=None, cluster=CONFIG))
     assert found == list(map(math.factorial, range(12)))
+
+
+@pytest.mark.ray
+def test_results_that_wait_for_a_slow_one_before_them_are_bounded(cluster: Cluster, tmp_path: Path) -> None:
+    def unit(number: int) -> int:
+        (tmp_path / str(number)).touch()
+        while number == 0 and len(list(tmp_path.iterdir())) < 8:
+            time.sleep(0.01)
+        if number == 0:
+            time.sleep(1)
+        return len(list(tmp_path.iterdir()))
+
+    assert next(map_blocks(unit, range(40), workers=2, cluster=CONFIG)) == 8
 
 
 @pytest.mark.ray
@@ -179,6 +195,26 @@ def test_a_local_cluster_that_is_too_slow_for_the_limit_of_ray_is_started_again(
     assert ended == [tmp_path]
     with pytest.raises(OSError, match="no"):
         session._start_local(CONFIG, tmp_path, False)
+
+
+def test_files_of_a_local_cluster_in_another_container_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "process_is_alive", lambda pid: False)  # none is seen from here
+    monkeypatch.setattr(session, "_LONGEST_TEMPORARY_FOLDER", 1000)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    script = (
+        "import tempfile; from fer.cluster import session; session._LONGEST_TEMPORARY_FOLDER = 1000\n"
+        f"tempfile.tempdir = {str(tmp_path)!r}; print(session.private_folder(), flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout
+        theirs = Path(other.stdout.readline().strip())
+        mine = session.private_folder()
+        assert set(tmp_path.iterdir()) == {mine, theirs}
+        other.communicate("\n")
+    another = session.private_folder()
+    assert set(tmp_path.iterdir()) == {mine, another}
 
 
 def test_without_ray_the_map_is_a_plain_map() -> None:

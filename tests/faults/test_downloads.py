@@ -71,7 +71,7 @@ def test_extraction_killed_at_any_file_is_repeated_by_the_next_run(tmp_path: Pat
     )
     for share in (0.0, 0.5, 0.9):
         child = subprocess.Popen([sys.executable, "-c", script, str(archive), str(out)])
-        while len(list(tmp_path.glob(f".out.tmp-{child.pid}/*"))) < share * len(names):
+        while len(list(tmp_path.glob(f".out.tmp-{child.pid}-*/*"))) < share * len(names):
             if child.poll() is not None:
                 break
             time.sleep(0.002)

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,23 @@ def test_leftovers_of_a_killed_writer_are_removed_by_the_next(tmp_path: Path) ->
     with files.publish_directory(tmp_path / "out") as folder:
         (folder / "whole").write_text("x")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_files_of_another_machines_writer_stay_for_a_week_and_a_folder_moved_aside_for_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = tmp_path / ".out.tmp-999999999-01234567"
+    part.mkdir()
+    aside = Path(f"{part}-old")
+    aside.mkdir()
+    now = time.time()
+    for later, left in (
+        (0, {part, aside}), (100, {part, tmp_path / "out"}), (6 * 86400, {part, tmp_path / "out"}),
+        (8 * 86400, {tmp_path / "out"}),
+    ):  # fmt: skip
+        monkeypatch.setattr(time, "time", lambda later=later: now + later)
+        files.remove_leftovers(tmp_path, "out")
+        assert set(tmp_path.iterdir()) == left
 
 
 EXPECTED = {"faces": int, "files": list, "generator": str, "rejects": dict}

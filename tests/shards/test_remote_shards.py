@@ -247,8 +247,11 @@ def test_files_that_were_not_used_for_the_longest_time_make_room(tmp_path: Path)
         os.utime(path, (1000 - age, 1000 - age))
     make_room(tmp_path, 100, 310)
     assert {path.name for path in tmp_path.glob("*/*")} == {"new", "older"}
+    for age, name in ((8, ".abandoned.part"), (6, ".late.part")):
+        (tmp_path / "digest" / name).write_bytes(bytes(100))
+        os.utime(tmp_path / "digest" / name, (time.time() - age * 86400,) * 2)
     make_room(tmp_path, 1000, 310)
-    assert not list(tmp_path.glob("*/*"))
+    assert [path.name for path in tmp_path.glob("*/*")] == [".late.part"]
 
 
 @pytest.mark.parametrize("given", ["much", "0", "nan", "-1"])

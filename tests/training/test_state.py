@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders.stopping import left_part
 
 from fer.console import log
 from fer.training.job import TrainJob, decisive_versions
@@ -81,7 +82,7 @@ def test_no_whole_file_left_is_an_error_that_names_them_and_keeps_them(tmp_path:
 
 def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
     a_state(1).save(tmp_path)
-    leftovers = [tmp_path / f".{name}.tmp-4194305" for name in ("state-00000002.pt", "progress.json")]
+    leftovers = [left_part(tmp_path / name) for name in ("state-00000002.pt", "progress.json")]
     for leftover in leftovers:
         leftover.write_bytes(b"half")
     for step in (2, 3):  # and one that was killed before it removed the oldest
