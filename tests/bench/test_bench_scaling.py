@@ -50,6 +50,6 @@ def test_more_gpus_cost_no_less_and_a_faster_network_is_never_slower() -> None:
 @pytest.mark.timeout(patience(120))
 def test_a_run_of_two_workers_moves_what_the_model_says() -> None:
     found = {row["what"]: row["counted / model"] for row in run("--check").rows}
-    assert found.pop("checkpoint, bytes") == pytest.approx(1, abs=0.02)  # names and shapes stand in it, too
+    assert 1 < found.pop("checkpoint, bytes") < 1.25  # some 290 bytes a tensor for its name and header come on top
     assert found.pop("sent by both in an update, bytes") >= 0.99  # and what else uses the loopback interface
     assert set(found.values()) == {1.0}
