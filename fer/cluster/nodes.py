@@ -178,7 +178,7 @@ def require_store(url: str, address: str | None) -> None:
         if problem:
             raise ValueError(
                 f"{name} cannot use the storage of params.yaml ({problem}): give its processes the credentials, the "
-                "endpoint and the extra (`fer[s3]`) that this machine has"
+                "endpoint and the extra (`s3`) that this machine has"
             )
 
 

@@ -43,7 +43,8 @@ def main(args: argparse.Namespace) -> None:
     """Serves until a signal comes; then answers the requests in flight and ends with the signal's exit code."""
     missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
     if missing:
-        raise ValueError(f"fer serve needs {' and '.join(missing)}: pip install 'fer[serve]'")
+        install = "pip install -c constraints.txt -e '.[serve]'"
+        raise ValueError(f"fer serve needs {' and '.join(missing)}: run `{install}` in the project")
     if not 0 <= args.port <= 65535:
         raise ValueError(f"--port {args.port}: 0 to 65535 is allowed")
     for name in ("replicas", "threads"):

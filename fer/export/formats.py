@@ -47,7 +47,8 @@ class Format:
 def require(*packages: str) -> None:
     """Raises ValueError, with the command that installs them, where packages are missing."""
     if missing := [package for package in packages if find_spec(package) is None]:
-        raise ValueError(f"{', '.join(missing)}: not installed; run `pip install 'fer[export]'`")
+        install = "pip install -c constraints.txt -e '.[export]'"
+        raise ValueError(f"{', '.join(missing)}: not installed; run `{install}` in the project")
 
 
 # ------------------------------------------------------------------------------------------------ ONNX

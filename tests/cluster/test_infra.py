@@ -227,7 +227,13 @@ def test_only_gpu_workers_are_on_spot_nodes_and_end_within_the_notice() -> None:
 def test_the_job_has_the_cluster_of_its_overlay_and_starts_no_other() -> None:
     job = _rendered("job")
     assert "RayCluster" not in job
-    assert job["RayJob"]["spec"]["rayClusterSpec"] == _rendered("overlays/gpu")["RayCluster"]["spec"]
+    spec = job["RayJob"]["spec"]
+    assert spec["rayClusterSpec"] == _rendered("overlays/gpu")["RayCluster"]["spec"]
+    head, submitter = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"], spec["submitterPodTemplate"]["spec"]
+    assert submitter["securityContext"] == {key: head["securityContext"][key] for key in submitter["securityContext"]}
+    assert submitter["securityContext"]["runAsNonRoot"]
+    for key in ("image", "securityContext"):
+        assert submitter["containers"][0][key] == head["containers"][0][key]
 
 
 # ------------------------------------------------------------------------------------------------ other files
