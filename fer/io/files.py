@@ -24,7 +24,7 @@ from typing import IO, Any, TypeGuard
 
 _SEAL = "sha256_of_the_rest"
 _JSON_KINDS = {str: "a string", int: "an integer", list: "a list", dict: "an object"}
-_FOREIGN_SECONDS = 7 * 86_400.0
+_ELSEWHERE_SECONDS = 7 * 86_400.0
 _MOVING_SECONDS = 60.0
 """More than lies between the two renames of a publication."""
 _RETRY = "run the same command again"
@@ -253,7 +253,7 @@ def remove_leftovers(folder: Path, name: str) -> None:
         if match[2] == _here():
             dead = int(match[1]) == os.getpid() or not process_is_alive(int(match[1]))
         else:
-            dead = time.time() - path.lstat().st_ctime > (_MOVING_SECONDS if lost else _FOREIGN_SECONDS)
+            dead = time.time() - path.lstat().st_ctime > (_MOVING_SECONDS if lost else _ELSEWHERE_SECONDS)
         if dead and lost:
             os.rename(path, folder / name)
         elif dead:
