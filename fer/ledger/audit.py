@@ -13,7 +13,7 @@ from itertools import pairwise
 from fer import published
 from fer.labels import named
 from fer.ledger.checks import apply, cost_in_full, cost_of
-from fer.ledger.counts import create, table
+from fer.ledger.counts import table
 from fer.ledger.printed import cells, close, correct, decimals, nearest, on_grid, size_of, test_sizes
 from fer.ledger.rules import load_map, rule_of
 from fer.published import Number
@@ -298,15 +298,6 @@ def _lhc_net() -> Iterator[Finding]:
         f"of the {n + 1} pairs with A + B = {n}, {len(full)} favor the global head: {', '.join(map(str, full))}; "
         f"of all {len(pairs)} with A + B <= {n}, {len(whole)}: {', '.join(map(str, whole))}",
         (number,),
-    )
-    block = create("lhc_net").lhc[4]
-    side = create("lhc_net").input_size // 32
-    dim = _one("lhc_net", "Setup LHC blocks", "LHC5", "FER2013", "dim", "Dim")
-    yield Finding(
-        "dim lhc_net",
-        "LHC-Net (2021), setup: the fifth block's dimension is not HW / 2n",
-        f"{side} x {side} / (2 x {block.num_heads}) = {side * side / 2 / block.num_heads}, printed {dim.printed}",
-        (dim,),
     )
 
 

@@ -226,7 +226,8 @@ def _heads(number: Number) -> tuple[float, str]:
             f"{first} of {whole} heads; that they are needed: fer study lhc_net_blocks",
         )
     ours = first if number.setting == "necessary" else whole
-    return ours, f"model lhc_net: {' + '.join(map(str, heads))} heads"
+    needed = "; that they are needed: fer study lhc_net_blocks" if number.setting == "necessary" else ""
+    return ours, f"model lhc_net: {' + '.join(map(str, heads))} heads{needed}"
 
 
 def _modules(number: Number) -> tuple[float, str]:

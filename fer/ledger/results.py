@@ -151,13 +151,15 @@ def _studies(params: Params) -> Iterator[Run]:
                 yield from _of_sets(content.get("sets", ()), shared, parameters=0 if recipe else None)
                 cites = {row["row"]: row.get("cite") or {} for row in study["rows"]}
                 of_row = {(line["row"], line.get("dataset")): line for line in lines}
+                folded = any(one.get("fold") is not None for one in content.get("cells", ()))
                 for row, value in content.get("head_correlation", {}).items():
                     whole = next(line for line in lines if line["row"] == row)
                     about = {"metric": "head_correlation", "setting": "", "table": table, "row": row}
                     dataset = whole.get("known_as") or str(whole.get("dataset"))
                     yield Run(**shared, **about, dataset=dataset, value=100 * value, seeds=whole["test"]["count"])
                 for line in (*lines, *content.get("classes", ())):
-                    cite, test, label = cites[line["row"]], line["test"], line.get("label")
+                    cite, label = cites[line["row"]], line.get("label")
+                    test = line["validation" if folded else "test"]  # a paper's folds are its validation
                     whole, row = of_row[line["row"], line.get("dataset")], cite.get("row") or line["row"]
                     yield Run(
                         **shared,

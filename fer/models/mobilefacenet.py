@@ -172,14 +172,14 @@ class LandmarkBackbone(MobileFaceNetFeatures):
         if self.frozen and not self.loaded:
             raise ValueError(
                 "the landmark network is frozen at random weights. Load the published ones (`fer weights pull "
-                "mobilefacenet_landmarks`, then the recipe's pretrained: {landmarks: mobilefacenet_landmarks}), or "
-                "train it with landmark_frozen=False"
+                "mobilefacenet_landmarks_torch`, and that name as `landmarks` of the recipe's `pretrained`), or train "
+                "it with landmark_frozen=False"
             )
         if self.loaded and self.stem.bn.training and _is_folded(self.stem.bn):
             raise ValueError(
                 "the landmark network's weights have BatchNorm folded in; without its statistics they serve only "
                 "a frozen network. Set landmark_frozen=True and landmark_bn='frozen', or load weights with "
-                "statistics (mobilefacenet_model_best.pth.tar)"
+                "statistics (`fer weights pull mobilefacenet_landmarks_torch`)"
             )
 
 

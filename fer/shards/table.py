@@ -20,7 +20,7 @@ from fer.io.files import FileError, open_atomic
 
 def write_table(
     path: Path,
-    rows: Sequence[Mapping[str, Any]] | Mapping[str, Any] | pa.Table,
+    rows: Sequence[Mapping[str, Any]] | Mapping[str, Any] | Iterator[pa.Table],
     schema: pa.Schema,
     *,
     metadata: Mapping[str, str] | None = None,
@@ -29,29 +29,28 @@ def write_table(
     """Writes a whole table by rename.
 
     Args:
-        rows: mappings with the schema's columns, columns by name (sequences or arrays), or a table.
+        rows: mappings with the schema's columns; columns by name (sequences or arrays); or tables, all but the last of
+            whole row groups, of which one at a time is held.
         metadata: texts for the file's schema metadata.
         rows_per_group: rows of a row group; the last may be shorter.
     """
     if isinstance(rows, Mapping):
-        table = pa.table({name: rows[name] for name in schema.names}, schema=schema)
+        tables = iter([pa.table({name: rows[name] for name in schema.names}, schema=schema)])
     else:
-        table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema=schema)
-    table = table.select(schema.names).cast(schema)
+        tables = rows if isinstance(rows, Iterator) else iter([pa.Table.from_pylist(list(rows), schema=schema)])
     pairs = {key.encode(): value.encode() for key, value in sorted((metadata or {}).items())}
-    table = table.replace_schema_metadata(pairs or None)
+    schema = schema.with_metadata(pairs or None)
     texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name != "sample_id"]
-    with open_atomic(path) as handle:
-        pq.write_table(
-            table,
-            handle,
-            row_group_size=rows_per_group,
-            compression="none",  # encoded images do not shrink any further, and the rest is small
-            use_dictionary=texts or False,
-            write_statistics=False,
-            write_page_checksum=True,
-            store_schema=True,
-        )
+    options: dict[str, Any] = {
+        "compression": "none",  # encoded images do not shrink any further, and the rest is small
+        "use_dictionary": texts or False,
+        "write_statistics": False,
+        "write_page_checksum": True,
+        "store_schema": True,
+    }
+    with open_atomic(path) as handle, pq.ParquetWriter(handle, schema, **options) as writer:
+        for table in tables:
+            writer.write_table(table.select(schema.names).cast(schema), rows_per_group)
 
 
 def schema_of(columns: Mapping[str, type]) -> pa.Schema:

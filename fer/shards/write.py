@@ -33,9 +33,12 @@ class RowStore:
                     starts.append(starts[-1] + batch.num_rows)
         self._starts = np.array(starts)
 
-    def take(self, rows: Sequence[int]) -> pa.Table:
-        """The given rows in the given order."""
-        numbers = np.asarray(rows, dtype=np.int64)
+    def take(self, rows: Sequence[int], at_once: int) -> Iterator[pa.Table]:
+        """The given rows in the given order, so many in a table."""
+        for start in range(0, len(rows), at_once):
+            yield self._take(np.asarray(rows[start : start + at_once], dtype=np.int64))
+
+    def _take(self, numbers: npt.NDArray[np.int64]) -> pa.Table:
         ascending = np.sort(numbers)
         picked = pa.Table.from_batches(list(self._pick(ascending)), schema=shard_schema()).combine_chunks()
         return picked.take(pa.array(np.searchsorted(ascending, numbers)))
@@ -50,7 +53,7 @@ class RowStore:
 
     def images(self, rows: Sequence[int]) -> list[bytes]:
         """The encoded images of the given rows."""
-        images: list[bytes] = self.take(rows)["image"].to_pylist()
+        images: list[bytes] = self._take(np.asarray(rows, dtype=np.int64))["image"].to_pylist()
         return images
 
     def remove(self) -> None:

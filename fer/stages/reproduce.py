@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from fer import params as parameters
-from fer.config import ConfigError, read_yaml
+from fer.config import ConfigError, parse, read_yaml
 from fer.console import log
 from fer.faces.weights import PUBLISHED as DETECTORS
 from fer.io import yaml12
@@ -180,13 +180,15 @@ def _job(
 ) -> Job:
     study = load_study(name, params.root)
     own = {column for row in study.rows for column in row.datasets or study.datasets}
-    options = StudyOptions(smoke=smoke, seeds=seeds, dataset=tuple(key for key in preset.datasets if key in own))
+    dataset = [key for key in preset.datasets if key in own]
+    options = parse(StudyOptions, {"smoke": smoke, "seeds": list(seeds), "dataset": dataset}, "fer reproduce")
     rows: dict[str, None] = {}
     columns: dict[str, None] = {}
     missing: dict[str, None] = {}
     runs: dict[str, float] = {}
     ready: set[str] = set()
-    for row in study.rows:
+    complete: set[tuple[str, str]] = set()
+    for row in study.rows:  # what a row needs stands above it
         recipes = {key: row_recipe(study, row, options, params.root, key) for key in options.columns(study, row)}
         sources = dict.fromkeys(source for recipe in recipes.values() for source in recipe.sources.values())
         weights = list(_missing_files(sources, params.root))
@@ -197,7 +199,8 @@ def _job(
             each = product(options.seeds_of(row), range(study.folds or 1))
             own_runs = {f"{shared} {seed} {fold}": cost for seed, fold in each}
             runs |= own_runs
-            if not weights and key not in absent:
+            if not weights and key not in absent and complete.issuperset((other, key) for other in row.needs):
+                complete.add((row.row, key))
                 rows[row.row], columns[key] = None, None
                 ready |= own_runs.keys()
     return Job(

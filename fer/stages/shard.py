@@ -35,6 +35,8 @@ from fer.shards.write import RowStore, describe_part
 if TYPE_CHECKING:
     from fer.params import Params
 
+_GROUPS = 4
+"""Row groups of a part that are held at once: some 200 MB of images of 224 px."""
 _FACES = {
     "faces": int, "files": list, "generator": str, "label_space": str, "labels": list, "rejects": dict,
     "source_digest": str,
@@ -138,7 +140,8 @@ def _parts(
         for place in sorted(members, key=lambda place: place.file):
             order, path = stored_order(members[place], faces, params.seed), out / place.file
             group = params.shard.rows_per_group
-            write_table(path, rows.take(order), shard_schema(), metadata=metadata, rows_per_group=group)
+            tables = rows.take(order, _GROUPS * group)
+            write_table(path, tables, shard_schema(), metadata=metadata, rows_per_group=group)
             labels = [faces[row].label for row in order]
             parts.append(describe_part(path, place.split, place.fold, labels, len(about["labels"])))
             bar.update(len(order))

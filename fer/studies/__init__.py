@@ -237,6 +237,13 @@ class StudyOptions(Config):
             raise ValueError(f"workers_per_cell = {self.workers_per_cell}: needs Ray, so workers cannot be 0")
         return self
 
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_are_runs(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value) or not all(0 <= seed < 2**31 for seed in value):
+            raise ValueError(f"give each seed once, from 0 to {2**31 - 1}")
+        return value
+
     @field_validator("dataset", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:

@@ -209,7 +209,8 @@ def _of_dataset(study: Study, options: StudyOptions, table: Sequence[Mapping[str
         columns["peak GPU memory, MB"] = lambda line: _number(line["peak_memory_mb"])
     printed = any(line["published"] is not None for line in table)
     if printed:
-        columns["published, %"] = lambda line: _number(line["published"])
+        of = " of the folds' validation" if options.folds or study.folds else ""
+        columns[f"published{of}, %"] = lambda line: _number(line["published"])
     text = markdown_table(columns, ([write(line) for write in columns.values()] for line in table))
     if not printed and not options.smoke and study.kind == "table":
         text += ["", f"The source prints no accuracy for {_shown(table[0])}."]

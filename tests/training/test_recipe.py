@@ -12,6 +12,7 @@ from fer.io.files import sha256
 from fer.models import create_model
 from fer.training.optimizer import build_optimizer
 from fer.training.recipe import Recipe, TrainStageConfig, list_recipes, load_recipe
+from fer.weights.registry import entry
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -20,6 +21,15 @@ def test_every_shipped_recipe_is_valid_and_passes_fer_check(name: str) -> None:
     model = create_model(recipe.model, 7, **recipe.options)
     assert build_optimizer(recipe, model).param_groups
     check_training(recipe)
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_no_recipe_lets_batchnorms_drift_that_its_file_has_folded_in(name: str) -> None:
+    recipe = load_recipe({"recipe": name}, Path(), "params.yaml")
+    found = [source for part, source in recipe.pretrained.items() if part.endswith("landmarks")]
+    if recipe.options.get("landmark_bn") == "drift":
+        assert found
+    assert not [one for one in found for file in entry(one).files if file.name.endswith(".bin")]  # OpenVINO's
 
 
 def test_a_recipe_survives_being_written_and_read_again() -> None:
