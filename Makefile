@@ -75,5 +75,5 @@ shipped: install ## train the model that the package ships: make shipped FER2013
 ui: install ## MLflow's pages on the runs
 	fer ui
 
-clean: ## remove what the pipeline made, but not the datasets and not .venv
-	rm -rf trained evaluated reports/index.html .work
+clean: ## remove results and unfinished runs; faces, shards, searches, studies and the record in MLflow stay
+	rm -rf trained evaluated explained reports/index.html .work

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from collections.abc import Iterator, Mapping, Sequence
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import pydantic
 
@@ -19,6 +20,8 @@ from fer.io.yaml12 import brief
 
 MOST_LINES = 20
 """Mistakes reported for one file."""
+_TAG = "source"
+"""The key by whose value a union of types is told apart."""
 
 
 class ConfigError(ValueError):
@@ -52,7 +55,7 @@ def parse(kind: type[C], data: Mapping[str, Any], where: str, prefix: str = "") 
         # JSON mode is strict about numbers and strings, yet accepts a list for a tuple and 1 for 1.0.
         return kind.model_validate_json(json.dumps(data, default=_no_json_form))
     except pydantic.ValidationError as error:
-        lines = [_explain(kind, detail, where, prefix) for detail in error.errors()[:MOST_LINES]]
+        lines = [_explain(kind, data, detail, where, prefix) for detail in error.errors()[:MOST_LINES]]
         if error.error_count() > MOST_LINES:
             lines.append(f"{where}: {error.error_count() - MOST_LINES} more mistakes")
         raise ConfigError("\n".join(lines)) from None
@@ -93,9 +96,8 @@ def _no_json_form(value: object) -> object:
     return str(value)
 
 
-def _explain(kind: type[Config], detail: Any, where: str, prefix: str) -> str:
-    # In angle brackets: the form of a value that may have several.
-    keys = [str(part) for part in detail["loc"] if not str(part).startswith("<")]
+def _explain(kind: type[Config], data: Mapping[str, Any], detail: Any, where: str, prefix: str) -> str:
+    keys = _keys_to(data, detail["loc"])
     path = brief(".".join([*([prefix] if prefix else []), *keys]))
     value = detail.get("input")
     if detail["type"] == "extra_forbidden":
@@ -105,6 +107,13 @@ def _explain(kind: type[Config], detail: Any, where: str, prefix: str) -> str:
         return f"{where}: unknown key '{path}'{hint}{listing}"
     if detail["type"] == "missing":
         return f"{where}: key '{path}' is missing"
+    if detail["type"] == "union_tag_not_found":
+        return f"{where}: key '{path}.{_TAG}' is missing"
+    if detail["type"] == "union_tag_invalid":
+        tags = detail["ctx"]["expected_tags"].replace("'", "")
+        given = brief(repr(detail["ctx"]["tag"]))
+        hint = nearest(str(detail["ctx"]["tag"]), tags.split(", "))
+        return f"{where}: {path}.{_TAG} = {given}: unknown{hint}; allowed: {tags}"
     message = str(detail["msg"]).removeprefix("Value error, ")
     if isinstance(value, dict) and detail["type"] == "value_error":  # the message names the keys that conflict
         return f"{where}: {path}: {message}" if path else f"{where}: {message}"
@@ -114,25 +123,47 @@ def _explain(kind: type[Config], detail: Any, where: str, prefix: str) -> str:
     return f"{where}: {path} = {brief(repr(value))}: {message}{hint}"
 
 
+def _keys_to(data: Any, location: Sequence[Any]) -> list[str]:
+    """The keys of a place in the user's data, of the parts by which pydantic names it.
+
+    No keys are the tags of unions, and, in angle brackets, the form of a value that may have several.
+    """
+    keys, found = [], data
+    for part in location:
+        is_tag = isinstance(found, Mapping) and part not in found and part == found.get(_TAG)
+        if is_tag or str(part).startswith("<"):
+            continue
+        keys.append(str(part))
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return keys
+
+
 def _keys_at(kind: Any, location: Sequence[Any]) -> list[str]:
     """The valid keys at a place inside a configuration type."""
-    kinds = [kind]
+    kinds = list(_allowed(kind))
     for part in location:
         deeper: list[Any] = []
         for one in kinds:
-            if isinstance(one, type) and issubclass(one, Config):
-                field = one.model_fields.get(str(part))
-                deeper += [field.annotation] if field else []
-                if not field:  # the location contains the tag of a union too: stay here
-                    deeper.append(one)
-            else:
-                deeper += list(get_args(one))
+            if not _is_config(one):
+                deeper += [leaf for argument in get_args(one) for leaf in _allowed(argument)]
+            elif field := one.model_fields.get(str(part)):
+                deeper += _allowed(field.annotation)
+            elif (tag := one.model_fields.get(_TAG)) is None or part in get_args(tag.annotation):
+                deeper.append(one)
         kinds = deeper
-    models: list[type[Config]] = []
-    while kinds:
-        one = kinds.pop()
-        if isinstance(one, type) and issubclass(one, Config):
-            models.append(one)
-        else:
-            kinds += [arg for arg in get_args(one) if arg is not type(None)]
-    return sorted({name for model in models for name in model.model_fields})
+    return sorted({name for one in kinds if _is_config(one) for name in one.model_fields})
+
+
+def _allowed(kind: Any) -> Iterator[Any]:
+    """The types of an annotation: the members of a union, without what pydantic is told about them."""
+    if get_origin(kind) is Annotated:
+        yield from _allowed(get_args(kind)[0])
+    elif get_origin(kind) in (Union, UnionType):
+        for argument in get_args(kind):
+            yield from _allowed(argument)
+    else:
+        yield kind
+
+
+def _is_config(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Config)

@@ -82,6 +82,8 @@ class Interrupted(BaseException):
 
 _stopped_by: Interrupted | None = None
 """The first signal that asked this process to end."""
+_resumes = True
+"""Whether the command would continue what a signal ends."""
 
 
 class HeldError(ValueError):
@@ -109,13 +111,20 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(code)
 
 
+def nothing_to_resume() -> None:
+    """Says of this process, such as a server, that a signal ends it without anything to continue from."""
+    global _resumes
+    _resumes = False
+
+
 def _code_after(error: Interrupted | Exception) -> int:
     """Logs what ended the process, and returns its exit code; raises a defect again."""
     if _stopped_by is not None:  # an import or a call that a signal interrupted may end with any error
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         console.log.debug("interrupted here", exc_info=True)
-        console.log.warning("stopped by %s; the same command resumes from the last checkpoint", _stopped_by)
+        hint = "; the same command resumes from the last checkpoint" if _resumes else ""
+        console.log.warning("stopped by %s%s", _stopped_by, hint)
         return 128 + _stopped_by.signum
     if isinstance(error, BrokenPipeError):  # the reader of our output, such as `head`, has ended
         # As Python's documentation of SIGPIPE advises: what stdout still buffers is flushed at exit, and must not fail.

@@ -233,9 +233,20 @@ VALUES: list[tuple[str, Any, str | tuple[str, ...]]] = [
     ("datasets.toy.crop", {"sise": 64}, ("datasets.toy.crop.sise", "did you mean 'size'")),
     ("datasets.toy.crop", {"size": 10**9}, "datasets.toy.crop.size = 1000000000"),
     ("datasets.toy.source", "fer2031", ("datasets.toy", "fer2031", "fer2013")),
-    ("datasets.toy.sceens", 3, ("sceens", "did you mean 'scenes'")),
+    ("datasets.toy.sceens", 3, ("'datasets.toy.sceens' - did you mean 'scenes'?; allowed here: ", "test_fraction")),
+    (
+        "datasets.toy",
+        {"source": "synth"},
+        "datasets.toy.source = 'synth': unknown - did you mean 'synthetic'?; allowed",
+    ),
+    ("datasets.toy", {"scenes": 3}, "key 'datasets.toy.source' is missing"),
+    (
+        "datasets.toy",
+        {"source": "table", "columns": {"path": "a", "lable": "b"}},
+        "unknown key 'datasets.toy.columns.lable' - did you mean 'label'?; allowed here: box, label, ",
+    ),
     ("datasets.toy.strength", 9.0, "strength = 9.0"),
-    ("datasets.toy.scenes", 0, "datasets.toy.synthetic.scenes = 0"),
+    ("datasets.toy.scenes", 0, "datasets.toy.scenes = 0"),
     ("datasets.toy.scenes", 10**12, "scenes = 1000000000000"),
     ("datasets.toy.test_fraction", 1.0, "test_fraction = 1.0"),
     ("datasets.toy.test_fraction", 0.0, "test_fraction = 0.0"),
@@ -408,7 +419,7 @@ def _error(project: Path, content: bytes) -> str:
     for line in str(caught.value).splitlines():
         assert "params.yaml" in line or "absent.yaml" in line
         assert line.isprintable()
-        assert len(line) < 1_500
+        assert len(line) < 2_000
     return str(caught.value)
 
 

@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
             raise ValueError(f"{taken[0]}: exists already, and is never overwritten; name another folder with --out")
     import numpy as np
 
-    from fer.inference.output import write_jpeg
+    from fer.inference.output import reasons, write_jpeg
 
     model = fer.load(args.weights, detector=args.detector, detector_weights=args.detector_weights)
     others = [fer.load(weights) for weights in args.beside]
@@ -57,6 +57,7 @@ def main(args: argparse.Namespace) -> int:
             told = (f"{one.target} {one.face.probabilities[one.target]:.3f}, {one.layer}" for one in explanations)
             print(f"{photo}  face {number}  {args.method}: {'; '.join(told)} -> {path}", flush=True)
         if not found:
-            log.warning("%s: no face was found, or the file cannot be read; `fer predict` says why", photo)
+            why = "is a folder; name images" if photo.is_dir() else "; ".join(reasons(model.predict(photo)))
+            log.warning("%s: %s", photo, why)
             without += 1
     return 0 if not without else 1 if without == len(targets) else 3

@@ -220,7 +220,9 @@ def _identity(one: _Given) -> object:
 
 
 def _check_tables(args: argparse.Namespace, given: Sequence[_Given], weights: Path) -> None:
-    """ValueError where a table would replace a folder, a photo, the weights, or the other table."""
+    """ValueError where a table would replace the other one, or anything that is no earlier table."""
+    from fer.inference.output import is_table
+
     taken = {weights.resolve(), *(one.source.resolve() for one in given if isinstance(one.source, Path))}
     for option in ("json", "csv", "parquet"):
         path: Path | None = getattr(args, option)
@@ -228,6 +230,8 @@ def _check_tables(args: argparse.Namespace, given: Sequence[_Given], weights: Pa
             continue
         if path.is_dir() or path.resolve() in taken:
             raise ValueError(f"--{option} {path}: is a folder, or a file that is used already; name another")
+        if path.exists() and not is_table(option, path):
+            raise ValueError(f"--{option} {path}: holds no predictions; remove it, or name another file")
         taken.add(path.resolve())
 
 

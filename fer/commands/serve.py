@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fer
+from fer import processes
 from fer.commands.model_options import add_model_options, add_tta
 from fer.console import log
 from fer.processes import cpus
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Serves until a signal comes; then answers the requests in flight and ends with the signal's exit code."""
+    processes.nothing_to_resume()
     missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
     if missing:
         install = "pip install -c constraints.txt -e '.[serve]'"

@@ -24,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sheet.add_argument("out", type=Path, help="PNG to write")
     sheet.add_argument("--unlabelled", action="store_true", help="faces in their own order, without names")
     sheet.add_argument("--key", type=Path, help="CSV with the true expression of every cell, row by row")
-    sheet.add_argument("--rows", type=int, default=7)
-    sheet.add_argument("--columns", type=int, default=6)
-    sheet.add_argument("--cell", type=int, default=128, help="px of a face")
+    sheet.add_argument("--rows", type=int, default=7, help="of the sheet (7)")
+    sheet.add_argument("--columns", type=int, default=6, help="of the sheet (6)")
+    sheet.add_argument("--cell", type=int, default=128, help="px of a face (128)")
     text = "a linear classifier, a small network and an oracle on unseen identities"
     difficulty = commands.add_parser("difficulty", help=text, description=text)
     difficulty.set_defaults(synth_command=_difficulty)
@@ -73,6 +73,8 @@ def _sheet(args: argparse.Namespace) -> None:
 
     from fer.synth.sheet import sheet_and_faces
 
+    for name in ("rows", "columns", "cell"):
+        _require(name, getattr(args, name), 1, 1000)
     config = _config(args)
     image, faces = sheet_and_faces(args.seed, config, args.rows, args.columns, not args.unlabelled, args.cell)
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
@@ -89,10 +91,18 @@ def _write_key(path: Path, faces: list[Face]) -> None:
             table.writerow([number, EXPRESSIONS[face.clean_label], face.subject, "+".join(face.occluders), *face.aus])
 
 
+def _require(option: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise ValueError(f"--{option} {value}: {least} to {most} is allowed")
+
+
 def _difficulty(args: argparse.Namespace) -> None:
     """Measures, and prints the results as JSON."""
     from fer.synth.difficulty import measure
 
+    for name in ("train", "test"):
+        _require(name, getattr(args, name), 100, 10**6)
+    _require("epochs", args.epochs, 1, 1000)
     accuracies = measure(
         _config(args), args.seed, args.train, args.test, side=args.side, epochs=args.epochs,
         landmark_error=args.landmark_error, network=not args.no_network,

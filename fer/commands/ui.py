@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Replaces this process by MLflow's server, which Ctrl-C ends; of a store that is a server, prints the address."""
+    if not 0 <= args.port <= 65535:
+        raise ValueError(f"--port {args.port}: 0 to 65535 is allowed")
     loaded = params.load()
     uri = store_uri(loaded.tracking, loaded.home)
     if is_server(uri):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,10 +32,11 @@ def lines(result: Result) -> Iterator[str]:
         found = f"{face.label} {face.probabilities[face.label]:.3f}"
         yield f"{result.name}{place}  face {face.track or number}  box {box}  {found}"
     if not result.faces:
-        yield f"{result.name}  {'; '.join(_why(result))}"
+        yield f"{result.name}  {'; '.join(reasons(result))}"
 
 
-def _why(result: Result) -> list[str]:
+def reasons(result: Result) -> list[str]:
+    """Why an image has no face that was classified."""
     if not result.read:
         return [f"not read: {one.detail}" for one in result.refused]
     return [
@@ -66,6 +68,23 @@ def rows_of(results: Iterable[Result], *, synthetic: bool = False) -> Iterator[d
             yield image | row | {"confidence": max(probabilities.values())}
         if not result.faces:
             yield image | {"refused": " ".join(one.reason for one in result.refused)}
+
+
+def is_table(kind: str, path: Path) -> bool:
+    """Whether a file holds predictions of that kind ("json", "csv" or "parquet"), which may be written again."""
+    first = list(columns_of(()))[:6]
+    try:
+        if kind == "json":
+            content = json.loads(path.read_bytes())
+            return isinstance(content, dict) and {"photos", "weights_sha256"} <= content.keys()
+        if kind == "csv":
+            with path.open(encoding="utf-8", newline="") as file:
+                return next(csv.reader(file), [])[:6] == first
+        from fer.shards.table import TableReader
+
+        return TableReader(path).columns[:6] == first
+    except (ValueError, OSError):  # JSON, UTF-8 and Parquet of others
+        return False
 
 
 def as_csv(rows: Iterable[Mapping[str, Any]], labels: Sequence[str]) -> str:

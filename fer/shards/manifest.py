@@ -149,7 +149,10 @@ def load_manifest(folder: Path) -> Manifest:
     """
     path = folder / FILE_NAME
     if not path.is_file():
-        raise ShardError(f"{path}: no such file; {repair(folder)}")
+        raise ShardError(
+            f"{path}: no such file; name the dataset under run.datasets in params.yaml, and run "
+            f"`dvc repro shard@{folder.name}`"
+        )
     return parse_manifest(path.read_bytes(), path)
 
 

@@ -37,9 +37,14 @@ def test_every_face_has_an_image_with_its_map(
 
 
 @pytest.mark.usefixtures("model")
-def test_photos_without_a_face_and_of_one_name_are_named(weights: Path, tmp_path: Path) -> None:
+def test_photos_without_a_face_and_of_one_name_are_named(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no image")
     assert explain(broken, "--weights", weights, "--out", tmp_path / "maps") == 1
+    assert "broken.jpg: not read: " in capsys.readouterr().err
+    assert explain(tmp_path, "--weights", weights, "--out", tmp_path / "maps") == 1
+    assert f"{tmp_path}: is a folder; name images" in capsys.readouterr().err
     assert explain(broken, tmp_path / "other" / "broken.jpg", "--weights", weights, "--out", tmp_path / "maps") == 1
     assert not (tmp_path / "maps").exists()

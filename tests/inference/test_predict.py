@@ -411,6 +411,17 @@ def test_table_never_replaces_an_input(predict, photos: Path, weights: Path, opt
     assert tree(photos.parent) | tree(weights) == before
 
 
+@pytest.mark.parametrize("option", ["--json", "--csv", "--parquet"])
+def test_table_replaces_an_earlier_one_and_no_other_file(predict, photos: Path, option: str) -> None:
+    for _ in range(2):
+        assert predict("photos/a.jpg", option, "table") == 0
+    for name, content in (("notes.txt", b"file,face,mine\n"), ("photo.jpg", photos.joinpath("a.jpg").read_bytes())):
+        Path(name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{option} {name}: holds no predictions; remove it"):
+            predict("photos/a.jpg", option, name)
+        assert Path(name).read_bytes() == content
+
+
 def test_any_file_name_is_printed_on_one_line(predict, capsys: pytest.CaptureFixture[str]) -> None:
     odd = os.fsdecode(b"a\nb \xff \x1b[31m.jpg")
     Path(odd).write_bytes(b"<html>")
