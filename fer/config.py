@@ -21,7 +21,7 @@ from fer.io.yaml12 import brief
 MOST_LINES = 20
 """Mistakes reported for one file."""
 _TAG = "source"
-"""The key by whose value a union of types is told apart."""
+"""The key whose value says which type of a union is meant."""
 
 
 class ConfigError(ValueError):
@@ -155,7 +155,7 @@ def _keys_at(kind: Any, location: Sequence[Any]) -> list[str]:
 
 
 def _allowed(kind: Any) -> Iterator[Any]:
-    """The types of an annotation: the members of a union, without what pydantic is told about them."""
+    """The types of an annotation: the members of a union, without their metadata."""
     if get_origin(kind) is Annotated:
         yield from _allowed(get_args(kind)[0])
     elif get_origin(kind) in (Union, UnionType):

@@ -43,8 +43,8 @@ def test_photos_without_a_face_and_of_one_name_are_named(
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no image")
     assert explain(broken, "--weights", weights, "--out", tmp_path / "maps") == 1
-    assert "broken.jpg: not read: " in capsys.readouterr().err
+    assert "broken.jpg: not read: " in capsys.readouterr().out
     assert explain(tmp_path, "--weights", weights, "--out", tmp_path / "maps") == 1
-    assert f"{tmp_path}: is a folder; name images" in capsys.readouterr().err
+    assert f"{tmp_path}: is a folder; name images" in capsys.readouterr().out
     assert explain(broken, tmp_path / "other" / "broken.jpg", "--weights", weights, "--out", tmp_path / "maps") == 1
     assert not (tmp_path / "maps").exists()
