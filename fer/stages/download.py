@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path,
     work = home / ".work" / "download" / f"{name}-{stable_hash(paths):016x}"
     with lock(work / "lock", wait=parent is not None):
         with RAW.publish(final) as out:
-            body = source.download(out, _cache_of(work / "files", known))
+            with _key_named(name):
+                body = source.download(out, _cache_of(work / "files", known))
             files = [
                 {"file": str(path.relative_to(out)), **_size_and_digest(path)}
                 for path in sorted(out.rglob("*"))
@@ -82,6 +84,17 @@ def download_dataset(name: str, config: DatasetConfig, *, seed: int, root: Path,
     total = sum(one["bytes"] for one in files)
     log.info("%s: %d files, %.1f MB", final.relative_to(root), len(files), total / 1e6)
     return final
+
+
+@contextmanager
+def _key_named(name: str) -> Iterator[None]:
+    """A reader does not know its key in params.yaml; its messages write `datasets.<name>`."""
+    try:
+        yield
+    except ValueError as error:
+        if (text := str(error).replace("datasets.<name>", f"datasets.{name}")) == str(error):
+            raise
+        raise FileError(text) from error
 
 
 def _link(twin: Path, final: Path) -> None:

@@ -187,7 +187,7 @@ def test_a_failed_download_leaves_the_earlier_one(tmp_path: Path) -> None:
 
 def test_a_fetched_file_refused_for_its_counts_is_not_fetched_again(tmp_path: Path) -> None:
     path = csv_file(tmp_path / "a.csv")
-    with pytest.raises(FileError, match=r"(?s)28709.*subset: true"):
+    with pytest.raises(FileError, match=r"(?s)28709.*datasets\.set\.subset: true"):
         fetch(tmp_path, path.as_uri(), subset=False)
     path.unlink()
     assert_rows(fetch(tmp_path, path.as_uri()), 9)
