@@ -315,10 +315,10 @@ def _result(number: Number, rule: Rule, runs: Sequence[Run]) -> Outcome:
     ranked = sorted(((one.nearness(number, rule.model, rule.ablation), one) for one in runs), key=lambda pair: -pair[0])
     how = "; ".join(text for text in (described(number), rule.why) if text)
     if not ranked or ranked[0][0] == 0:
-        lacking = (
-            "FER2013 and a GPU" if number.dataset == "FER2013" else f"{number.dataset}, which its authors hand out"
-        )
-        return Outcome(verdict="not run", scale="not run", how=how, differs=f"needs {lacking}")
+        source = "" if number.dataset == "FER2013" else ", which its authors hand out"
+        plan = f"fer reproduce {number.work} --dry-run"
+        lacking = f"needs {number.dataset}{source}, and a GPU; `{plan}` names data and weights that are missing"
+        return Outcome(verdict="not run", scale="not run", how=how, differs=lacking)
     run = ranked[0][1]
     scale, differs = run.scale(rule.model), run.differences(number, rule.model)
     low, high = run.ends
