@@ -201,13 +201,14 @@ def make_plan(params: Params, name: str, study: Study, options: StudyOptions, *,
     folds, stage = options.folds or study.folds, params.train.model_copy(update={"workers": options.workers_per_cell})
     cells: list[Cell] = []
     places = [(row, dataset) for row in options.chosen(study) for dataset in options.columns(study, row)]
-    for row, dataset in places:
+    # All of them first: a mistyped key is refused before any shards have to be there.
+    own_recipes = [row_recipe(study, row, options, params.root, dataset) for row, dataset in places]
+    for (row, dataset), recipe in zip(places, own_recipes, strict=True):
         config = params.dataset(dataset)
         shards = ShardSet.open((params.root / "data" / "shards" / dataset).resolve())
         known_as = (
             None if options.smoke or shards.manifest.synthetic else dataset_name(config.source, len(shards.labels))
         )
-        recipe = row_recipe(study, row, options, params.root, dataset)
         changes = row.set | (row.smoke if options.smoke else {}) | options.set
         pretrained = locate(recipe.sources, params.root, params.parent)
         for seed in options.seeds_of(row):

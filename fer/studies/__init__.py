@@ -224,7 +224,7 @@ class StudyOptions(Config):
     dataset: tuple[str, ...] | None = None
     recipe: str | None = None
     seeds: tuple[int, ...] = (0,)
-    folds: int | None = None
+    folds: int | None = Field(None, ge=2)
     rows: tuple[str, ...] | None = None
     set: dict[str, Any] = Field(default_factory=dict)
     tta: TtaName | None = None
