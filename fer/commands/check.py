@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
     for key, complete in recipes.items():
         print(f"# models.{key}, complete:\n{yaml12.dump({key: complete})}")
     print("\n".join(f"{dataset}: {', '.join(models) or 'data alone'}" for dataset, models in runs.items()))
-    print(f"{where} is valid. Next: dvc repro")
+    print(f"{where} is valid. Next: dvc repro; `fer doctor` says what this machine lacks for it")
 
 
 def check_training(recipe: Recipe) -> None:

@@ -97,6 +97,7 @@ def check(params: Params | None) -> list[Finding]:
     if params is not None:
         checks += [
             lambda: check_processors(params),
+            lambda: check_inputs(params),
             lambda: check_disk(params.root),
             lambda: check_tracking(params),
             lambda: check_repository(params.root),
@@ -245,6 +246,28 @@ def check_processors(params: Params) -> Iterator[Finding]:
     elif gpu and not remote:
         remedy = "set train.gpu: false, or install torch for your GPU"
         yield Finding("fail", "GPU", "train.gpu is true, torch finds none", remedy)
+
+
+def check_inputs(params: Params) -> Iterator[Finding]:
+    """What the runs read of this machine: datasets that are not downloaded yet, detectors, weights to start from."""
+    from fer.faces.weights import PUBLISHED
+    from fer.stages.reproduce import local_paths, missing_weights
+
+    missing = False
+    for key in params.run.datasets:
+        raw = params.root / "data" / "raw" / key
+        for path in () if raw.is_dir() else local_paths(params.dataset(key)):
+            if not (params.root / path).exists():
+                missing = True
+                yield Finding("fail", f"datasets.{key}", f"{path} is not there", "correct its path in params.yaml")
+    detectors = {params.crop_of(key).detector for key in params.run.datasets} - {"annotated"}
+    sources = {source for key in params.run_models for source in params.recipe(key).sources.values()}
+    for problem in missing_weights(sorted({PUBLISHED[one] for one in detectors} | sources), params.root):
+        missing = True
+        what, _, remedy = problem.partition(": ")
+        yield Finding("fail", what, "not there", remedy)
+    if not missing:
+        yield Finding("ok", "inputs", "data, detectors and weights of the runs are there")
 
 
 def check_disk(root: Path) -> Iterator[Finding]:

@@ -155,7 +155,7 @@ def _user_entry(params: Params, preset: Preset, key: str) -> tuple[dict[str, Any
     known = sorted(params.datasets.items(), key=lambda item: item[0] != key)
     for _, config in known:
         if config.source == own["source"] and getattr(config, "path", None) is not None:
-            if gone := [path for path in _local_paths(config) if not (params.root / path).exists()]:
+            if gone := [path for path in local_paths(config) if not (params.root / path).exists()]:
                 return {}, f"{gone[0]} is not there: correct datasets.{key} in {parameters.FILE_NAME}"
             return {**config.model_dump(mode="json", exclude_unset=True), **own}, _no_detector(preset, key)
     return {}, f"set datasets.{key}.path in {parameters.FILE_NAME} to your copy (docs/datasets.md)"
@@ -165,11 +165,12 @@ def _no_detector(preset: Preset, key: str) -> str:
     """What is missing to find the faces of a dataset; "" where nothing is, or they need not be found."""
     detector = preset.crop.get("detector", "annotated")
     if preset.datasets[key].detect and detector != "annotated":
-        return next(_missing_files([DETECTORS[detector]], Path()), "")
+        return next(missing_weights([DETECTORS[detector]], Path()), "")
     return ""
 
 
-def _local_paths(config: DatasetConfig) -> Iterator[str]:
+def local_paths(config: DatasetConfig) -> Iterator[str]:
+    """The paths of this machine that a dataset is read from."""
     for given in given_paths(config).values():
         paths = [given] if isinstance(given, str) else given
         yield from (os.path.expanduser(path) for path in paths if "://" not in path)  # noqa: PTH111 - a Path's raises
@@ -191,7 +192,7 @@ def _job(
     for row in study.rows:  # what a row needs stands above it
         recipes = {key: row_recipe(study, row, options, params.root, key) for key in options.columns(study, row)}
         sources = dict.fromkeys(source for recipe in recipes.values() for source in recipe.sources.values())
-        weights = list(_missing_files(sources, params.root))
+        weights = list(missing_weights(sources, params.root))
         missing |= dict.fromkeys([*weights, *(f"{key}: {absent[key]}" for key in recipes if key in absent)])
         for key, recipe in recipes.items():
             cost = seconds(recipe, _SMOKE_IMAGES if smoke else preset.datasets[key].train)
@@ -208,7 +209,7 @@ def _job(
     )  # fmt: skip
 
 
-def _missing_files(weights: Iterable[str], root: Path) -> Iterator[str]:
+def missing_weights(weights: Iterable[str], root: Path) -> Iterator[str]:
     """The weights that are not there, each with its remedy; a name of `fer weights list`, or a path below `root`."""
     for source in weights:
         try:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml_text
 from builders.places import free_port
 from builders.projects import make_project
 
@@ -24,6 +25,24 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     return load(make_project(tmp_path) / "params.yaml")
+
+
+def test_inputs_of_the_runs_that_are_not_there_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FER_CACHE", str(tmp_path / "cache"))
+    root = make_project(tmp_path)
+    assert [one.level for one in doctor.check_inputs(load(root / "params.yaml"))] == ["ok"]
+    values = yaml_text.load((root / "params.yaml").read_text())
+    (dataset,), (model,) = values["run"]["datasets"], values["run"]["models"]
+    values["datasets"][dataset] = {"source": "folders", "path": "nope"}
+    values["models"][model] |= {"pretrained": {"features": "weights/mine.pth"}}
+    values["crop"] = {"detector": "yunet"}
+    (root / "params.yaml").write_text(yaml_text.dump(values))
+    found = {one.what: (one.level, one.remedy) for one in doctor.check_inputs(load(root / "params.yaml"))}
+    assert found == {
+        f"datasets.{dataset}": ("fail", "correct its path in params.yaml"),
+        "weights weights/mine.pth": ("fail", "put the file there"),
+        "weights yunet_2023mar": ("fail", "run `fer weights pull yunet_2023mar`"),
+    }
 
 
 @contextmanager
