@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -12,6 +13,7 @@ from fer import lease as leases
 from fer.io.storage import Folder
 from fer.lease import lease
 from fer.processes import HeldError, LostError
+from fer.stages.study import clear_states
 
 MINE, THEIRS = Path("/mine"), Path("/theirs")
 
@@ -98,6 +100,23 @@ def test_renewal_on_its_way_does_not_bring_the_lease_back(folder: Folder, monkey
         ends.set()
     time.sleep(0.3)
     assert folder.names() == set()
+
+
+@pytest.mark.usefixtures("folder")
+def test_study_that_starts_over_leaves_the_states_that_another_project_trains_from() -> None:
+    cell = SimpleNamespace(job=SimpleNamespace(fingerprint="f" * 64, work_dir="memory://bucket/work/one"))
+    params, plan = (
+        SimpleNamespace(storage="memory://bucket", home=MINE, queued=False),
+        SimpleNamespace(distinct={1: cell}),
+    )
+    work, held = Folder("memory://bucket/work/one"), Folder(f"memory://bucket/leases/{'f' * 16}")
+    work.write("state-00000001.pt", b"theirs")
+    with lease(held, THEIRS):
+        with pytest.raises(HeldError, match=f"{THEIRS} works on it"):
+            clear_states(params, plan)  # type: ignore[arg-type]
+        assert work.names() == {"state-00000001.pt"}
+    clear_states(params, plan)  # type: ignore[arg-type]
+    assert work.names() == set()
 
 
 def test_holder_that_was_replaced_notices_and_leaves_the_new_lease_alone(folder: Folder) -> None:
