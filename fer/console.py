@@ -13,6 +13,12 @@ from tqdm import tqdm
 log = logging.getLogger("fer")
 
 
+def require_range(option: str, value: int, least: int, most: int) -> None:
+    """ValueError that names an option of a command whose value lies outside of a range."""
+    if not least <= value <= most:
+        raise ValueError(f"--{option} {value}: {least} to {most} is allowed")
+
+
 class _LineFormatter(logging.Formatter):
     """The bare message for information; anything more severe is prefixed with its level."""
 

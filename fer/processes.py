@@ -374,13 +374,13 @@ def _locked(path: Path, wait: bool | Callable[[], object]) -> FileIO:
             handle = open(path, "a+b", buffering=0)  # noqa: SIM115 - closed by the caller
         except FileNotFoundError:  # its last holder has just removed the folder
             continue
-        if not _taken(handle):
+        if not take_lock(handle):
             other = str(holder(path) or "another process")
             if not wait:
                 handle.close()
                 raise HeldError(f"{path}: held by process {other}; wait for it to end or stop it")
             console.log.info("%s: held by process %s; waiting for it to end", path, other)
-            while not _taken(handle):
+            while not take_lock(handle):
                 if callable(wait):
                     wait()
                 time.sleep(_POLL_SECONDS)
@@ -389,9 +389,10 @@ def _locked(path: Path, wait: bool | Callable[[], object]) -> FileIO:
         handle.close()  # its last holder has removed it, and the next one would lock a new file
 
 
-def _taken(handle: FileIO) -> bool:
+def take_lock(file: FileIO | int) -> bool:
+    """Locks an open file, or a descriptor, until it is closed; False where another process holds it."""
     with suppress(BlockingIOError):
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     return False
 

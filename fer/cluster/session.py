@@ -12,7 +12,6 @@ installed: what passes between its processes is paths and counts, never images.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import secrets
@@ -283,10 +282,7 @@ def _locked(folder: Path) -> int | None:
     """The descriptor by which this process locks a folder; None where another one does."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
-        else:
+        if processes.take_lock(descriptor):
             return descriptor
+        os.close(descriptor)
     return None

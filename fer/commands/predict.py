@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import fer
 from fer import console
 from fer.commands.model_options import add_model_options, add_tta
-from fer.console import log
+from fer.console import log, require_range
 from fer.processes import Interrupted, cpus
 
 if TYPE_CHECKING:
@@ -65,8 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Prints one line per face. Returns 0 where all photos could be read, 3 where some, 1 where none."""
     for name in ("threads", "batch"):
-        if not 1 <= getattr(args, name) <= 4096:
-            raise ValueError(f"--{name} {getattr(args, name)}: 1 to 4096 is allowed")
+        require_range(name, getattr(args, name), 1, 4096)
     if not 0 <= args.smooth < 1:
         raise ValueError(f"--smooth {args.smooth}: 0 to less than 1 is allowed")
     if args.cluster:
@@ -117,8 +116,8 @@ def _on_cluster(args: argparse.Namespace) -> int:
         raise ValueError("--cluster: name one folder or store of images, and --out for the tables")
     if other := [name for name in ("annotate", "json", "csv", "parquet") if getattr(args, name)]:
         raise ValueError(f"--cluster and --{other[0]}: the tables go to --out; leave --{other[0]} out")
-    if args.workers is not None and not 0 <= args.workers <= 4096:
-        raise ValueError(f"--workers {args.workers}: 0 to 4096 is allowed")
+    if args.workers is not None:
+        require_range("workers", args.workers, 0, 4096)
     counts = predict.run(
         args.photos[0],
         args.out,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import fer
 from fer import processes
 from fer.commands.model_options import add_model_options, add_tta
-from fer.console import log
+from fer.console import log, require_range
 from fer.processes import cpus
 
 if TYPE_CHECKING:
@@ -47,11 +47,10 @@ def main(args: argparse.Namespace) -> None:
     if missing:
         install = "pip install -c constraints.txt -e '.[serve]'"
         raise ValueError(f"fer serve needs {' and '.join(missing)}: run `{install}` in the project")
-    if not 0 <= args.port <= 65535:
-        raise ValueError(f"--port {args.port}: 0 to 65535 is allowed")
+    require_range("port", args.port, 0, 65535)
     for name in ("replicas", "threads"):
-        if (value := getattr(args, name)) is not None and not 1 <= value <= 4096:
-            raise ValueError(f"--{name} {value}: 1 to 4096 is allowed")
+        if (value := getattr(args, name)) is not None:
+            require_range(name, value, 1, 4096)
     from fer.cluster.serve import replicas
     from fer.config import parse
     from fer.service.app import create_app, listen, server

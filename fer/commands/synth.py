@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from fer.config import parse
+from fer.console import require_range
 from fer.io.files import open_atomic, write_atomic
 from fer.sources.drawn import IMAGES, LAYOUTS, write
 from fer.synth.config import DEFAULT, SceneConfig
@@ -74,7 +75,7 @@ def _sheet(args: argparse.Namespace) -> None:
     from fer.synth.sheet import sheet_and_faces
 
     for name in ("rows", "columns", "cell"):
-        _require(name, getattr(args, name), 1, 1000)
+        require_range(name, getattr(args, name), 1, 1000)
     config = _config(args)
     image, faces = sheet_and_faces(args.seed, config, args.rows, args.columns, not args.unlabelled, args.cell)
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
@@ -91,18 +92,13 @@ def _write_key(path: Path, faces: list[Face]) -> None:
             table.writerow([number, EXPRESSIONS[face.clean_label], face.subject, "+".join(face.occluders), *face.aus])
 
 
-def _require(option: str, value: int, least: int, most: int) -> None:
-    if not least <= value <= most:
-        raise ValueError(f"--{option} {value}: {least} to {most} is allowed")
-
-
 def _difficulty(args: argparse.Namespace) -> None:
     """Measures, and prints the results as JSON."""
     from fer.synth.difficulty import measure
 
     for name in ("train", "test"):
-        _require(name, getattr(args, name), 100, 10**6)
-    _require("epochs", args.epochs, 1, 1000)
+        require_range(name, getattr(args, name), 100, 10**6)
+    require_range("epochs", args.epochs, 1, 1000)
     accuracies = measure(
         _config(args), args.seed, args.train, args.test, side=args.side, epochs=args.epochs,
         landmark_error=args.landmark_error, network=not args.no_network,

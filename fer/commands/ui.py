@@ -7,6 +7,7 @@ import os
 import sys
 
 from fer import params
+from fer.console import require_range
 from fer.lineage import redact
 from fer.tracking.config import UI_HOST, UI_PORT, artifact_folder, is_server, store_uri
 
@@ -19,8 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Replaces this process by MLflow's server, which Ctrl-C ends; of a store that is a server, prints the address."""
-    if not 0 <= args.port <= 65535:
-        raise ValueError(f"--port {args.port}: 0 to 65535 is allowed")
+    require_range("port", args.port, 0, 65535)
     loaded = params.load()
     uri = store_uri(loaded.tracking, loaded.home)
     if is_server(uri):

@@ -220,14 +220,15 @@ def _heads(number: Number) -> tuple[float, str]:
     """Of LHC-Net's five blocks, of the first two, and their share."""
     heads = [block.num_heads for block in create("lhc_net").lhc]
     first, whole = sum(heads[:2]), sum(heads)
+    needed = "that they are needed: fer study lhc_net_blocks"
     if number.metric == "heads_share":
         return (
             100 * first / whole,
-            f"{first} of {whole} heads; that they are needed: fer study lhc_net_blocks",
+            f"{first} of {whole} heads; {needed}",
         )
     ours = first if number.setting == "necessary" else whole
-    needed = "; that they are needed: fer study lhc_net_blocks" if number.setting == "necessary" else ""
-    return ours, f"model lhc_net: {' + '.join(map(str, heads))} heads{needed}"
+    how = f"model lhc_net: {' + '.join(map(str, heads))} heads"
+    return ours, f"{how}; {needed}" if number.setting == "necessary" else how
 
 
 def _modules(number: Number) -> tuple[float, str]:

@@ -36,9 +36,10 @@ class RowStore:
     def take(self, rows: Sequence[int], at_once: int) -> Iterator[pa.Table]:
         """The given rows in the given order, so many in a table."""
         for start in range(0, len(rows), at_once):
-            yield self._take(np.asarray(rows[start : start + at_once], dtype=np.int64))
+            yield self._take(rows[start : start + at_once])
 
-    def _take(self, numbers: npt.NDArray[np.int64]) -> pa.Table:
+    def _take(self, rows: Sequence[int]) -> pa.Table:
+        numbers = np.asarray(rows, dtype=np.int64)
         ascending = np.sort(numbers)
         picked = pa.Table.from_batches(list(self._pick(ascending)), schema=shard_schema()).combine_chunks()
         return picked.take(pa.array(np.searchsorted(ascending, numbers)))
@@ -53,7 +54,7 @@ class RowStore:
 
     def images(self, rows: Sequence[int]) -> list[bytes]:
         """The encoded images of the given rows."""
-        images: list[bytes] = self._take(np.asarray(rows, dtype=np.int64))["image"].to_pylist()
+        images: list[bytes] = self._take(rows)["image"].to_pylist()
         return images
 
     def remove(self) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fer import params as parameters
-from fer.console import log
+from fer.console import log, require_range
 from fer.io.files import FileError, sha256, write_atomic, write_json
 from fer.names import LONGEST
 from fer.outputs import EVALUATED, EXPLORED
@@ -78,8 +78,7 @@ def run(params: Params, dataset: str, models: Sequence[str], *, faces: int = 200
     from fer.evaluation.summary import SPLIT
     from fer.shards.read import ShardSet
 
-    if not _FEWEST <= faces <= _MOST:
-        raise ValueError(f"--faces {faces}: {_FEWEST} to {_MOST} is allowed")
+    require_range("faces", faces, _FEWEST, _MOST)
     if twice := sorted({model for model in models if models.count(model) > 1}):
         raise ValueError(f"MODEL {twice[0]}: given more than once")
     joined = "-".join(models)
