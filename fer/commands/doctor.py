@@ -251,15 +251,15 @@ def check_processors(params: Params) -> Iterator[Finding]:
 def check_inputs(params: Params) -> Iterator[Finding]:
     """What the runs read of this machine: datasets that are not downloaded yet, detectors, weights to start from."""
     from fer.faces.weights import PUBLISHED
-    from fer.stages.reproduce import local_paths, missing_weights
+    from fer.sources.origin import missing_paths
+    from fer.weights.registry import missing_weights
 
     missing = False
     for key in params.run.datasets:
         raw = params.root / "data" / "raw" / key
-        for path in () if raw.is_dir() else local_paths(params.dataset(key)):
-            if not (params.root / path).exists():
-                missing = True
-                yield Finding("fail", f"datasets.{key}", f"{path} is not there", "correct its path in params.yaml")
+        for path in () if raw.is_dir() else missing_paths(params.dataset(key), params.root):
+            missing = True
+            yield Finding("fail", f"datasets.{key}", f"{path} is not there", "correct its path in params.yaml")
     detectors = {params.crop_of(key).detector for key in params.run.datasets} - {"annotated"}
     sources = {source for key in params.run_models for source in params.recipe(key).sources.values()}
     for problem in missing_weights(sorted({PUBLISHED[one] for one in detectors} | sources), params.root):

@@ -128,6 +128,15 @@ def given_paths(config: DatasetConfig) -> dict[str, str | list[str]]:
     return {key: path for key in keys if (path := getattr(config, key, None)) is not None}
 
 
+def missing_paths(config: DatasetConfig, root: Path) -> Iterator[str]:
+    """The paths of this machine that a dataset is read from, and that are not there; relative ones are below `root`."""
+    for given in given_paths(config).values():
+        for path in [given] if isinstance(given, str) else given:
+            local = os.path.expanduser(path)  # noqa: PTH111 - a Path's raises
+            if "://" not in path and not (root / local).exists():
+                yield local
+
+
 def _of_url(url: str) -> str | None:
     """None, and a warning, where the server does not answer."""
     try:

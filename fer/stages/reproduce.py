@@ -16,7 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
@@ -29,16 +29,15 @@ from fer.config import ConfigError, parse, read_yaml
 from fer.console import log
 from fer.faces.weights import PUBLISHED as DETECTORS
 from fer.io import yaml12
-from fer.io.files import FileError, below, read_object, write_atomic, write_json
+from fer.io.files import FileError, read_object, write_atomic, write_json
 from fer.params import Params
 from fer.presets import Exhibit, Preset, load_preset
 from fer.processes import Interrupted, lock, set_environment
-from fer.sources.origin import given_paths
-from fer.sources.registry import DatasetConfig
+from fer.sources.origin import missing_paths
 from fer.stages.closure import ROOT
 from fer.studies import Study, StudyOptions, load_study, row_recipe
 from fer.training.recipe import Recipe
-from fer.weights.registry import find, register
+from fer.weights.registry import missing_weights
 
 MARKER = "reproduction.json"
 _FORMAT = 1
@@ -155,8 +154,8 @@ def _user_entry(params: Params, preset: Preset, key: str) -> tuple[dict[str, Any
     known = sorted(params.datasets.items(), key=lambda item: item[0] != key)
     for _, config in known:
         if config.source == own["source"] and getattr(config, "path", None) is not None:
-            if gone := [path for path in local_paths(config) if not (params.root / path).exists()]:
-                return {}, f"{gone[0]} is not there: correct datasets.{key} in {parameters.FILE_NAME}"
+            if gone := next(missing_paths(config, params.root), None):
+                return {}, f"{gone} is not there: correct datasets.{key} in {parameters.FILE_NAME}"
             return {**config.model_dump(mode="json", exclude_unset=True), **own}, _no_detector(preset, key)
     return {}, f"set datasets.{key}.path in {parameters.FILE_NAME} to your copy (docs/datasets.md)"
 
@@ -167,13 +166,6 @@ def _no_detector(preset: Preset, key: str) -> str:
     if preset.datasets[key].detect and detector != "annotated":
         return next(missing_weights([DETECTORS[detector]], Path()), "")
     return ""
-
-
-def local_paths(config: DatasetConfig) -> Iterator[str]:
-    """The paths of this machine that a dataset is read from."""
-    for given in given_paths(config).values():
-        paths = [given] if isinstance(given, str) else given
-        yield from (os.path.expanduser(path) for path in paths if "://" not in path)  # noqa: PTH111 - a Path's raises
 
 
 def _job(
@@ -207,18 +199,6 @@ def _job(
     return Job(
         name=name, study=study, columns=tuple(columns), rows=tuple(rows), missing=tuple(missing), runs=runs, ready=ready
     )  # fmt: skip
-
-
-def missing_weights(weights: Iterable[str], root: Path) -> Iterator[str]:
-    """The weights that are not there, each with its remedy; a name of `fer weights list`, or a path below `root`."""
-    for source in weights:
-        try:
-            if source not in register() and not below(source, root).is_file():
-                raise FileError(f"{source}: not there")
-            if source in register():
-                find(source)
-        except FileError as error:
-            yield f"weights {source}: {str(error).partition('; ')[2] or 'put the file there'}"
 
 
 def seconds(recipe: Recipe, images: int) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from fer.config import Config, nearest, parse, read_yaml
 from fer.environment import environment
-from fer.io.files import FileError, read_object, sha256, write_json
+from fer.io.files import FileError, below, read_object, sha256, write_json
 from fer.io.transfer import download
 from fer.labels import SPACES, LabelSpace
 
@@ -136,6 +136,18 @@ def find(name: str, *, folder: Path | None = None) -> Path:
         if not (folder / file.name).is_file():
             raise FileError(f"{folder / file.name}: not there; run `fer weights pull {name}`")
     return folder / listed[0].name
+
+
+def missing_weights(weights: Iterable[str], root: Path) -> Iterator[str]:
+    """The weights that are not there, each with its remedy; a name of `fer weights list`, or a path below `root`."""
+    for source in weights:
+        try:
+            if source not in register() and not below(source, root).is_file():
+                raise FileError(f"{source}: not there")
+            if source in register():
+                find(source)
+        except FileError as error:
+            yield f"weights {source}: {str(error).partition('; ')[2] or 'put the file there'}"
 
 
 def pull(name: str, *, given: Path | None = None, to: Path | None = None) -> list[Path]:
